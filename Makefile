@@ -1,0 +1,37 @@
+# make demo   set up, fine-tune the bundled model on sample_data.txt, generate from it
+# make test   set up, check the style, run the tests
+# make clean  remove what the two made
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo_model
+
+.PHONY: setup demo test clean
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements.txt
+	touch $@
+
+demo: $(DEMO)/model.safetensors
+	@for strategy in greedy beam top_p; do \
+		echo; echo "== $$strategy =="; \
+		$(BIN)/python generate_from_finetuned.py --model_path $(DEMO) --decoding $$strategy \
+			--prompt "The dragon" --num_sequences 1 --max_length 80 $$( [ $$strategy = top_p ] && echo --seed 1 ) || exit 1; \
+	done
+
+$(DEMO)/model.safetensors: | setup
+	$(BIN)/python finetune_gpt2.py --model_name gpt2-tiny --train_file sample_data.txt --output_dir $(DEMO) \
+		--epochs 6 --learning_rate 5e-4
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) $(DEMO)

@@ -1,0 +1,41 @@
+#!/usr/bin/env python3
+"""Generate text from a fine-tuned model: checkpoint directory in, text out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from gpt2tg import cli, commands
+from gpt2tg.options import DecodingOptions, DeviceOptions, ModelPathOptions, PromptOptions
+
+EXAMPLES = """\
+examples:
+  python generate_from_finetuned.py --model_path ./fine_tuned_model --decoding top_p
+  python generate_from_finetuned.py --model_path ./fine_tuned_model --prompt "The dragon" --num_sequences 5 --seed 7
+  python generate_from_finetuned.py --model_path ./fine_tuned_model --decoding beam --no_repeat_ngram 2
+  python generate_from_finetuned.py --model_path ./fine_tuned_model/checkpoint-1000 --decoding top_p --top_k 50
+"""
+
+
+def parser() -> cli.Parser:
+    """The flags of this script."""
+    script = cli.Parser(prog="generate_from_finetuned.py", description=__doc__, examples=EXAMPLES)
+    for options in (ModelPathOptions, DeviceOptions, DecodingOptions, PromptOptions):
+        script.add_options(options)
+    return script
+
+
+def generate(given: dict[str, Any]) -> None:
+    """Generate from the directory that the flags name."""
+    commands.generate(given, given.get("model_path"), "model_path")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script; returns its exit code."""
+    return cli.run(parser(), generate, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

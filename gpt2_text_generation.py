@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+"""Train and generate with one script: --task train makes a model from a text file, --task generate writes with one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from gpt2tg import cli, commands
+from gpt2tg.errors import UserError
+from gpt2tg.options import (
+    ALL_IN_ONE_DEFAULTS,
+    DecodingOptions,
+    DeviceOptions,
+    ModelNameOptions,
+    PromptOptions,
+    TaskOptions,
+    TrainingOptions,
+    only,
+)
+
+EXAMPLES = """\
+examples:
+  python gpt2_text_generation.py --task generate --model_name gpt2-tiny --prompt "The dragon"
+  python gpt2_text_generation.py --task train --model_name gpt2-tiny --train_file my.txt
+  python gpt2_text_generation.py --task generate --model_name ./trained_model --decoding top_p --num_sequences 3
+"""
+
+# The options of each task; a flag of the other task alone is said to be of no use.
+TASKS: dict[str, tuple[type, ...]] = {
+    "train": (ModelNameOptions, TrainingOptions),
+    "generate": (ModelNameOptions, DeviceOptions, DecodingOptions, PromptOptions),
+}
+
+
+def parser() -> cli.Parser:
+    """The flags of this script: those of both tasks."""
+    script = cli.Parser(prog="gpt2_text_generation.py", description=__doc__, examples=EXAMPLES)
+    for options in (TaskOptions, *TASKS["generate"], *TASKS["train"]):
+        script.add_options(options, **ALL_IN_ONE_DEFAULTS)
+    return script
+
+
+def run_task(given: dict[str, Any]) -> None:
+    """Train or generate, as --task says."""
+    task = cli.pick(TaskOptions, given).task
+    if task is None:
+        raise UserError("is required: train or generate", "task")
+    own = {name for options in (TaskOptions, *TASKS[task]) for name in only(options, given)}
+    for name in given.keys() - own - {"debug"}:
+        cli.notice(f"--{name} is not used: it does nothing in --task {task}")
+    if task == "train":
+        commands.train(given, **ALL_IN_ONE_DEFAULTS)
+    else:
+        name = cli.pick(ModelNameOptions, given).model_name
+        commands.generate(given, name, "model_name", **ALL_IN_ONE_DEFAULTS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script; returns its exit code."""
+    return cli.run(parser(), run_task, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""From a command line to options, and from an error to one line and an exit code.
+
+Only the standard library is imported here: a script shows its help and refuses bad flags before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+from gpt2tg import __version__
+from gpt2tg.errors import RunError, UserError
+from gpt2tg.options import only, plain_type
+
+Options = TypeVar("Options")
+
+# Headings of the help text, in the order they appear.
+GROUPS = {
+    "task": "task",
+    "model": "model",
+    "data": "data",
+    "decoding": "decoding",
+    "output": "text",
+    "training": "training",
+    "run": "output directory and log",
+    "samples": "samples after training",
+    "from scratch": "training from scratch",
+}
+
+MODEL_TABLE = """\
+model names:
+  gpt2-tiny      6M parameters, bundled: works offline at once
+  distilgpt2    82M   0.35 GB to download
+  gpt2         124M   0.55 GB
+  gpt2-medium  355M   1.5 GB
+  gpt2-large   774M   3.2 GB
+  gpt2-xl      1.5B   6.4 GB
+"""
+
+# Exit codes: bad input, a run that failed on its way, Ctrl-C.
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with `--x-y` for `--x_y`, no abbreviations, and errors that fit in one line."""
+
+    def __init__(self, *, description: str, examples: str, **settings: Any) -> None:
+        super().__init__(
+            usage="%(prog)s [flags]",
+            description=description,
+            epilog=f"{examples}\n{MODEL_TABLE}",
+            formatter_class=_help_formatter,
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+            **settings,
+        )
+        self.add_argument("--version", action="version", version=f"gpt2tg {__version__}")
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        self._titled: dict[str, Any] = {}
+
+    def add_options(self, options: type, skip: Sequence[str] = (), **defaults: Any) -> None:
+        """Add a flag for every field of an options dataclass.
+
+        Fields named in `skip` are left out, fields already there keep their first meaning, and `defaults`
+        replaces defaults in the help text, as the script does when it builds the options.
+        """
+        for field in dataclasses.fields(options):
+            if field.name not in skip and f"--{field.name}" not in self._option_string_actions:
+                self._add_option(options, field, defaults.get(field.name, field.default))
+
+    def _add_option(self, options: type, field: Any, default: Any) -> None:
+        rule, kind = field.metadata, plain_type(options, field.name)
+        group = self._group(GROUPS[rule["group"]])
+        if kind is bool:
+            group.add_argument(f"--{field.name}", action="store_true", help=rule["help"])
+            return
+        shown = rule["shown_default"] if default is None or default == field.default else None
+        shown = shown or ("none" if default is None else _plain_number(default))
+        settings: dict[str, Any] = dict(type=kind, help=f"{rule['help']} (default: {shown})".replace("%", "%%"))
+        if rule["choices"]:
+            settings["metavar"] = rule["metavar"] or "|".join(rule["choices"])
+            if rule["metavar"]:
+                settings["help"] = f"{', '.join(rule['choices'])}: " + settings["help"]
+        else:
+            settings["metavar"] = rule["metavar"] or {int: "N", float: "X"}.get(kind, "TEXT")
+        if rule["flag_value"] is not None:
+            settings.update(nargs="?", const=rule["flag_value"])
+        group.add_argument(f"--{field.name}", **settings)
+
+    def _group(self, title: str) -> Any:
+        if title not in self._titled:
+            self._titled[title] = self.add_argument_group(title)
+        return self._titled[title]
+
+    def parse(self, argv: Sequence[str] | None) -> dict[str, Any]:
+        """The flags that were given, and only those, by option name.
+
+        Raises:
+            UserError: a flag that does not exist, lacks its value, or has one of the wrong type.
+        """
+        words = [_with_underscores(word) for word in (sys.argv[1:] if argv is None else argv)]
+        namespace, unknown = self.parse_known_args(words)
+        if unknown:
+            raise UserError(f"unrecognized argument {unknown[0]}{self._nearest(unknown[0])}")
+        return vars(namespace)
+
+    def _nearest(self, word: str) -> str:
+        if not word.startswith("--"):
+            return "; a text of several words needs quotes around it"
+        near = difflib.get_close_matches(word.partition("=")[0], self._option_string_actions, n=1)
+        return f"; did you mean {near[0]}?" if near else "; --help lists all flags"
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message.removeprefix("argument "))
+
+
+def _with_underscores(word: str) -> str:
+    """`--batch-size=4` as `--batch_size=4`; anything that is no long flag is left alone."""
+    name, equals, value = word.partition("=")
+    if not name.startswith("--") or name == "--" or " " in name:
+        return word
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _help_formatter(prog: str) -> argparse.HelpFormatter:
+    width = min(shutil.get_terminal_size().columns, 110)
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=width)
+
+
+def _plain_number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def pick(options: type[Options], given: dict[str, Any], **defaults: Any) -> Options:
+    """Build an options dataclass from the flags given that belong to it."""
+    return options(**only(options, {**defaults, **given}))
+
+
+def notice(text: str) -> None:
+    """One line of talk, on stderr: stdout carries the product alone."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def run(parser: Parser, body: Callable[[dict[str, Any]], None], argv: Sequence[str] | None) -> int:
+    """Parse, run the body, and turn what goes wrong into one line on stderr and an exit code.
+
+    Returns:
+        0 when all went well, 2 for what the user can mend in the command or its input, 1 for a run that
+        failed on its way, 130 for Ctrl-C.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in words
+    _speak_utf8()
+    try:
+        body(parser.parse(words))
+        sys.stdout.flush()
+        return 0
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) has seen enough. Python would complain again on closing stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        notice("interrupted")
+        return INTERRUPTED
+    except UserError as error:
+        return _fail(parser, error.as_flag(), BAD_INPUT, debug)
+    except ModuleNotFoundError as error:
+        what = f"the package {error.name} is not installed: run make setup, or pip install -r requirements.txt"
+        return _fail(parser, what, FAILED, debug)
+    except (RunError, OSError) as error:
+        return _fail(parser, str(error), FAILED, debug)
+    except Exception as error:
+        what = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
+        return _fail(parser, what, FAILED, debug)
+
+
+def _fail(parser: Parser, message: str, code: int, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    notice(f"{parser.prog}: error: {' '.join(message.split())}")
+    return code
+
+
+def _speak_utf8() -> None:
+    """Write UTF-8 whatever the locale: a story with an accent must not end in an encoding error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")

@@ -1,0 +1,1 @@
+"""Checkpoint and token ids in, logits out. Knows torch, safetensors, tokenizers and the hub; not transformers."""

@@ -1,0 +1,246 @@
+"""From a model's name to its files, and from the files to weights that are known to be whole."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt2tg.engine.hub import WEIGHT_FILES, fetch_model
+from gpt2tg.errors import UserError
+from gpt2tg.options import BUNDLED_MODEL
+
+BUNDLED_DIRECTORY = Path(__file__).resolve().parent.parent / "bundled" / BUNDLED_MODEL
+
+# gpt2-xl has 48 layers of width 1600; a config.json beyond these bounds is a mistake or an attack on memory.
+LARGEST = {"n_layer": 512, "n_embd": 65_536, "n_head": 1_024, "vocab_size": 4_000_000, "n_positions": 1_048_576}
+
+ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu", "gelu_fast", "relu")
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The numbers in config.json that decide what a GPT-2 computes."""
+
+    vocab_size: int
+    n_positions: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_inner: int
+    activation: str
+    epsilon: float
+    scale_attention: bool
+    scale_by_layer: bool
+    tied: bool
+    end_ids: tuple[int, ...]
+
+    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Name and shape of every tensor that the weights must hold."""
+        width = self.n_embd
+        yield "wte.weight", (self.vocab_size, width)
+        yield "wpe.weight", (self.n_positions, width)
+        for layer in range(self.n_layer):
+            for name, shape in {
+                "ln_1": (width,),
+                "attn.c_attn": (width, 3 * width),
+                "attn.c_proj": (width, width),
+                "ln_2": (width,),
+                "mlp.c_fc": (width, self.n_inner),
+                "mlp.c_proj": (self.n_inner, width),
+            }.items():
+                yield f"h.{layer}.{name}.weight", shape
+                yield f"h.{layer}.{name}.bias", shape[-1:]
+        yield "ln_f.weight", (width,)
+        yield "ln_f.bias", (width,)
+        if not self.tied:
+            yield "lm_head.weight", (self.vocab_size, width)
+
+
+def find_checkpoint(name: str, option: str = "model_name") -> Path:
+    """The directory of a model: the bundled one, a local one, or one of the hub.
+
+    A directory without a model of its own but with `checkpoint-N` folders means the newest of them.
+
+    Args:
+        name: what the user wrote after the flag `option`.
+
+    Raises:
+        UserError: there is no such model; the message says what was found instead.
+    """
+    path = Path(name).expanduser()
+    if name == BUNDLED_MODEL and not path.is_dir():
+        return BUNDLED_DIRECTORY
+    if path.is_dir():
+        return _inside(path, option)
+    if path.exists():
+        raise UserError(f"{name} is a file: give the directory that holds config.json and the weights", option)
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+        raise UserError(f"{name} does not exist: give a directory that holds a model", option)
+    try:
+        return fetch_model(name)
+    except UserError as error:
+        raise UserError(error.message, option) from None
+
+
+def _inside(directory: Path, option: str) -> Path:
+    if (directory / "config.json").is_file():
+        return directory
+    steps = numbered_checkpoints(directory)
+    if steps:
+        return steps[-1]
+    found = sorted(path.name for path in directory.iterdir())
+    listing = ", ".join(found[:6]) + (", ..." if len(found) > 6 else "") if found else "nothing"
+    raise UserError(f"{directory} holds no model: config.json is missing, found {listing}", option)
+
+
+def numbered_checkpoints(directory: Path) -> list[Path]:
+    """The `checkpoint-N` folders of a training run that hold a model, oldest first."""
+    numbers = {
+        int(match[1]): path
+        for path in directory.glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / "config.json").is_file()
+    }
+    return [numbers[step] for step in sorted(numbers)]
+
+
+def read_shape(directory: Path) -> ModelShape:
+    """Read config.json and refuse what is no GPT-2 or no sane size.
+
+    Raises:
+        UserError: names the file and what is wrong with it.
+    """
+    config = _read_json(directory / "config.json")
+    kind = config.get("model_type") or ", ".join(config.get("architectures") or ["unknown"])
+    if kind != "gpt2":
+        raise UserError(f"{directory} is a {kind} model: only models of the GPT-2 architecture can be used")
+    for name, most in LARGEST.items():
+        value = config.get(name)
+        if not isinstance(value, int) or not 1 <= value <= most:
+            raise UserError(f"{directory / 'config.json'}: {name} is {value}, expected a number from 1 to {most}")
+    if config["n_embd"] % config["n_head"]:
+        raise UserError(
+            f"{directory / 'config.json'}: width {config['n_embd']} cannot be divided among {config['n_head']} heads"
+        )
+    activation = config.get("activation_function", "gelu_new")
+    if activation not in ACTIVATIONS:
+        raise UserError(f"{directory / 'config.json'}: activation {activation} is none of {', '.join(ACTIVATIONS)}")
+    return ModelShape(
+        vocab_size=config["vocab_size"],
+        n_positions=config["n_positions"],
+        n_embd=config["n_embd"],
+        n_layer=config["n_layer"],
+        n_head=config["n_head"],
+        n_inner=config.get("n_inner") or 4 * config["n_embd"],
+        activation=activation,
+        epsilon=config.get("layer_norm_epsilon", 1e-5),
+        scale_attention=config.get("scale_attn_weights", True),
+        scale_by_layer=config.get("scale_attn_by_inverse_layer_idx", False),
+        tied=config.get("tie_word_embeddings", True),
+        end_ids=_end_ids(directory, config),
+    )
+
+
+def _end_ids(directory: Path, config: dict[str, Any]) -> tuple[int, ...]:
+    """The ids that end a text: the generation settings know best, the model's own config second."""
+    settings = directory / "generation_config.json"
+    ids = _read_json(settings).get("eos_token_id") if settings.is_file() else None
+    if ids is None:
+        ids = config.get("eos_token_id", 50256)
+    ids = ids if isinstance(ids, list) else [ids]
+    return tuple(i for i in ids if isinstance(i, int) and 0 <= i < config["vocab_size"])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: the directory holds no whole model") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is no valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return content
+
+
+def read_weights(directory: Path, shape: ModelShape) -> dict[str, Tensor]:
+    """The tensors of a GPT-2 by their plain names (`h.0.attn.c_attn.weight`), memory-mapped where the file allows.
+
+    Names and shapes are compared with `shape` before any weight is read.
+
+    Raises:
+        UserError: no weights, weights that are cut, miss a layer, have another shape or are not numbers,
+            or a pickle that holds more than weights. Nothing in such a pickle is run.
+    """
+    files = _weight_files(directory)
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        read = _read_pickle if file.suffix == ".bin" else _read_safetensors
+        tensors.update({_plain_name(name): tensor for name, tensor in read(file).items()})
+    wanted = dict(shape.tensors())
+    for name, size in wanted.items():
+        if name not in tensors:
+            raise UserError(f"{files[0]} lacks {name}: the model is not whole")
+        if tuple(tensors[name].shape) != size:
+            raise UserError(
+                f"{files[0]}: {name} has the shape {tuple(tensors[name].shape)}, but config.json says {size}"
+            )
+    for name in wanted:
+        if not torch.isfinite(tensors[name]).all():
+            raise UserError(f"{files[0]}: {name} holds numbers that are not finite: the model is broken")
+    return {name: tensors[name] for name in wanted}
+
+
+def _plain_name(name: str) -> str:
+    return name.removeprefix("transformer.")
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The files that hold the weights, safetensors first."""
+    whole, index, pickle = (directory / name for name in WEIGHT_FILES)
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        parts = [directory / Path(name).name for name in sorted(set(_read_json(index)["weight_map"].values()))]
+        missing = [part.name for part in parts if not part.is_file()]
+        if missing:
+            raise UserError(f"{directory} lacks {missing[0]}: the model is not whole")
+        return parts
+    if pickle.is_file():
+        return [pickle]
+    raise UserError(f"{directory} holds no weights: expected model.safetensors (or pytorch_model.bin)")
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is cut or broken: {error}") from None
+
+
+def _read_pickle(file: Path) -> dict[str, Tensor]:
+    """Read pytorch_model.bin with torch's weights-only reader, which runs nothing that stands in it."""
+    import pickle
+    import zipfile
+
+    try:
+        mapped = zipfile.is_zipfile(file)  # the format before torch 1.6 cannot be memory-mapped
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        reason = str(error).strip().partition("\n")[0][:120]
+        raise UserError(
+            f"{file} is refused: it is broken or holds more than weights, and nothing in it was run ({reason}); "
+            "convert it to model.safetensors on a machine where you trust it"
+        ) from None
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{file} holds something else than named weights")
+    return content

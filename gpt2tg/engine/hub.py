@@ -1,0 +1,94 @@
+"""Models by hub name: from the local cache where they are, from the network where they are not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from gpt2tg.errors import UserError
+from gpt2tg.options import BUNDLED_MODEL
+
+# How long the hub may take to answer before it counts as out of reach.
+PATIENCE_SECONDS = 5
+
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+CONFIG_FILES = ("config.json", "generation_config.json")
+
+
+def fetch_model(name: str) -> Path:
+    """The local directory of a hub model. A complete copy in the cache is used without asking the network.
+
+    Raises:
+        UserError: the model does not exist, or is not in the cache and the hub cannot be reached.
+    """
+    return _cached(name) or _download(name)
+
+
+def _cached(name: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        directory = Path(snapshot_download(name, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return directory if _is_complete(directory) else None
+
+
+def _is_complete(directory: Path) -> bool:
+    there = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    has_tokenizer = "tokenizer.json" in there or {"vocab.json", "merges.txt"} <= there
+    return "config.json" in there and has_tokenizer and _weights_are_there(directory, there)
+
+
+def _weights_are_there(directory: Path, there: set[str]) -> bool:
+    index = directory / "model.safetensors.index.json"
+    if index.name in there:
+        return set(json.loads(index.read_text())["weight_map"].values()) <= there
+    return bool(there & set(WEIGHT_FILES))
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    _refuse_when_out_of_reach(name)
+    try:
+        files = HfApi().list_repo_files(name)
+        return Path(snapshot_download(name, allow_patterns=[*CONFIG_FILES, *TOKENIZER_FILES, *_weights_of(files)]))
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"{name} is neither a directory here nor a model on the hub; a private one needs `hf auth login`",
+            "model_name",
+        ) from None
+    except HfHubHTTPError as error:
+        raise UserError(f"{name}: the hub refused: {error}", "model_name") from None
+
+
+def _weights_of(files: list[str]) -> list[str]:
+    """The weights worth downloading: one format, safetensors where there is one."""
+    if "model.safetensors" in files:
+        return ["model.safetensors"]
+    if "model.safetensors.index.json" in files:
+        return ["model.safetensors.index.json", "model-*.safetensors"]
+    return ["pytorch_model.bin"]
+
+
+def _refuse_when_out_of_reach(name: str) -> None:
+    """Ask the hub one short question. Its library would retry for most of a minute before giving up."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    advice = (
+        f"use --model_name {BUNDLED_MODEL} (bundled, works offline), "
+        "or give the path of a directory that holds the model"
+    )
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"{name} is not in the local cache and HF_HUB_OFFLINE is set: {advice}", "model_name")
+    try:
+        get_session().head(constants.ENDPOINT, timeout=PATIENCE_SECONDS)
+    except Exception:  # whichever way the network fails, what the user can do is the same
+        raise UserError(
+            f"{name} is not in the local cache and the model hub cannot be reached: {advice}", "model_name"
+        ) from None

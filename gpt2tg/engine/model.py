@@ -1,0 +1,191 @@
+"""The GPT-2 forward pass (Radford et al. 2019): token ids in, logits of the next token out.
+
+Letters in shapes: B rows, T tokens read at once, N tokens in the cache so far, C capacity of the cache,
+H heads, D width of a head, E width of the model (E = H * D), V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt2tg.engine.checkpoints import ModelShape
+
+ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu_fast": partial(F.gelu, approximate="tanh"),
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
+
+
+class GPT2:
+    """The weights of a GPT-2 and what they compute. Holds no state of any text: that is a `Context`."""
+
+    def __init__(self, weights: dict[str, Tensor], shape: ModelShape, device: torch.device) -> None:
+        self.shape = shape
+        self.device = device
+        self.weights = {name: tensor.to(device, torch.float32) for name, tensor in weights.items()}
+        self.head = self.weights["wte.weight" if shape.tied else "lm_head.weight"]
+        self._activation = ACTIVATION_FUNCTIONS[shape.activation]
+
+    def context(self, capacity: int) -> Context:
+        """An empty cache for rows of at most `capacity` tokens.
+
+        Raises:
+            ValueError: the model has fewer positions than that.
+        """
+        return Context(self, capacity)
+
+    def hidden(self, ids: Tensor, positions: Tensor, cache: Callable[[int, Tensor, Tensor], Attended]) -> Tensor:
+        """Run all layers.
+
+        Args:
+            ids: (B, T) tokens to read.
+            positions: (B, T) their places in the text, from 0.
+            cache: takes the layer and the new keys and values (B, H, T, D); gives those to attend to.
+
+        Returns:
+            (B, T, E) before the final layer norm.
+        """
+        x = F.embedding(ids, self.weights["wte.weight"]) + F.embedding(positions, self.weights["wpe.weight"])
+        for layer in range(self.shape.n_layer):
+            x = x + self._attention(layer, self._norm(f"h.{layer}.ln_1", x), cache)
+            x = x + self._feed_forward(layer, self._norm(f"h.{layer}.ln_2", x))
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(B, E) -> (B, V)"""
+        return F.linear(self._norm("ln_f", hidden), self.head)
+
+    def _attention(self, layer: int, x: Tensor, cache: Callable[[int, Tensor, Tensor], Attended]) -> Tensor:
+        """(B, T, E) -> (B, T, E)"""
+        batch, tokens, width = x.shape
+        projected = self._linear(f"h.{layer}.attn.c_attn", x)
+        heads = projected.view(batch, tokens, 3, self.shape.n_head, width // self.shape.n_head)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        keys, values, mask, is_causal = cache(layer, key, value)
+        mixed = F.scaled_dot_product_attention(
+            query, keys, values, attn_mask=mask, is_causal=is_causal, scale=self._scale(layer)
+        )
+        return self._linear(f"h.{layer}.attn.c_proj", mixed.transpose(1, 2).reshape(batch, tokens, width))
+
+    def _scale(self, layer: int) -> float:
+        scale = 1 / math.sqrt(self.shape.n_embd // self.shape.n_head) if self.shape.scale_attention else 1.0
+        return scale / (layer + 1) if self.shape.scale_by_layer else scale
+
+    def _feed_forward(self, layer: int, x: Tensor) -> Tensor:
+        inner = self._activation(self._linear(f"h.{layer}.mlp.c_fc", x))
+        return self._linear(f"h.{layer}.mlp.c_proj", inner)
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        """GPT-2 keeps its matrices as (in, out), the other way round than torch's Linear."""
+        weight = self.weights[f"{name}.weight"]
+        flat = torch.addmm(self.weights[f"{name}.bias"], x.reshape(-1, weight.shape[0]), weight)
+        return flat.view(*x.shape[:-1], weight.shape[1])
+
+    def _norm(self, name: str, x: Tensor) -> Tensor:
+        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        return F.layer_norm(x, weight.shape, weight, bias, self.shape.epsilon)
+
+
+# Keys (B, H, N, D), values (B, H, N, D), mask or None, whether plain causal masking is meant.
+Attended = tuple[Tensor, Tensor, Tensor | None, bool]
+
+
+class Context:
+    """The texts that are being written: a key-value cache, allocated once, a row per text.
+
+    Rows may have unequal lengths. Each starts at slot 0 of its own row, so that positions need no shifting,
+    and what a shorter row holds beyond its end is masked until its own tokens overwrite it.
+    """
+
+    def __init__(self, model: GPT2, capacity: int) -> None:
+        if capacity > model.shape.n_positions:
+            raise ValueError(f"{capacity} tokens asked for, but the model has {model.shape.n_positions} positions")
+        self._model = model
+        self._capacity = capacity
+        self._cache = torch.empty(0)  # (layers, keys and values, B, H, C, D)
+        self._lengths: list[int] = []  # tokens in each row
+
+    @torch.inference_mode()
+    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Read the prompts (none of them empty), a row each; what the context held before is forgotten.
+
+        Returns:
+            (B, V) logits of the token after each prompt.
+        """
+        model, shape = self._model, self._model.shape
+        head_width = shape.n_embd // shape.n_head
+        self._cache = torch.empty(
+            shape.n_layer, 2, len(prompts), shape.n_head, self._capacity, head_width, device=model.device
+        )
+        longest = max(map(len, prompts))
+        padded = [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]
+        positions = torch.arange(longest, device=model.device).expand(len(prompts), -1)
+
+        def remember(layer: int, key: Tensor, value: Tensor) -> Attended:
+            # Padding stands on the right, where the causal mask hides it from every token of the prompt.
+            self._cache[layer, 0, :, :, :longest] = key
+            self._cache[layer, 1, :, :, :longest] = value
+            return key, value, None, True
+
+        hidden = model.hidden(torch.tensor(padded, device=model.device), positions, remember)
+        self._lengths = [len(prompt) for prompt in prompts]
+        last = torch.tensor(self._lengths, device=model.device) - 1
+        return model.logits(hidden[torch.arange(len(prompts)), last])
+
+    @torch.inference_mode()
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append a token to every row.
+
+        Args:
+            tokens: (B,) ids.
+
+        Returns:
+            (B, V) logits of the token after each row.
+        """
+        model = self._model
+        lengths = torch.tensor(self._lengths, device=model.device)  # (B,)
+        longest = max(self._lengths) + 1
+        is_even = min(self._lengths) == longest - 1
+        mask = None if is_even else (torch.arange(longest, device=model.device) <= lengths[:, None])[:, None, None]
+        rows = torch.arange(len(lengths), device=model.device)
+
+        def remember(layer: int, key: Tensor, value: Tensor) -> Attended:
+            keys, values = self._cache[layer]
+            if is_even:
+                keys[:, :, longest - 1] = key[:, :, 0]
+                values[:, :, longest - 1] = value[:, :, 0]
+            else:
+                keys[rows, :, lengths] = key[:, :, 0]
+                values[rows, :, lengths] = value[:, :, 0]
+            return keys[:, :, :longest], values[:, :, :longest], mask, False
+
+        hidden = model.hidden(tokens.to(model.device)[:, None], lengths[:, None], remember)
+        self._lengths = [length + 1 for length in self._lengths]
+        return model.logits(hidden[:, 0])
+
+    @torch.inference_mode()
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order; a row named twice is copied, a row not named is dropped.
+
+        Where the number of rows stays, only those are copied that change, and only as far as they are filled.
+        """
+        filled = max(self._lengths)
+        if len(rows) == len(self._lengths):
+            changed = [row for row, source in enumerate(rows) if source != row]
+            if changed:
+                sources = [rows[row] for row in changed]
+                self._cache[:, :, changed, :, :filled] = self._cache[:, :, sources, :, :filled]
+        else:
+            kept = self._cache.new_empty(*self._cache.shape[:2], len(rows), *self._cache.shape[3:])
+            kept[:, :, :, :, :filled] = self._cache[:, :, list(rows), :, :filled]
+            self._cache = kept
+        self._lengths = [self._lengths[row] for row in rows]

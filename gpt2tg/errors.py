@@ -1,0 +1,24 @@
+"""The two ways a command may fail without being a bug of ours."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Bad input: something the user can mend in the command or in a file it names.
+
+    `option` is the name of the offending option without dashes; the command line shows it as a flag,
+    the session and the Python API as a plain name.
+    """
+
+    def __init__(self, message: str, option: str | None = None) -> None:
+        self.message = message
+        self.option = option
+        super().__init__(f"{option} {message}" if option else message)
+
+    def as_flag(self) -> str:
+        """The message as a person at a shell reads it."""
+        return f"--{self.option} {self.message}" if self.option else self.message
+
+
+class RunError(RuntimeError):
+    """A run that started well and failed on its way: a full disk, logits that are not finite."""

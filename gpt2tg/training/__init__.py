@@ -1,0 +1,1 @@
+"""Text file in, checkpoint directory out. The only wing that knows transformers, datasets and accelerate."""

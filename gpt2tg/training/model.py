@@ -1,0 +1,96 @@
+"""The model to train, as transformers has it: an existing one read from its files, or a new one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from gpt2tg.engine.checkpoints import find_checkpoint, read_shape, read_weights
+from gpt2tg.engine.tokenizer import END_OF_TEXT, TextTokenizer, byte_level, load_tokenizer
+from gpt2tg.errors import UserError
+from gpt2tg.options import TrainingOptions
+from gpt2tg.training.data import TextSource
+
+
+def check_existing(options: TrainingOptions, model_name: str) -> Path:
+    """The directory of the model to fine-tune, once its config is known to suit the options.
+
+    Raises:
+        UserError: no such model, another architecture, or a block size over its positions.
+    """
+    directory = find_checkpoint(model_name)
+    positions = read_shape(directory).n_positions
+    if options.block_size > positions:
+        raise UserError(
+            f"{options.block_size} is over the {positions} positions of {model_name}: use at most {positions}",
+            "block_size",
+        )
+    return directory
+
+
+def existing_model(directory: Path, options: TrainingOptions) -> tuple[GPT2LMHeadModel, TextTokenizer]:
+    """Read a model through the same checks that generation uses; weights in fp32."""
+    shape = read_shape(directory)
+    weights = {name: tensor.float() for name, tensor in read_weights(directory, shape).items()}
+    config = GPT2Config.from_pretrained(directory, local_files_only=True)
+    if options.dropout is not None:
+        config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = options.dropout
+    model = GPT2LMHeadModel(config)
+    output = weights.pop("lm_head.weight", weights["wte.weight"])
+    model.transformer.load_state_dict(weights)
+    if not shape.tied:
+        model.lm_head.load_state_dict({"weight": output})
+    tokenizer = load_tokenizer(directory, shape.vocab_size, shape.end_ids[0] if shape.end_ids else None)
+    return _with_fused_activation(model), tokenizer
+
+
+def new_model(source: TextSource, options: TrainingOptions) -> tuple[GPT2LMHeadModel, TextTokenizer]:
+    """A new byte-level BPE tokenizer trained on the text, and a GPT-2 with random weights for it."""
+    tokenizer = train_tokenizer(source, options.vocab_size)
+    config = GPT2Config(
+        vocab_size=tokenizer.raw.get_vocab_size(),
+        n_positions=options.n_positions,
+        n_embd=options.n_embd,
+        n_layer=options.n_layer,
+        n_head=options.n_head,
+        bos_token_id=tokenizer.end_id,
+        eos_token_id=tokenizer.end_id,
+    )
+    if options.dropout is not None:
+        config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = options.dropout
+    return _with_fused_activation(GPT2LMHeadModel(config)), tokenizer
+
+
+def train_tokenizer(source: TextSource, vocab_size: int) -> TextTokenizer:
+    """Byte-pair encoding after Sennrich et al. 2016, over bytes as in GPT-2 (Radford et al. 2019)."""
+    raw = byte_level(BPE())
+    trainer = BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator((piece.text for piece in source), trainer)
+    return TextTokenizer(raw, raw.token_to_id(END_OF_TEXT))
+
+
+def transformers_tokenizer(tokenizer: TextTokenizer, positions: int) -> PreTrainedTokenizerFast:
+    """The same tokenizer as transformers saves and loads it."""
+    end = tokenizer.raw.id_to_token(tokenizer.end_id)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.raw, bos_token=end, eos_token=end, unk_token=end, model_max_length=positions
+    )
+
+
+def _with_fused_activation(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
+    """Compute GPT-2's tanh GELU in one operation: transformers spells it out in eight, which costs a quarter of a
+    training step on a CPU. The config, and so the checkpoint, keeps its name for the same function."""
+    if model.config.activation_function == "gelu_new":
+        for block in model.transformer.h:
+            block.mlp.act = torch.nn.GELU(approximate="tanh")
+    return model

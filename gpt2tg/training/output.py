@@ -1,0 +1,75 @@
+"""The output directory of a training run: what is in it, and what may be taken out of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from gpt2tg.engine.checkpoints import numbered_checkpoints
+from gpt2tg.engine.hub import CONFIG_FILES, TOKENIZER_FILES
+from gpt2tg.errors import RunError, UserError
+
+# Written first and read by nobody but us: a directory that holds it was made by a run of ours.
+RUN_FILE = "run.json"
+
+# All that a run leaves in its directory beside the checkpoint-N folders.
+RUN_FILES = (RUN_FILE, "model.safetensors", *CONFIG_FILES, *TOKENIZER_FILES)
+
+
+def check_output(directory: Path, resume: bool, overwrite: bool) -> Path | None:
+    """Decide what a run may do with its directory, without touching it.
+
+    Returns:
+        The checkpoint to go on from, or None for a new run.
+
+    Raises:
+        UserError: the directory holds something and no flag says what to do, or there is nothing to resume.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file: give a directory", "output_dir")
+    if resume:
+        checkpoints = numbered_checkpoints(directory) if directory.is_dir() else []
+        if not checkpoints:
+            raise UserError(f"found no checkpoint-N in {directory}: start without --resume", "resume")
+        return checkpoints[-1]
+    if not directory.is_dir() or not any(directory.iterdir()):
+        return None
+    if not overwrite:
+        raise UserError(
+            f"{directory} is not empty: choose another, or go on with --resume, or start over with --overwrite",
+            "output_dir",
+        )
+    if not (directory / RUN_FILE).is_file():
+        raise UserError(
+            f"would remove what a training run left in {directory}, but none did ({RUN_FILE} is missing): "
+            "choose another --output_dir",
+            "overwrite",
+        )
+    return None
+
+
+def open_output(directory: Path, overwrite: bool) -> None:
+    """Make the directory; with `overwrite`, take out what an earlier run wrote there, and nothing else.
+
+    Raises:
+        RunError: the directory cannot be written to.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            for checkpoint in directory.glob("checkpoint-*"):
+                if checkpoint.name.removeprefix("checkpoint-").isdigit():
+                    shutil.rmtree(checkpoint)
+            for name in RUN_FILES:
+                (directory / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write to {directory}: {error}") from None
+
+
+def write_run(directory: Path, content: dict[str, Any]) -> None:
+    """Write run.json whole or not at all."""
+    draft = directory / f"{RUN_FILE}.tmp"
+    draft.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    draft.replace(directory / RUN_FILE)

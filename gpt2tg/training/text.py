@@ -1,0 +1,173 @@
+"""Reading examples from a text file of any size, in bounded memory.
+
+Text is left as it is: only a byte-order mark is dropped, and CRLF is read as LF. What ends an example is the
+one thing that differs between the three ways of reading.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+from gpt2tg.errors import UserError
+
+CHUNK_BYTES = 1 << 20
+
+# Longer stretches of text are handed on in pieces, so that a file without line breaks needs no more memory.
+PIECE_CHARACTERS = 1 << 20
+
+
+class Piece(NamedTuple):
+    """A stretch of text, and whether an example ends with it."""
+
+    text: str
+    ends: bool
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a first walk through a text file found."""
+
+    path: Path
+    bytes: int
+    examples: int
+
+
+def survey(path: Path, examples: str, option: str) -> Survey:
+    """Walk through the whole file once: is it text, and how many examples does it hold?
+
+    Raises:
+        UserError: no such file, a directory, binary, not UTF-8 (names the byte), or no text in it.
+    """
+    _require_file(path, option)
+    size = _require_utf8(path, option)
+    count = sum(piece.ends for piece in pieces(path, examples))
+    if not count:
+        raise UserError(f"{path} holds no text ({size} bytes): give a file with at least one example", option)
+    return Survey(path, size, count)
+
+
+def _require_file(path: Path, option: str) -> None:
+    if path.is_dir():
+        raise UserError(f"{path} is a directory: give a text file", option)
+    if not path.exists():
+        raise UserError(f"{path} does not exist: give the path of a text file", option)
+
+
+def _require_utf8(path: Path, option: str) -> int:
+    """The size of the file in bytes, once every one of them is known to be text."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset = 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            if b"\0" in chunk:
+                raise UserError(
+                    f"{path} is a binary file: byte {offset + chunk.index(0)} is zero, expected UTF-8 text", option
+                )
+            pending = len(decoder.getstate()[0])
+            try:
+                decoder.decode(chunk)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, offset - pending + error.start, option) from None
+            offset += len(chunk)
+    if decoder.getstate()[0]:
+        raise _not_utf8(path, offset - len(decoder.getstate()[0]), option)
+    return offset
+
+
+def _not_utf8(path: Path, offset: int, option: str) -> UserError:
+    return UserError(
+        f"{path} is not UTF-8: byte {offset} is no part of a character; "
+        "save it as UTF-8, for instance with: iconv -f WINDOWS-1252 -t UTF-8",
+        option,
+    )
+
+
+def pieces(path: Path, examples: str) -> Iterator[Piece]:
+    """The text of a file, example by example; long examples in several pieces.
+
+    Args:
+        examples: `line`, each non-empty line is an example, its line break left out; `paragraph`, lines up to
+            a blank one, with the line breaks between them; `file`, all of it.
+    """
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        if examples == "line":
+            yield from _each_line(_line_parts(file))
+        elif examples == "paragraph":
+            yield from _each_paragraph(_line_parts(file))
+        else:
+            yield from _whole(_line_parts(file))
+
+
+class _Part(NamedTuple):
+    """A line, or a part of a very long one. The text keeps its line break, as LF."""
+
+    text: str
+    starts: bool
+    ends: bool
+
+    @property
+    def is_blank_line(self) -> bool:
+        return self.starts and self.ends and not self.text.strip()
+
+
+def _line_parts(file: TextIO) -> Iterator[_Part]:
+    rest, starts = "", True
+    while read := file.readline(PIECE_CHARACTERS):
+        rest += read
+        if rest.endswith("\n"):
+            yield _Part(rest[:-2] + "\n" if rest.endswith("\r\n") else rest, starts, True)
+            rest, starts = "", True
+        elif cut := _last_cut(rest):
+            yield _Part(rest[:cut], starts, False)
+            rest, starts = rest[cut:], False
+    if rest:
+        yield _Part(rest, starts, True)
+
+
+def _last_cut(text: str) -> int:
+    """Where a long text may be cut: before its last white space; 0 where there is none.
+
+    A byte-level tokenizer never joins what stands before white space with what follows, so that the cut leaves
+    no trace in the tokens.
+    """
+    for position in range(len(text) - 1, 0, -1):
+        if text[position].isspace() and not text[position - 1].isspace():
+            return position
+    return 0
+
+
+def _each_line(parts: Iterator[_Part]) -> Iterator[Piece]:
+    for part in parts:
+        if not part.is_blank_line:
+            yield Piece(part.text.removesuffix("\n"), part.ends)
+
+
+def _each_paragraph(parts: Iterator[_Part]) -> Iterator[Piece]:
+    held = ""
+    for part in parts:
+        if not part.is_blank_line:
+            held += part.text
+            if len(held) >= PIECE_CHARACTERS and (cut := _last_cut(held)):
+                yield Piece(held[:cut], False)
+                held = held[cut:]
+        elif held:
+            yield Piece(held.removesuffix("\n"), True)
+            held = ""
+    if held:
+        yield Piece(held.removesuffix("\n"), True)
+
+
+def _whole(parts: Iterator[_Part]) -> Iterator[Piece]:
+    held, has_text = "", False
+    for part in parts:
+        held += part.text
+        has_text = has_text or not part.is_blank_line
+        if len(held) >= PIECE_CHARACTERS and (cut := _last_cut(held)):
+            yield Piece(held[:cut], False)
+            held = held[cut:]
+    if has_text:
+        yield Piece(held, True)

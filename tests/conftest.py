@@ -1,0 +1,84 @@
+"""Small models and texts that the tests share. Nothing here needs a network or a GPU."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+# Set before any library reads them: no test may touch the user's caches or the network.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="gpt2tg-tests-")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from gpt2tg.engine.checkpoints import read_shape, read_weights
+from gpt2tg.engine.model import GPT2
+from gpt2tg.engine.tokenizer import TextTokenizer
+from gpt2tg.options import TrainingOptions
+from gpt2tg.training.data import plan_sources
+from gpt2tg.training.model import train_tokenizer, transformers_tokenizer
+
+FABLES = [
+    "The owl sold silence by the ounce and kept the scales in a quiet room.",
+    "A fox counted the stars twice and found one missing, and slept badly.",
+    "Two bells argued about the hour until the rope was cut.",
+    "The baker's ghost still rises before the bread does.",
+    "Nobody told the river it was early, so it arrived.",
+    "An ink-cat sat upon the map and the duke lost a lake.",
+]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six lines of text."""
+    path = tmp_path_factory.mktemp("text") / "fables.txt"
+    path.write_text("\n".join(FABLES) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer(text_file: Path) -> TextTokenizer:
+    """A byte-level tokenizer of 300 tokens; `<|endoftext|>` is 0."""
+    source, _ = plan_sources(TrainingOptions(train_file=str(text_file), validation_split=0))
+    return train_tokenizer(source, 300)
+
+
+def random_model(seed: int = 0, **config: object) -> GPT2LMHeadModel:
+    """A small GPT-2 of transformers with weights large enough to make its choices clear."""
+    torch.manual_seed(seed)
+    settings = dict(vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
+    model = GPT2LMHeadModel(GPT2Config(**{**settings, "initializer_range": 0.3, **config}))
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: TextTokenizer) -> Path:
+    """A checkpoint as transformers writes it: a random model of 64 positions and its tokenizer."""
+    directory = tmp_path_factory.mktemp("model")
+    random_model().save_pretrained(directory)
+    transformers_tokenizer(tokenizer, 64).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def reference(model_dir: Path) -> GPT2LMHeadModel:
+    """The same model, computed by transformers."""
+    return GPT2LMHeadModel.from_pretrained(model_dir, local_files_only=True).eval()
+
+
+@pytest.fixture(scope="session")
+def gpt2(model_dir: Path) -> GPT2:
+    """The same model, computed by us."""
+    return read_gpt2(model_dir)
+
+
+def read_gpt2(directory: Path) -> GPT2:
+    shape = read_shape(directory)
+    return GPT2(read_weights(directory, shape), shape, torch.device("cpu"))

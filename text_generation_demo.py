@@ -1,0 +1,57 @@
+#!/usr/bin/env python3
+"""Sit with a model: type the beginning of a text and watch it go on, or compare the decoding strategies."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from gpt2tg import cli, commands
+from gpt2tg.errors import UserError
+from gpt2tg.options import (
+    CompareOptions,
+    DecodingOptions,
+    DeviceOptions,
+    ModelNameOptions,
+    ModelPathOptions,
+    PromptOptions,
+)
+
+EXAMPLES = """\
+examples:
+  python text_generation_demo.py --model_name gpt2-tiny
+  python text_generation_demo.py --model_path ./fine_tuned_model --temperature 0.9
+  python text_generation_demo.py --model_name gpt2-tiny --compare --prompt "The old king" --seed 7
+"""
+
+
+def parser() -> cli.Parser:
+    """The flags of this script."""
+    script = cli.Parser(prog="text_generation_demo.py", description=__doc__, examples=EXAMPLES)
+    for options in (ModelNameOptions, ModelPathOptions, DeviceOptions, CompareOptions, DecodingOptions, PromptOptions):
+        script.add_options(options)
+    return script
+
+
+def demonstrate(given: dict[str, Any]) -> None:
+    """A session, or the comparison."""
+    if "model_name" in given and "model_path" in given:
+        raise UserError(
+            f"{given['model_path']} and --model_name {given['model_name']}: give one of the two", "model_path"
+        )
+    option = "model_path" if "model_path" in given else "model_name"
+    name = given.get(option) or ModelNameOptions().model_name
+    if cli.pick(CompareOptions, given).compare:
+        commands.compare(given, name, option)
+    else:
+        commands.interactive(given, name, option)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script; returns its exit code."""
+    return cli.run(parser(), demonstrate, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
