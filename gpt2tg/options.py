@@ -310,7 +310,7 @@ class TrainingOptions:
         group="data",
         choices=("line", "paragraph", "file"),
     )
-    block_size: int = option(128, "tokens the model sees at once; examples are packed into blocks", group="data", low=2)
+    block_size: int = option(128, "tokens the model sees at once; examples are packed into blocks", group="data", low=4)
 
     output_dir: str = option("./fine_tuned_model", "where the model goes", group="run", metavar="DIR")
     resume: bool = option(False, "go on from the newest checkpoint in the output directory", group="run")

@@ -32,7 +32,7 @@ FABLES = [
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # the models are tiny: more threads would only wait for each other
 
 
 @pytest.fixture(scope="session")

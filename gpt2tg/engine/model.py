@@ -123,7 +123,8 @@ class Context:
         """
         model, shape = self._model, self._model.shape
         head_width = shape.n_embd // shape.n_head
-        self._cache = torch.empty(
+        # Zeros, not whatever memory held: a masked slot has no weight in attention, but nothing times NaN is NaN.
+        self._cache = torch.zeros(
             shape.n_layer, 2, len(prompts), shape.n_head, self._capacity, head_width, device=model.device
         )
         longest = max(map(len, prompts))
@@ -185,7 +186,7 @@ class Context:
                 sources = [rows[row] for row in changed]
                 self._cache[:, :, changed, :, :filled] = self._cache[:, :, sources, :, :filled]
         else:
-            kept = self._cache.new_empty(*self._cache.shape[:2], len(rows), *self._cache.shape[3:])
+            kept = self._cache.new_zeros(*self._cache.shape[:2], len(rows), *self._cache.shape[3:])
             kept[:, :, :, :, :filled] = self._cache[:, :, list(rows), :, :filled]
             self._cache = kept
         self._lengths = [self._lengths[row] for row in rows]

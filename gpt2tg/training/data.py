@@ -111,7 +111,8 @@ def pack(source: TextSource, tokenizer: TextTokenizer, block_size: int) -> Datas
     """Blocks of `block_size` ids; every example ends with the end-of-text token, nothing is dropped.
 
     Returns:
-        A dataset with one column, `input_ids`; all rows are full but the last, which holds the rest.
+        A dataset with one column, `input_ids`. All rows are full but the last, which holds the rest; where the
+        rest would be a single token, the last two share what is left.
     """
     return Dataset.from_generator(
         _blocks,
@@ -125,12 +126,16 @@ def _blocks(source: TextSource, tokenizer: TextTokenizer, block_size: int) -> It
     waiting: list[int] = []
     for ids in token_runs(source, tokenizer):
         waiting += ids
-        full = len(waiting) - len(waiting) % block_size
-        for start in range(0, full, block_size):
-            yield {"input_ids": waiting[start : start + block_size]}
-        del waiting[:full]
-    if waiting:
-        yield {"input_ids": waiting}
+        done = 0
+        while len(waiting) - done > block_size + 1:
+            yield {"input_ids": waiting[done : done + block_size]}
+            done += block_size
+        del waiting[:done]
+    # A block of one token has nothing to be predicted from: rather two short ones than that.
+    border = block_size - 1 if len(waiting) == block_size + 1 else block_size
+    for block in (waiting[:border], waiting[border:]):
+        if block:
+            yield {"input_ids": block}
 
 
 def token_runs(source: TextSource, tokenizer: TextTokenizer) -> Iterator[list[int]]:

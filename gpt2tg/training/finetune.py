@@ -136,6 +136,7 @@ def training_arguments(options: TrainingOptions, measure: bool) -> TrainingArgum
         optim="adamw_torch_fused",
         fp16=options.fp16 and on_gpu,
         bf16=options.bf16,
+        use_cpu=not on_gpu and not torch.backends.mps.is_available(),  # bf16 on a CPU has to be told so
         **_checkpointing(options),
         eval_strategy="epoch" if measure else "no",
         eval_on_start=measure,

@@ -1,0 +1,203 @@
+"""Beam search against transformers, against all sequences there are, and by hand."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+import torch
+from conftest import random_model
+from torch import Tensor
+from transformers import GPT2LMHeadModel
+
+from gpt2tg.decoding import beam, filters, sampling
+from gpt2tg.decoding.interface import NotFiniteError
+from gpt2tg.engine.model import GPT2
+
+END = 0
+
+
+class Recount:
+    """Rows computed anew from whole texts by a function: nothing can go stale in a cache."""
+
+    def __init__(self, logits_after: object) -> None:
+        self.logits_after = logits_after
+        self.texts: list[list[int]] = []
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        self.texts = [list(prompt) for prompt in prompts]
+        return self._logits()
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self.texts = [[*text, token] for text, token in zip(self.texts, tokens.tolist(), strict=True)]
+        return self._logits()
+
+    def select(self, rows: Sequence[int]) -> None:
+        self.texts = [list(self.texts[row]) for row in rows]
+
+    def _logits(self) -> Tensor:
+        return torch.stack([self.logits_after(text) for text in self.texts])  # type: ignore[operator]
+
+
+def by_last_two(vocabulary: int, seed: int) -> object:
+    """Random logits that depend on the last two tokens."""
+    table = torch.randn(vocabulary, vocabulary, vocabulary, generator=torch.Generator().manual_seed(seed)) * 1.5
+    return lambda text: table[text[-2] if len(text) > 1 else 0, text[-1]]
+
+
+def all_texts(logits_after: object, prompt: list[int], vocabulary: int, room: int) -> dict[tuple[int, ...], float]:
+    """Every text that ends with the end token or fills the room, and its log-probability."""
+    found: dict[tuple[int, ...], float] = {}
+
+    def extend(ids: tuple[int, ...], logprob: float) -> None:
+        if ids and (ids[-1] == END or len(ids) == room):
+            found[ids] = logprob
+            return
+        logprobs = logits_after([*prompt, *ids]).log_softmax(dim=0).tolist()  # type: ignore[operator]
+        for token in range(vocabulary):
+            extend((*ids, token), logprob + logprobs[token])
+
+    extend((), 0.0)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+def test_enough_beams_find_the_best_of_all_texts(seed: int, length_penalty: float) -> None:
+    vocabulary, room, prompt = 4, 5, [2]
+    model = by_last_two(vocabulary, seed)
+    texts = all_texts(model, prompt, vocabulary, room)
+    settings = beam.BeamSettings(len(texts), frozenset({END}), early_stopping="never", length_penalty=length_penalty)
+    (found,) = beam.beam_search(Recount(model), [prompt], [room], [], settings, [beam.best])
+    best_ids, best_logprob = max(texts.items(), key=lambda item: item[1] / len(item[0]) ** length_penalty)
+    assert found[0].ids == best_ids
+    assert found[0].logprob == pytest.approx(best_logprob, abs=1e-4)
+    assert found[0].ranking_score == pytest.approx(best_logprob / len(best_ids) ** length_penalty, abs=1e-4)
+
+
+def test_scores_are_the_true_ones_and_sorted() -> None:
+    model = by_last_two(6, seed=9)
+    texts = all_texts(model, [1], 6, 4)
+    settings = beam.BeamSettings(4, frozenset({END}))
+    (found,) = beam.beam_search(Recount(model), [[1]], [4], [], settings, [beam.best])
+    assert len(found) == 4
+    for text in found:
+        assert text.logprob == pytest.approx(texts[text.ids], abs=1e-4)
+    scores = [text.ranking_score for text in found]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_one_beam_by_hand() -> None:
+    """After 1 comes 2 (0.6), after 2 comes the end (0.9): one beam must find 2, end."""
+    table = torch.tensor([[1.0, 0.0, 0.0], [0.3, 0.1, 0.6], [0.9, 0.05, 0.05]]).log()
+    (found,) = beam.beam_search(
+        Recount(lambda text: table[text[-1]]), [[1]], [5], [], beam.BeamSettings(1, frozenset({END})), [beam.best]
+    )
+    assert [text.ids for text in found] == [(2, 0)]
+    assert found[0].logprob == pytest.approx(torch.tensor(0.54).log().item(), abs=1e-5)
+    assert found[0].finish_reason == "eos"
+
+
+@pytest.mark.parametrize("early_stopping", ["true", "false", "never"])
+@pytest.mark.parametrize("num_beams", [2, 3, 5])
+@pytest.mark.parametrize("ngram", [0, 2])
+@pytest.mark.parametrize("bias_to_end", [0.0, 3.0])
+def test_beams_equal_transformers(early_stopping: str, num_beams: int, ngram: int, bias_to_end: float) -> None:
+    """Prompts of unequal lengths in one batch of ours; each alone and unpadded in transformers."""
+    model = random_model(seed=num_beams, vocab_size=60, tie_word_embeddings=False)
+    with torch.no_grad():
+        # A steady feature of the final layer norm pulls towards the end token, so that texts do end.
+        model.transformer.ln_f.bias[0] = 1.0
+        model.lm_head.weight[END, 0] = bias_to_end
+    prompts = [[5], [7, 9, 11], [3, 3, 4, 50, 21, 8]]
+    room = [12, 9, 15]
+    settings = beam.BeamSettings(num_beams, frozenset({END}), early_stopping)
+    chain = [lambda x, h: filters.no_repeat_ngram(x, h, ngram)] if ngram else []
+    rows = gpt2_of(model).context(32)
+    found = beam.beam_search(rows, prompts, room, chain, settings, [beam.best] * 3)
+    for prompt, space, texts in zip(prompts, room, found, strict=True):
+        expected = beams_of_transformers(model, prompt, space, num_beams, early_stopping, ngram)
+        assert [list(text.ids) for text in texts] == [ids for ids, _ in expected]
+        scores = [text.ranking_score for text in texts]
+        assert scores == pytest.approx([score for _, score in expected], abs=1e-4)
+
+
+def gpt2_of(model: GPT2LMHeadModel) -> GPT2:
+    from gpt2tg.engine.checkpoints import ModelShape
+
+    config = model.config
+    weights = {name.removeprefix("transformer."): tensor for name, tensor in model.state_dict().items()}
+    shape = ModelShape(
+        vocab_size=config.vocab_size,
+        n_positions=config.n_positions,
+        n_embd=config.n_embd,
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        n_inner=4 * config.n_embd,
+        activation=config.activation_function,
+        epsilon=config.layer_norm_epsilon,
+        scale_attention=True,
+        scale_by_layer=False,
+        tied=False,
+        end_ids=(END,),
+    )
+    return GPT2(weights, shape, torch.device("cpu"))
+
+
+def beams_of_transformers(
+    model: GPT2LMHeadModel, prompt: list[int], room: int, num_beams: int, early_stopping: str, ngram: int
+) -> list[tuple[list[int], float]]:
+    """New ids and score of each beam, the padding behind the end token cut off."""
+    output = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        num_beams=num_beams,
+        num_return_sequences=num_beams,
+        do_sample=False,
+        max_new_tokens=room,
+        early_stopping={"true": True, "false": False, "never": "never"}[early_stopping],
+        no_repeat_ngram_size=ngram,
+        eos_token_id=END,
+        pad_token_id=1,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    rows = output.sequences[:, len(prompt) :].tolist()
+    texts = [row[: row.index(END) + 1] if END in row else row for row in rows]
+    return list(zip(texts, output.sequences_scores.tolist(), strict=True))
+
+
+def test_more_beams_than_tokens_are_taken_as_they_come() -> None:
+    settings = beam.BeamSettings(50, frozenset({END}))
+    (found,) = beam.beam_search(Recount(by_last_two(3, 0)), [[1]], [3], [], settings, [beam.best])
+    assert len({text.ids for text in found}) == len(found) == 15  # all texts: 1 + 2 + 4 end early, 8 fill the room
+
+
+def test_logits_that_are_no_numbers_end_in_an_error() -> None:
+    settings = beam.BeamSettings(2, frozenset({END}))
+    with pytest.raises(NotFiniteError, match="new token 1"):
+        beam.beam_search(Recount(lambda _: torch.full((4,), torch.nan)), [[1]], [3], [], settings, [beam.best])
+
+
+def test_drawing_without_replacement_follows_the_exact_distribution() -> None:
+    """Ordered pairs from three items: p(i, j) = p_i * p_j / (1 - p_i). Six outcomes, five degrees of freedom."""
+    probabilities = {0: 0.5, 1: 0.3, 2: 0.2}
+    scores = torch.tensor(list(probabilities.values())).log()
+    draws = 20_000
+    counts = Counter(
+        tuple(beam.DrawWithoutReplacement(sampling.stream(3, 0, i))(scores, 2).tolist()) for i in range(draws)
+    )
+    statistic = 0.0
+    for first, second in itertools.permutations(probabilities, 2):
+        wanted = draws * probabilities[first] * probabilities[second] / (1 - probabilities[first])
+        statistic += (counts[first, second] - wanted) ** 2 / wanted
+    assert sum(counts.values()) == draws
+    assert statistic < 20.515  # upper 0.1 % point of chi-square with 5 degrees of freedom
+
+
+def test_drawing_gives_no_more_than_there_is() -> None:
+    scores = torch.tensor([0.0, -torch.inf, 1.0, -torch.inf])
+    assert sorted(beam.DrawWithoutReplacement(random.Random(1))(scores, 4).tolist()) == [0, 2]

@@ -1,0 +1,165 @@
+"""The loop and the draws, on scripted logits: no model is needed to know what must come out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from gpt2tg.decoding import filters, sampling
+from gpt2tg.decoding.interface import NotFiniteError, Token
+
+END = 0
+
+
+class Script:
+    """A model whose logits depend on the last token alone. Remembers what it was asked."""
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table
+        self.read: list[list[int]] = []
+        self.batch_sizes: list[int] = []
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        self.read = [list(prompt) for prompt in prompts]
+        return self.table[[prompt[-1] for prompt in prompts]]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self.batch_sizes.append(len(tokens))
+        return self.table[tokens]
+
+    def select(self, rows: Sequence[int]) -> None:
+        pass
+
+
+def countdown() -> Tensor:
+    """After token t comes t - 1, down to the end token."""
+    table = torch.full((6, 6), -5.0)
+    for token in range(1, 6):
+        table[token, token - 1] = 5.0
+    return table
+
+
+def at_end(sample: int, token: int) -> str | None:
+    return "eos" if token == END else None
+
+
+def ids_of(tokens: Sequence[Token], sample: int) -> list[int]:
+    return [token.id for token in tokens if token.sample == sample]
+
+
+def test_greedy_follows_the_highest_logit_until_the_end() -> None:
+    tokens = list(sampling.decode(Script(countdown()), [[4]], [0], [], sampling.most_probable, at_end))
+    assert ids_of(tokens, 0) == [3, 2, 1, 0]
+    assert [token.finish_reason for token in tokens] == [None, None, None, "eos"]
+
+
+def test_finished_samples_leave_the_batch() -> None:
+    script = Script(countdown())
+    tokens = list(sampling.decode(script, [[2], [5], [3]], [0, 1, 2], [], sampling.most_probable, at_end))
+    assert [ids_of(tokens, sample) for sample in range(3)] == [[1, 0], [4, 3, 2, 1, 0], [2, 1, 0]]
+    assert script.batch_sizes == [3, 2, 1, 1]
+
+
+def test_a_prompt_is_read_once_however_many_samples_continue_it() -> None:
+    script = Script(countdown())
+    tokens = list(sampling.decode(script, [[3]], [0] * 20, [], sampling.most_probable, at_end))
+    assert script.read == [[3]]
+    assert all(ids_of(tokens, sample) == [2, 1, 0] for sample in range(20))
+
+
+def test_logprob_is_the_models_own_whatever_the_filters_do() -> None:
+    table = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log().repeat(4, 1)
+    (token,) = sampling.decode(
+        Script(table), [[1]], [0], [lambda x, _: filters.top_k(x, 1)], sampling.most_probable, lambda *_: "length"
+    )
+    assert token.id == 3
+    assert token.logprob == pytest.approx(torch.tensor(0.4).log().item())
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_logits_that_are_no_numbers_end_in_an_error_that_names_the_step(bad: float) -> None:
+    table = countdown()
+    table[2, 4] = bad
+    with pytest.raises(NotFiniteError, match="new token 3"):
+        list(sampling.decode(Script(table), [[4]], [0], [], sampling.most_probable, at_end))
+
+
+@pytest.mark.parametrize(
+    ("uniform", "token"),
+    [(0.0, 1), (0.199, 1), (0.2, 2), (0.699, 2), (0.7, 4), (0.999999, 4)],
+)
+def test_inverse_distribution_by_hand(uniform: float, token: int) -> None:
+    """Probabilities 0, 0.2, 0.5, 0, 0.3: the borders lie at 0.2 and 0.7; the zeros are never drawn."""
+    probabilities = torch.tensor([[0.0, 0.2, 0.5, 0.0, 0.3]], dtype=torch.float64)
+    assert sampling.inverse_distribution(probabilities, torch.tensor([uniform], dtype=torch.float64)).item() == token
+
+
+def test_the_largest_uniform_number_stays_inside_the_vocabulary() -> None:
+    nearly_one = torch.tensor([1 - 2**-53], dtype=torch.float64)
+    for size in (3, 7, 50257):
+        probabilities = torch.full((1, size), 1 / size)
+        probabilities[0, -1] = 0
+        assert sampling.inverse_distribution(probabilities, nearly_one).item() == size - 2
+
+
+# Upper 0.1 % points of the chi-square distribution, by degrees of freedom (standard tables).
+CHI_SQUARE_999 = {2: 13.816, 3: 16.266, 4: 18.467, 7: 24.322, 9: 27.877}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x,
+        lambda x: filters.temperature(x, 0.5),
+        lambda x: filters.top_k(x, 4),
+        lambda x: filters.top_p(x, 0.8),
+        lambda x: filters.top_p(filters.top_k(filters.temperature(x, 1.5), 5), 0.9),
+    ],
+    ids=["sample", "temperature", "top_k", "top_p", "all three"],
+)
+def test_draws_follow_the_filtered_distribution(change: object) -> None:
+    logits = torch.tensor([[2.0, 1.5, 1.2, 0.9, 0.3, 0.0, -0.4, -1.0, -1.5, -2.0]])
+    expected = change(logits).softmax(dim=1)[0].double()  # type: ignore[operator]
+    draws = 20_000
+    streams = [sampling.stream(seed=1, prompt=0, sample=sample) for sample in range(draws)]
+    tokens = sampling.Draw(streams)(change(logits).expand(draws, -1), range(draws))  # type: ignore[operator]
+    counts = torch.bincount(tokens, minlength=10).double()
+    possible = expected > 0
+    assert counts[~possible].sum() == 0
+    wanted = expected[possible] * draws
+    statistic = ((counts[possible] - wanted) ** 2 / wanted).sum().item()
+    assert statistic < CHI_SQUARE_999[int(possible.sum()) - 1]
+
+
+def test_streams_differ_by_seed_prompt_and_sample_and_come_back() -> None:
+    first = {
+        (seed, prompt, sample): sampling.stream(seed, prompt, sample).random()
+        for seed in (0, 1, 11)
+        for prompt in (0, 1, 11)
+        for sample in (0, 1, 11)
+    }
+    assert len(set(first.values())) == len(first)
+    assert all(sampling.stream(*key).random() == value for key, value in first.items())
+
+
+def test_a_sample_draws_the_same_alone_and_in_company() -> None:
+    table = torch.randn(8, 8, generator=torch.Generator().manual_seed(3))
+    prompts = [[1], [2, 3], [4]]
+
+    def write(owners: list[int]) -> dict[int, list[int]]:
+        draw = sampling.Draw([sampling.stream(5, owner, 0) for owner in owners])
+        counts = [0] * len(owners)
+
+        def finish(sample: int, token: int) -> str | None:
+            counts[sample] += 1
+            return at_end(sample, token) or ("length" if counts[sample] == 30 else None)
+
+        tokens = list(sampling.decode(Script(table), prompts, owners, [], draw, finish))
+        return {owner: ids_of(tokens, sample) for sample, owner in enumerate(owners)}
+
+    together = write([0, 1, 2])
+    assert together == {**write([2]), **write([0]), **write([1])}
+    assert together == write([2, 0, 1])

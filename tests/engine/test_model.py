@@ -1,0 +1,133 @@
+"""Our forward pass against transformers' GPT2LMHeadModel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import random_model, read_gpt2
+from torch import Tensor
+from transformers import GPT2LMHeadModel
+
+from gpt2tg.engine.model import GPT2
+
+TOLERANCE = 1e-4
+
+
+def reference_logits(model: GPT2LMHeadModel, ids: list[int]) -> Tensor:
+    """(V,) logits after the last of the ids."""
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0, -1]
+
+
+def random_ids(count: int, seed: int = 0, vocabulary: int = 300) -> list[int]:
+    return torch.randint(0, vocabulary, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def assert_same_as_transformers(model: GPT2LMHeadModel, directory: Path, prompt: list[int], steps: int) -> None:
+    """Reading a prompt and then token by token gives what transformers gives for the whole text each time."""
+    model.save_pretrained(directory)
+    rows = read_gpt2(directory).context(len(prompt) + steps)
+    ids, logits = list(prompt), rows.start([prompt])
+    for token in random_ids(steps, seed=1, vocabulary=model.config.vocab_size):
+        torch.testing.assert_close(logits[0], reference_logits(model, ids), atol=TOLERANCE, rtol=0)
+        ids.append(token)
+        logits = rows.step(torch.tensor([token]))
+    torch.testing.assert_close(logits[0], reference_logits(model, ids), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"n_inner": 48},
+        {"activation_function": "gelu"},
+        {"activation_function": "gelu_fast"},
+        {"activation_function": "gelu_pytorch_tanh"},
+        {"activation_function": "relu"},
+        {"scale_attn_weights": False, "initializer_range": 0.1},
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"layer_norm_epsilon": 1e-2},
+        {"tie_word_embeddings": False},
+        {"n_head": 1, "n_layer": 1},
+    ],
+    ids=str,
+)
+def test_logits_equal_transformers(config: dict, tmp_path: Path) -> None:
+    assert_same_as_transformers(random_model(**config), tmp_path, random_ids(9), steps=6)
+
+
+def test_logits_equal_transformers_at_the_size_of_gpt2(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = random_model(vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12, initializer_range=0.02)
+    assert_same_as_transformers(model, tmp_path, random_ids(40, vocabulary=50257), steps=3)
+
+
+def test_reads_up_to_the_last_position(tmp_path: Path) -> None:
+    assert_same_as_transformers(random_model(), tmp_path, random_ids(60), steps=4)
+
+
+def test_more_tokens_than_positions_are_refused_before_anything_is_read(gpt2: GPT2) -> None:
+    with pytest.raises(ValueError, match="65 tokens asked for, but the model has 64 positions"):
+        gpt2.context(65)
+
+
+@pytest.mark.parametrize("lengths", [[5, 5, 5], [1, 9, 4], [30, 2]], ids=str)
+def test_a_row_does_not_depend_on_its_neighbours(gpt2: GPT2, reference: GPT2LMHeadModel, lengths: list[int]) -> None:
+    """Rows of equal and unequal length, read and continued together, against each row alone in transformers."""
+    prompts = [random_ids(length, seed) for seed, length in enumerate(lengths)]
+    rows = gpt2.context(max(lengths) + 5)
+    logits = rows.start(prompts)
+    for step in range(5):
+        expected = torch.stack([reference_logits(reference, prompt) for prompt in prompts])
+        torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)
+        tokens = random_ids(len(prompts), seed=step)
+        prompts = [[*prompt, token] for prompt, token in zip(prompts, tokens, strict=True)]
+        logits = rows.step(torch.tensor(tokens))
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [[0, 1, 2], [2, 1, 0], [1, 1, 1], [2], [0, 2], [0, 0, 1, 1, 2, 2], [1, 2, 0]],
+    ids=str,
+)
+def test_selected_rows_go_on_as_the_rows_they_came_from(
+    gpt2: GPT2, reference: GPT2LMHeadModel, selection: list[int]
+) -> None:
+    prompts = [random_ids(length, seed) for seed, length in enumerate([6, 3, 8])]
+    rows = gpt2.context(16)
+    rows.start(prompts)
+    rows.step(torch.tensor([11, 12, 13]))
+    rows.select(selection)
+    tokens = random_ids(len(selection), seed=5)
+    logits = rows.step(torch.tensor(tokens))
+    texts = [[*prompt, 11 + i] for i, prompt in enumerate(prompts)]
+    expected = [
+        reference_logits(reference, [*texts[source], token]) for source, token in zip(selection, tokens, strict=True)
+    ]
+    torch.testing.assert_close(logits, torch.stack(expected), atol=TOLERANCE, rtol=0)
+
+
+def test_reading_changes_no_weight(model_dir: Path) -> None:
+    model = read_gpt2(model_dir)
+    before = {name: tensor.clone() for name, tensor in model.weights.items()}
+    rows = model.context(10)
+    rows.start([[1, 2, 3]])
+    rows.step(torch.tensor([4]))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.weights.items())
+
+
+def test_what_memory_held_before_does_not_reach_a_row(gpt2: GPT2) -> None:
+    """A short row beside a long one has slots that nothing was written to; NaN in them once spread to all logits."""
+    torch.use_deterministic_algorithms(True)  # fills uninitialised memory with NaN
+    try:
+        rows = gpt2.context(20)
+        rows.start([[1], [2, 3, 4, 5]])
+        rows.step(torch.tensor([6, 7]))
+        rows.select([0, 0, 1])
+        rows.step(torch.tensor([8, 9, 10]))
+        logits = rows.step(torch.tensor([8, 9, 10]))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert logits.isfinite().all()

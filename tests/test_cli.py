@@ -1,0 +1,169 @@
+"""The flags of the four scripts, and what becomes of errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import finetune_gpt2
+import generate_from_finetuned
+import gpt2_text_generation
+import text_generation_demo
+from gpt2tg import cli
+from gpt2tg.errors import RunError
+from gpt2tg.options import (
+    ALL_IN_ONE_DEFAULTS,
+    DecodingOptions,
+    DeviceOptions,
+    ModelNameOptions,
+    ModelPathOptions,
+    PromptOptions,
+    TrainingOptions,
+    decoding_options,
+    only,
+)
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = [finetune_gpt2, generate_from_finetuned, gpt2_text_generation, text_generation_demo]
+
+# What the project promises its users, written down once more by hand.
+TRAINING_DEFAULTS = dict(
+    validation_split=0.05, output_dir="./fine_tuned_model", block_size=128, batch_size=4, epochs=3, max_steps=None,
+    learning_rate=5e-5, save_steps=1000, seed=42, fp16=False, bf16=False, gradient_checkpointing=False,
+    gradient_accumulation_steps=1, generate_samples=False, prompt="Once upon a time", num_samples=3,
+    from_scratch=False, examples="line",
+)  # fmt: skip
+GENERATION_DEFAULTS = dict(
+    max_length=200, max_new_tokens=None, num_sequences=3, decoding="top_p", temperature=0.7, effective_top_k=None,
+    effective_top_p=0.9, no_repeat_ngram=0, num_beams=5, early_stopping="false", seed=None,
+)  # fmt: skip
+
+
+def test_training_defaults() -> None:
+    options = TrainingOptions()
+    assert {name: getattr(options, name) for name in TRAINING_DEFAULTS} == TRAINING_DEFAULTS
+    assert ModelNameOptions().model_name == "gpt2"
+
+
+def test_generation_defaults() -> None:
+    options = decoding_options({})
+    values = {name: getattr(options, name) for name in GENERATION_DEFAULTS if name != "max_length"}
+    assert {**values, "max_length": options.max_length or 200} == GENERATION_DEFAULTS
+    assert PromptOptions().prompt == "Once upon a time"
+    assert DeviceOptions().device == "auto"
+
+
+def test_defaults_of_the_script_that_does_both() -> None:
+    options = decoding_options({}, **only(DecodingOptions, ALL_IN_ONE_DEFAULTS))
+    assert (options.decoding, options.max_length, options.num_sequences) == ("greedy", 100, 1)
+    assert cli.pick(TrainingOptions, {}, **ALL_IN_ONE_DEFAULTS).output_dir == "./trained_model"
+
+
+SAMPLE_VALUES = {int: "3", float: "0.5", str: "words"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+def test_every_flag_reaches_its_option(script: ModuleType) -> None:
+    """Each flag alone, in both spellings, is parsed to the type of its field and to nothing else."""
+    groups = {
+        finetune_gpt2: (ModelNameOptions, TrainingOptions),
+        generate_from_finetuned: (ModelPathOptions, DeviceOptions, DecodingOptions, PromptOptions),
+        gpt2_text_generation: (ModelNameOptions, TrainingOptions, DeviceOptions, DecodingOptions, PromptOptions),
+        text_generation_demo: (ModelNameOptions, ModelPathOptions, DeviceOptions, DecodingOptions, PromptOptions),
+    }[script]
+    for options in groups:
+        for field in dataclasses.fields(options):
+            kind = cli.plain_type(options, field.name)
+            text = (field.metadata["choices"] or [SAMPLE_VALUES.get(kind)])[0]
+            for flag in {f"--{field.name}", f"--{field.name.replace('_', '-')}"}:
+                words = [flag] if kind is bool else [flag, text]
+                given = script.parser().parse(words)
+                given.pop("debug", None)
+                assert given == {field.name: True if kind is bool else kind(text)}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+def test_help_needs_neither_torch_nor_transformers(script: ModuleType) -> None:
+    code = (
+        f"import sys, {script.__name__} as s\n"
+        "try: s.main(['--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "print(sorted({'torch', 'transformers', 'datasets', 'tokenizers', 'numpy', 'tqdm'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+    assert "examples:" in result.stdout
+    assert "gpt2-xl" in result.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+def test_help_shows_every_default(script: ModuleType) -> None:
+    text = " ".join(script.parser().format_help().split())
+    flags = [a for a in script.parser()._actions if a.nargs != 0 and a.option_strings]
+    assert text.count("(default: ") >= len(flags)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--temprature", "1"], "unrecognized argument --temprature; did you mean --temperature?"),
+        (["--model_pa", "x"], "unrecognized argument --model_pa; did you mean --model_path?"),
+        (["--zzzzqqqq"], "unrecognized argument --zzzzqqqq; --help lists all flags"),
+        (["--prompt", "once", "upon"], "unrecognized argument upon; a text of several words needs quotes"),
+        (["--top_k", "many"], "--top_k: invalid int value: 'many'"),
+        (["--top_k"], "--top_k: expected one argument"),
+        (["--decoding", "magic"], "--decoding magic is unknown: choose from greedy, beam, sample"),
+        (["--early_stopping", "perhaps"], "--early_stopping perhaps is unknown: choose from true, false, never"),
+        (["--temperature", "nan"], "--temperature nan is out of range"),
+        ([], "--model_path is required"),
+    ],
+)
+def test_bad_flags_end_in_one_line_and_exit_code_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if words and words != ["--model_path"]:
+        words = ["--model_path", "nowhere", *words]
+    assert generate_from_finetuned.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("generate_from_finetuned.py: error: ")
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "message"),
+    [
+        (RunError("the disk is full"), 1, "error: the disk is full"),
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
+        (ZeroDivisionError("oh"), 1, "unexpected ZeroDivisionError: oh (--debug shows where)"),
+        (ModuleNotFoundError("No module named 'torch'", name="torch"), 1, "the package torch is not installed"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (BrokenPipeError(), 0, ""),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_exit_codes(
+    failure: BaseException, code: int, message: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(cli.os, "dup2", lambda *_: None)  # the stdout of pytest must survive the closed pipe
+    assert cli.run(finetune_gpt2.parser(), fail, []) == code
+    err = capfd.readouterr().err
+    assert message in err
+    assert err.count("\n") <= 1
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(_: object) -> None:
+        raise ZeroDivisionError("oh")
+
+    assert cli.run(finetune_gpt2.parser(), fail, ["--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err

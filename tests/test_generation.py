@@ -1,0 +1,188 @@
+"""From prompt to text: against transformers' `generate`, and what must hold whatever the model says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2LMHeadModel
+
+from gpt2tg.engine.model import GPT2
+from gpt2tg.errors import RunError, UserError
+from gpt2tg.generation import Generator, Sample, choose_device, load
+from gpt2tg.options import DecodingOptions, decoding_options
+
+PROMPTS = ["The owl", "Two bells argued about the hour", "", "A fox counted the stars twice and found", "é—猫🐈"]
+
+
+@pytest.fixture(scope="module")
+def generator(model_dir: Path) -> Generator:
+    return load(str(model_dir))
+
+
+def options(decoding: str, **settings: object) -> DecodingOptions:
+    return decoding_options({"decoding": decoding, "max_new_tokens": 20, **settings})
+
+
+def transformers_ids(model: GPT2LMHeadModel, ids: list[int], **settings: object) -> list[int]:
+    output = model.generate(
+        torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), pad_token_id=0, **settings
+    )
+    return output[0, len(ids) :].tolist()
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_greedy_ids_equal_transformers(generator: Generator, reference: GPT2LMHeadModel, prompt: str) -> None:
+    (sample,) = generator.generate(prompt, options("greedy"))
+    ids = generator.encode(prompt)
+    assert list(sample.ids) == transformers_ids(reference, ids, do_sample=False, max_new_tokens=20)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("ngram", [0, 2])
+def test_beam_ids_equal_transformers(generator: Generator, reference: GPT2LMHeadModel, prompt: str, ngram: int) -> None:
+    best, *_ = generator.generate(prompt, options("beam", num_beams=4, no_repeat_ngram=ngram))
+    expected = transformers_ids(
+        reference, generator.encode(prompt), do_sample=False, num_beams=4, no_repeat_ngram_size=ngram, max_new_tokens=20
+    )
+    assert list(best.ids) == expected
+
+
+STRATEGIES = ["greedy", "beam", "sample", "top_k", "top_p", "beam_sample"]
+
+
+@pytest.mark.parametrize("decoding", STRATEGIES)
+def test_streamed_pieces_are_the_completion(generator: Generator, decoding: str) -> None:
+    wanted = options(decoding, seed=4)
+    pieces: dict[int, str] = {}
+    samples: dict[int, Sample] = {}
+    for chunk in generator.stream("The fox", wanted):
+        pieces[chunk.index] = pieces.get(chunk.index, "") + chunk.text
+        if chunk.sample:
+            samples[chunk.index] = chunk.sample
+    assert pieces == {index: sample.completion for index, sample in samples.items()}
+    assert list(samples.values()) == generator.generate("The fox", wanted)
+
+
+@pytest.mark.parametrize("decoding", STRATEGIES)
+def test_completion_is_the_decoded_ids_without_the_end_token(generator: Generator, decoding: str) -> None:
+    for sample in generator.generate("The fox", options(decoding, seed=4)):
+        assert sample.completion == generator.tokenizer.decode([i for i in sample.ids if i != 0])
+        assert sample.text == "The fox" + sample.completion
+
+
+@pytest.mark.parametrize("decoding", ["sample", "top_k", "top_p", "beam_sample"])
+def test_a_seed_fixes_the_text_and_another_changes_it(generator: Generator, decoding: str) -> None:
+    wanted = options(decoding, seed=0, temperature=1.0, num_sequences=1)
+    assert generator.generate("The", wanted) == generator.generate("The", wanted)
+    others = [generator.generate("The", replace(wanted, seed=seed))[0].ids for seed in range(1, 6)]
+    assert generator.generate("The", wanted)[0].ids not in others
+
+
+def test_without_a_seed_texts_differ(generator: Generator) -> None:
+    wanted = options("sample", temperature=1.0, num_sequences=1)
+    texts = {generator.generate("The", wanted)[0].ids for _ in range(4)}
+    assert len(texts) > 1
+
+
+def test_generation_does_not_touch_the_global_random_state(generator: Generator) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    generator.generate("The", options("top_p"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("decoding", ["sample", "top_k", "top_p"])
+def test_a_sample_is_the_same_alone_and_among_others(generator: Generator, decoding: str) -> None:
+    several = generator.generate("The", options(decoding, seed=2, num_sequences=5))
+    alone = generator.generate("The", options(decoding, seed=2, num_sequences=1))
+    assert several[0].ids == alone[0].ids
+    assert len({sample.ids for sample in several}) > 1
+
+
+@pytest.mark.parametrize("decoding", ["top_k", "top_p", "sample"])
+def test_temperature_zero_is_greedy(generator: Generator, decoding: str) -> None:
+    assert generator.generate("The", options(decoding, temperature=0)) == generator.generate("The", options("greedy"))
+
+
+def test_temperature_zero_with_beams_is_beam_search(generator: Generator) -> None:
+    assert generator.generate("The", options("beam_sample", temperature=0)) == generator.generate(
+        "The", options("beam")
+    )
+
+
+def test_top_k_of_one_is_greedy(generator: Generator) -> None:
+    drawn = generator.generate("The", options("top_k", top_k=1, num_sequences=1, seed=3))
+    assert drawn[0].ids == generator.generate("The", options("greedy"))[0].ids
+
+
+def test_logprob_is_that_of_transformers(generator: Generator, reference: GPT2LMHeadModel) -> None:
+    for sample in generator.generate("The fox", options("top_p", seed=4)):
+        ids = [*generator.encode("The fox"), *sample.ids]
+        with torch.no_grad():
+            logprobs = reference(torch.tensor([ids])).logits[0].log_softmax(dim=-1)
+        start = len(ids) - len(sample.ids)
+        expected = sum(logprobs[i - 1, ids[i]].item() for i in range(start, len(ids)))
+        assert sample.logprob == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_text_fills_the_model_to_its_last_position(generator: Generator, reference: GPT2LMHeadModel) -> None:
+    (sample,) = generator.generate("The", decoding_options({"decoding": "greedy", "max_length": 64}))
+    ids = generator.encode("The")
+    assert list(sample.ids) == transformers_ids(reference, ids, do_sample=False, max_length=64)
+
+
+def test_max_length_counts_the_prompt(generator: Generator) -> None:
+    prompt = len(generator.encode("The fox"))
+    for decoding in ("greedy", "beam"):
+        wanted = decoding_options({"decoding": decoding, "max_length": prompt + 5})
+        assert all(len(sample.ids) <= 5 for sample in generator.generate("The fox", wanted))
+    unending = [s for s in generator.generate("The fox", wanted) if s.finish_reason == "length"]
+    assert all(len(sample.ids) == 5 for sample in unending)
+
+
+@pytest.mark.parametrize(
+    ("settings", "option", "numbers"),
+    [
+        ({"max_length": 65}, "max_length", ("65", "64")),
+        ({"max_length": 2}, "max_length", ("2",)),
+        ({"max_new_tokens": 64}, "max_new_tokens", ("64",)),
+    ],
+)
+def test_lengths_that_do_not_fit_are_refused_before_the_model_runs(
+    generator: Generator, settings: dict, option: str, numbers: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GPT2, "hidden", lambda *_: pytest.fail("the model ran"))
+    with pytest.raises(UserError) as caught:
+        generator.generate("The fox counted", decoding_options({"decoding": "greedy", **settings}))
+    assert caught.value.option == option
+    assert all(number in str(caught.value) for number in numbers)
+
+
+def test_the_default_length_bends_to_a_small_model(generator: Generator) -> None:
+    (sample,) = generator.generate("The", decoding_options({"decoding": "greedy"}))
+    assert len(generator.encode("The")) + len(sample.ids) <= 64
+
+
+def test_broken_weights_end_in_an_error_and_no_text(generator: Generator) -> None:
+    broken = Generator(GPT2(generator.model.weights, generator.model.shape, torch.device("cpu")), generator.tokenizer)
+    broken.model.weights["ln_f.weight"] = torch.full((32,), torch.nan)
+    for decoding in ("greedy", "beam", "top_p"):
+        with pytest.raises(RunError, match="not finite at new token 1"):
+            broken.generate("The", options(decoding))
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    missing = "mps" if not torch.backends.mps.is_available() else "cuda"
+    with pytest.raises(UserError, match=f"{missing} asked for"):
+        choose_device(missing)
+    assert choose_device("cpu").type == "cpu"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_greedy_ids_on_a_gpu_equal_the_cpu(model_dir: Path, generator: Generator) -> None:
+    on_gpu = load(str(model_dir), "cuda")
+    for prompt in PROMPTS:
+        assert on_gpu.generate(prompt, options("greedy"))[0].ids == generator.generate(prompt, options("greedy"))[0].ids

@@ -1,0 +1,96 @@
+"""Who may import whom: the arrows of the house, read from the source."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "gpt2tg"
+
+HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "tokenizers", "safetensors", "huggingface_hub"}
+
+# Room -> the rooms of ours and the libraries that it may know. The standard library is everyone's.
+RULES: dict[str, set[str]] = {
+    "__init__": set(),
+    "errors": set(),
+    "options": {"errors"},
+    "cli": {"__init__", "errors", "options"},
+    "decoding": {"decoding", "torch"},
+    "engine": {"engine", "errors", "options", "torch", "safetensors", "tokenizers", "huggingface_hub"},
+    "training": {"training", "engine", "errors", "options", "__init__"}
+    | {"torch", "tokenizers", "transformers", "datasets", "accelerate", "peft", "tqdm"},
+    "generation": {"engine", "decoding", "errors", "options", "torch"},
+    "comparison": {"generation", "options"},
+    "session": {"generation", "errors", "options"},
+    "commands": {"cli", "comparison", "errors", "generation", "options", "session", "training"},
+}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Rooms of ours and outside packages that a module imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "gpt2tg":
+            inside = {alias.name for alias in node.names}
+            found |= {f"gpt2tg.{n}" if (PACKAGE / n).exists() or (PACKAGE / f"{n}.py").exists() else "gpt2tg"
+                      for n in inside}  # fmt: skip
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    rooms = set()
+    for name in found:
+        first, *rest = name.split(".")
+        if first == "gpt2tg":
+            rooms.add(rest[0] if rest else "__init__")
+        elif first not in sys.stdlib_module_names:
+            rooms.add(first)
+    return rooms
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_arrow_points_the_wrong_way(path: Path) -> None:
+    assert imported(path) <= RULES[room_of(path)]
+
+
+def test_scripts_are_never_imported() -> None:
+    scripts = {path.stem for path in ROOT.glob("*.py")}
+    assert not {path for path in modules() if imported(path) & scripts}
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("gpt2tg", HEAVY),
+        ("gpt2tg.cli", HEAVY),
+        ("gpt2tg.commands", HEAVY),
+        ("gpt2tg.generation", {"transformers", "datasets", "accelerate", "peft"}),
+        ("gpt2tg.session", {"transformers", "datasets", "accelerate", "peft"}),
+        ("gpt2tg.comparison", {"transformers", "datasets", "accelerate", "peft"}),
+    ],
+)
+def test_what_importing_a_module_loads(module: str, absent: set[str]) -> None:
+    code = f"import sys, {module}; print(*sorted({absent!r} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.strip() == ""
+
+
+def test_public_names_are_there() -> None:
+    import gpt2tg
+
+    assert all(getattr(gpt2tg, name) is not None for name in gpt2tg.__all__)
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        _ = gpt2tg.nothing_of_the_kind

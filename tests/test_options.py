@@ -1,0 +1,167 @@
+"""Defaults, ranges and contradictions of the options."""
+
+from __future__ import annotations
+
+import pytest
+
+from gpt2tg.errors import UserError
+from gpt2tg.options import DecodingOptions, DeviceOptions, TrainingOptions, decoding_options, unused_options
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "range_in_words"),
+    [
+        ("temperature", -0.1, "at least 0"),
+        ("temperature", float("inf"), "finite"),
+        ("temperature", float("nan"), "finite"),
+        ("top_k", 0, "at least 1"),
+        ("top_p", 1.0001, "at most 1"),
+        ("top_p", -0.5, "at least 0"),
+        ("num_beams", 0, "at least 1"),
+        ("num_sequences", 0, "at least 1"),
+        ("max_length", 0, "at least 1"),
+        ("max_new_tokens", -3, "at least 1"),
+        ("no_repeat_ngram", -1, "at least 0"),
+        ("seed", -1, "at least 0"),
+        ("seed", 2**32, "at most 4294967295"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(name: str, value: float, range_in_words: str) -> None:
+    with pytest.raises(UserError, match=range_in_words) as caught:
+        DecodingOptions(**{name: value})
+    assert caught.value.option == name
+    assert str(value) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0.0),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("block_size", 3),
+        ("batch_size", 0),
+        ("validation_split", 1.0),
+        ("validation_split", -0.1),
+        ("vocab_size", 256),
+        ("max_steps", 0),
+        ("gradient_accumulation_steps", 0),
+        ("save_steps", 0),
+        ("dropout", 1.0),
+        ("examples", "words"),
+    ],
+)
+def test_training_values_out_of_range_are_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(UserError) as caught:
+        TrainingOptions(**{name: value})  # type: ignore[arg-type]
+    assert caught.value.option == name
+
+
+def test_zero_is_a_seed() -> None:
+    assert DecodingOptions(seed=0).seed == 0
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1", "mps"])
+def test_devices(device: str) -> None:
+    assert DeviceOptions(device).device == device
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "", "tpu:0"])
+def test_no_devices(device: str) -> None:
+    with pytest.raises(UserError, match="is not a device"):
+        DeviceOptions(device)
+
+
+@pytest.mark.parametrize(
+    ("given", "sequences"),
+    [
+        ({"decoding": "greedy"}, 1),
+        ({"decoding": "top_p"}, 3),
+        ({"decoding": "beam"}, 3),
+        ({"decoding": "beam", "num_beams": 2}, 2),
+        ({"decoding": "top_p", "temperature": 0}, 1),
+        ({"decoding": "beam_sample", "temperature": 0}, 3),
+        ({"decoding": "sample", "num_sequences": 7}, 7),
+    ],
+)
+def test_the_default_number_of_texts_bends_to_the_strategy(given: dict, sequences: int) -> None:
+    assert decoding_options(given).num_sequences == sequences
+
+
+@pytest.mark.parametrize(
+    ("given", "numbers"),
+    [
+        ({"decoding": "greedy", "num_sequences": 2}, ("2", "1")),
+        ({"decoding": "beam", "num_sequences": 6}, ("6", "5")),
+        ({"decoding": "beam", "num_sequences": 3, "num_beams": 2}, ("3", "2")),
+        ({"decoding": "beam_sample", "num_sequences": 4, "num_beams": 3}, ("4", "3")),
+        ({"decoding": "top_k", "temperature": 0, "num_sequences": 2}, ("2", "1")),
+    ],
+)
+def test_more_texts_than_the_strategy_gives_are_refused_with_both_numbers(given: dict, numbers: tuple) -> None:
+    with pytest.raises(UserError) as caught:
+        decoding_options(given)
+    assert caught.value.option == "num_sequences"
+    assert all(number in str(caught.value) for number in numbers)
+
+
+def test_the_two_lengths_contradict_each_other() -> None:
+    with pytest.raises(UserError, match="30 and --max_length 50 contradict"):
+        decoding_options({"max_length": 50, "max_new_tokens": 30})
+
+
+def test_max_new_tokens_takes_the_place_of_a_default_length() -> None:
+    options = decoding_options({"max_new_tokens": 30}, max_length=100)
+    assert (options.max_length, options.max_new_tokens) == (None, 30)
+
+
+@pytest.mark.parametrize(
+    ("given", "top_k", "top_p"),
+    [
+        ({"decoding": "top_k"}, 50, None),
+        ({"decoding": "top_k", "top_k": 5}, 5, None),
+        ({"decoding": "top_k", "top_p": 0.8}, 50, 0.8),
+        ({"decoding": "top_p"}, None, 0.9),
+        ({"decoding": "top_p", "top_k": 20}, 20, 0.9),
+        ({"decoding": "sample", "top_k": 20, "top_p": 0.8}, None, None),
+        ({"decoding": "beam_sample"}, None, None),
+        ({"decoding": "beam_sample", "top_k": 20}, 20, None),
+        ({"decoding": "top_k", "temperature": 0, "top_k": 5, "top_p": 0.8}, None, None),
+    ],
+)
+def test_filters_in_force(given: dict, top_k: int | None, top_p: float | None) -> None:
+    options = decoding_options(given)
+    assert (options.effective_top_k, options.effective_top_p) == (top_k, top_p)
+
+
+@pytest.mark.parametrize(
+    ("given", "unused"),
+    [
+        ({"decoding": "greedy", "top_p": 0.8, "num_beams": 3}, ["top_p", "num_beams"]),
+        ({"decoding": "greedy", "no_repeat_ngram": 2, "max_length": 9}, []),
+        ({"decoding": "beam", "temperature": 0.9}, ["temperature"]),
+        ({"decoding": "sample", "top_k": 4}, ["top_k"]),
+        ({"decoding": "top_p", "top_k": 4, "seed": 1}, []),
+        ({"decoding": "top_p", "early_stopping": "true"}, ["early_stopping"]),
+        ({"decoding": "top_p", "temperature": 0}, []),
+        ({"decoding": "top_p", "temperature": 0, "top_p": 0.5}, ["top_p"]),
+        ({"decoding": "beam_sample", "num_beams": 4, "top_k": 3}, []),
+    ],
+)
+def test_controls_that_the_strategy_has_no_use_for(given: dict, unused: list[str]) -> None:
+    assert unused_options(given, decoding_options(given)) == unused
+
+
+@pytest.mark.parametrize(
+    ("given", "option"),
+    [
+        ({"fp16": True, "bf16": True}, "fp16"),
+        ({"resume": True, "overwrite": True}, "resume"),
+        ({"from_scratch": True, "n_embd": 100, "n_head": 3}, "n_embd"),
+        ({"from_scratch": True, "block_size": 600}, "block_size"),
+    ],
+)
+def test_training_contradictions(given: dict, option: str) -> None:
+    with pytest.raises(UserError) as caught:
+        TrainingOptions(**given)
+    assert caught.value.option == option

@@ -1,0 +1,194 @@
+"""Every script from its command line to the files and texts it leaves."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import finetune_gpt2
+import generate_from_finetuned
+import gpt2_text_generation
+import text_generation_demo
+
+ROOT = Path(__file__).parent.parent
+
+Capture = pytest.CaptureFixture[str]
+
+
+def words(model_dir: Path, *rest: str) -> list[str]:
+    return ["--model_path", str(model_dir), "--prompt", "The fox", "--max_new_tokens", "12", *rest]
+
+
+def training_words(text_file: Path, model_dir: Path, output_dir: Path, *rest: str) -> list[str]:
+    return [
+        "--train_file", str(text_file), "--model_name", str(model_dir), "--output_dir", str(output_dir),
+        "--block_size", "16", "--max_steps", "3", "--batch-size", "2", *rest,
+    ]  # fmt: skip
+
+
+def test_train_then_generate(text_file: Path, model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+    output_dir = tmp_path / "mine"
+    assert finetune_gpt2.main(training_words(text_file, model_dir, output_dir)) == 0
+    assert capsys.readouterr().out == ""
+    assert generate_from_finetuned.main(words(output_dir, "--seed", "1")) == 0
+    out, err = capsys.readouterr()
+    assert out.count("The fox") == 3
+    assert [line for line in err.splitlines() if line] == [f"--- text {n} of 3 ---" for n in (1, 2, 3)]
+
+
+def test_samples_after_training(text_file: Path, model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+    samples = ["--generate_samples", "--num_samples", "2", "--prompt", "The owl"]
+    # 200 tokens are over the 64 positions of the tiny model: samples take what there is.
+    assert finetune_gpt2.main(training_words(text_file, model_dir, tmp_path / "mine", *samples)) == 0
+    assert capsys.readouterr().out.count("The owl") == 2
+
+
+def test_from_scratch(text_file: Path, tmp_path: Path, capsys: Capture) -> None:
+    shape = ["--vocab_size", "280", "--n_layer", "1", "--n_embd", "16", "--n_head", "2", "--n_positions", "32"]
+    command = ["--train_file", str(text_file), "--output_dir", str(tmp_path / "new"), "--block_size", "16"]
+    assert finetune_gpt2.main([*command, "--from_scratch", *shape, "--max_steps", "2"]) == 0
+    assert generate_from_finetuned.main(words(tmp_path / "new", "--decoding", "greedy")) == 0
+    assert capsys.readouterr().out.startswith("The fox")
+
+
+@pytest.mark.parametrize("decoding", ["greedy", "beam", "sample", "top_k", "top_p", "beam_sample"])
+def test_one_text_stands_alone_on_stdout(model_dir: Path, decoding: str, capsys: Capture) -> None:
+    command = words(model_dir, "--decoding", decoding, "--num_sequences", "1")
+    assert generate_from_finetuned.main(command) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("The fox")
+    assert out.endswith("\n")
+    assert "seed" in err or decoding in ("greedy", "beam")
+
+
+def test_the_seed_that_is_said_gives_the_same_texts_again(model_dir: Path, capsys: Capture) -> None:
+    generate_from_finetuned.main(words(model_dir, "--temperature", "1"))
+    out, err = capsys.readouterr()
+    seed = err.split("--seed ")[1].split()[0]
+    generate_from_finetuned.main(words(model_dir, "--temperature", "1", "--seed", seed))
+    assert capsys.readouterr().out == out
+
+
+def test_flags_of_no_use_are_said(model_dir: Path, capsys: Capture) -> None:
+    command = words(model_dir, "--decoding", "greedy", "--top_p", "0.5", "--num-beams", "4")
+    assert generate_from_finetuned.main(command) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "--top_p is not used: --decoding greedy has no use for it",
+        "--num_beams is not used: --decoding greedy has no use for it",
+    ]
+
+
+def test_both_tasks_of_the_one_script(text_file: Path, model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+    output_dir = tmp_path / "both"
+    assert gpt2_text_generation.main(["--task", "train", *training_words(text_file, model_dir, output_dir)]) == 0
+    command = ["--task", "generate", "--model_name", str(output_dir), "--prompt", "The fox", "--max_length", "20"]
+    assert gpt2_text_generation.main(command) == 0
+    assert capsys.readouterr().out.startswith("The fox")
+
+
+def test_a_flag_of_the_other_task_is_said(model_dir: Path, capsys: Capture) -> None:
+    command = ["--task", "generate", "--model_name", str(model_dir), "--max_length", "20", "--epochs", "3"]
+    assert gpt2_text_generation.main(command) == 0
+    assert capsys.readouterr().err == "--epochs is not used: it does nothing in --task generate\n"
+
+
+def test_comparison_shows_every_strategy(model_dir: Path, capsys: Capture) -> None:
+    assert text_generation_demo.main(words(model_dir, "--compare", "--seed", "3")) == 0
+    out = capsys.readouterr().out
+    headings = [line.split(":")[0] for line in out.splitlines() if line.startswith("=== ")]
+    assert headings == [
+        "=== greedy", "=== beam, 5 beams", "=== beam, 5 beams, no 2-gram twice", "=== sample", "=== top_k",
+        "=== top_p", "=== top_p, 3 texts",
+    ]  # fmt: skip
+    assert out.count("The fox") == 9
+
+
+def test_prompts_from_a_pipe(model_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("The fox\n\nThe owl\n"))
+    command = ["--model_path", str(model_dir), "--decoding", "greedy", "--max_new_tokens", "5"]
+    assert text_generation_demo.main(command) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("The fox")
+    assert "\nThe owl" in out
+
+
+# --- likely mistakes ------------------------------------------------------------------------------------------
+
+
+def test_mistakes_end_in_one_line_and_exit_code_2(
+    text_file: Path, model_dir: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "diary.txt").write_text("mine")
+    binary = tmp_path / "binary.txt"
+    binary.write_bytes(b"PK\0\1")
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes("Ein Märchen".encode("latin-1"))
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    out = tmp_path / "never"
+
+    def train(file: Path, *rest: str, output_dir: Path = out) -> tuple[object, list[str]]:
+        return finetune_gpt2, training_words(file, model_dir, output_dir, *rest)
+
+    mistakes = {
+        "is a directory": train(tmp_path),
+        "does not exist": train(tmp_path / "no.txt"),
+        "holds no text (0 bytes)": train(empty),
+        "is a binary file: byte 2 is zero": train(binary),
+        "is not UTF-8: byte 5": train(latin),
+        "--block_size 65 is over the 64 positions": train(text_file, "--block_size", "65"),
+        "is not empty": train(text_file, output_dir=full),
+        "--validation_split 1.5 is out of range": train(text_file, "--validation_split", "1.5"),
+        "--fp16 and --bf16 contradict": train(text_file, "--fp16", "--bf16"),
+        "holds no model: config.json is missing, found diary.txt": (generate_from_finetuned, words(full)),
+        "nowhere/at/all does not exist": (generate_from_finetuned, words(Path("nowhere/at/all"))),
+        "--num_sequences 2 asked for, but greedy gives 1": (
+            generate_from_finetuned, words(model_dir, "--decoding", "greedy", "--num_sequences", "2"),
+        ),
+        "--num_sequences 6 is more than --num_beams 5": (
+            generate_from_finetuned, words(model_dir, "--decoding", "beam", "--num_sequences", "6"),
+        ),
+        "--max_new_tokens 12 and --max_length 30 contradict": (
+            generate_from_finetuned, words(model_dir, "--max_length", "30"),
+        ),
+        "--device cuda:99 asked for": (generate_from_finetuned, words(model_dir, "--device", "cuda:99")),
+        "--task is required": (gpt2_text_generation, []),
+        "give one of the two": (text_generation_demo, words(model_dir, "--model_name", "gpt2")),
+        "--model_name gpt2-tiny (bundled, works offline)": (gpt2_text_generation, ["--task", "generate"]),
+    }  # fmt: skip
+    for message, (script, command) in mistakes.items():
+        assert script.main(command) == 2, message  # type: ignore[attr-defined]
+        stdout, stderr = capsys.readouterr()
+        assert stdout == ""
+        last = stderr.splitlines()[-1]
+        assert message in last
+        assert last.startswith(f"{script.__name__}.py: error: ")  # type: ignore[attr-defined]
+        assert "Traceback" not in stderr
+    assert not out.exists()
+    assert [path.name for path in full.iterdir()] == ["diary.txt"]
+
+
+def test_a_reader_that_closes_the_pipe_is_no_error(model_dir: Path) -> None:
+    command = (
+        f"{sys.executable} generate_from_finetuned.py --model_path {model_dir} --max_length 60 --seed 1 | head -c 1"
+    )
+    script = f"{command}; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0
+    assert "error" not in result.stderr
+    assert len(result.stdout) == 1
+
+
+def test_utf8_whatever_the_locale(model_dir: Path) -> None:
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "generate_from_finetuned.py", *words(model_dir, "--decoding", "greedy")]
+    command[command.index("The fox")] = "Märchen 猫"
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, env=environment, check=True)
+    assert result.stdout.decode("utf-8").startswith("Märchen 猫")

@@ -1,0 +1,254 @@
+"""Training runs end to end on tiny models: what they learn, what they leave, what they refuse."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gpt2tg.engine.checkpoints import numbered_checkpoints
+from gpt2tg.errors import RunError, UserError
+from gpt2tg.generation import load
+from gpt2tg.options import TrainingOptions, decoding_options
+from gpt2tg.training import finetune as module
+from gpt2tg.training.finetune import finetune
+
+
+def quick(text_file: Path, output_dir: Path, **settings: object) -> TrainingOptions:
+    """A run of a few seconds."""
+    defaults = dict(block_size=16, batch_size=2, max_steps=4, save_steps=2, learning_rate=1e-3, logging_steps=1)
+    return TrainingOptions(train_file=str(text_file), output_dir=str(output_dir), **{**defaults, **settings})
+
+
+def test_fine_tuned_model_is_the_same_to_transformers_and_to_us(
+    text_file: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    outcome = finetune(quick(text_file, tmp_path / "out"), str(model_dir))
+    text = "Two bells argued about the hour"
+    for directory in [outcome.output_dir, *numbered_checkpoints(outcome.output_dir)]:
+        theirs = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        ours = load(str(directory))
+        ids = ours.tokenizer.encode(text)
+        assert tokenizer(text)["input_ids"] == ids
+        assert tokenizer.eos_token_id == theirs.generation_config.eos_token_id == ours.tokenizer.end_id
+        with torch.no_grad():
+            expected = theirs(torch.tensor([ids])).logits[0, -1]
+        torch.testing.assert_close(ours.model.context(64).start([ids])[0], expected, atol=1e-4, rtol=0)
+
+
+def test_what_a_run_leaves(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+    outcome = finetune(quick(text_file, tmp_path / "out"), str(model_dir))
+    files = {path.name for path in outcome.output_dir.iterdir()}
+    assert files == {
+        "checkpoint-2", "checkpoint-4", "config.json", "generation_config.json", "model.safetensors", "run.json",
+        "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    run = json.loads((outcome.output_dir / "run.json").read_text())
+    assert run["model_name"] == str(model_dir)
+    assert run["options"]["max_steps"] == 4
+    assert run["outcome"]["steps"] == outcome.steps == 4
+    assert json.loads((outcome.output_dir / "config.json").read_text())["use_cache"] is True
+
+
+def test_validation_loss_is_the_mean_over_tokens(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+    """The last block is short: a mean over batches would weigh its few tokens like a full block."""
+    options = quick(text_file, tmp_path / "out", validation_file=str(text_file), max_steps=1, block_size=18)
+    outcome = finetune(options, str(model_dir))
+    ours = load(str(model_dir))
+    stream: list[int] = []
+    for line in text_file.read_text().splitlines():
+        stream += [*ours.tokenizer.encode(line), ours.tokenizer.end_id]
+    model = AutoModelForCausalLM.from_pretrained(model_dir, local_files_only=True).eval()
+    total = tokens = 0.0
+    for start in range(0, len(stream), 18):
+        block = torch.tensor([stream[start : start + 18]])
+        with torch.no_grad():
+            logprobs = model(block).logits[0, :-1].log_softmax(dim=-1)
+        total -= logprobs.gather(1, block[0, 1:, None]).sum().item()
+        tokens += block.shape[1] - 1
+    assert 1 < len(stream) % 18 < 17
+    assert outcome.loss_before == pytest.approx(total / tokens, abs=1e-4)
+
+
+def test_a_rest_of_one_token_breaks_no_loss(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+    """A block of a single token has no loss to take a mean of: it once gave NaN."""
+    tokens = sum(len(load(str(model_dir)).tokenizer.encode(line)) + 1 for line in text_file.read_text().splitlines())
+    block_size = next(size for size in range(8, 60) if tokens % size == 1)
+    options = quick(text_file, tmp_path / "out", validation_file=str(text_file), batch_size=1, block_size=block_size)
+    outcome = finetune(replace(options, max_steps=None, epochs=1.0), str(model_dir))
+    assert outcome.loss_after is not None
+    assert math.isfinite(outcome.loss_after)
+
+
+def test_end_of_text_is_learned(tmp_path: Path, tokenizer: object) -> None:
+    """Three lines by heart: after each the model must stop, though padding has the id of the end token."""
+    lines = ["The owl sold silence.", "A fox counted stars.", "Two bells argued."]
+    text = tmp_path / "three.txt"
+    text.write_text("\n".join(random.Random(0).choices(lines, k=60)) + "\n")
+    options = TrainingOptions(
+        train_file=str(text), output_dir=str(tmp_path / "out"), validation_split=0, from_scratch=True, vocab_size=270,
+        n_layer=2, n_embd=64, n_head=2, n_positions=64, block_size=24, batch_size=3, max_steps=120, dropout=0.0,
+        learning_rate=3e-3, logging_steps=50,
+    )  # fmt: skip
+    generator = load(str(finetune(options).output_dir))
+    for line in lines:
+        start = line[: line.index(" ")]
+        (sample,) = generator.generate(start, decoding_options({"decoding": "greedy", "max_new_tokens": 40}))
+        assert sample.text == line
+        assert sample.finish_reason == "eos"
+
+
+def test_padding_reaches_no_gradient(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+    """The last block is short: one training step must not depend on what it is padded with."""
+    from gpt2tg.training.data import collate
+
+    model = AutoModelForCausalLM.from_pretrained(model_dir, local_files_only=True).eval()
+    gradients = []
+    for pad in (0, 7):
+        batch = collate(8, pad)([{"input_ids": [5, 6, 7, 8, 9, 10, 11, 12]}, {"input_ids": [3, 4, 0]}])
+        model.zero_grad()
+        model(**batch).loss.backward()
+        gradients.append(model.transformer.h[0].attn.c_attn.weight.grad.clone())
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_same_seed_same_weights_and_other_seed_others(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+    def weights(seed: int, name: str) -> bytes:
+        outcome = finetune(quick(text_file, tmp_path / name, seed=seed, validation_split=0), str(model_dir))
+        return (outcome.output_dir / "model.safetensors").read_bytes()
+
+    first = weights(1, "a")
+    assert weights(1, "b") == first
+    assert weights(2, "c") != first
+
+
+def test_resumed_run_reaches_the_weights_of_the_uninterrupted_one(
+    text_file: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    straight = finetune(quick(text_file, tmp_path / "straight", max_steps=6), str(model_dir))
+    broken = tmp_path / "broken"
+    finetune(quick(text_file, broken, max_steps=6), str(model_dir))
+    for name in ("checkpoint-4", "checkpoint-6"):
+        for path in (broken / name).iterdir():
+            path.unlink()
+        (broken / name).rmdir()
+    resumed = finetune(quick(text_file, broken, max_steps=6, resume=True), str(model_dir))
+    assert resumed.steps == 6
+    name = "model.safetensors"
+    assert (resumed.output_dir / name).read_bytes() == (straight.output_dir / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"bf16": True}, {"gradient_checkpointing": True}, {"gradient_accumulation_steps": 2}, {"examples": "file"}],
+    ids=str,
+)
+def test_ways_to_train_lower_the_loss(text_file: Path, model_dir: Path, tmp_path: Path, settings: dict) -> None:
+    options = quick(text_file, tmp_path / "out", validation_file=str(text_file), max_steps=20, **settings)
+    outcome = finetune(options, str(model_dir))
+    assert outcome.loss_before is not None
+    assert outcome.loss_after is not None
+    assert outcome.loss_after < outcome.loss_before - 0.5
+
+
+def test_fp16_without_a_gpu_is_said_and_trains_in_fp32(
+    text_file: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA GPU: fp16 needs no falling back")
+    finetune(quick(text_file, tmp_path / "out", fp16=True), str(model_dir))
+    assert "--fp16 needs a CUDA GPU and there is none: training in fp32" in capsys.readouterr().err
+
+
+def test_log_says_loss_learning_rate_speed_and_perplexity(
+    text_file: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = finetune(quick(text_file, tmp_path / "out"), str(model_dir))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "6 examples is little" in err
+    assert err.count("tokens/s") == 4
+    assert "learning rate" in err
+    assert "before training: validation loss" in err
+    assert f"perplexity {math.exp(outcome.loss_before or 0):.2f} before" in err
+    assert f"{math.exp(outcome.loss_after or 0):.2f} after" in err
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_saves_nothing(
+    text_file: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match="the loss is nan at step"):
+        finetune(quick(text_file, tmp_path / "out", learning_rate=1e30, max_steps=8, save_steps=100), str(model_dir))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"run.json"}
+
+
+def test_untouched_dropout_and_given_dropout(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+    def dropout(**settings: object) -> float:
+        outcome = finetune(quick(text_file, tmp_path / f"out{len(settings)}", **settings), str(model_dir))
+        return json.loads((outcome.output_dir / "config.json").read_text())["resid_pdrop"]
+
+    assert dropout() == 0.1
+    assert dropout(dropout=0.25) == 0.25
+
+
+# --- what is refused, before anything is written -------------------------------------------------------------
+
+
+def test_a_directory_that_holds_anything_is_refused_and_left_alone(
+    text_file: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "diary.txt").write_text("mine")
+    for settings in ({}, {"overwrite": True}):
+        with pytest.raises(UserError):
+            finetune(quick(text_file, tmp_path, **settings), str(model_dir))
+    assert [path.name for path in tmp_path.iterdir()] == ["diary.txt"]
+
+
+def test_overwrite_takes_out_what_a_run_left_and_nothing_else(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+    output_dir = tmp_path / "out"
+    finetune(quick(text_file, output_dir), str(model_dir))
+    (output_dir / "diary.txt").write_text("mine")
+    (output_dir / "checkpoint-of-mine").mkdir()
+    finetune(quick(text_file, output_dir, max_steps=1, save_steps=1, overwrite=True), str(model_dir))
+    assert (output_dir / "diary.txt").read_text() == "mine"
+    assert (output_dir / "checkpoint-of-mine").is_dir()
+    assert [path.name for path in numbered_checkpoints(output_dir)] == ["checkpoint-1"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "option", "message"),
+    [
+        ({"block_size": 65}, "block_size", "65 is over the 64 positions"),
+        ({"train_file": None}, "train_file", "is required"),
+        ({"train_file": "/nowhere/at/all.txt"}, "train_file", "does not exist"),
+        ({"validation_file": "/nowhere/at/all.txt"}, "validation_file", "does not exist"),
+        ({"resume": True}, "resume", "found no checkpoint-N"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    text_file: Path, model_dir: Path, tmp_path: Path, settings: dict, option: str, message: str
+) -> None:
+    output_dir = tmp_path / "out"
+    given = {"train_file": str(text_file), "output_dir": str(output_dir), "block_size": 16, **settings}
+    with pytest.raises(UserError, match=message) as caught:
+        finetune(TrainingOptions(**given), str(model_dir))
+    assert caught.value.option == option
+    assert not output_dir.exists()
+
+
+def test_a_full_disk_is_said_with_its_cause(
+    text_file: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.LanguageTrainer, "_save_checkpoint", full)
+    with pytest.raises(RunError, match="No space left on device"):
+        finetune(quick(text_file, tmp_path / "out"), str(model_dir))
