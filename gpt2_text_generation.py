@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Train and generate with one script: --task train makes a model from a text file, --task generate writes with one."""
+"""Everything with one script: --task train makes a model from a text file, --task generate writes with it, and
+--task evaluate measures how well it knows another text."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from gpt2tg.options import (
     ALL_IN_ONE_DEFAULTS,
     DecodingOptions,
     DeviceOptions,
+    EvaluationOptions,
     ModelNameOptions,
     PromptOptions,
     TaskOptions,
@@ -25,33 +27,37 @@ examples:
   python gpt2_text_generation.py --task generate --model_name gpt2-tiny --prompt "The dragon"
   python gpt2_text_generation.py --task train --model_name gpt2-tiny --train_file my.txt
   python gpt2_text_generation.py --task generate --model_name ./trained_model --decoding top_p --num_sequences 3
+  python gpt2_text_generation.py --task evaluate --model_name ./trained_model --eval_file other.txt
 """
 
 # The options of each task; a flag of the other task alone is said to be of no use.
 TASKS: dict[str, tuple[type, ...]] = {
     "train": (ModelNameOptions, TrainingOptions),
     "generate": (ModelNameOptions, DeviceOptions, DecodingOptions, PromptOptions),
+    "evaluate": (ModelNameOptions, DeviceOptions, EvaluationOptions),
 }
 
 
 def parser() -> cli.Parser:
     """The flags of this script: those of both tasks."""
     script = cli.Parser(prog="gpt2_text_generation.py", description=__doc__, examples=EXAMPLES)
-    for options in (TaskOptions, *TASKS["generate"], *TASKS["train"]):
+    for options in (TaskOptions, *TASKS["generate"], *TASKS["train"], *TASKS["evaluate"]):
         script.add_options(options, **ALL_IN_ONE_DEFAULTS)
     return script
 
 
 def run_task(given: dict[str, Any]) -> None:
-    """Train or generate, as --task says."""
+    """Train, generate or evaluate, as --task says."""
     task = cli.pick(TaskOptions, given).task
     if task is None:
-        raise UserError("is required: train or generate", "task")
+        raise UserError("is required: train, generate or evaluate", "task")
     own = {name for options in (TaskOptions, *TASKS[task]) for name in only(options, given)}
     for name in given.keys() - own - {"debug"}:
         cli.notice(f"--{name} is not used: it does nothing in --task {task}")
     if task == "train":
         commands.train(given, **ALL_IN_ONE_DEFAULTS)
+    elif task == "evaluate":
+        commands.evaluate(given)
     else:
         name = cli.pick(ModelNameOptions, given).model_name
         commands.generate(given, name, "model_name", **ALL_IN_ONE_DEFAULTS)

@@ -31,6 +31,7 @@ GROUPS = {
     "run": "output directory and log",
     "samples": "samples after training",
     "from scratch": "training from scratch",
+    "evaluation": "evaluation",
 }
 
 MODEL_TABLE = """\

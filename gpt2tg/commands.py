@@ -13,6 +13,7 @@ from gpt2tg.options import (
     FROM_SCRATCH_FLAGS,
     DecodingOptions,
     DeviceOptions,
+    EvaluationOptions,
     ModelNameOptions,
     PromptOptions,
     TrainingOptions,
@@ -68,6 +69,21 @@ def generate(given: dict[str, Any], name: str | None, option: str, **defaults: A
     from gpt2tg.generation import load
 
     _print_texts(load(name, device, option), prompt, with_seed(decoding))
+
+
+def evaluate(given: dict[str, Any]) -> None:
+    """Measure a model on a text; the figures go to stdout."""
+    options = pick(EvaluationOptions, given)
+    device = pick(DeviceOptions, given).device
+
+    from gpt2tg.generation import choose_device
+    from gpt2tg.training.evaluate import evaluate as measure
+
+    found = measure(pick(ModelNameOptions, given).model_name, options, choose_device(device))
+    print(f"tokens {found.tokens}")
+    print(f"loss {found.loss:.4f}")
+    print(f"perplexity {found.perplexity:.2f}")
+    print(f"bits per byte {found.bits_per_byte:.4f}")
 
 
 def settle_decoding(given: dict[str, Any], **defaults: Any) -> DecodingOptions:

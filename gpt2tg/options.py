@@ -286,7 +286,11 @@ class TaskOptions:
     """What gpt2_text_generation.py is to do."""
 
     task: str | None = option(
-        None, "what to do", group="task", choices=("train", "generate"), shown_default="none, it is required"
+        None,
+        "what to do",
+        group="task",
+        choices=("train", "generate", "evaluate"),
+        shown_default="none, it is required",
     )
 
     def __post_init__(self) -> None:
@@ -386,6 +390,25 @@ class TrainingOptions:
                 "lower it, or raise --n_positions",
                 "block_size",
             )
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How well a model knows a text."""
+
+    eval_file: str | None = option(None, "the text to measure on, UTF-8", group="evaluation", metavar="FILE")
+    stride: int | None = option(
+        None,
+        "tokens between one window of context and the next; fewer is slower and fairer",
+        group="evaluation",
+        low=1,
+        shown_default="half the positions",
+    )
+    examples: str = option("line", "see above", group="data", choices=("line", "paragraph", "file"))
+    batch_size: int = option(4, "see above", group="training", low=1)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 # Flags that shape a new model: they mean nothing when an existing one is fine-tuned.

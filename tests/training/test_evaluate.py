@@ -1,0 +1,68 @@
+"""Measuring a model, against a plain computation over every token."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2LMHeadModel
+
+import gpt2_text_generation
+from gpt2tg.errors import UserError
+from gpt2tg.generation import load
+from gpt2tg.options import EvaluationOptions
+from gpt2tg.training.evaluate import evaluate, windows
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("length", "positions", "stride"), [(10, 4, 2), (10, 4, 1), (11, 4, 3), (3, 8, 4), (9, 8, 1)])
+def test_every_token_but_the_first_is_counted_once(length: int, positions: int, stride: int) -> None:
+    counted: list[int] = []
+    for start, end, first in windows(length, positions, stride):
+        assert end - start <= positions
+        assert start < first
+        counted += range(first, end)
+    assert counted == list(range(1, length))
+
+
+@pytest.mark.parametrize("stride", [8, 32, 63])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_loss_is_that_of_each_token_after_its_context(
+    text_file: Path, model_dir: Path, reference: GPT2LMHeadModel, stride: int, batch_size: int
+) -> None:
+    options = EvaluationOptions(eval_file=str(text_file), stride=stride, examples="file", batch_size=batch_size)
+    found = evaluate(str(model_dir), options, CPU)
+    text = text_file.read_text(encoding="utf-8")
+    tokenizer = load(str(model_dir)).tokenizer
+    ids = [*tokenizer.encode(text), tokenizer.end_id]
+    total, start = 0.0, 0
+    for position in range(1, len(ids)):
+        if position >= start + 64:
+            start += stride
+        with torch.no_grad():
+            logprobs = reference(torch.tensor([ids[start:position]])).logits[0, -1].log_softmax(dim=0)
+        total -= logprobs[ids[position]].item()
+    assert found.tokens == len(ids) - 1
+    assert found.loss == pytest.approx(total / found.tokens, abs=1e-4)
+    assert found.perplexity == pytest.approx(math.exp(total / found.tokens), rel=1e-3)
+    assert found.bits_per_byte == pytest.approx(total / math.log(2) / len(text.encode()), rel=1e-4)
+
+
+def test_the_task_prints_its_figures(text_file: Path, model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--task", "evaluate", "--model_name", str(model_dir), "--eval_file", str(text_file), "--device", "cpu"]
+    assert gpt2_text_generation.main(command) == 0
+    names = [line.rpartition(" ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == ["tokens", "loss", "perplexity", "bits per byte"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "option"),
+    [({"eval_file": None}, "eval_file"), ({"stride": 64}, "stride"), ({"eval_file": "no"}, "eval_file")],
+)
+def test_what_is_refused(text_file: Path, model_dir: Path, settings: dict, option: str) -> None:
+    with pytest.raises(UserError) as caught:
+        evaluate(str(model_dir), EvaluationOptions(**{"eval_file": str(text_file), **settings}), CPU)
+    assert caught.value.option == option
