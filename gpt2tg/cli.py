@@ -25,8 +25,11 @@ GROUPS = {
     "task": "task",
     "model": "model",
     "data": "data",
+    "prompts": "prompts and output",
     "decoding": "decoding",
-    "output": "text",
+    "beams": "beams",
+    "repetition": "repetition and words",
+    "output": "length and end of the texts",
     "training": "training",
     "run": "output directory and log",
     "samples": "samples after training",
@@ -90,6 +93,8 @@ class Parser(argparse.ArgumentParser):
                 settings["help"] = f"{', '.join(rule['choices'])}: " + settings["help"]
         else:
             settings["metavar"] = rule["metavar"] or {int: "N", float: "X"}.get(kind, "TEXT")
+        if kind is tuple:
+            settings.update(type=str, nargs="+", action="extend")
         if rule["flag_value"] is not None:
             settings.update(nargs="?", const=rule["flag_value"])
         group.add_argument(f"--{field.name}", **settings)
@@ -109,7 +114,7 @@ class Parser(argparse.ArgumentParser):
         namespace, unknown = self.parse_known_args(words)
         if unknown:
             raise UserError(f"unrecognized argument {unknown[0]}{self._nearest(unknown[0])}")
-        return vars(namespace)
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(namespace).items()}
 
     def _nearest(self, word: str) -> str:
         if not word.startswith("--"):

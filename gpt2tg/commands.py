@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpt2tg.cli import notice, pick
 from gpt2tg.errors import UserError
@@ -22,9 +21,6 @@ from gpt2tg.options import (
     unused_options,
 )
 
-if TYPE_CHECKING:
-    from gpt2tg.generation import Generator
-
 
 def train(given: dict[str, Any], **defaults: Any) -> None:
     """Fine-tune as the flags say, and write samples if they ask for some."""
@@ -35,10 +31,9 @@ def train(given: dict[str, Any], **defaults: Any) -> None:
     for name in () if options.from_scratch else FROM_SCRATCH_FLAGS:
         if name in given:
             notice(f"--{name} is not used: it shapes a new model, which only --from_scratch makes")
-    if not options.generate_samples:
-        for name in ("prompt", "num_samples"):
-            if name in given:
-                notice(f"--{name} is not used: samples are written with --generate_samples only")
+    for name, why in _without_effect(options).items():
+        if name in given:
+            notice(f"--{name} is not used: {why}")
 
     from gpt2tg.training.finetune import finetune
 
@@ -47,15 +42,34 @@ def train(given: dict[str, Any], **defaults: Any) -> None:
         _write_samples(options)
 
 
+def _without_effect(options: TrainingOptions) -> dict[str, str]:
+    """Flags that the others leave without effect, and why."""
+    found = {}
+    if not options.generate_samples:
+        found |= dict.fromkeys(("prompt", "num_samples"), "samples are written with --generate_samples only")
+    if options.validation_file:
+        found["validation_split"] = "--validation_file is what is measured on"
+    if options.max_steps:
+        found["epochs"] = "--max_steps decides when training ends"
+    if options.lr_scheduler_type == "constant":
+        found["warmup_steps"] = "--lr_scheduler_type constant has no warm-up, constant_with_warmup has"
+    return found
+
+
 def _write_samples(options: TrainingOptions) -> None:
     from gpt2tg.generation import load
+    from gpt2tg.prompts import Prompt
+    from gpt2tg.writing import plan_jobs, write_all
 
+    generator = load(options.output_dir)
     decoding = DecodingOptions(num_sequences=options.num_samples, seed=options.seed)
-    _print_texts(load(options.output_dir), options.prompt, decoding)
+    write_all(
+        generator, plan_jobs(generator, [Prompt(options.prompt)], decoding, None, notice), PromptOptions(), None, notice
+    )
 
 
 def generate(given: dict[str, Any], name: str | None, option: str, **defaults: Any) -> None:
-    """Continue the prompt as the flags say; the texts go to stdout.
+    """Continue the prompts as the flags say.
 
     Args:
         name: the model, as written after the flag `option`.
@@ -63,12 +77,23 @@ def generate(given: dict[str, Any], name: str | None, option: str, **defaults: A
     if not name:
         raise UserError("is required: give the directory of a fine-tuned model", option)
     decoding = settle_decoding(given, **defaults)
-    prompt = pick(PromptOptions, given).prompt
+    where = pick(PromptOptions, given)
     device = pick(DeviceOptions, given).device
 
     from gpt2tg.generation import load
+    from gpt2tg.prompts import read_prompts
+    from gpt2tg.sinks import check_output, earlier_run
+    from gpt2tg.writing import plan_jobs, write_all, write_one
 
-    _print_texts(load(name, device, option), prompt, with_seed(decoding))
+    check_output(where)
+    prompts = read_prompts(where)
+    earlier = earlier_run(where)
+    generator = load(name, device, option)
+    jobs = plan_jobs(generator, prompts, decoding, earlier, notice)
+    if len(jobs) == 1 and jobs[0].options.draws == 1 and where.output is None and where.format == "text":
+        write_one(generator, jobs[0], writer())
+    else:
+        write_all(generator, jobs, where, earlier, notice)
 
 
 def evaluate(given: dict[str, Any]) -> None:
@@ -99,38 +124,6 @@ def settle_decoding(given: dict[str, Any], **defaults: Any) -> DecodingOptions:
     return options
 
 
-def with_seed(options: DecodingOptions) -> DecodingOptions:
-    """Choose and say a seed where one is needed and none was given, so that the texts can be had again."""
-    if options.seed is not None or not options.strategy.samples:
-        return options
-    from gpt2tg.generation import new_seed
-
-    seed = new_seed()
-    notice(f"seed {seed}: the same texts again with --seed {seed}")
-    return replace(options, seed=seed)
-
-
-def _print_texts(generator: Generator, prompt: str, options: DecodingOptions) -> None:
-    """Texts to stdout, a blank line between them; their numbers to stderr, so that a file holds the texts alone."""
-    if options.num_sequences == 1:
-        _stream_text(generator, prompt, options)
-        return
-    for number, sample in enumerate(generator.generate(prompt, options), start=1):
-        notice(f"--- text {number} of {options.num_sequences} ---")
-        print(sample.text + "\n", flush=True)
-
-
-def _stream_text(generator: Generator, prompt: str, options: DecodingOptions) -> None:
-    """The one text, piece by piece as it is written."""
-    chunks = generator.stream(prompt, options)
-    first = next(chunks)  # what is refused is refused here, before anything stands on stdout
-    write = writer()
-    write(prompt + first.text)
-    for chunk in chunks:
-        write(chunk.text)
-    write("\n")
-
-
 def writer() -> Callable[[str], None]:
     """Writes to stdout and shows it at once."""
 
@@ -144,12 +137,14 @@ def writer() -> Callable[[str], None]:
 def compare(given: dict[str, Any], name: str, option: str) -> None:
     """One prompt through every strategy, one after the other, on stdout."""
     from gpt2tg.comparison import compare_strategies
-    from gpt2tg.generation import load
+    from gpt2tg.generation import load, with_seed
 
     if "decoding" in given:
-        notice("--decoding is not used: --compare goes through all strategies")
-    decoding = with_seed(decoding_options(only(DecodingOptions, {**given, "decoding": DecodingOptions.decoding})))
+        notice("--decoding is not used: --compare goes through the strategies")
+    decoding = decoding_options(only(DecodingOptions, {**given, "decoding": DecodingOptions.decoding}))
     generator = load(name, pick(DeviceOptions, given).device, option)
+    decoding = with_seed(decoding)
+    notice(f"seed {decoding.seed}")
     compare_strategies(generator, pick(PromptOptions, given).prompt, decoding, writer())
 
 
@@ -158,6 +153,8 @@ def interactive(given: dict[str, Any], name: str, option: str) -> None:
     from gpt2tg.generation import load
     from gpt2tg.session import Session
 
+    if "prompt" in given:
+        notice("--prompt is not used: the session reads prompts, --compare takes one")
     decoding = settle_decoding(given, num_sequences=1)
     generator = load(name, pick(DeviceOptions, given).device, option)
     session = Session(generator, decoding, name, write=writer(), say=notice)

@@ -23,7 +23,7 @@ def strategies_to_compare(base: DecodingOptions) -> dict[str, DecodingOptions]:
         "sample": replace(one, decoding="sample"),
         "top_k": replace(one, decoding="top_k"),
         "top_p": replace(one, decoding="top_p"),
-        f"top_p, {base.num_sequences} texts": replace(base, decoding="top_p"),
+        f"top_p, {base.sequences} texts": replace(base, decoding="top_p", num_sequences=base.sequences),
     }
 
 

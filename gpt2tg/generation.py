@@ -5,17 +5,20 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 
-from gpt2tg.decoding import beam, filters, sampling
-from gpt2tg.decoding.interface import Filter, NotFiniteError
+from gpt2tg.decoding import beam, contrastive, sampling
+from gpt2tg.decoding.interface import NotFiniteError, Token
+from gpt2tg.decoding.stopping import Deadline, Endings, StopStrings, cut_at_stop
 from gpt2tg.engine.checkpoints import find_checkpoint, read_shape, read_weights
-from gpt2tg.engine.model import GPT2
-from gpt2tg.engine.tokenizer import TextStream, TextTokenizer, load_tokenizer
+from gpt2tg.engine.model import GPT2, Context
+from gpt2tg.engine.sliding import SlidingRows
+from gpt2tg.engine.tokenizer import TextTokenizer, load_tokenizer
 from gpt2tg.errors import RunError, UserError
+from gpt2tg.filtering import filter_chain
 from gpt2tg.options import DEFAULT_MAX_LENGTH, DecodingOptions
+from gpt2tg.streaming import VisibleText
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,19 @@ class Sample:
 
     prompt: str
     completion: str
+    prompt_index: int
+    index: int
+    """The number of the text among those of its prompt: the sample that was drawn, or the rank among beams."""
+    prompt_tokens: int
+    """Tokens of the prompt that the model read; fewer than it has where `overflow` truncated it."""
     ids: tuple[int, ...]
-    """New tokens, the one that ended the text included."""
+    """New tokens, those of the end included."""
     finish_reason: str
-    """`eos`, the model ended the text; `length`, there was no more room."""
+    """`eos`, the model ended the text; `length`, no more room; `stop`, a stop string; `time`, time was up."""
     logprob: float
     """Sum of the log-probabilities of the new tokens under the model itself, in nats."""
+    seed: int | None = None
+    """The seed of a drawn text."""
     ranking_score: float | None = None
     """What beam search ranks by: the filtered log-probability after the length penalty; None without beams."""
 
@@ -38,14 +48,37 @@ class Sample:
         """The prompt and what was written to it."""
         return self.prompt + self.completion
 
+    @property
+    def replay(self) -> str | None:
+        """What `--replay` takes to write this text again; None for a text that was not drawn."""
+        return None if self.seed is None else f"{self.seed}/{self.prompt_index}/{self.index}"
+
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a text while it is being written; the last one of each sample carries the finished sample."""
+    """A piece of a text while it is being written; the last one of each text carries the finished sample."""
 
+    prompt_index: int
     index: int
     text: str
     sample: Sample | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt, fitted to the model."""
+
+    prompt: str
+    index: int
+    """The number of the prompt in its run; part of what its texts are drawn from."""
+    ids: tuple[int, ...]
+    """The tokens to read."""
+    room: int
+    """How many new tokens there may be."""
+    dropped: int = 0
+    """Tokens of the prompt that were dropped on the left."""
+    first: int = 0
+    """The number of its first text; above 0 only when a later one is written again alone."""
 
 
 class Generator:
@@ -56,108 +89,238 @@ class Generator:
         self.tokenizer = tokenizer
 
     def generate(self, prompt: str, options: DecodingOptions) -> list[Sample]:
-        """Write `options.num_sequences` texts.
+        """Write texts to one prompt.
 
         Returns:
-            The samples: by index when drawn, the best first when searched by beams.
+            The samples: by index when drawn, the best first when searched by beams or chosen with `best_of`.
 
         Raises:
             UserError: the prompt leaves no room, or prompt and new tokens exceed the model's positions.
-            RunError: the model's logits are not finite.
+            RunError: the model's logits are not finite, or memory ran out.
         """
-        samples = {chunk.index: chunk.sample for chunk in self.stream(prompt, options) if chunk.sample}
-        return [samples[index] for index in sorted(samples)]
+        return self.generate_batch([self.fit(prompt, options)], options)[0]
+
+    def generate_batch(self, requests: Sequence[Request], options: DecodingOptions) -> list[list[Sample]]:
+        """Write texts to several prompts side by side. Returns the samples of each, as `generate` does."""
+        samples: dict[int, list[Sample]] = {request.index: [] for request in requests}
+        for chunk in self.stream_batch(requests, options):
+            if chunk.sample:
+                samples[chunk.prompt_index].append(chunk.sample)
+        return [_given(samples[request.index], options) for request in requests]
 
     def stream(self, prompt: str, options: DecodingOptions) -> Iterator[Chunk]:
         """Write as `generate` does, and give each piece of text as soon as its characters are whole.
 
-        The pieces of a sample, put together, are its completion. Beam search gives each text in one piece, since
-        until its end any of it may still change.
+        The pieces of a text, put together, are its completion. Beam search gives what all its beams agree on; what
+        it has still to decide comes with the finished text. With `best_of`, all texts drawn are streamed.
         """
-        options = replace(options, seed=options.seed if options.seed is not None else new_seed())
-        ids = self.encode(prompt)
-        room = self._room(ids, options)
+        return self.stream_batch([self.fit(prompt, options)], options)
+
+    def stream_batch(self, requests: Sequence[Request], options: DecodingOptions) -> Iterator[Chunk]:
+        """Stream texts to several prompts side by side; each chunk says which prompt and text it belongs to."""
+        options = with_seed(options)
         write = self._search if options.strategy.beams else self._decode
         try:
-            yield from write(prompt, ids, room, options)
+            yield from write(requests, options)
         except NotFiniteError as error:
             raise RunError(str(error)) from None
+        except torch.OutOfMemoryError:
+            raise RunError(
+                "out of memory: lower --batch_size, --num_sequences or --max_length, or use --device cpu"
+            ) from None
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a prompt. The empty prompt is the end-of-text token, after which texts begin."""
         return self.tokenizer.encode(prompt) or [self.tokenizer.end_id]
 
-    def _room(self, ids: Sequence[int], options: DecodingOptions) -> int:
-        """How many new tokens there may be.
+    def fit(self, prompt: str, options: DecodingOptions, index: int = 0) -> Request:
+        """Find the room that a prompt leaves, and treat one that leaves none as `options.overflow` says.
 
         Raises:
-            UserError: none, or more than the model has positions for.
+            UserError: no room; the message has the numbers.
         """
+        first = 0
+        if replayed := options.replayed():
+            _, index, first = replayed
+            if options.strategy.beams and first >= options.num_beams:
+                raise UserError(f"{options.replay}: there is no text {first} of {options.num_beams} beams", "replay")
+        ids = self.encode(prompt)
         positions = self.model.shape.n_positions
-        if options.max_new_tokens is not None:
-            if len(ids) + options.max_new_tokens > positions:
-                raise UserError(
-                    f"{options.max_new_tokens} after a prompt of {len(ids)} tokens is over the {positions} positions "
-                    f"of the model: use at most {max(positions - len(ids), 0)}, or a shorter prompt",
-                    "max_new_tokens",
-                )
-            return options.max_new_tokens
-        longest = options.max_length if options.max_length is not None else min(DEFAULT_MAX_LENGTH, positions)
-        if longest > positions:
+        room, option = self._room(len(ids), options), "max_new_tokens" if options.max_new_tokens else "max_length"
+        if options.min_new_tokens > room:
             raise UserError(
-                f"{longest} is over the {positions} positions of the model: use at most {positions}", "max_length"
+                f"{options.min_new_tokens} is more than the {room} new tokens there is room for", "min_new_tokens"
             )
-        if longest <= len(ids):
+        excess = len(ids) + room - positions
+        if excess <= 0 or options.overflow == "slide":
+            return Request(prompt, index, tuple(ids), room, first=first)
+        if options.overflow == "truncate" and room < positions:
+            return Request(prompt, index, tuple(ids[excess:]), room, dropped=excess, first=first)
+        raise UserError(
+            f"{getattr(options, option)}: a prompt of {len(ids)} tokens and {room} new ones are over the {positions} "
+            "positions of the model: ask for fewer, or use --overflow slide"
+            + (", or --overflow truncate" if room < positions else ""),
+            option,
+        )
+
+    def _room(self, prompt_tokens: int, options: DecodingOptions) -> int:
+        if options.max_new_tokens is not None:
+            return options.max_new_tokens
+        positions = self.model.shape.n_positions
+        longest = options.max_length if options.max_length is not None else min(DEFAULT_MAX_LENGTH, positions)
+        if longest <= prompt_tokens:
             raise UserError(
-                f"{longest} leaves no room for text after a prompt of {len(ids)} tokens: "
+                f"{longest} leaves no room for text after a prompt of {prompt_tokens} tokens: "
                 "raise it, or count new tokens alone with --max_new_tokens",
                 "max_length",
             )
-        return longest - len(ids)
+        return longest - prompt_tokens
 
-    def _decode(self, prompt: str, ids: list[int], room: int, options: DecodingOptions) -> Iterator[Chunk]:
-        count = options.num_sequences
-        texts = [TextStream(self.tokenizer) for _ in range(count)]
-        completions, new_ids, logprobs = [""] * count, [[] for _ in range(count)], [0.0] * count
-
-        def finish(sample: int, token: int) -> str | None:
-            if token in self._end_ids:
-                return "eos"
-            return "length" if len(new_ids[sample]) + 1 == room else None
-
-        choose = _choice(options)
-        rows = self.model.context(len(ids) + room)
-        for token in sampling.decode(rows, [ids], [0] * count, _filters(options), choose, finish):
-            index = token.sample
-            new_ids[index].append(token.id)
-            logprobs[index] += token.logprob
-            piece = "" if token.finish_reason == "eos" else texts[index].push(token.id)
+    def _decode(self, requests: Sequence[Request], options: DecodingOptions) -> Iterator[Chunk]:
+        """Texts that are written token by token: greedy, drawn, contrastive."""
+        owners = [owner for owner in range(len(requests)) for _ in range(options.draws)]
+        numbers = [request.first + number for request in requests for number in range(options.draws)]
+        visible = [VisibleText(self.tokenizer, options.stop, options.keep_stop) for _ in owners]
+        new_ids: list[list[int]] = [[] for _ in owners]
+        logprobs = [0.0] * len(owners)
+        for token in self._tokens(requests, owners, numbers, options):
+            sample, request = token.sample, requests[owners[token.sample]]
+            new_ids[sample].append(token.id)
+            logprobs[sample] += token.logprob
+            piece = "" if token.finish_reason == "eos" else visible[sample].push(token.id)
             if not token.finish_reason:
-                completions[index] += piece
                 if piece:
-                    yield Chunk(index, piece)
+                    yield Chunk(request.index, numbers[sample], piece)
                 continue
-            piece += texts[index].finish()
-            completions[index] += piece
-            sample = Sample(prompt, completions[index], tuple(new_ids[index]), token.finish_reason, logprobs[index])
-            yield Chunk(index, piece, sample)
-
-    def _search(self, prompt: str, ids: list[int], room: int, options: DecodingOptions) -> Iterator[Chunk]:
-        settings = beam.BeamSettings(options.num_beams, self._end_ids, options.early_stopping)
-        propose = _proposal(options)
-        rows = self.model.context(len(ids) + room)
-        (found,) = beam.beam_search(rows, [ids], [room], _filters(options), settings, [propose])
-        for index, text in enumerate(found[: options.num_sequences]):
-            written = text.ids[:-1] if text.finish_reason == "eos" else text.ids
-            completion = self.tokenizer.decode(list(written))
-            sample = Sample(
-                prompt, completion, text.ids, text.finish_reason or "length", text.logprob, text.ranking_score
+            piece += visible[sample].finish()
+            finished = Sample(
+                prompt=request.prompt,
+                completion=visible[sample].shown,
+                prompt_index=request.index,
+                index=numbers[sample],
+                prompt_tokens=len(request.ids),
+                ids=tuple(new_ids[sample]),
+                finish_reason=token.finish_reason,
+                logprob=logprobs[sample],
+                seed=options.seed if options.strategy.samples else None,
             )
-            yield Chunk(index, completion, sample)
+            yield Chunk(request.index, numbers[sample], piece, finished)
+
+    def _tokens(
+        self, requests: Sequence[Request], owners: Sequence[int], numbers: Sequence[int], options: DecodingOptions
+    ) -> Iterator[Token]:
+        prompts = [request.ids for request in requests]
+        filters = filter_chain(options, self.tokenizer, self._end_ids)
+        finish = self._endings(options, [requests[owner].room for owner in owners])
+        if options.decoding == "contrastive":
+            rows = self._rows(requests, options, keep_hidden=True)
+            top_k, alpha = options.effective_top_k or 1, options.penalty_alpha
+            return contrastive.contrastive_search(rows, prompts, filters, top_k, alpha, finish)
+        choose: sampling.Choose = sampling.most_probable
+        if options.strategy.samples:
+            seed = options.seed or 0
+            choose = sampling.Draw(
+                [
+                    sampling.stream(seed, requests[owner].index, number)
+                    for owner, number in zip(owners, numbers, strict=True)
+                ]
+            )
+        return sampling.decode(self._rows(requests, options), prompts, owners, filters, choose, finish)
+
+    def _search(self, requests: Sequence[Request], options: DecodingOptions) -> Iterator[Chunk]:
+        """Texts that are searched by beams."""
+        rooms = [request.room for request in requests]
+        settings = beam.BeamSettings(
+            num_beams=options.num_beams,
+            end_tokens=len(self._end_ids),
+            early_stopping=options.early_stopping,
+            length_penalty=options.length_penalty,
+            groups=options.groups,
+            diversity_penalty=options.diversity_penalty,
+        )
+        proposers = [
+            beam.DrawWithoutReplacement(sampling.stream(options.seed or 0, request.index, 0))
+            if options.strategy.samples
+            else beam.best
+            for request in requests
+        ]
+        searches = beam.beam_search(
+            self._rows(requests, options),
+            [request.ids for request in requests],
+            rooms,
+            filter_chain(options, self.tokenizer, self._end_ids),
+            settings,
+            proposers,
+            self._endings(options, rooms),
+        )
+        visible = [VisibleText(self.tokenizer, options.stop, options.keep_stop) for _ in requests]
+        for position, search in searches:
+            request, best = requests[position], visible[position]
+            if not search.is_over:
+                piece = "".join(best.push(token) for token in search.agreed[best.count :])
+                if piece:
+                    yield Chunk(request.index, request.first, piece)
+                continue
+            for rank, text in list(enumerate(search.finished))[request.first :][: options.sequences]:
+                sample = self._beam_sample(request, rank, text, options)
+                shown = len(best.shown) if rank == request.first else 0
+                yield Chunk(request.index, rank, sample.completion[shown:], sample)
+
+    def _beam_sample(self, request: Request, rank: int, text: beam.Hypothesis, options: DecodingOptions) -> Sample:
+        written = text.ids[:-1] if text.finish_reason == "eos" else text.ids
+        return Sample(
+            prompt=request.prompt,
+            completion=cut_at_stop(self.tokenizer.decode(list(written)), options.stop, options.keep_stop),
+            prompt_index=request.index,
+            index=rank,
+            prompt_tokens=len(request.ids),
+            ids=text.ids,
+            finish_reason=text.finish_reason or "length",
+            logprob=text.logprob,
+            seed=options.seed if options.strategy.samples else None,
+            ranking_score=text.ranking_score,
+        )
+
+    def _rows(
+        self, requests: Sequence[Request], options: DecodingOptions, keep_hidden: bool = False
+    ) -> Context | SlidingRows:
+        longest = max(len(request.ids) + request.room for request in requests)
+        if longest <= self.model.shape.n_positions:
+            return self.model.context(longest, keep_hidden)
+        return SlidingRows(self.model, keep_hidden)
+
+    def _endings(self, options: DecodingOptions, rooms: Sequence[int]) -> Endings:
+        stop = StopStrings(options.stop, self.tokenizer.decode)
+        if options.max_time is None:
+            return Endings(self._end_ids, stop, rooms)
+        return Endings(self._end_ids, stop, rooms, Deadline(options.max_time))
 
     @property
-    def _end_ids(self) -> frozenset[int]:
-        return frozenset(self.model.shape.end_ids) or frozenset({self.tokenizer.end_id})
+    def _end_ids(self) -> tuple[int, ...]:
+        return self.model.shape.end_ids or (self.tokenizer.end_id,)
+
+
+def with_seed(options: DecodingOptions) -> DecodingOptions:
+    """The options with the seed that they draw from: the one named, the one to replay, or a new one."""
+    if replayed := options.replayed():
+        return replace(options, replay=None, seed=replayed[0], num_sequences=1)
+    if options.seed is None and options.strategy.samples:
+        return replace(options, seed=new_seed())
+    return options
+
+
+def new_seed() -> int:
+    """A seed for those who named none."""
+    return secrets.randbelow(2**32)
+
+
+def _given(samples: list[Sample], options: DecodingOptions) -> list[Sample]:
+    """The samples of a prompt that are given, in their order."""
+    if options.draws == options.sequences or options.strategy.beams:
+        return sorted(samples, key=lambda sample: sample.index)
+    unique = {sample.ids: sample for sample in sorted(samples, key=lambda sample: -sample.index)}
+    best_first = sorted(unique.values(), key=lambda sample: (-sample.logprob / len(sample.ids), sample.index))
+    return best_first[: options.sequences]
 
 
 def load(name: str, device: str = "auto", option: str = "model_name") -> Generator:
@@ -192,34 +355,3 @@ def choose_device(device: str) -> torch.device:
     if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
         raise UserError(f"{device} asked for, but there are only {torch.cuda.device_count()} CUDA devices", "device")
     return torch.device(device)
-
-
-def new_seed() -> int:
-    """A seed for those who named none."""
-    return secrets.randbelow(2**32)
-
-
-def _filters(options: DecodingOptions) -> list[Filter]:
-    """The filters that the options ask for, in their one order."""
-    chosen: list[Filter] = []
-    if options.no_repeat_ngram:
-        chosen.append(partial(filters.no_repeat_ngram, size=options.no_repeat_ngram))
-    if options.strategy.samples and options.temperature != 1:
-        chosen.append(lambda logits, _: filters.temperature(logits, options.temperature))
-    if (k := options.effective_top_k) is not None:
-        chosen.append(lambda logits, _: filters.top_k(logits, k))
-    if (p := options.effective_top_p) is not None and p < 1:
-        chosen.append(lambda logits, _: filters.top_p(logits, p))
-    return chosen
-
-
-def _choice(options: DecodingOptions) -> sampling.Choose:
-    if not options.strategy.samples:
-        return sampling.most_probable
-    return sampling.Draw([sampling.stream(options.seed or 0, 0, sample) for sample in range(options.num_sequences)])
-
-
-def _proposal(options: DecodingOptions) -> beam.Propose:
-    if not options.strategy.samples:
-        return beam.best
-    return beam.DrawWithoutReplacement(sampling.stream(options.seed or 0, 0, 0))

@@ -69,37 +69,42 @@ class Strategy:
     beams: bool = False
 
 
+# What shapes the distribution that is drawn from; top_k and top_p have strategies of their own.
+SHAPING = ("temperature", "min_p", "typical_p", "seed", "replay")
+DRAWING = (*SHAPING, "top_k", "top_p")
+BEAMS = ("num_beams", "early_stopping", "length_penalty")
+
 STRATEGIES: dict[str, Strategy] = {
     "greedy": Strategy("the most probable token at every step", uses=()),
-    "beam": Strategy(
-        "the most probable of several texts kept side by side", ("num_beams", "early_stopping"), beams=True
-    ),
-    "sample": Strategy("draws from the whole distribution", ("temperature", "seed"), samples=True),
-    "top_k": Strategy("draws from the k most probable tokens", ("temperature", "top_k", "top_p", "seed"), samples=True),
-    "top_p": Strategy(
-        "draws from the smallest set of tokens that holds probability p",
-        ("temperature", "top_k", "top_p", "seed"),
-        samples=True,
-    ),
-    "beam_sample": Strategy(
-        "beams that draw their next tokens",
-        ("num_beams", "early_stopping", "temperature", "top_k", "top_p", "seed"),
-        samples=True,
+    "beam": Strategy("the most probable of several texts kept side by side", BEAMS, beams=True),
+    "diverse_beam": Strategy(
+        "beams in groups that keep out of each other's way",
+        (*BEAMS, "num_beam_groups", "diversity_penalty"),
         beams=True,
+    ),
+    "sample": Strategy("draws from the whole distribution", (*SHAPING, "best_of"), samples=True),
+    "top_k": Strategy("draws from the k most probable tokens", (*DRAWING, "best_of"), samples=True),
+    "top_p": Strategy(
+        "draws from the smallest set of tokens that holds probability p", (*DRAWING, "best_of"), samples=True
+    ),
+    "beam_sample": Strategy("beams that draw their next tokens", (*BEAMS, *DRAWING), samples=True, beams=True),
+    "contrastive": Strategy(
+        "the probable token that least resembles what the text already holds", ("top_k", "penalty_alpha")
     ),
 }
 
-# The number of tokens that `--decoding top_k` keeps unless told otherwise.
-DEFAULT_TOP_K = 50
-# The probability that `--decoding top_p` keeps unless told otherwise.
-DEFAULT_TOP_P = 0.9
-# The room for new tokens that a caller gets who names no length.
+# What strategies use unless told otherwise: `--decoding top_k` and contrastive keep so many tokens, `--decoding top_p`
+# so much probability.
+DEFAULT_TOP_K = {"top_k": 50, "contrastive": 4}
+DEFAULT_TOP_P = {"top_p": 0.9}
+# What a caller gets who names no length, and no number of texts.
 DEFAULT_MAX_LENGTH = 200
+DEFAULT_NUM_SEQUENCES = 3
 
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """How the next token is chosen, how many texts are wanted and how long they may be."""
+    """How the next token is chosen, how many texts are wanted, and when they end."""
 
     decoding: str = option(
         "top_p", "how the next token is chosen", group="decoding", choices=tuple(STRATEGIES), metavar="STRATEGY"
@@ -109,10 +114,10 @@ class DecodingOptions:
     )
     top_k: int | None = option(
         None,
-        "keep the K most probable tokens",
+        "keep the N most probable tokens",
         group="decoding",
         low=1,
-        shown_default=f"{DEFAULT_TOP_K} with --decoding top_k, else off",
+        shown_default="50 with --decoding top_k, 4 with contrastive, else off",
     )
     top_p: float | None = option(
         None,
@@ -120,30 +125,26 @@ class DecodingOptions:
         group="decoding",
         low=0,
         high=1,
-        shown_default=f"{DEFAULT_TOP_P} with --decoding top_p, else off",
+        shown_default="0.9 with --decoding top_p, else off",
     )
-    no_repeat_ngram: int = option(
-        0, "never write the same N tokens in a row twice, prompt included; 0 is off", group="decoding", low=0
-    )
-    num_beams: int = option(5, "texts kept side by side by beam and beam_sample", group="decoding", low=1)
-    early_stopping: str = option(
-        "false",
-        "beam search ends when it has as many finished texts as beams (true), when no better one is likely (false), "
-        "or when no better one is possible (never)",
-        group="decoding",
-        choices=("true", "false", "never"),
-        flag_value="true",
-    )
-    num_sequences: int = option(3, "texts to write for the prompt", group="output", low=1)
-    max_length: int | None = option(
+    min_p: float | None = option(
         None,
-        "longest text in tokens, the prompt counted",
-        group="output",
-        low=1,
-        shown_default=str(DEFAULT_MAX_LENGTH),
+        "keep tokens at least X times as probable as the most probable one",
+        group="decoding",
+        low=0,
+        high=1,
+        shown_default="off",
     )
-    max_new_tokens: int | None = option(
-        None, "longest continuation in tokens, the prompt not counted", group="output", low=1
+    typical_p: float | None = option(
+        None,
+        "keep the tokens whose surprise is nearest to the expected one, until they hold this probability",
+        group="decoding",
+        above=0,
+        high=1,
+        shown_default="off",
+    )
+    penalty_alpha: float = option(
+        0.6, "weight of the resemblance in contrastive search; 0 is greedy", group="decoding", low=0, high=1
     )
     seed: int | None = option(
         None,
@@ -153,16 +154,131 @@ class DecodingOptions:
         high=LARGEST_SEED,
         shown_default="chosen and said when generating",
     )
+    replay: str | None = option(
+        None,
+        "write one sample again, by what its record says: its seed, prompt and sample number",
+        group="decoding",
+        metavar="SEED/PROMPT/SAMPLE",
+        shown_default="off",
+    )
+
+    num_beams: int = option(5, "texts kept side by side by the beam strategies", group="beams", low=1)
+    num_beam_groups: int | None = option(
+        None, "groups of diverse_beam", group="beams", low=1, shown_default="as many as beams"
+    )
+    diversity_penalty: float = option(
+        1.0, "what a token costs a group of diverse_beam when an earlier group has just taken it", group="beams", low=0
+    )
+    length_penalty: float = option(
+        1.0, "power of the length that the score of a beam is divided by: above 0 favours long texts", group="beams"
+    )
+    early_stopping: str = option(
+        "false",
+        "beam search ends when it has as many finished texts as beams (true), when no better one is likely (false), "
+        "or when no better one is possible (never)",
+        group="beams",
+        choices=("true", "false", "never"),
+        flag_value="true",
+    )
+
+    repetition_penalty: float = option(
+        1.0, "above 1 makes tokens that the text already holds less probable; 1 is off", group="repetition", above=0
+    )
+    presence_penalty: float = option(
+        0.0, "taken off the logit of each token that the text already holds", group="repetition"
+    )
+    frequency_penalty: float = option(
+        0.0, "taken off the logit of a token each time the text holds it", group="repetition"
+    )
+    penalty_window: int | None = option(
+        None,
+        "the three penalties look at the last N tokens",
+        group="repetition",
+        low=1,
+        shown_default="all, the prompt included",
+    )
+    no_repeat_ngram: int = option(
+        0, "never write the same N tokens in a row twice, prompt included; 0 is off", group="repetition", low=0
+    )
+    ban_words: tuple[str, ...] = option(
+        (), "never write these words, capital or not", group="repetition", metavar="WORD", shown_default="none"
+    )
+    bias: tuple[str, ...] = option(
+        (),
+        "make words more or less probable, capital or not, by what is added to their logit: dragon=+2",
+        group="repetition",
+        metavar="WORD=X",
+        shown_default="none",
+    )
+
+    num_sequences: int | None = option(
+        None,
+        "texts to write for each prompt",
+        group="output",
+        low=1,
+        shown_default=f"{DEFAULT_NUM_SEQUENCES}, or as many as the strategy gives",
+    )
+    best_of: int | None = option(
+        None,
+        "draw N texts and give the --num_sequences most probable per token, no two equal",
+        group="output",
+        low=1,
+        shown_default="off",
+    )
+    max_length: int | None = option(
+        None,
+        "longest text in tokens, the prompt counted",
+        group="output",
+        low=1,
+        shown_default=str(DEFAULT_MAX_LENGTH),
+    )
+    max_new_tokens: int | None = option(
+        None, "longest continuation in tokens, the prompt not counted", group="output", low=1, shown_default="off"
+    )
+    min_new_tokens: int = option(0, "the text may not end before so many new tokens", group="output", low=0)
+    suppress_eos: bool = option(False, "the model may not end the text at all", group="output")
+    stop: tuple[str, ...] = option(
+        (), "end the text before this string", group="output", metavar="STRING", shown_default="none"
+    )
+    keep_stop: bool = option(False, "end the text after the stop string instead of before it", group="output")
+    max_time: float | None = option(
+        None, "seconds after which texts end wherever they are", group="output", above=0, shown_default="off"
+    )
+    overflow: str = option(
+        "error",
+        "when prompt and new tokens are over the model's positions: refuse, drop the left end of the prompt, or go on "
+        "beyond them with a sliding window",
+        group="output",
+        choices=("error", "truncate", "slide"),
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        self._check_lengths()
+        if self.num_sequences is not None and self.num_sequences > self.most_sequences:
+            raise UserError(self._too_many_sequences(), "num_sequences")
+        if self.best_of is not None and self.num_sequences is not None and self.best_of < self.num_sequences:
+            raise UserError(
+                f"{self.best_of} is less than --num_sequences {self.num_sequences}: draw at least as many as are given",
+                "best_of",
+            )
+        if self.decoding == "diverse_beam" and self.num_beams % self.groups:
+            raise UserError(f"{self.groups} cannot divide --num_beams {self.num_beams} evenly", "num_beam_groups")
+        self.biases()
+        self.replayed()
+
+    def _check_lengths(self) -> None:
         if self.max_length is not None and self.max_new_tokens is not None:
             raise UserError(
                 f"{self.max_new_tokens} and --max_length {self.max_length} contradict each other: give one of the two",
                 "max_new_tokens",
             )
-        if self.num_sequences > self.most_sequences:
-            raise UserError(self._too_many_sequences(), "num_sequences")
+        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+            raise UserError(
+                f"{self.min_new_tokens} is more than --max_new_tokens {self.max_new_tokens}", "min_new_tokens"
+            )
+        if "" in self.stop:
+            raise UserError("needs a string that is not empty", "stop")
 
     @property
     def strategy(self) -> Strategy:
@@ -179,18 +295,81 @@ class DecodingOptions:
         return math.inf if self.strategy.samples else 1
 
     @property
+    def sequences(self) -> int:
+        """How many texts are given for a prompt: what was asked for, or the default as far as the strategy gives it."""
+        if self.num_sequences is not None:
+            return self.num_sequences
+        most = 1 if self.replay else min(self.most_sequences, self.best_of or math.inf)
+        return int(min(DEFAULT_NUM_SEQUENCES, most))
+
+    @property
+    def draws(self) -> int:
+        """How many texts are written for a prompt, of which `sequences` are given."""
+        return self.best_of if self.best_of is not None and "best_of" in self.strategy.uses else self.sequences
+
+    @property
+    def groups(self) -> int:
+        """Groups of beams."""
+        if self.decoding != "diverse_beam":
+            return 1
+        return self.num_beams if self.num_beam_groups is None else self.num_beam_groups
+
+    @property
     def effective_top_k(self) -> int | None:
         """The top-k filter after the default of the strategy; None is off."""
         if "top_k" not in self.strategy.uses:
             return None
-        return DEFAULT_TOP_K if self.top_k is None and self.decoding == "top_k" else self.top_k
+        return DEFAULT_TOP_K.get(self.decoding) if self.top_k is None else self.top_k
 
     @property
     def effective_top_p(self) -> float | None:
         """The top-p filter after the default of the strategy; None is off."""
         if "top_p" not in self.strategy.uses:
             return None
-        return DEFAULT_TOP_P if self.top_p is None and self.decoding == "top_p" else self.top_p
+        return DEFAULT_TOP_P.get(self.decoding) if self.top_p is None else self.top_p
+
+    def biases(self) -> dict[str, float]:
+        """What to add to the logits of which words; banned ones get minus infinity.
+
+        Raises:
+            UserError: a bias that is not `word=number`.
+        """
+        found = {}
+        for entry in self.bias:
+            word, equals, number = entry.rpartition("=")
+            try:
+                found[word] = float(number)
+            except ValueError:
+                found[word] = math.nan
+            if not equals or not word or not math.isfinite(found[word]):
+                raise UserError(f"{entry} is no word and number: write it like dragon=+2", "bias")
+        if "" in self.ban_words:
+            raise UserError("needs words that are not empty", "ban_words")
+        return {**found, **dict.fromkeys(self.ban_words, -math.inf)}
+
+    def replayed(self) -> tuple[int, int, int] | None:
+        """Seed, prompt and sample of `replay`.
+
+        Raises:
+            UserError: not of that form, or more than one text asked for.
+        """
+        if self.replay is None:
+            return None
+        parts = self.replay.split("/")
+        if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+            raise UserError(f"{self.replay} is no sample: write seed, prompt and sample number like 7/0/2", "replay")
+        if self.seed is not None:
+            raise UserError(
+                f"{self.replay} and --seed {self.seed} contradict each other: give one of the two", "replay"
+            )
+        if self.num_sequences not in (None, 1) or self.best_of is not None:
+            raise UserError(f"{self.replay} is one text: leave out --num_sequences and --best_of", "replay")
+        seed, prompt, sample = map(int, parts)
+        return seed, prompt, sample
+
+    @property
+    def _name_of_strategy(self) -> str:
+        return self.decoding if self.strategy is STRATEGIES[self.decoding] else f"{self.decoding} at temperature 0"
 
     def _too_many_sequences(self) -> str:
         if self.strategy.beams:
@@ -199,40 +378,62 @@ class DecodingOptions:
                 f"ask for at most {self.num_beams}, or for more beams"
             )
         return (
-            f"{self.num_sequences} asked for, but {self.decoding} gives 1 text: "
-            "ask for 1, or choose a strategy that draws, such as --decoding top_p"
+            f"{self.num_sequences} asked for, but {self._name_of_strategy} gives 1 text: "
+            "ask for 1, or choose a strategy that draws, such as --decoding top_p with a temperature above 0"
         )
 
 
 def decoding_options(given: dict[str, Any], **defaults: Any) -> DecodingOptions:
-    """The options of one request: what was given, then the caller's defaults, then our own.
-
-    The default number of texts is a wish, not a demand: strategies that give fewer give what they can.
-    """
+    """The options of one request: what was given, then the caller's defaults, then our own."""
     merged = {**defaults, **given}
-    if merged.get("max_new_tokens") is not None and "max_length" not in given:
+    if given.get("max_new_tokens") is not None and "max_length" not in given:
         merged["max_length"] = None
-    if "num_sequences" not in given:
-        one = DecodingOptions(**{**merged, "num_sequences": 1})
-        wish = merged.get("num_sequences", default_of(DecodingOptions, "num_sequences"))
-        merged["num_sequences"] = int(min(wish, one.most_sequences))
     return DecodingOptions(**merged)
 
 
+# Controls that do nothing unless another one is set.
+NEEDS = {
+    "penalty_window": ("repetition_penalty", "presence_penalty", "frequency_penalty"),
+    "keep_stop": ("stop",),
+}
+
+
 def unused_options(given: Iterable[str], options: DecodingOptions) -> list[str]:
-    """The given controls that the chosen strategy does not listen to, in the order of the dataclass."""
-    controls = {name for strategy in STRATEGIES.values() for name in strategy.uses}
+    """The given controls that do nothing with the chosen strategy, in the order of the dataclass."""
+    controls = {name for strategy in STRATEGIES.values() for name in strategy.uses} - set(options.strategy.uses)
     if options.temperature == 0:
         controls -= {"temperature"}
-    given = set(given)
-    return [f.name for f in dataclasses.fields(options) if f.name in given & controls - set(options.strategy.uses)]
+    for name, others in NEEDS.items():
+        if all(getattr(options, other) == default_of(DecodingOptions, other) for other in others):
+            controls.add(name)
+    return [f.name for f in dataclasses.fields(options) if f.name in controls.intersection(given)]
 
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """What to continue."""
+    """What to continue, and where the texts go."""
 
-    prompt: str = option(DEFAULT_PROMPT, "the text to continue", group="output", metavar="TEXT")
+    prompt: str = option(DEFAULT_PROMPT, "the text to continue; - reads it from stdin", group="prompts", metavar="TEXT")
+    prompts_file: str | None = option(
+        None,
+        'several prompts: a .txt with one a line, or a .jsonl with {"prompt": ...} and settings of its own in each',
+        group="prompts",
+        metavar="FILE",
+    )
+    batch_size: int = option(8, "texts written side by side; changes none of them", group="prompts", low=1)
+    output: str | None = option(
+        None, "write the texts to this file", group="prompts", metavar="FILE", shown_default="stdout"
+    )
+    format: str = option(
+        "text",
+        "the texts alone, or a record for each with all that is known of it",
+        group="prompts",
+        choices=("text", "jsonl"),
+    )
+    overwrite: bool = option(False, "replace an output file that is there", group="prompts")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -435,8 +636,10 @@ def only(options: type, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain_type(options: type, name: str) -> type:
-    """The type of an option without its `| None`."""
+    """The type of an option without its `| None`; `tuple` for one that may be given several times."""
     hint = typing.get_type_hints(options)[name]
+    if typing.get_origin(hint) is tuple:
+        return tuple
     if isinstance(hint, types.UnionType):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
     return hint

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from gpt2tg.errors import RunError, UserError
-from gpt2tg.generation import Generator, new_seed
-from gpt2tg.options import DecodingOptions, decoding_options, plain_type, unused_options
+from gpt2tg.generation import Generator, with_seed
+from gpt2tg.options import DecodingOptions, default_of, plain_type, unused_options
 
 HELP = """\
 Type the beginning of a text and Enter: the model goes on from there.
@@ -21,6 +21,10 @@ Type the beginning of a text and Enter: the model goes on from there.
   /show                             the settings now
   /help                             this
   /quit                             leave (so does Ctrl-D); Ctrl-C stops a text"""
+
+
+# Settings that `/show` names though nobody changed them, where the strategy uses them.
+ALWAYS_SHOWN = ("decoding", "temperature", "top_k", "top_p", "num_beams")
 
 
 class Session:
@@ -77,11 +81,8 @@ class Session:
             self._continue(line)
 
     def _continue(self, prompt: str) -> None:
-        options = self._options
-        if options.strategy.samples and options.seed is None:
-            options = dataclasses.replace(options, seed=new_seed())
-        several = options.num_sequences > 1
-        if several:
+        options = with_seed(self._options)
+        if options.draws > 1 or options.sequences > 1:
             for sample in self._generator.generate(prompt, options):
                 self._write(f"{sample.text}\n\n")
         else:
@@ -104,11 +105,17 @@ class Session:
         self._say(HELP)
 
     def _settings(self) -> str:
+        """The settings in force: those of the strategy, and those changed from their defaults."""
         options = self._options
-        given = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
-        given.update(top_k=options.effective_top_k, top_p=options.effective_top_p)
-        silent = unused_options(given, options)
-        shown = {name: value for name, value in given.items() if name not in silent and value is not None}
+        values = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
+        values |= {"top_k": options.effective_top_k, "top_p": options.effective_top_p}
+        silent = unused_options(values, options)
+        shown = {
+            name: value
+            for name, value in values.items()
+            if name not in silent and value is not None
+            if name in ALWAYS_SHOWN or value != default_of(DecodingOptions, name)
+        }
         return " ".join(f"{name}={value}" for name, value in shown.items())
 
 
@@ -129,19 +136,14 @@ def changed(options: DecodingOptions, words: str) -> tuple[DecodingOptions, list
             near = difflib.get_close_matches(name, fields, n=1)
             raise UserError(f"no setting {name}; {f'did you mean {near[0]}?' if near else '/show lists them'}")
         given[name] = _value(name, text)
-    # A length named now takes the place of the other one; what was set before does not stand in its way.
-    before = {name: value for name, value in vars(options).items() if name != "num_sequences"}
-    if given.get("max_new_tokens") is not None:
-        before["max_length"] = None
-    if given.get("max_length") is not None:
-        before["max_new_tokens"] = None
-    wish = {} if "num_sequences" in given else {"num_sequences": options.num_sequences}
-    return _checked(before, given, wish)
-
-
-def _checked(before: dict[str, Any], given: dict[str, Any], wish: dict[str, Any]) -> tuple[DecodingOptions, list[str]]:
-    options = decoding_options({**before, **given}, **wish)
-    return options, unused_options(given, options)
+    before = dict(vars(options))
+    if "max_new_tokens" in given or "max_length" in given:  # a length named now takes the place of the other one
+        before |= {"max_new_tokens": None, "max_length": None}
+    if "num_sequences" not in given and options.num_sequences is not None:  # bends to a strategy that gives fewer
+        most = DecodingOptions(**{**before, **given, "num_sequences": None}).most_sequences
+        before["num_sequences"] = int(min(options.num_sequences, most))
+    changed_options = DecodingOptions(**{**before, **given})
+    return changed_options, unused_options(given, changed_options)
 
 
 def _split(words: str) -> list[str]:
@@ -152,10 +154,16 @@ def _split(words: str) -> list[str]:
 
 
 def _value(name: str, text: str) -> Any:
-    """The text as the type of the setting; `none` and `off` take a setting back."""
-    if text.lower() in ("none", "off"):
-        return None
+    """The text as the type of the setting; `off` takes a setting back."""
     kind = plain_type(DecodingOptions, name)
+    if text.lower() in ("off", "none") and (default := default_of(DecodingOptions, name)) in (None, (), False):
+        return default
+    if kind is tuple:
+        return (text,)
+    if kind is bool:
+        if text.lower() in ("on", "true"):
+            return True
+        raise UserError(f"{text} is no value for it: expected on or off", name)
     try:
         return kind(text)
     except ValueError:

@@ -39,7 +39,7 @@ TRAINING_DEFAULTS = dict(
     from_scratch=False, examples="line",
 )  # fmt: skip
 GENERATION_DEFAULTS = dict(
-    max_length=200, max_new_tokens=None, num_sequences=3, decoding="top_p", temperature=0.7, effective_top_k=None,
+    max_length=200, max_new_tokens=None, sequences=3, decoding="top_p", temperature=0.7, effective_top_k=None,
     effective_top_p=0.9, no_repeat_ngram=0, num_beams=5, early_stopping="false", seed=None,
 )  # fmt: skip
 
@@ -60,11 +60,11 @@ def test_generation_defaults() -> None:
 
 def test_defaults_of_the_script_that_does_both() -> None:
     options = decoding_options({}, **only(DecodingOptions, ALL_IN_ONE_DEFAULTS))
-    assert (options.decoding, options.max_length, options.num_sequences) == ("greedy", 100, 1)
+    assert (options.decoding, options.max_length, options.sequences) == ("greedy", 100, 1)
     assert cli.pick(TrainingOptions, {}, **ALL_IN_ONE_DEFAULTS).output_dir == "./trained_model"
 
 
-SAMPLE_VALUES = {int: "3", float: "0.5", str: "words"}
+SAMPLE_VALUES = {int: "3", float: "0.5", str: "words", tuple: "words"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
@@ -84,7 +84,7 @@ def test_every_flag_reaches_its_option(script: ModuleType) -> None:
                 words = [flag] if kind is bool else [flag, text]
                 given = script.parser().parse(words)
                 given.pop("debug", None)
-                assert given == {field.name: True if kind is bool else kind(text)}
+                assert given == {field.name: {bool: True, tuple: (text,)}.get(kind) or kind(text)}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
@@ -117,7 +117,7 @@ def test_help_shows_every_default(script: ModuleType) -> None:
         (["--prompt", "once", "upon"], "unrecognized argument upon; a text of several words needs quotes"),
         (["--top_k", "many"], "--top_k: invalid int value: 'many'"),
         (["--top_k"], "--top_k: expected one argument"),
-        (["--decoding", "magic"], "--decoding magic is unknown: choose from greedy, beam, sample"),
+        (["--decoding", "magic"], "--decoding magic is unknown: choose from greedy, beam, diverse_beam, sample"),
         (["--early_stopping", "perhaps"], "--early_stopping perhaps is unknown: choose from true, false, never"),
         (["--temperature", "nan"], "--temperature nan is out of range"),
         ([], "--model_path is required"),

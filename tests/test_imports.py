@@ -24,10 +24,16 @@ RULES: dict[str, set[str]] = {
     "engine": {"engine", "errors", "options", "torch", "safetensors", "tokenizers", "huggingface_hub"},
     "training": {"training", "engine", "errors", "options", "__init__"}
     | {"torch", "tokenizers", "transformers", "datasets", "accelerate", "peft", "tqdm"},
-    "generation": {"engine", "decoding", "errors", "options", "torch"},
+    "filtering": {"engine", "decoding", "options"},
+    "streaming": {"engine", "decoding"},
+    "generation": {"engine", "decoding", "filtering", "streaming", "errors", "options", "torch"},
+    "prompts": {"errors", "options"},
+    "sinks": {"generation", "errors", "options"},
+    "writing": {"generation", "prompts", "sinks", "errors", "options", "tqdm"},
     "comparison": {"generation", "options"},
     "session": {"generation", "errors", "options"},
-    "commands": {"cli", "comparison", "errors", "generation", "options", "session", "training"},
+    "commands": {"cli", "comparison", "errors", "generation", "options", "session", "training"}
+    | {"prompts", "sinks", "writing"},
 }
 
 

@@ -24,6 +24,17 @@ from gpt2tg.options import DecodingOptions, DeviceOptions, TrainingOptions, deco
         ("no_repeat_ngram", -1, "at least 0"),
         ("seed", -1, "at least 0"),
         ("seed", 2**32, "at most 4294967295"),
+        ("min_p", 1.5, "at most 1"),
+        ("typical_p", 0.0, "more than 0"),
+        ("penalty_alpha", 2.0, "at most 1"),
+        ("repetition_penalty", 0.0, "more than 0"),
+        ("presence_penalty", float("nan"), "finite"),
+        ("length_penalty", float("inf"), "finite"),
+        ("penalty_window", 0, "at least 1"),
+        ("num_beam_groups", 0, "at least 1"),
+        ("min_new_tokens", -1, "at least 0"),
+        ("max_time", 0.0, "more than 0"),
+        ("best_of", 0, "at least 1"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(name: str, value: float, range_in_words: str) -> None:
@@ -85,7 +96,7 @@ def test_no_devices(device: str) -> None:
     ],
 )
 def test_the_default_number_of_texts_bends_to_the_strategy(given: dict, sequences: int) -> None:
-    assert decoding_options(given).num_sequences == sequences
+    assert decoding_options(given).sequences == sequences
 
 
 @pytest.mark.parametrize(
@@ -146,10 +157,47 @@ def test_filters_in_force(given: dict, top_k: int | None, top_p: float | None) -
         ({"decoding": "top_p", "temperature": 0}, []),
         ({"decoding": "top_p", "temperature": 0, "top_p": 0.5}, ["top_p"]),
         ({"decoding": "beam_sample", "num_beams": 4, "top_k": 3}, []),
+        ({"decoding": "beam_sample", "best_of": 4}, ["best_of"]),
+        ({"decoding": "contrastive", "top_k": 3, "penalty_alpha": 0.2, "temperature": 0.5}, ["temperature"]),
+        ({"decoding": "beam", "length_penalty": 2.0, "diversity_penalty": 1.0}, ["diversity_penalty"]),
+        ({"decoding": "diverse_beam", "diversity_penalty": 1.0}, []),
+        ({"decoding": "top_p", "penalty_window": 9}, ["penalty_window"]),
+        ({"decoding": "top_p", "penalty_window": 9, "presence_penalty": 0.5}, []),
+        ({"decoding": "top_p", "keep_stop": True}, ["keep_stop"]),
+        ({"decoding": "top_p", "keep_stop": True, "stop": ("x",)}, []),
     ],
 )
 def test_controls_that_the_strategy_has_no_use_for(given: dict, unused: list[str]) -> None:
     assert unused_options(given, decoding_options(given)) == unused
+
+
+@pytest.mark.parametrize(
+    ("given", "option"),
+    [
+        ({"bias": ("dragon",)}, "bias"),
+        ({"bias": ("dragon=big",)}, "bias"),
+        ({"bias": ("=2",)}, "bias"),
+        ({"bias": ("dragon=inf",)}, "bias"),
+        ({"ban_words": ("",)}, "ban_words"),
+        ({"stop": ("",)}, "stop"),
+        ({"best_of": 2, "num_sequences": 3}, "best_of"),
+        ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens"),
+        ({"decoding": "diverse_beam", "num_beams": 5, "num_beam_groups": 2}, "num_beam_groups"),
+        ({"replay": "7"}, "replay"),
+        ({"replay": "7/a/2"}, "replay"),
+        ({"replay": "7/0/2", "seed": 7}, "replay"),
+        ({"replay": "7/0/2", "num_sequences": 2}, "replay"),
+    ],
+)
+def test_controls_that_make_no_sense_are_refused_by_name(given: dict, option: str) -> None:
+    with pytest.raises(UserError) as caught:
+        decoding_options(given)
+    assert caught.value.option == option
+
+
+def test_biases_and_bans_by_word() -> None:
+    options = decoding_options({"bias": ("dragon=+2", "a=b=-1.5"), "ban_words": ("king",)})
+    assert options.biases() == {"dragon": 2.0, "a=b": -1.5, "king": float("-inf")}
 
 
 @pytest.mark.parametrize(

@@ -95,9 +95,12 @@ def test_the_seed_of_each_text_is_said_and_brings_it_back(generator: Generator) 
         ("/set temperature=-1", "error: temperature -1.0 is out of range: it must be at least 0 and finite"),
         ("/set top_k=2.5", "error: top_k 2.5 is no value for it: expected a whole number"),
         ("/set num_sequences=4", "error: num_sequences 4 asked for, but greedy gives 1 text: "
-         "ask for 1, or choose a strategy that draws, such as --decoding top_p"),
+         "ask for 1, or choose a strategy that draws, such as --decoding top_p with a temperature above 0"),
         ("/set max_length=9 max_new_tokens=9", "error: max_new_tokens 9 and --max_length 9 contradict each other: "
          "give one of the two"),
+        ("/set temperature=off", "error: temperature off is no value for it: expected a number"),
+        ("/set decoding=off", "error: decoding off is unknown: choose from greedy, beam, diverse_beam, sample, top_k, "
+         "top_p, beam_sample, contrastive"),
         ('/set decoding="', 'error: decoding=" cannot be read: No closing quotation'),
         ("/help", HELP),
     ],

@@ -1,23 +1,25 @@
-"""Beam search (Lowerre 1976; for text Graves 2012), and its drawing variant.
+"""Beam search (Lowerre 1976; for text Graves 2012), its diverse variant (Vijayakumar et al. 2018), and its drawing one.
 
 The search keeps up to K unfinished texts of a prompt side by side. A step asks the model for the next-token
 log-probabilities of each, looks at the best continuations over all of them together, sets aside those that end,
-and goes on with the K best of the rest.
+and goes on with the K best of the rest. In diverse beam search the K beams form groups that are searched one after
+the other, and a token that an earlier group has just taken costs the later groups a penalty.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gpt2tg.decoding.interface import Filter, Rows, apply, require_finite
+from gpt2tg.decoding.interface import Filter, Finish, Rows, Text, apply, require_finite
 
-# Scores (K, V) of all continuations of one prompt and a number -> the indices of so many of them in the flattened
-# scores: the best first, or drawn.
+# Scores of all continuations of a group, flattened, and a number -> the indices of so many of them: the best first,
+# or drawn.
 Propose = Callable[[Tensor, int], Tensor]
 
 
@@ -30,18 +32,26 @@ class BeamSettings:
     """
 
     num_beams: int
-    end_ids: frozenset[int]
+    end_tokens: int = 1
+    """How many different tokens end a text."""
     early_stopping: str = "false"
     length_penalty: float = 1.0
+    groups: int = 1
+    diversity_penalty: float = 0.0
 
     def ranking_score(self, score: float, length: int) -> float:
         """What finished texts are ranked by: the mean score per new token, at a length penalty of 1."""
         return score / length**self.length_penalty
 
     @property
+    def group_size(self) -> int:
+        """Beams of each group."""
+        return self.num_beams // self.groups
+
+    @property
     def candidates(self) -> int:
-        """Continuations looked at in a step: enough for K to go on though every beam may end in every end token."""
-        return max(2, 1 + len(self.end_ids)) * self.num_beams
+        """Continuations looked at in a step: enough for all to go on though each beam may end in each end token."""
+        return max(2, 1 + self.end_tokens) * self.group_size
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,8 @@ def beam_search(
     filters: Sequence[Filter],
     settings: BeamSettings,
     proposers: Sequence[Propose],
-) -> list[list[Hypothesis]]:
+    finish: Finish,
+) -> Iterator[tuple[int, Search]]:
     """Search each prompt, all of them side by side; a prompt whose search has ended leaves the batch.
 
     Args:
@@ -74,69 +85,143 @@ def beam_search(
         room: for each prompt, how many new tokens there may be.
         filters: applied to the log-probabilities, in this order.
         proposers: for each prompt, how continuations are picked.
+        finish: looks at every continuation that is picked.
 
-    Returns:
-        For each prompt its finished texts, the best first, at most K.
+    Yields:
+        After each step every search that took part in it, with the index of its prompt.
 
     Raises:
         NotFiniteError: the model's logits are no numbers.
     """
-    searches = [Search(list(prompt), space, settings) for prompt, space in zip(prompts, room, strict=True)]
-    active = list(range(len(searches)))
+    searches = [
+        Search(index, prompt, room[index], settings, proposers[index], finish) for index, prompt in enumerate(prompts)
+    ]
+    active = searches
     logits = rows.start(prompts)
     for step in range(1, max(room) + 1):
         require_finite(logits, step)
         logprobs = logits.log_softmax(dim=1)
-        scores = apply(filters, logprobs, [ids for i in active for ids in searches[i].live_ids()])
+        scores = apply(filters, logprobs, [text for search in active for text in search.texts()])
         parents, first_row = [], 0
-        for i in active:
-            own = slice(first_row, first_row + len(searches[i].live))
-            parents += [first_row + parent for parent in searches[i].advance(logprobs[own], scores[own], proposers[i])]
+        for search in active:
+            own = slice(first_row, first_row + len(search.live))
+            parents += [first_row + parent for parent in search.advance(logprobs[own], scores[own])]
             first_row = own.stop
-        active = [i for i in active if not searches[i].is_over]
+        yield from ((search.index, search) for search in active)
+        active = [search for search in active if not search.is_over]
         if not active:
-            break
+            return
         rows.select(parents)
-        logits = rows.step(torch.tensor([beam.ids[-1] for i in active for beam in searches[i].live]))
-    return [search.finished for search in searches]
+        logits = rows.step(torch.tensor([beam.ids[-1] for search in active for beam in search.live]))
 
 
 class Search:
-    """The search for continuations of one prompt."""
+    """The search for continuations of one prompt: one group of beams, or several that keep out of each other's way."""
 
-    def __init__(self, prompt: list[int], room: int, settings: BeamSettings) -> None:
-        self.live = [Hypothesis()]
-        self.finished: list[Hypothesis] = []
-        self.is_over = False
-        self._prompt = prompt
-        self._room = room
+    def __init__(
+        self, index: int, prompt: Sequence[int], room: int, settings: BeamSettings, propose: Propose, finish: Finish
+    ) -> None:
+        self.index = index
+        self._prompt = list(prompt)
         self._settings = settings
 
-    def live_ids(self) -> list[list[int]]:
-        """The ids of each live text, prompt included."""
-        return [[*self._prompt, *beam.ids] for beam in self.live]
+        def ends(ids: tuple[int, ...]) -> str | None:
+            return finish(index, ids) or ("length" if len(ids) == room else None)
 
-    def advance(self, logprobs: Tensor, scores: Tensor, propose: Propose) -> list[int]:
-        """One step of the search.
+        self._groups = [Group(room, settings, propose, ends) for _ in range(settings.groups)]
+        self._is_first_step = True
+
+    @property
+    def live(self) -> list[Hypothesis]:
+        """The unfinished texts, group after group; a single empty one before the first step."""
+        return [Hypothesis()] if self._is_first_step else [beam for group in self._groups for beam in group.live]
+
+    @property
+    def finished(self) -> list[Hypothesis]:
+        """The finished texts of all groups, the best first."""
+        return sorted((text for group in self._groups for text in group.finished), key=lambda t: -t.ranking_score)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no group goes on."""
+        return all(group.is_over for group in self._groups)
+
+    @property
+    def agreed(self) -> tuple[int, ...]:
+        """The first ids of every text that may still be given: whatever comes, the result begins with them."""
+        texts = [text.ids for group in self._groups for text in (*group.live, *group.finished)]
+        shortest = min(texts, key=len, default=())
+        length = next((i for i in range(len(shortest)) if len({ids[i] for ids in texts}) > 1), len(shortest))
+        return shortest[:length]
+
+    def texts(self) -> list[Text]:
+        """Each live text as the filters see it."""
+        return [Text([*self._prompt, *beam.ids], len(self._prompt)) for beam in self.live]
+
+    def advance(self, logprobs: Tensor, scores: Tensor) -> list[int]:
+        """One step of every group.
 
         Args:
             logprobs: (K, V) the model's log-probabilities after each live text.
             scores: (K, V) the same after the filters.
 
         Returns:
-            For each text that lives on, the one it continues; nothing once the search is over.
+            For each text that lives on, the row of the one it continues.
         """
-        candidates = self._candidates(logprobs, scores, propose)
-        self._set_aside_finished(candidates)
-        self._go_on_with(candidates)
-        self.is_over = not self.live or self._has_enough() or not self._can_improve()
-        return [] if self.is_over else self._parents
+        taken: Counter[int] = Counter()  # tokens that earlier groups chose in this step
+        parents, first_row = [], 0
+        for group in self._groups:
+            own = slice(0, 1) if self._is_first_step else slice(first_row, first_row + len(group.live))
+            first_row = own.stop
+            if group.is_over:
+                continue
+            penalised = _penalised(scores[own], taken, self._settings.diversity_penalty)
+            parents += [own.start + parent for parent in group.advance(logprobs[own], penalised)]
+            taken.update(beam.ids[-1] for beam in group.live)
+        self._is_first_step = False
+        return parents
 
-    def _candidates(self, logprobs: Tensor, scores: Tensor, propose: Propose) -> list[tuple[int, Hypothesis]]:
+
+def _penalised(scores: Tensor, taken: Counter[int], penalty: float) -> Tensor:
+    """Hamming diversity: a token costs `penalty` for each beam of an earlier group that has taken it."""
+    if not taken or not penalty:
+        return scores
+    scores = scores.clone()
+    counts = torch.tensor(list(taken.values()), dtype=scores.dtype, device=scores.device)
+    scores[:, list(taken)] -= penalty * counts
+    return scores
+
+
+class Group:
+    """Beams that compete with each other."""
+
+    def __init__(
+        self, room: int, settings: BeamSettings, propose: Propose, ends: Callable[[tuple[int, ...]], str | None]
+    ) -> None:
+        self.live = [Hypothesis()]
+        self.finished: list[Hypothesis] = []
+        self.is_over = False
+        self._room = room
+        self._settings = settings
+        self._size = settings.group_size
+        self._propose = propose
+        self._ends = ends
+
+    def advance(self, logprobs: Tensor, scores: Tensor) -> list[int]:
+        """One step: propose, set aside, go on. Returns the parent of each text that lives on, none once it is over."""
+        candidates = self._candidates(logprobs, scores)
+        self._set_aside_finished(candidates)
+        parents = self._go_on_with(candidates)
+        self.is_over = not self.live or self._has_enough() or not self._can_improve()
+        if self.is_over:
+            self.live, parents = [], []
+        return parents
+
+    def _candidates(self, logprobs: Tensor, scores: Tensor) -> list[tuple[int, Hypothesis]]:
         """Continuations as (parent, text), in the order in which they were proposed."""
         so_far = torch.tensor([beam.score for beam in self.live], device=scores.device)
         total = (scores + so_far[:, None]).flatten()  # (K * V,)
-        chosen = propose(total, self._settings.candidates)
+        chosen = self._propose(total, self._settings.candidates)
         parents, tokens = chosen // scores.shape[1], chosen % scores.shape[1]
         steps = zip(
             parents.tolist(), tokens.tolist(), total[chosen].tolist(), logprobs[parents, tokens].tolist(), strict=True
@@ -145,30 +230,27 @@ class Search:
 
     def _extend(self, beam: Hypothesis, token: int, score: float, gain: float) -> Hypothesis:
         ids = (*beam.ids, token)
-        reason = "eos" if token in self._settings.end_ids else "length" if len(ids) == self._room else None
-        return Hypothesis(ids, score, beam.logprob + gain, self._settings.ranking_score(score, len(ids)), reason)
+        ranking_score = self._settings.ranking_score(score, len(ids))
+        return Hypothesis(ids, score, beam.logprob + gain, ranking_score, self._ends(ids))
 
     def _set_aside_finished(self, candidates: list[tuple[int, Hypothesis]]) -> None:
-        """Keep the K best finished texts. Only the first K candidates count: the others are spares."""
-        ended = [text for _, text in candidates[: self._settings.num_beams] if text.finish_reason]
-        self.finished.extend(ended)
-        self.finished.sort(key=lambda text: -text.ranking_score)
-        del self.finished[self._settings.num_beams :]
+        """Keep the best finished texts. Only the first candidates count, as many as beams: the others are spares."""
+        ended = [text for _, text in candidates[: self._size] if text.finish_reason]
+        self.finished = sorted([*self.finished, *ended], key=lambda text: -text.ranking_score)[: self._size]
 
-    def _go_on_with(self, candidates: list[tuple[int, Hypothesis]]) -> None:
-        """The K best unfinished texts live on."""
+    def _go_on_with(self, candidates: list[tuple[int, Hypothesis]]) -> list[int]:
+        """The best unfinished texts live on. Returns their parents."""
         unfinished = [(parent, text) for parent, text in candidates if text.finish_reason is None]
-        unfinished.sort(key=lambda candidate: -candidate[1].score)
-        best = unfinished[: self._settings.num_beams]
-        self._parents = [parent for parent, _ in best]
-        self.live = [text for _, text in best]
+        best_first = sorted(unfinished, key=lambda candidate: -candidate[1].score)[: self._size]
+        self.live = [text for _, text in best_first]
+        return [parent for parent, _ in best_first]
 
     def _has_enough(self) -> bool:
-        return self._settings.early_stopping == "true" and len(self.finished) == self._settings.num_beams
+        return self._settings.early_stopping == "true" and len(self.finished) == self._size
 
     def _can_improve(self) -> bool:
         """Might the best live text, once finished, still beat the worst finished one?"""
-        if len(self.finished) < self._settings.num_beams:
+        if len(self.finished) < self._size:
             return True
         hopeful = self._settings.early_stopping == "never" and self._settings.length_penalty > 0
         length = self._room if hopeful else len(self.live[0].ids)
@@ -185,8 +267,7 @@ def best(scores: Tensor, count: int) -> Tensor:
 class DrawWithoutReplacement:
     """Draws continuations in proportion to their probability, none of them twice.
 
-    One uniform number a draw, by inverse distribution over what has not been drawn yet (Yellott 1977 for the
-    equivalence with Gumbel-top-k; this is the plain sequential form).
+    One uniform number a draw, by inverse distribution over what has not been drawn yet.
     """
 
     def __init__(self, stream: random.Random) -> None:
@@ -194,7 +275,7 @@ class DrawWithoutReplacement:
 
     def __call__(self, scores: Tensor, count: int) -> Tensor:
         """(N,) -> (count,), or fewer where fewer have any probability."""
-        probabilities = scores.double().softmax(dim=0)
+        probabilities = scores.cpu().double().softmax(dim=0)
         drawn: list[int] = []
         for _ in range(min(count, int((probabilities > 0).sum()))):
             mass = probabilities.cumsum(dim=0)

@@ -1,12 +1,17 @@
-"""Filters: pure functions on logits, (B, V) -> (B, V).
+"""Filters: functions on logits, (B, V) -> (B, V), that make some tokens more probable and others less, or ban them.
 
-None of them changes its input, and each leaves at least one token alive. They are applied in the order in which
-they stand here, which is the order of transformers: repetition first, then temperature, top-k, top-p.
+None of them changes its input, and none bans the last token alive. They are applied in the order in which they
+stand here. The order changes results, so there is one: that of transformers. Penalties and bans, which look at the
+text so far, come first; then what shapes the distribution itself: temperature, top-k, top-p, min-p, typical-p.
+
+Those that are drawn from in beam search take `keep`, the least number of tokens to leave alive: with a single one
+left, and that the end of the text, a beam could not go on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,19 +19,68 @@ from torch import Tensor
 BANNED = -torch.inf
 
 
-def no_repeat_ngram(logits: Tensor, histories: Sequence[Sequence[int]], size: int) -> Tensor:
-    """Ban each token that would repeat an n-gram of the row (Paulus et al. 2017, "A Deep Reinforced Model...").
+def sequence_bias(
+    logits: Tensor, histories: Sequence[Sequence[int]], biases: Mapping[tuple[int, ...], float]
+) -> Tensor:
+    """Add to the logit of a token, or of the last token of a sequence wherever the row ends with the rest of it.
 
     Args:
         histories: the ids of each row so far.
+        biases: what to add, by sequence of ids; minus infinity bans.
+    """
+    changed = logits.clone()
+    for row, history in enumerate(histories):
+        for sequence, bias in biases.items():
+            *stem, last = sequence
+            if len(stem) <= len(history) and list(history[len(history) - len(stem) :]) == stem:
+                changed[row, last] += bias
+    return _where_anything_is_left(changed, logits)
+
+
+def repetition_penalty(
+    logits: Tensor, histories: Sequence[Sequence[int]], penalty: float, window: int | None
+) -> Tensor:
+    """Divide the positive and multiply the negative logits of tokens the row already holds (Keskar et al. 2019).
+
+    Args:
+        penalty: above 1 discourages what was said, below 1 encourages it.
+        window: how many of the last tokens count; None is all of them.
+    """
+    seen = _counts(logits, histories, window) > 0  # (B, V)
+    return logits.where(~seen, torch.where(logits < 0, logits * penalty, logits / penalty))
+
+
+def presence_and_frequency(
+    logits: Tensor, histories: Sequence[Sequence[int]], presence: float, frequency: float, window: int | None
+) -> Tensor:
+    """Subtract `presence` once, and `frequency` as often as the row holds the token (OpenAI's API, 2021).
+
+    Args:
+        window: how many of the last tokens count; None is all of them.
+    """
+    counts = _counts(logits, histories, window)
+    return logits - presence * (counts > 0) - frequency * counts
+
+
+def _counts(logits: Tensor, histories: Sequence[Sequence[int]], window: int | None) -> Tensor:
+    """How often each row holds each token. (B, V)"""
+    counts = torch.zeros_like(logits)
+    for row, history in enumerate(histories):
+        recent = Counter(history[-window:] if window else history)
+        counts[row, list(recent)] = torch.tensor(list(recent.values()), dtype=counts.dtype, device=counts.device)
+    return counts
+
+
+def no_repeat_ngram(logits: Tensor, histories: Sequence[Sequence[int]], size: int) -> Tensor:
+    """Ban each token that would repeat an n-gram of the row (Paulus et al. 2017).
+
+    Args:
         size: the n of the n-gram; 1 forbids every token to come twice.
     """
-    logits = logits.clone()
+    changed = logits.clone()
     for row, history in enumerate(histories):
-        banned = _completions(history, size)
-        if banned and len(banned) < logits.shape[1]:
-            logits[row, banned] = BANNED
-    return logits
+        changed[row, _completions(history, size)] = BANNED
+    return _where_anything_is_left(changed, logits)
 
 
 def _completions(history: Sequence[int], size: int) -> list[int]:
@@ -36,27 +90,65 @@ def _completions(history: Sequence[int], size: int) -> list[int]:
     return sorted({history[i + size - 1] for i in starts if list(history[i : i + size - 1]) == stem})
 
 
+def ban(logits: Tensor, rows: Iterable[int], tokens: Sequence[int]) -> Tensor:
+    """Ban tokens in some of the rows: the end of the text, while it is too early for it."""
+    changed = logits.clone()
+    for row in rows:
+        changed[row, list(tokens)] = BANNED
+    return _where_anything_is_left(changed, logits)
+
+
 def temperature(logits: Tensor, value: float) -> Tensor:
     """Divide by the temperature: below 1 the distribution grows sharper, above 1 flatter (Ackley et al. 1985)."""
     return logits / value
 
 
-def top_k(logits: Tensor, k: int) -> Tensor:
+def top_k(logits: Tensor, k: int, keep: int = 1) -> Tensor:
     """Keep the k most probable tokens, and those equal to the last of them (Fan et al. 2018).
 
     A k over the vocabulary keeps everything.
     """
-    least = logits.topk(min(k, logits.shape[1]), dim=1).values[:, -1:]  # (B, 1)
+    least = logits.topk(min(max(k, keep), logits.shape[1]), dim=1).values[:, -1:]  # (B, 1)
     return logits.masked_fill(logits < least, BANNED)
 
 
-def top_p(logits: Tensor, p: float) -> Tensor:
+def top_p(logits: Tensor, p: float, keep: int = 1) -> Tensor:
     """Keep the smallest set of most probable tokens that holds probability p: the nucleus (Holtzman et al. 2020).
 
-    The most probable token stays whatever p is.
+    With p = 0 only the most probable is left, with p = 1 everything.
     """
     ascending, order = logits.sort(dim=1)
-    mass_up_to = ascending.softmax(dim=1).cumsum(dim=1)
-    outside = mass_up_to <= 1 - p
-    outside[:, -1] = False
+    outside = ascending.softmax(dim=1).cumsum(dim=1) <= 1 - p
+    outside[:, -keep:] = False
     return logits.masked_fill(outside.scatter(1, order, outside), BANNED)
+
+
+def min_p(logits: Tensor, p: float, keep: int = 1) -> Tensor:
+    """Keep tokens at least p times as probable as the most probable one (Nguyen et al. 2024)."""
+    probabilities = logits.softmax(dim=1)
+    outside = probabilities < p * probabilities.amax(dim=1, keepdim=True)
+    outside.scatter_(1, probabilities.topk(min(keep, logits.shape[1]), dim=1).indices, False)
+    return logits.masked_fill(outside, BANNED)
+
+
+def typical_p(logits: Tensor, p: float, keep: int = 1) -> Tensor:
+    """Keep the tokens whose surprise is nearest to the expected one, until they hold p (Meister et al. 2023)."""
+    logprobs = logits.log_softmax(dim=1)
+    probabilities = logprobs.exp()
+    entropy = -(probabilities * logprobs).nansum(dim=1, keepdim=True)  # 0 * log 0 counts as 0
+    distance, order = (-logprobs - entropy).abs().sort(dim=1)
+    before = (probabilities.gather(1, order).cumsum(dim=1) < p).sum(dim=1, keepdim=True)
+    farthest = distance.gather(1, before.clamp(max=logits.shape[1] - 1))
+    outside = distance > farthest
+    outside[:, :keep] = False
+    return logits.masked_fill(outside.scatter(1, order, outside), BANNED)
+
+
+def _where_anything_is_left(changed: Tensor, before: Tensor) -> Tensor:
+    """Rows that lost their last token keep the most probable one they had."""
+    dead = (changed == BANNED).all(dim=1)
+    if dead.any():
+        rows = dead.nonzero()[:, 0]
+        best = before[rows].argmax(dim=1)
+        changed[rows, best] = before[rows, best]
+    return changed

@@ -23,11 +23,25 @@ class Rows(Protocol):
         """Keep these rows, in this order; a row may be named more than once."""
 
 
-# (B, V) logits and the ids of each row so far, the prompt included -> (B, V) logits.
-Filter = Callable[[Tensor, Sequence[Sequence[int]]], Tensor]
+@dataclass(frozen=True)
+class Text:
+    """The ids of a row so far, and how many of them are the prompt."""
 
-# The sample that got a token, and the token -> why the sample ends with it ("eos", "length"), or None.
-Finish = Callable[[int, int], str | None]
+    ids: Sequence[int]
+    prompt_length: int
+
+    @property
+    def new(self) -> Sequence[int]:
+        """The ids written so far."""
+        return self.ids[self.prompt_length :]
+
+
+# (B, V) logits and the text of each row -> (B, V) logits.
+Filter = Callable[[Tensor, Sequence[Text]], Tensor]
+
+# The index of a sample (of a prompt, in beam search) and its new ids, the newest last -> why the text ends with
+# that one ("eos", "length", "stop", "time"), or None.
+Finish = Callable[[int, Sequence[int]], str | None]
 
 
 @dataclass(frozen=True)
@@ -52,12 +66,13 @@ def require_finite(logits: Tensor, step: int) -> None:
     Raises:
         NotFiniteError: names the step.
     """
-    if torch.isnan(logits).any() or torch.isposinf(logits).any():
+    # One look at the maximum finds both: it is NaN where any entry is.
+    if not torch.isfinite(logits.amax(dim=1)).all():
         raise NotFiniteError(f"the model's logits are not finite at new token {step}: its weights are broken")
 
 
-def apply(filters: Sequence[Filter], logits: Tensor, histories: Sequence[Sequence[int]]) -> Tensor:
+def apply(filters: Sequence[Filter], logits: Tensor, texts: Sequence[Text]) -> Tensor:
     """Filters in their order. (B, V) -> (B, V)"""
     for change in filters:
-        logits = change(logits, histories)
+        logits = change(logits, texts)
     return logits

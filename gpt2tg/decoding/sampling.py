@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 
 import torch
 from torch import Tensor
 
-from gpt2tg.decoding.interface import Filter, Finish, Rows, Token, apply, require_finite
+from gpt2tg.decoding.interface import Filter, Finish, Rows, Text, Token, apply, require_finite
 
 # (B, V) filtered logits and the sample of each row -> (B,) chosen ids.
 Choose = Callable[[Tensor, Sequence[int]], Tensor]
@@ -30,23 +31,23 @@ def decode(
         owners: for each sample, the index of its prompt.
         filters: applied to the logits before the choice, in this order.
         choose: picks the next token of each row.
-        finish: is told every token; what it returns ends the sample.
+        finish: looks at every sample after each of its tokens.
 
     Raises:
         NotFiniteError: the model's logits are no numbers.
     """
-    histories = [list(prompts[owner]) for owner in owners]
+    texts = [Text(list(prompts[owner]), len(prompts[owner])) for owner in owners]
     live = list(range(len(owners)))
     logits = rows.start(prompts)[list(owners)]
     rows.select(owners)
-    for step in range(1, 1 << 62):
+    for step in count(1):
         require_finite(logits, step)
-        tokens = choose(apply(filters, logits, [histories[sample] for sample in live]), live)
+        tokens = choose(apply(filters, logits, [texts[sample] for sample in live]), live)
         logprobs = logits.log_softmax(dim=1).gather(1, tokens[:, None])[:, 0]
         staying = []
         for row, (sample, token, logprob) in enumerate(zip(live, tokens.tolist(), logprobs.tolist(), strict=True)):
-            histories[sample].append(token)
-            reason = finish(sample, token)
+            texts[sample].ids.append(token)  # type: ignore[attr-defined]
+            reason = finish(sample, texts[sample].new)
             yield Token(sample, token, logprob, reason)
             if reason is None:
                 staying.append(row)
@@ -75,7 +76,10 @@ class Draw:
     def __call__(self, logits: Tensor, samples: Sequence[int]) -> Tensor:
         """(B, V) -> (B,)"""
         uniform = torch.tensor([self._streams[sample].random() for sample in samples], dtype=torch.float64)
-        return inverse_distribution(logits.softmax(dim=1), uniform.to(logits.device))
+        probabilities = logits.softmax(dim=1)
+        if probabilities.device.type == "mps":  # Apple's GPUs have no 64-bit floats
+            return inverse_distribution(probabilities.cpu(), uniform).to(logits.device)
+        return inverse_distribution(probabilities, uniform.to(logits.device))
 
 
 def inverse_distribution(probabilities: Tensor, uniform: Tensor) -> Tensor:

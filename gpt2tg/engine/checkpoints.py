@@ -83,10 +83,7 @@ def find_checkpoint(name: str, option: str = "model_name") -> Path:
         raise UserError(f"{name} is a file: give the directory that holds config.json and the weights", option)
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise UserError(f"{name} does not exist: give a directory that holds a model", option)
-    try:
-        return fetch_model(name)
-    except UserError as error:
-        raise UserError(error.message, option) from None
+    return fetch_model(name, option)
 
 
 def _inside(directory: Path, option: str) -> Path:

@@ -16,13 +16,16 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_conf
 CONFIG_FILES = ("config.json", "generation_config.json")
 
 
-def fetch_model(name: str) -> Path:
+def fetch_model(name: str, option: str) -> Path:
     """The local directory of a hub model. A complete copy in the cache is used without asking the network.
+
+    Args:
+        option: the flag that the name came from, for messages.
 
     Raises:
         UserError: the model does not exist, or is not in the cache and the hub cannot be reached.
     """
-    return _cached(name) or _download(name)
+    return _cached(name) or _download(name, option)
 
 
 def _cached(name: str) -> Path | None:
@@ -49,21 +52,21 @@ def _weights_are_there(directory: Path, there: set[str]) -> bool:
     return bool(there & set(WEIGHT_FILES))
 
 
-def _download(name: str) -> Path:
+def _download(name: str, option: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-    _refuse_when_out_of_reach(name)
+    _refuse_when_out_of_reach(name, option)
     try:
         files = HfApi().list_repo_files(name)
         return Path(snapshot_download(name, allow_patterns=[*CONFIG_FILES, *TOKENIZER_FILES, *_weights_of(files)]))
     except RepositoryNotFoundError:
         raise UserError(
             f"{name} is neither a directory here nor a model on the hub; a private one needs `hf auth login`",
-            "model_name",
+            option,
         ) from None
     except HfHubHTTPError as error:
-        raise UserError(f"{name}: the hub refused: {error}", "model_name") from None
+        raise UserError(f"{name}: the hub refused: {error}", option) from None
 
 
 def _weights_of(files: list[str]) -> list[str]:
@@ -75,20 +78,18 @@ def _weights_of(files: list[str]) -> list[str]:
     return ["pytorch_model.bin"]
 
 
-def _refuse_when_out_of_reach(name: str) -> None:
+def _refuse_when_out_of_reach(name: str, option: str) -> None:
     """Ask the hub one short question. Its library would retry for most of a minute before giving up."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
     advice = (
-        f"use --model_name {BUNDLED_MODEL} (bundled, works offline), "
-        "or give the path of a directory that holds the model"
+        f"use --{option} {BUNDLED_MODEL} (bundled, works offline), or give the path of a directory that holds the model"
     )
+    missing = f"{name} is no directory here and not in the local cache"
     if constants.HF_HUB_OFFLINE:
-        raise UserError(f"{name} is not in the local cache and HF_HUB_OFFLINE is set: {advice}", "model_name")
+        raise UserError(f"{missing}, and HF_HUB_OFFLINE is set: {advice}", option)
     try:
         get_session().head(constants.ENDPOINT, timeout=PATIENCE_SECONDS)
     except Exception:  # whichever way the network fails, what the user can do is the same
-        raise UserError(
-            f"{name} is not in the local cache and the model hub cannot be reached: {advice}", "model_name"
-        ) from None
+        raise UserError(f"{missing}, and the model hub cannot be reached: {advice}", option) from None

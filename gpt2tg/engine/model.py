@@ -7,7 +7,7 @@ H heads, D width of a head, E width of the model (E = H * D), V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -35,13 +35,16 @@ class GPT2:
         self.head = self.weights["wte.weight" if shape.tied else "lm_head.weight"]
         self._activation = ACTIVATION_FUNCTIONS[shape.activation]
 
-    def context(self, capacity: int) -> Context:
+    def context(self, capacity: int, keep_hidden: bool = False) -> Context:
         """An empty cache for rows of at most `capacity` tokens.
+
+        Args:
+            keep_hidden: whether `Context.hidden` will be asked.
 
         Raises:
             ValueError: the model has fewer positions than that.
         """
-        return Context(self, capacity)
+        return Context(self, capacity, keep_hidden)
 
     def hidden(self, ids: Tensor, positions: Tensor, cache: Callable[[int, Tensor, Tensor], Attended]) -> Tensor:
         """Run all layers.
@@ -52,17 +55,17 @@ class GPT2:
             cache: takes the layer and the new keys and values (B, H, T, D); gives those to attend to.
 
         Returns:
-            (B, T, E) before the final layer norm.
+            (B, T, E) after the final layer norm.
         """
         x = F.embedding(ids, self.weights["wte.weight"]) + F.embedding(positions, self.weights["wpe.weight"])
         for layer in range(self.shape.n_layer):
             x = x + self._attention(layer, self._norm(f"h.{layer}.ln_1", x), cache)
             x = x + self._feed_forward(layer, self._norm(f"h.{layer}.ln_2", x))
-        return x
+        return self._norm("ln_f", x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, E) -> (B, V)"""
-        return F.linear(self._norm("ln_f", hidden), self.head)
+        return F.linear(hidden, self.head)
 
     def _attention(self, layer: int, x: Tensor, cache: Callable[[int, Tensor, Tensor], Attended]) -> Tensor:
         """(B, T, E) -> (B, T, E)"""
@@ -106,13 +109,15 @@ class Context:
     and what a shorter row holds beyond its end is masked until its own tokens overwrite it.
     """
 
-    def __init__(self, model: GPT2, capacity: int) -> None:
+    def __init__(self, model: GPT2, capacity: int, keep_hidden: bool = False) -> None:
         if capacity > model.shape.n_positions:
             raise ValueError(f"{capacity} tokens asked for, but the model has {model.shape.n_positions} positions")
         self._model = model
         self._capacity = capacity
         self._cache = torch.empty(0)  # (layers, keys and values, B, H, C, D)
         self._lengths: list[int] = []  # tokens in each row
+        self._keep_hidden = keep_hidden
+        self._hidden: list[Tensor] = []
 
     @torch.inference_mode()
     def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -127,20 +132,38 @@ class Context:
         self._cache = torch.zeros(
             shape.n_layer, 2, len(prompts), shape.n_head, self._capacity, head_width, device=model.device
         )
-        longest = max(map(len, prompts))
-        padded = [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]
-        positions = torch.arange(longest, device=model.device).expand(len(prompts), -1)
+        self._lengths = [0] * len(prompts)
+        return self.read(dict(enumerate(prompts)))
+
+    @torch.inference_mode()
+    def read(self, texts: Mapping[int, Sequence[int]]) -> Tensor:
+        """Read some rows from their beginning, in place of what they held; the other rows stay as they are.
+
+        Args:
+            texts: ids by row, none of them empty.
+
+        Returns:
+            (B, V) logits of the token after each of the texts.
+        """
+        model, rows = self._model, list(texts)
+        lengths = [len(text) for text in texts.values()]
+        longest = max(lengths)
+        padded = [[*text, *[0] * (longest - len(text))] for text in texts.values()]
+        positions = torch.arange(longest, device=model.device).expand(len(rows), -1)
 
         def remember(layer: int, key: Tensor, value: Tensor) -> Attended:
-            # Padding stands on the right, where the causal mask hides it from every token of the prompt.
-            self._cache[layer, 0, :, :, :longest] = key
-            self._cache[layer, 1, :, :, :longest] = value
+            # Padding stands on the right, where the causal mask hides it from every token of the text.
+            self._cache[layer, 0, rows, :, :longest] = key
+            self._cache[layer, 1, rows, :, :longest] = value
             return key, value, None, True
 
         hidden = model.hidden(torch.tensor(padded, device=model.device), positions, remember)
-        self._lengths = [len(prompt) for prompt in prompts]
-        last = torch.tensor(self._lengths, device=model.device) - 1
-        return model.logits(hidden[torch.arange(len(prompts)), last])
+        for row, length in zip(rows, lengths, strict=True):
+            self._lengths[row] = length
+        if self._keep_hidden:
+            self._hidden = [hidden[row, :length] for row, length in enumerate(lengths)]
+        last = torch.tensor(lengths, device=model.device) - 1
+        return model.logits(hidden[torch.arange(len(rows)), last])
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
@@ -171,7 +194,18 @@ class Context:
 
         hidden = model.hidden(tokens.to(model.device)[:, None], lengths[:, None], remember)
         self._lengths = [length + 1 for length in self._lengths]
+        if self._keep_hidden:
+            self._hidden = list(hidden)
         return model.logits(hidden[:, 0])
+
+    def hidden(self) -> list[Tensor]:
+        """For each row, the final states of the tokens that the last `start` or `step` read. Each (T, E)."""
+        return self._hidden
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """How many tokens each row holds."""
+        return self._lengths
 
     @torch.inference_mode()
     def select(self, rows: Sequence[int]) -> None:

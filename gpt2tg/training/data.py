@@ -22,6 +22,9 @@ from gpt2tg.training.text import Piece, Survey, pieces, survey
 # Labels with this value carry no loss (torch's cross entropy and transformers agree on it).
 NO_LOSS = -100
 
+# Part of the name of cached blocks: raise it whenever reading or packing changes, or old blocks would be used.
+PACKING_VERSION = 1
+
 # Characters encoded in one call: the tokenizer spreads the examples over the cores.
 ENCODE_CHARACTERS = 1 << 20
 
@@ -172,7 +175,14 @@ def _fingerprint(source: TextSource, tokenizer: TextTokenizer, block_size: int) 
     with source.found.path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    rest = (source.examples, sorted(source.held_out), source.keep_held_out, tokenizer.end_id, block_size)
+    rest = (
+        PACKING_VERSION,
+        source.examples,
+        sorted(source.held_out),
+        source.keep_held_out,
+        tokenizer.end_id,
+        block_size,
+    )
     digest.update(repr(rest).encode())
     digest.update(tokenizer.raw.to_str().encode())
     return digest.hexdigest()[:32]

@@ -18,15 +18,15 @@ import datasets
 import torch
 import transformers
 from torch import Tensor
-from transformers import GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import GPT2LMHeadModel, IntervalStrategy, Trainer, TrainingArguments
 
 from gpt2tg import __version__
-from gpt2tg.errors import RunError
-from gpt2tg.options import BUNDLED_MODEL, TrainingOptions
+from gpt2tg.errors import RunError, UserError
+from gpt2tg.options import ModelNameOptions, TrainingOptions
 from gpt2tg.training.callbacks import Progress, duration, say
 from gpt2tg.training.data import NO_LOSS, TrainingData, collate, load_data, plan_sources
+from gpt2tg.training.directory import check_output, check_resumable, make_readable, open_output, write_run
 from gpt2tg.training.model import check_existing, existing_model, new_model, transformers_tokenizer
-from gpt2tg.training.output import check_output, open_output, write_run
 
 # Fewer examples than this and a model learns them by heart before it learns their style.
 FEW_EXAMPLES = 1000
@@ -43,7 +43,7 @@ class Outcome:
     loss_after: float | None
 
 
-def finetune(options: TrainingOptions, model_name: str = BUNDLED_MODEL) -> Outcome:
+def finetune(options: TrainingOptions, model_name: str = ModelNameOptions.model_name) -> Outcome:
     """Train as the options say and leave a model with its tokenizer in the output directory.
 
     Everything that can be refused is refused before anything is written.
@@ -60,6 +60,11 @@ def finetune(options: TrainingOptions, model_name: str = BUNDLED_MODEL) -> Outco
     checkpoint = check_output(output_dir, options.resume, options.overwrite)
     sources = plan_sources(options)
     directory = None if options.from_scratch else check_existing(options, model_name)
+    if directory is not None and options.overwrite and directory.resolve().is_relative_to(output_dir.resolve()):
+        raise UserError(f"would remove {directory}, the model to start from: choose another --output_dir", "overwrite")
+    if checkpoint is not None:
+        check_resumable(output_dir, options, None if directory is None else model_name)
+    arguments = training_arguments(options, measure=bool(options.validation_file or options.validation_split))
     _advise(options, sources[0].found.examples)
 
     transformers.set_seed(options.seed)
@@ -68,11 +73,13 @@ def finetune(options: TrainingOptions, model_name: str = BUNDLED_MODEL) -> Outco
     _announce(options, model, data, "a new model" if directory is None else model_name)
 
     open_output(output_dir, options.overwrite)
+    if data.validation is None:
+        arguments.eval_strategy, arguments.eval_on_start = IntervalStrategy.NO, False
     run = _run_record(options, None if directory is None else model_name, data)
     write_run(output_dir, run)
     trainer = LanguageTrainer(
         model=model,
-        args=training_arguments(options, measure=data.validation is not None),
+        args=arguments,
         data_collator=collate(options.block_size, tokenizer.end_id),
         train_dataset=data.train,
         eval_dataset=data.validation,
@@ -108,7 +115,7 @@ class LanguageTrainer(Trainer):
         with self.compute_loss_context_manager():
             loss = self.compute_loss(self.model, self._prepare_inputs(batch))
         both = torch.stack([loss.detach() * tokens, tokens]).to(torch.float32)
-        return self.accelerator.reduce(both).double().cpu()
+        return self.accelerator.reduce(both).cpu().double()
 
 
 def training_arguments(options: TrainingOptions, measure: bool) -> TrainingArguments:
@@ -120,6 +127,8 @@ def training_arguments(options: TrainingOptions, measure: bool) -> TrainingArgum
     on_gpu = torch.cuda.is_available()
     if options.fp16 and not on_gpu:
         say("--fp16 needs a CUDA GPU and there is none: training in fp32")
+    if options.bf16 and on_gpu and not torch.cuda.is_bf16_supported():
+        raise UserError(f"is not supported by {torch.cuda.get_device_name()}: use --fp16", "bf16")
     return TrainingArguments(
         output_dir=options.output_dir,
         num_train_epochs=options.epochs,
@@ -175,6 +184,7 @@ def _train(trainer: LanguageTrainer, output_dir: Path, checkpoint: Path | None) 
             trainer.model.config.use_cache = True  # the Trainer turned it off, for training alone
             trainer.model.save_pretrained(output_dir)
             trainer.processing_class.save_pretrained(output_dir)
+            make_readable(output_dir)
     except torch.OutOfMemoryError as error:
         raise RunError(
             "out of memory: lower --batch_size and raise --gradient_accumulation_steps by the same factor, add "
@@ -193,23 +203,28 @@ def _train(trainer: LanguageTrainer, output_dir: Path, checkpoint: Path | None) 
 
 
 def _advise(options: TrainingOptions, examples: int) -> None:
-    if examples < FEW_EXAMPLES:
+    if options.examples != "file" and examples < FEW_EXAMPLES:
         say(
-            f"advice: {examples} examples is little, {FEW_EXAMPLES:,} or more is better: "
+            f"advice: {_count(examples, 'example')} is little, {FEW_EXAMPLES:,} or more is better: "
             "watch the validation loss, and train fewer --epochs when it rises"
         )
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def _announce(options: TrainingOptions, model: GPT2LMHeadModel, data: TrainingData, name: str) -> None:
     say(f"model: {name}, {model.num_parameters() / 1e6:.1f}M parameters")
-    held_out = f", {data.validation_examples:,} held out" if data.validation else ", nothing held out"
+    held_out = f"{_count(len(data.validation), 'block')} held out" if data.validation else "nothing held out"
     say(
-        f"data: {data.train_examples:,} examples in {len(data.train):,} blocks of {options.block_size} tokens{held_out}"
+        f"data: {_count(data.train_examples, 'example')} in {_count(len(data.train), 'block')} of "
+        f"{options.block_size} tokens, {held_out}"
     )
 
 
 def _conclude(outcome: Outcome) -> None:
-    say(f"trained {outcome.steps} steps in {duration(outcome.seconds)}; the model is in {outcome.output_dir}")
+    say(f"reached step {outcome.steps} in {duration(outcome.seconds)}; the model is in {outcome.output_dir}")
     if outcome.loss_before is not None and outcome.loss_after is not None:
         say(
             f"held-out loss {outcome.loss_before:.4f} before, {outcome.loss_after:.4f} after; "

@@ -46,7 +46,7 @@ def existing_model(directory: Path, options: TrainingOptions) -> tuple[GPT2LMHea
     if not shape.tied:
         model.lm_head.load_state_dict({"weight": output})
     tokenizer = load_tokenizer(directory, shape.vocab_size, shape.end_ids[0] if shape.end_ids else None)
-    return _with_fused_activation(model), tokenizer
+    return _prepared(model), tokenizer
 
 
 def new_model(source: TextSource, options: TrainingOptions) -> tuple[GPT2LMHeadModel, TextTokenizer]:
@@ -63,7 +63,7 @@ def new_model(source: TextSource, options: TrainingOptions) -> tuple[GPT2LMHeadM
     )
     if options.dropout is not None:
         config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = options.dropout
-    return _with_fused_activation(GPT2LMHeadModel(config)), tokenizer
+    return _prepared(GPT2LMHeadModel(config)), tokenizer
 
 
 def train_tokenizer(source: TextSource, vocab_size: int) -> TextTokenizer:
@@ -87,9 +87,11 @@ def transformers_tokenizer(tokenizer: TextTokenizer, positions: int) -> PreTrain
     )
 
 
-def _with_fused_activation(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
-    """Compute GPT-2's tanh GELU in one operation: transformers spells it out in eight, which costs a quarter of a
-    training step on a CPU. The config, and so the checkpoint, keeps its name for the same function."""
+def _prepared(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
+    """Mend two things of transformers, for training alone: the config, and so the checkpoint, stays as it is."""
+    # The Trainer counts the labels that carry loss, and counts one too many a block unless it knows this loss.
+    model.loss_type = "ForCausalLM"
+    # GPT-2's tanh GELU in one operation: spelled out in eight, it costs a quarter of a training step on a CPU.
     if model.config.activation_function == "gelu_new":
         for block in model.transformer.h:
             block.mlp.act = torch.nn.GELU(approximate="tanh")

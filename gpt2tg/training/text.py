@@ -121,21 +121,25 @@ def _line_parts(file: TextIO) -> Iterator[_Part]:
         if rest.endswith("\n"):
             yield _Part(rest[:-2] + "\n" if rest.endswith("\r\n") else rest, starts, True)
             rest, starts = "", True
-        elif cut := _last_cut(rest):
+        elif cut := _last_cut(rest, len(rest) - len(read)):
             yield _Part(rest[:cut], starts, False)
             rest, starts = rest[cut:], False
     if rest:
         yield _Part(rest, starts, True)
 
 
-def _last_cut(text: str) -> int:
+# Python takes these for white space, the tokenizer's regular expression does not.
+_SEPARATORS = "\x1c\x1d\x1e\x1f"
+
+
+def _last_cut(text: str, known: int = 0) -> int:
     """Where a long text may be cut: before its last white space; 0 where there is none.
 
     A byte-level tokenizer never joins what stands before white space with what follows, so that the cut leaves
     no trace in the tokens.
     """
-    for position in range(len(text) - 1, 0, -1):
-        if text[position].isspace() and not text[position - 1].isspace():
+    for position in range(len(text) - 1, max(known, 1) - 1, -1):
+        if text[position].isspace() and text[position] not in _SEPARATORS and not text[position - 1].isspace():
             return position
     return 0
 
@@ -162,12 +166,14 @@ def _each_paragraph(parts: Iterator[_Part]) -> Iterator[Piece]:
 
 
 def _whole(parts: Iterator[_Part]) -> Iterator[Piece]:
-    held, has_text = "", False
+    held, seen, has_text = "", 0, False
     for part in parts:
         held += part.text
         has_text = has_text or not part.is_blank_line
-        if len(held) >= PIECE_CHARACTERS and (cut := _last_cut(held)):
-            yield Piece(held[:cut], False)
-            held = held[cut:]
+        if len(held) >= PIECE_CHARACTERS:
+            if cut := _last_cut(held, seen):
+                yield Piece(held[:cut], False)
+                held = held[cut:]
+            seen = len(held)  # no cut before here
     if has_text:
         yield Piece(held, True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from gpt2tg.decoding import beam, filters, sampling
-from gpt2tg.decoding.interface import NotFiniteError
+from gpt2tg.decoding.interface import Filter, NotFiniteError
 from gpt2tg.engine.model import GPT2
 
 END = 0
@@ -48,6 +48,25 @@ def by_last_two(vocabulary: int, seed: int) -> object:
     return lambda text: table[text[-2] if len(text) > 1 else 0, text[-1]]
 
 
+def search(
+    rows: object,
+    prompts: list[list[int]],
+    room: list[int],
+    settings: beam.BeamSettings,
+    filters: Sequence[Filter] = (),
+    propose: beam.Propose = beam.best,
+) -> list[list[beam.Hypothesis]]:
+    """The finished texts of each prompt."""
+
+    def finish(_: int, ids: Sequence[int]) -> str | None:
+        return "eos" if ids[-1] == END else None
+
+    found: dict[int, list[beam.Hypothesis]] = {}
+    for index, one in beam.beam_search(rows, prompts, room, filters, settings, [propose] * len(prompts), finish):
+        found[index] = one.finished
+    return [found[index] for index in range(len(prompts))]
+
+
 def all_texts(logits_after: object, prompt: list[int], vocabulary: int, room: int) -> dict[tuple[int, ...], float]:
     """Every text that ends with the end token or fills the room, and its log-probability."""
     found: dict[tuple[int, ...], float] = {}
@@ -70,8 +89,8 @@ def test_enough_beams_find_the_best_of_all_texts(seed: int, length_penalty: floa
     vocabulary, room, prompt = 4, 5, [2]
     model = by_last_two(vocabulary, seed)
     texts = all_texts(model, prompt, vocabulary, room)
-    settings = beam.BeamSettings(len(texts), frozenset({END}), early_stopping="never", length_penalty=length_penalty)
-    (found,) = beam.beam_search(Recount(model), [prompt], [room], [], settings, [beam.best])
+    settings = beam.BeamSettings(len(texts), early_stopping="never", length_penalty=length_penalty)
+    (found,) = search(Recount(model), [prompt], [room], settings)
     best_ids, best_logprob = max(texts.items(), key=lambda item: item[1] / len(item[0]) ** length_penalty)
     assert found[0].ids == best_ids
     assert found[0].logprob == pytest.approx(best_logprob, abs=1e-4)
@@ -81,8 +100,8 @@ def test_enough_beams_find_the_best_of_all_texts(seed: int, length_penalty: floa
 def test_scores_are_the_true_ones_and_sorted() -> None:
     model = by_last_two(6, seed=9)
     texts = all_texts(model, [1], 6, 4)
-    settings = beam.BeamSettings(4, frozenset({END}))
-    (found,) = beam.beam_search(Recount(model), [[1]], [4], [], settings, [beam.best])
+    settings = beam.BeamSettings(4)
+    (found,) = search(Recount(model), [[1]], [4], settings)
     assert len(found) == 4
     for text in found:
         assert text.logprob == pytest.approx(texts[text.ids], abs=1e-4)
@@ -93,9 +112,7 @@ def test_scores_are_the_true_ones_and_sorted() -> None:
 def test_one_beam_by_hand() -> None:
     """After 1 comes 2 (0.6), after 2 comes the end (0.9): one beam must find 2, end."""
     table = torch.tensor([[1.0, 0.0, 0.0], [0.3, 0.1, 0.6], [0.9, 0.05, 0.05]]).log()
-    (found,) = beam.beam_search(
-        Recount(lambda text: table[text[-1]]), [[1]], [5], [], beam.BeamSettings(1, frozenset({END})), [beam.best]
-    )
+    (found,) = search(Recount(lambda text: table[text[-1]]), [[1]], [5], beam.BeamSettings(1))
     assert [text.ids for text in found] == [(2, 0)]
     assert found[0].logprob == pytest.approx(torch.tensor(0.54).log().item(), abs=1e-5)
     assert found[0].finish_reason == "eos"
@@ -114,10 +131,10 @@ def test_beams_equal_transformers(early_stopping: str, num_beams: int, ngram: in
         model.lm_head.weight[END, 0] = bias_to_end
     prompts = [[5], [7, 9, 11], [3, 3, 4, 50, 21, 8]]
     room = [12, 9, 15]
-    settings = beam.BeamSettings(num_beams, frozenset({END}), early_stopping)
-    chain = [lambda x, h: filters.no_repeat_ngram(x, h, ngram)] if ngram else []
+    settings = beam.BeamSettings(num_beams, early_stopping=early_stopping)
+    chain = [lambda x, texts: filters.no_repeat_ngram(x, [t.ids for t in texts], ngram)] if ngram else []
     rows = gpt2_of(model).context(32)
-    found = beam.beam_search(rows, prompts, room, chain, settings, [beam.best] * 3)
+    found = search(rows, prompts, room, settings, chain)
     for prompt, space, texts in zip(prompts, room, found, strict=True):
         expected = beams_of_transformers(model, prompt, space, num_beams, early_stopping, ngram)
         assert [list(text.ids) for text in texts] == [ids for ids, _ in expected]
@@ -171,15 +188,15 @@ def beams_of_transformers(
 
 
 def test_more_beams_than_tokens_are_taken_as_they_come() -> None:
-    settings = beam.BeamSettings(50, frozenset({END}))
-    (found,) = beam.beam_search(Recount(by_last_two(3, 0)), [[1]], [3], [], settings, [beam.best])
+    settings = beam.BeamSettings(50)
+    (found,) = search(Recount(by_last_two(3, 0)), [[1]], [3], settings)
     assert len({text.ids for text in found}) == len(found) == 15  # all texts: 1 + 2 + 4 end early, 8 fill the room
 
 
 def test_logits_that_are_no_numbers_end_in_an_error() -> None:
-    settings = beam.BeamSettings(2, frozenset({END}))
+    settings = beam.BeamSettings(2)
     with pytest.raises(NotFiniteError, match="new token 1"):
-        beam.beam_search(Recount(lambda _: torch.full((4,), torch.nan)), [[1]], [3], [], settings, [beam.best])
+        search(Recount(lambda _: torch.full((4,), torch.nan)), [[1]], [3], settings)
 
 
 def test_drawing_without_replacement_follows_the_exact_distribution() -> None:

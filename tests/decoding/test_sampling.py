@@ -42,8 +42,8 @@ def countdown() -> Tensor:
     return table
 
 
-def at_end(sample: int, token: int) -> str | None:
-    return "eos" if token == END else None
+def at_end(sample: int, ids: Sequence[int]) -> str | None:
+    return "eos" if ids[-1] == END else None
 
 
 def ids_of(tokens: Sequence[Token], sample: int) -> list[int]:
@@ -151,11 +151,9 @@ def test_a_sample_draws_the_same_alone_and_in_company() -> None:
 
     def write(owners: list[int]) -> dict[int, list[int]]:
         draw = sampling.Draw([sampling.stream(5, owner, 0) for owner in owners])
-        counts = [0] * len(owners)
 
-        def finish(sample: int, token: int) -> str | None:
-            counts[sample] += 1
-            return at_end(sample, token) or ("length" if counts[sample] == 30 else None)
+        def finish(sample: int, ids: Sequence[int]) -> str | None:
+            return at_end(sample, ids) or ("length" if len(ids) == 30 else None)
 
         tokens = list(sampling.decode(Script(table), prompts, owners, [], draw, finish))
         return {owner: ids_of(tokens, sample) for sample, owner in enumerate(owners)}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from gpt2tg.engine.checkpoints import numbered_checkpoints
 from gpt2tg.engine.hub import CONFIG_FILES, TOKENIZER_FILES
 from gpt2tg.errors import RunError, UserError
+from gpt2tg.options import TrainingOptions
 
 # Written first and read by nobody but us: a directory that holds it was made by a run of ours.
 RUN_FILE = "run.json"
@@ -48,6 +51,40 @@ def check_output(directory: Path, resume: bool, overwrite: bool) -> Path | None:
             "overwrite",
         )
     return None
+
+
+# Options that may differ when a run is resumed: they change neither the data nor a step already taken.
+MAY_DIFFER = {"resume", "overwrite", "output_dir", "epochs", "max_steps", "save_steps", "save_total_limit"}
+MAY_DIFFER |= {"logging_steps", "generate_samples", "prompt", "num_samples"}
+
+
+def check_resumable(directory: Path, options: TrainingOptions, model_name: str | None) -> None:
+    """Compare the flags with those the run was started with.
+
+    Raises:
+        UserError: names the first that differs, with both values.
+    """
+    try:
+        before = json.loads((directory / RUN_FILE).read_text(encoding="utf-8"))
+        settings = {**before["options"], "model_name": before["model_name"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # not started by us, or by a version that wrote something else: nothing to compare with
+    for name, value in {**asdict(options), "model_name": model_name}.items():
+        if name not in MAY_DIFFER and name in settings and settings[name] != value:
+            raise UserError(
+                f"cannot go on with --{name} {value}: the run was started with {settings[name]}; "
+                "give the same flags, or start anew in another --output_dir",
+                "resume",
+            )
+
+
+def make_readable(directory: Path) -> None:
+    """Give the model's files the permissions of ordinary new files: weights are written for their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for name in RUN_FILES:
+        if (directory / name).is_file():
+            (directory / name).chmod(0o666 & ~umask)
 
 
 def open_output(directory: Path, overwrite: bool) -> None:

@@ -1,0 +1,77 @@
+"""From options to the filters that a decoder applies, in their one order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gpt2tg.decoding import filters
+from gpt2tg.decoding.interface import Filter, Text
+from gpt2tg.engine.tokenizer import TextTokenizer
+from gpt2tg.options import DecodingOptions
+
+
+def filter_chain(options: DecodingOptions, tokenizer: TextTokenizer, end_ids: Sequence[int]) -> list[Filter]:
+    """The filters that the options ask for. The order is that of `decoding/filters.py`."""
+    return [*_on_the_text_so_far(options, tokenizer, end_ids), *_on_the_distribution(options, len(end_ids))]
+
+
+def _on_the_text_so_far(options: DecodingOptions, tokenizer: TextTokenizer, end_ids: Sequence[int]) -> list[Filter]:
+    chain: list[Filter] = []
+    window = options.penalty_window
+    biases = token_biases(options.biases(), tokenizer)
+    added = {sequence: bias for sequence, bias in biases.items() if bias != filters.BANNED}
+    banned = {sequence: bias for sequence, bias in biases.items() if bias == filters.BANNED}
+    if added:
+        chain.append(lambda x, texts: filters.sequence_bias(x, _ids(texts), added))
+    if options.repetition_penalty != 1:
+        chain.append(lambda x, texts: filters.repetition_penalty(x, _ids(texts), options.repetition_penalty, window))
+    if options.presence_penalty or options.frequency_penalty:
+        presence, frequency = options.presence_penalty, options.frequency_penalty
+        chain.append(lambda x, texts: filters.presence_and_frequency(x, _ids(texts), presence, frequency, window))
+    if options.no_repeat_ngram:
+        chain.append(lambda x, texts: filters.no_repeat_ngram(x, _ids(texts), options.no_repeat_ngram))
+    if banned:
+        chain.append(lambda x, texts: filters.sequence_bias(x, _ids(texts), banned))
+    if options.min_new_tokens or options.suppress_eos:
+        chain.append(lambda x, texts: filters.ban(x, _too_short(texts, options), end_ids))
+    return chain
+
+
+def _on_the_distribution(options: DecodingOptions, end_tokens: int) -> list[Filter]:
+    """What shapes the distribution that is drawn from, or from which contrastive search takes its candidates."""
+    chain: list[Filter] = []
+    if not options.strategy.samples:
+        return chain
+    keep = end_tokens + 1 if options.strategy.beams else 1  # a beam needs a token beside those that end it
+    if options.temperature != 1:
+        chain.append(lambda x, _: filters.temperature(x, options.temperature))
+    if (k := options.effective_top_k) is not None:
+        chain.append(lambda x, _: filters.top_k(x, k, keep))
+    if (p := options.effective_top_p) is not None and p < 1:
+        chain.append(lambda x, _: filters.top_p(x, p, keep))
+    if (least := options.min_p) is not None and least > 0:
+        chain.append(lambda x, _: filters.min_p(x, least, keep))
+    if (typical := options.typical_p) is not None and typical < 1:
+        chain.append(lambda x, _: filters.typical_p(x, typical, keep))
+    return chain
+
+
+def token_biases(words: dict[str, float], tokenizer: TextTokenizer) -> dict[tuple[int, ...], float]:
+    """Biases by word as biases by sequence of ids, for all the ways the word is usually written."""
+    return {tuple(tokenizer.encode(form)): bias for word, bias in words.items() for form in forms(word)}
+
+
+def forms(word: str) -> list[str]:
+    """A word as it may stand in a text: as given, lower case, capitalised, upper case; with and without a space."""
+    bare = word.strip()
+    cases = dict.fromkeys((bare, bare.lower(), bare[:1].upper() + bare[1:], bare.upper()))
+    return [space + case for case in cases for space in ("", " ")]
+
+
+def _ids(texts: Sequence[Text]) -> list[Sequence[int]]:
+    return [text.ids for text in texts]
+
+
+def _too_short(texts: Sequence[Text], options: DecodingOptions) -> list[int]:
+    """The rows that may not end yet."""
+    return [row for row, text in enumerate(texts) if options.suppress_eos or len(text.new) < options.min_new_tokens]

@@ -1,0 +1,174 @@
+"""Where texts go: stdout or a file, as they are or as records, whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from gpt2tg.errors import RunError, UserError
+from gpt2tg.generation import Sample
+from gpt2tg.options import DecodingOptions, PromptOptions
+
+
+class Sink(Protocol):
+    """Takes the texts of one prompt after the other."""
+
+    def put(self, samples: Sequence[Sample], options: DecodingOptions) -> None:
+        """The texts of the next prompt."""
+
+    def close(self) -> None:
+        """All prompts are done."""
+
+
+class TextSink:
+    """The texts alone, a blank line between them. A file appears when it is whole."""
+
+    def __init__(self, path: Path | None, say: Callable[[str], None]) -> None:
+        self._path = path
+        self._say = say
+        self._texts: list[str] = []
+        self._is_first = True
+
+    def put(self, samples: Sequence[Sample], options: DecodingOptions) -> None:
+        """The texts of the next prompt; on stdout each is announced by number, on stderr."""
+        if self._path is not None:
+            self._texts += [sample.text for sample in samples]
+            return
+        for number, sample in enumerate(samples, start=1):
+            if len(samples) > 1:
+                self._say(f"--- text {number} of {len(samples)} ---")
+            print(sample.text if self._is_first else f"\n{sample.text}", flush=True)
+            self._is_first = False
+
+    def close(self) -> None:
+        """Write the file."""
+        if self._path is None:
+            return
+        draft = self._path.with_name(f".{self._path.name}.partial")
+        try:
+            draft.write_text("\n\n".join(self._texts) + "\n", encoding="utf-8")
+            draft.replace(self._path)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise RunError(f"cannot write {self._path}: {error.strerror}") from None
+
+
+class RecordSink:
+    """A line of JSON for each text. A file grows prompt by prompt, and a later run can go on with it."""
+
+    def __init__(self, path: Path | None) -> None:
+        try:
+            self._file = sys.stdout if path is None else path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error.strerror}") from None
+
+    def put(self, samples: Sequence[Sample], options: DecodingOptions) -> None:
+        """The texts of the next prompt, in one write."""
+        records = [record(sample, len(samples), options) for sample in samples]
+        self._file.write("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in records))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not sys.stdout:
+            self._file.close()
+
+
+def record(sample: Sample, texts: int, options: DecodingOptions) -> dict[str, Any]:
+    """All that is known of a text. `texts` is how many were given for its prompt."""
+    entry = {
+        "prompt": sample.prompt,
+        "completion": sample.completion,
+        "prompt_index": sample.prompt_index,
+        "sample": sample.index,
+        "texts": texts,
+        "prompt_tokens": sample.prompt_tokens,
+        "completion_tokens": len(sample.ids),
+        "finish_reason": sample.finish_reason,
+        "seed": sample.seed,
+        "replay": sample.replay,
+        "logprob": sample.logprob,
+        "settings": settings(options),
+    }
+    return entry if sample.ranking_score is None else {**entry, "ranking_score": sample.ranking_score}
+
+
+def settings(options: DecodingOptions) -> dict[str, Any]:
+    """The options as JSON has them, without the seed, which has a field of its own."""
+    values = dataclasses.asdict(options)
+    kept = {name: value for name, value in values.items() if name not in ("seed", "replay")}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
+
+
+def open_sink(options: PromptOptions, say: Callable[[str], None]) -> Sink:
+    """The sink that the options name; `say` takes what is talk and not text."""
+    path = None if options.output is None else Path(options.output)
+    if path is not None and options.overwrite:
+        path.unlink(missing_ok=True)
+    return RecordSink(path) if options.format == "jsonl" else TextSink(path, say)
+
+
+def check_output(options: PromptOptions) -> None:
+    """Refuse an output that cannot be written, before anything is computed.
+
+    Raises:
+        UserError: the file is there and is not to be replaced, or cannot be one.
+    """
+    if options.output is None:
+        return
+    path = Path(options.output)
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        raise UserError(f"{path} cannot be written: give a file in a directory that exists", "output")
+    if path.exists() and not options.overwrite and options.format != "jsonl":
+        raise UserError(f"{path} is there already: choose another, or replace it with --overwrite", "output")
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier run of the same command has left in a file of records."""
+
+    path: Path
+    records: list[dict[str, Any]]
+    """Those of whole prompts."""
+    size: int
+    """Bytes of the file that they take up; what follows was cut, or belongs to a prompt that was not finished."""
+
+    def drop_the_rest(self) -> None:
+        """Take what follows the whole records out of the file."""
+        if self.size < self.path.stat().st_size:
+            with self.path.open("r+b") as file:
+                file.truncate(self.size)
+
+
+def earlier_run(options: PromptOptions) -> Earlier | None:
+    """The records in the output file, or None where there is no such file or it is to be replaced.
+
+    Raises:
+        UserError: the file holds something else than records.
+    """
+    if options.output is None or options.format != "jsonl" or options.overwrite or not Path(options.output).exists():
+        return None
+    path = Path(options.output)
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line break was cut
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+            _ = entry["prompt_index"], entry["texts"], entry["settings"], entry["prompt"], entry["seed"]
+        except (ValueError, KeyError, TypeError):
+            if number == len(lines):
+                break  # a crash of the machine may leave rubbish in the last line
+            raise UserError(
+                f"{path} line {number} is no record of ours: choose another file, or replace it with --overwrite",
+                "output",
+            ) from None
+        records.append(entry)
+    while records and sum(e["prompt_index"] == records[-1]["prompt_index"] for e in records) < records[-1]["texts"]:
+        unfinished = records[-1]["prompt_index"]
+        records = [entry for entry in records if entry["prompt_index"] != unfinished]
+    return Earlier(path, records, sum(len(line) + 1 for line in lines[: len(records)]))

@@ -1,0 +1,150 @@
+"""Writing texts to many prompts: in batches, to where they are wanted, going on where an earlier run ended."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from tqdm import tqdm
+
+from gpt2tg.errors import UserError
+from gpt2tg.generation import Generator, Request, with_seed
+from gpt2tg.options import DecodingOptions, PromptOptions, decoding_options
+from gpt2tg.prompts import Prompt
+from gpt2tg.sinks import Earlier, open_sink, settings
+
+
+@dataclass(frozen=True)
+class Job:
+    """A prompt that still has to be continued, and how."""
+
+    request: Request
+    options: DecodingOptions
+
+
+def plan_jobs(
+    generator: Generator,
+    prompts: Sequence[Prompt],
+    options: DecodingOptions,
+    earlier: Earlier | None,
+    say: Callable[[str], None],
+) -> list[Job]:
+    """Fit every prompt to the model before the first is continued, and leave out what an earlier run has done.
+
+    Raises:
+        UserError: a prompt that leaves no room, a setting of its own that is none, or an earlier run of another
+            command.
+    """
+    options = _with_seed_of(earlier, options)
+    drawn = with_seed(options)
+    jobs = [_job(generator, prompt, index, drawn, len(prompts)) for index, prompt in enumerate(prompts)]
+    done = _done(earlier, jobs)
+    jobs = [job for job in jobs if job.request.index not in done]
+    if done:
+        say(f"{len(done)} of {len(prompts)} prompts are done, {len(jobs)} to go")
+    for job in jobs:
+        if job.request.dropped:
+            say(f"prompt {job.request.index + 1}: {job.request.dropped} tokens were dropped at its beginning")
+    if jobs and drawn.seed != options.seed:
+        say(f"seed {drawn.seed}: the same texts again with --seed {drawn.seed}")
+    return jobs
+
+
+def _with_seed_of(earlier: Earlier | None, options: DecodingOptions) -> DecodingOptions:
+    """A run without a seed of its own goes on with the one that was chosen when it began."""
+    seeds = [entry["seed"] for entry in earlier.records if entry["seed"] is not None] if earlier else []
+    if seeds and options.seed is None and options.strategy.samples and not options.replay:
+        return replace(options, seed=seeds[0])
+    return options
+
+
+def _job(generator: Generator, prompt: Prompt, index: int, options: DecodingOptions, prompts: int) -> Job:
+    try:
+        own = decoding_options({**_lengths_apart(options, prompt), **prompt.settings})
+        return Job(generator.fit(prompt.text, own, index), own)
+    except UserError as error:
+        if prompts == 1:
+            raise
+        raise UserError(f"prompt {index + 1}: {error}", "prompts_file") from None
+
+
+def _lengths_apart(options: DecodingOptions, prompt: Prompt) -> dict[str, object]:
+    """The options of the run as a ground for those of the prompt: a length of its own takes the place of the other."""
+    ground = dict(vars(options))
+    if "max_new_tokens" in prompt.settings or "max_length" in prompt.settings:
+        ground |= {"max_new_tokens": None, "max_length": None}
+    return ground
+
+
+def _done(earlier: Earlier | None, jobs: Sequence[Job]) -> set[int]:
+    """The prompts whose texts stand in the output already.
+
+    Raises:
+        UserError: they were written to other prompts, with other settings or another seed.
+    """
+    by_index = {job.request.index: job for job in jobs}
+    for number, entry in enumerate(earlier.records if earlier else [], start=1):
+        job = by_index.get(entry["prompt_index"])
+        if job is None or entry["prompt"] != job.request.prompt:
+            difference = "another prompt"
+        elif entry["settings"] != settings(job.options):
+            own = settings(job.options)
+            name = next(name for name in own if entry["settings"].get(name) != own[name])
+            difference = f"{name} {entry['settings'].get(name)}, not {own[name]}"
+        elif entry["seed"] not in (None, job.options.seed):
+            difference = f"seed {entry['seed']}, not {job.options.seed}"
+        else:
+            continue
+        raise UserError(
+            f"{earlier.path if earlier else ''} is of another run: line {number} has {difference}; "
+            "choose another file, or replace it with --overwrite",
+            "output",
+        )
+    return {entry["prompt_index"] for entry in earlier.records} if earlier else set()
+
+
+def write_one(generator: Generator, job: Job, write: Callable[[str], None]) -> None:
+    """The one text that is wanted, piece by piece as it is written."""
+    write(job.request.prompt)
+    for chunk in generator.stream_batch([job.request], job.options):
+        write(chunk.text)
+    write("\n")
+
+
+def write_all(
+    generator: Generator,
+    jobs: Sequence[Job],
+    where: PromptOptions,
+    earlier: Earlier | None,
+    say: Callable[[str], None],
+) -> None:
+    """The texts of all jobs, prompt by prompt, to where they are wanted."""
+    if earlier is not None:
+        earlier.drop_the_rest()
+    sink = open_sink(where, say)
+    started, tokens = time.monotonic(), 0
+    batches = list(_batches(jobs, where.batch_size))
+    hidden = not sys.stderr.isatty() or len(batches) < 2
+    with tqdm(total=len(jobs), desc="writing", unit=" prompts", disable=hidden) as bar:
+        for batch in batches:
+            found = generator.generate_batch([job.request for job in batch], batch[0].options)
+            for job, samples in zip(batch, found, strict=True):
+                sink.put(samples, job.options)
+                tokens += sum(len(sample.ids) for sample in samples)
+            bar.set_postfix_str(f"{tokens / (time.monotonic() - started):,.0f} tokens/s")
+            bar.update(len(batch))
+    sink.close()
+
+
+def _batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
+    """Neighbouring jobs with equal options, so many that their texts fill a batch; those of a prompt stay together."""
+    batch: list[Job] = []
+    for job in jobs:
+        if batch and (job.options != batch[0].options or (len(batch) + 1) * job.options.draws > size):
+            yield batch
+            batch = []
+        batch.append(job)
+    if batch:
+        yield batch

@@ -1,0 +1,407 @@
+"""Packing, splitting and caching of training data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from datasets.table import MemoryMappedTable
+
+from gpt2tg.engine.tokenizer import TextTokenizer
+from gpt2tg.errors import UserError
+from gpt2tg.options import TrainingOptions
+from gpt2tg.training import data, text
+from gpt2tg.training.data import TextSource, TrainingData, collate, load_data, plan_sources
+from gpt2tg.training.model import train_tokenizer
+
+EXAMPLES = ["The owl sold silence.", "  indented, with an end  ", "naïve 猫 🦊 e\u0301", "x", "A fox counted. " * 30]
+
+
+def write(directory: Path, lines: list[str], name: str = "train.txt") -> Path:
+    path = directory / name
+    path.write_bytes("".join(f"{line}\n" for line in lines).encode())
+    return path
+
+
+def numbered(count: int, subject: str = "fable") -> list[str]:
+    return [f"{subject} {number}" for number in range(count)]
+
+
+def load(path: Path, tokenizer: TextTokenizer, **settings: Any) -> TrainingData:
+    options = TrainingOptions(train_file=str(path), **{"validation_split": 0, **settings})
+    return load_data(plan_sources(options), tokenizer, options)
+
+
+def rows(dataset: Dataset | None) -> list[list[int]]:
+    assert dataset is not None
+    return list(dataset["input_ids"])
+
+
+def ids_of(dataset: Dataset | None) -> list[int]:
+    return [token for row in rows(dataset) for token in row]
+
+
+def texts_of(dataset: Dataset | None, tokenizer: TextTokenizer) -> list[str]:
+    """The examples that were packed."""
+    return tokenizer.raw.decode(ids_of(dataset), skip_special_tokens=False).split("<|endoftext|>")[:-1]
+
+
+def encode_by_hand(examples: list[str], tokenizer: TextTokenizer) -> list[int]:
+    ids: list[int] = []
+    for example in examples:
+        ids += tokenizer.encode(example)
+        ids.append(tokenizer.end_id)
+    return ids
+
+
+def cut_by_hand(ids: list[int], block_size: int) -> list[list[int]]:
+    blocks = [ids[start : start + block_size] for start in range(0, len(ids), block_size)]
+    if len(blocks[-1]) == 1:
+        blocks[-1].insert(0, blocks[-2].pop())
+    return blocks
+
+
+# ---- packing ----
+
+
+@pytest.mark.parametrize("block_size", [4, 7, 64, 10_000])
+def test_every_id_survives_packing(tmp_path: Path, tokenizer: TextTokenizer, block_size: int) -> None:
+    packed = load(write(tmp_path, EXAMPLES), tokenizer, block_size=block_size).train
+    assert ids_of(packed) == encode_by_hand(EXAMPLES, tokenizer)
+
+
+def test_paragraphs_survive_packing(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    packed = load(write(tmp_path, ["one", "two", "", " ", "three"]), tokenizer, examples="paragraph").train
+    assert ids_of(packed) == encode_by_hand(["one\ntwo", "three"], tokenizer)
+
+
+def test_a_file_survives_packing(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    packed = load(write(tmp_path, ["one", "", "two"]), tokenizer, examples="file").train
+    assert ids_of(packed) == encode_by_hand(["one\n\ntwo\n"], tokenizer)
+
+
+@pytest.mark.parametrize("mode", ["line", "file"])
+def test_long_examples_survive_packing(
+    tmp_path: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """Read in many pieces, encoded in many batches: the end-of-text token still comes once per example."""
+    monkeypatch.setattr(text, "PIECE_CHARACTERS", 10)
+    monkeypatch.setattr(data, "ENCODE_CHARACTERS", 25)
+    lines = ["A fox counted   the stars twice. " * 9, "x", "Two bells  argued. " * 7]
+    expected = lines if mode == "line" else ["".join(f"{line}\n" for line in lines)]
+    packed = load(write(tmp_path, lines), tokenizer, examples=mode, block_size=16).train
+    assert ids_of(packed) == encode_by_hand(expected, tokenizer)
+
+
+def test_all_blocks_are_full_but_the_last(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    total = len(encode_by_hand(EXAMPLES, tokenizer))
+    block_size = next(size for size in range(20, 40) if total % size > 1)
+    lengths = [len(row) for row in rows(load(write(tmp_path, EXAMPLES), tokenizer, block_size=block_size).train)]
+    assert lengths == [block_size] * (total // block_size) + [total % block_size]
+
+
+def test_no_empty_block_follows_full_ones(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    lines = ["x"] * 12  # two ids each, with the end-of-text token
+    lengths = [len(row) for row in rows(load(write(tmp_path, lines), tokenizer, block_size=8).train)]
+    assert lengths == [8, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("block_size", "lengths"), [(7, [7, 7, 7, 7, 7, 6, 2]), (6, [6] * 6 + [5, 2]), (9, [9] * 4 + [7]), (42, [41, 2])]
+)
+def test_no_block_is_a_single_token(
+    tmp_path: Path, tokenizer: TextTokenizer, block_size: int, lengths: list[int]
+) -> None:
+    """A single token has nothing to be predicted from: 43 ids in blocks of 7, 6 and 42 would leave one."""
+    lines = ["x"] * 20 + ["xx"]  # two ids each with the end-of-text token, and three
+    packed = load(write(tmp_path, lines), tokenizer, block_size=block_size).train
+    assert [len(row) for row in rows(packed)] == lengths
+    assert ids_of(packed) == encode_by_hand(lines, tokenizer)
+
+
+def test_fewer_ids_than_a_block_are_kept(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    packed = load(write(tmp_path, ["x"]), tokenizer, block_size=128).train
+    assert rows(packed) == [[*tokenizer.encode("x"), tokenizer.end_id]]
+
+
+# ---- batches ----
+
+
+def test_full_rows_need_no_attention_mask() -> None:
+    batch = collate(3, pad_id=0)([{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9, 0]}])
+    assert set(batch) == {"input_ids", "labels"}
+    assert batch["input_ids"].tolist() == batch["labels"].tolist() == [[5, 6, 7], [8, 9, 0]]
+
+
+def test_padding_is_told_by_the_mask() -> None:
+    batch = collate(4, pad_id=1)([{"input_ids": [5, 6, 7, 8]}, {"input_ids": [9, 3]}])
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [9, 3, 1, 1]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+
+
+def test_padding_carries_no_loss() -> None:
+    batch = collate(4, pad_id=1)([{"input_ids": [5, 6, 7, 8]}, {"input_ids": [9, 3]}])
+    assert batch["labels"].tolist() == [[5, 6, 7, 8], [9, 3, -100, -100]]
+
+
+def test_a_real_token_that_equals_the_pad_id_is_learned() -> None:
+    batch = collate(4, pad_id=0)([{"input_ids": [5, 0, 0]}])
+    assert batch["labels"].tolist() == [[5, 0, 0, -100]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0]]
+
+
+def test_batches_are_of_whole_numbers() -> None:
+    batch = collate(4, pad_id=0)([{"input_ids": [5, 0, 0]}])
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+
+
+def test_a_packed_dataset_can_be_collated(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    packed = load(write(tmp_path, ["x", "x", "x"]), tokenizer, block_size=4).train
+    batch = collate(4, tokenizer.end_id)([packed[0], packed[1]])
+    [x], end = tokenizer.encode("x"), tokenizer.end_id
+    assert batch["labels"].tolist() == [[x, end, x, end], [x, end, -100, -100]]
+
+
+# ---- the split ----
+
+
+@pytest.mark.parametrize(
+    ("examples", "share", "held_out"), [(100, 0.05, 5), (40, 0.5, 20), (10, 0.05, 1), (2, 0.05, 1), (3, 0.99, 2)]
+)
+def test_a_share_of_the_examples_is_held_out(
+    tmp_path: Path, tokenizer: TextTokenizer, examples: int, share: float, held_out: int
+) -> None:
+    """At least one, but never all."""
+    loaded = load(write(tmp_path, numbered(examples)), tokenizer, validation_split=share)
+    assert len(texts_of(loaded.validation, tokenizer)) == held_out
+    assert len(texts_of(loaded.train, tokenizer)) == examples - held_out
+
+
+def test_five_percent_are_held_out_by_default(tmp_path: Path) -> None:
+    _, measured = plan_sources(TrainingOptions(train_file=str(write(tmp_path, numbered(200)))))
+    assert measured is not None
+    assert [measured.count, len(list(measured))] == [10, 10]
+
+
+@pytest.mark.parametrize("mode", ["line", "paragraph"])
+def test_the_two_sides_are_disjoint_and_complete(tmp_path: Path, tokenizer: TextTokenizer, mode: str) -> None:
+    lines = numbered(60)
+    path = write(tmp_path, lines if mode == "line" else [f"{line}\n" for line in lines])
+    loaded = load(path, tokenizer, validation_split=0.3, examples=mode)
+    assert sorted(texts_of(loaded.train, tokenizer) + texts_of(loaded.validation, tokenizer)) == sorted(lines)
+
+
+def test_long_examples_are_held_out_as_a_whole(
+    tmp_path: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "PIECE_CHARACTERS", 4)
+    lines = [f"{number} is a long example of many pieces" for number in range(10)]
+    loaded = load(write(tmp_path, lines), tokenizer, validation_split=0.3)
+    assert sorted(texts_of(loaded.train, tokenizer) + texts_of(loaded.validation, tokenizer)) == sorted(lines)
+
+
+def test_training_examples_keep_their_order(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    lines = numbered(60)
+    learned = texts_of(load(write(tmp_path, lines), tokenizer, validation_split=0.3).train, tokenizer)
+    assert learned == [line for line in lines if line in learned]
+
+
+def test_examples_are_counted_on_both_sides(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    loaded = load(write(tmp_path, numbered(40)), tokenizer, validation_split=0.1)
+    assert (loaded.train_examples, loaded.validation_examples) == (36, 4)
+
+
+def held_out_texts(path: Path, seed: int) -> list[str]:
+    _, measured = plan_sources(TrainingOptions(train_file=str(path), seed=seed))
+    assert measured is not None
+    return [piece.text for piece in measured]
+
+
+def test_the_same_seed_splits_the_same_way(tmp_path: Path) -> None:
+    path = write(tmp_path, numbered(200))
+    assert held_out_texts(path, seed=7) == held_out_texts(path, seed=7)
+
+
+def test_another_seed_splits_another_way(tmp_path: Path) -> None:
+    path = write(tmp_path, numbered(200))
+    assert held_out_texts(path, seed=7) != held_out_texts(path, seed=8)
+
+
+def test_no_split_holds_out_nothing(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    lines = numbered(30)
+    loaded = load(write(tmp_path, lines), tokenizer, validation_split=0)
+    assert (loaded.validation, loaded.validation_examples) == (None, 0)
+    assert texts_of(loaded.train, tokenizer) == lines
+
+
+@pytest.mark.parametrize("share", [0, 0.05])
+def test_a_validation_file_is_used_whole(tmp_path: Path, tokenizer: TextTokenizer, share: float) -> None:
+    lines, other = numbered(30), numbered(20, "other")
+    measured = write(tmp_path, other, "validation.txt")
+    loaded = load(write(tmp_path, lines), tokenizer, validation_split=share, validation_file=str(measured))
+    assert texts_of(loaded.train, tokenizer) == lines
+    assert texts_of(loaded.validation, tokenizer) == other
+
+
+@pytest.mark.parametrize(("share", "held_out"), [(0.05, 2), (0.25, 10), (0.001, 1), (0.999, 39)])
+def test_the_last_blocks_of_a_single_stream_are_held_out(
+    tmp_path: Path, tokenizer: TextTokenizer, share: float, held_out: int
+) -> None:
+    blocks = cut_by_hand(encode_by_hand(["x\n" * 159], tokenizer), 8)  # 2 * 159 ids and the end: 40 blocks
+    loaded = load(write(tmp_path, ["x"] * 159), tokenizer, examples="file", validation_split=share, block_size=8)
+    assert len(blocks) == 40
+    assert rows(loaded.train) == blocks[:-held_out]
+    assert rows(loaded.validation) == blocks[-held_out:]
+
+
+def test_the_last_blocks_of_a_single_line_are_held_out(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    blocks = cut_by_hand(encode_by_hand([EXAMPLES[-1]], tokenizer), 8)
+    loaded = load(write(tmp_path, [EXAMPLES[-1]]), tokenizer, validation_split=0.05, block_size=8)
+    assert rows(loaded.train) + rows(loaded.validation) == blocks
+
+
+def test_a_single_block_is_not_split(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    loaded = load(write(tmp_path, ["one", "two"]), tokenizer, examples="file", validation_split=0.5)
+    assert loaded.validation is None
+    assert texts_of(loaded.train, tokenizer) == ["one\ntwo\n"]
+
+
+def test_no_split_keeps_a_single_stream_whole(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    loaded = load(write(tmp_path, ["x"] * 50), tokenizer, examples="file", validation_split=0, block_size=8)
+    assert loaded.validation is None
+    assert ids_of(loaded.train) == encode_by_hand(["x\n" * 50], tokenizer)
+
+
+def test_a_training_file_is_required() -> None:
+    with pytest.raises(UserError) as caught:
+        plan_sources(TrainingOptions())
+    assert caught.value.option == "train_file"
+
+
+@pytest.mark.parametrize("option", ["train_file", "validation_file"])
+def test_a_refused_file_is_named_by_its_option(tmp_path: Path, text_file: Path, option: str) -> None:
+    missing = tmp_path / "nowhere.txt"
+    with pytest.raises(UserError) as caught:
+        plan_sources(TrainingOptions(**{"train_file": str(text_file), option: str(missing)}))
+    assert caught.value.option == option
+    assert str(missing) in caught.value.message
+
+
+# ---- the cache ----
+
+
+@pytest.fixture
+def tokenized(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that were tokenized, one entry per time."""
+    seen: list[Path] = []
+    original = data.token_runs
+
+    def counted(source: TextSource, tokenizer: TextTokenizer) -> Iterator[list[int]]:
+        seen.append(source.found.path)
+        return original(source, tokenizer)
+
+    monkeypatch.setattr(data, "token_runs", counted)
+    return seen
+
+
+@pytest.mark.parametrize("share", [0, 0.25])
+def test_the_same_text_is_tokenized_once(
+    tmp_path: Path, tokenizer: TextTokenizer, tokenized: list[Path], share: float
+) -> None:
+    path = write(tmp_path, numbered(20, f"once, {share} held out,"))
+    first = load(path, tokenizer, validation_split=share)
+    assert len(tokenized) == (2 if share else 1)
+    tokenized.clear()
+    second = load(path, tokenizer, validation_split=share)
+    assert tokenized == []
+    assert rows(second.train) == rows(first.train)
+
+
+def test_the_same_text_under_another_name_is_tokenized_once(
+    tmp_path: Path, tokenizer: TextTokenizer, tokenized: list[Path]
+) -> None:
+    lines = numbered(20, "moved")
+    load(write(tmp_path, lines), tokenizer)
+    moved = load(write(tmp_path, lines, "other.txt"), tokenizer)
+    assert tokenized == [tmp_path / "train.txt"]
+    assert texts_of(moved.train, tokenizer) == lines
+
+
+def test_changed_text_of_the_same_name_size_and_time_is_tokenized_anew(
+    tmp_path: Path, tokenizer: TextTokenizer
+) -> None:
+    path = write(tmp_path, numbered(20, "before"))
+    load(path, tokenizer)
+    before = path.stat()
+    write(tmp_path, numbered(20, "behind"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert texts_of(load(path, tokenizer).train, tokenizer) == numbered(20, "behind")
+
+
+def test_another_block_size_is_packed_anew(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    path = write(tmp_path, numbered(20))
+    load(path, tokenizer, block_size=8)
+    expected = cut_by_hand(encode_by_hand(numbered(20), tokenizer), 16)
+    assert rows(load(path, tokenizer, block_size=16).train) == expected
+
+
+def test_another_way_of_reading_is_packed_anew(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    path = write(tmp_path, ["one", "two"])
+    load(path, tokenizer, examples="line")
+    assert texts_of(load(path, tokenizer, examples="paragraph").train, tokenizer) == ["one\ntwo"]
+
+
+def test_another_seed_is_packed_anew(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    path = write(tmp_path, numbered(200))
+    load(path, tokenizer, validation_split=0.05, seed=7)
+    loaded = load(path, tokenizer, validation_split=0.05, seed=8)
+    assert texts_of(loaded.validation, tokenizer) == held_out_texts(path, seed=8)
+
+
+def test_another_tokenizer_is_packed_anew(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    path = write(tmp_path, numbered(20))
+    load(path, tokenizer)
+    source, _ = plan_sources(TrainingOptions(train_file=str(path), validation_split=0))
+    other = train_tokenizer(source, 270)
+    expected = encode_by_hand(numbered(20), other)
+    assert expected != encode_by_hand(numbered(20), tokenizer)
+    assert ids_of(load(path, other).train) == expected
+
+
+def test_another_end_of_text_is_packed_anew(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    path = write(tmp_path, numbered(20))
+    load(path, tokenizer)
+    other = TextTokenizer(tokenizer.raw, end_id=5)
+    assert ids_of(load(path, other).train) == encode_by_hand(numbered(20), other)
+
+
+def test_an_interrupted_run_leaves_no_half_of_the_data(
+    tmp_path: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, numbered(20, "interrupted"))
+
+    def interrupted(source: TextSource, tokenizer: TextTokenizer) -> Iterator[list[int]]:
+        yield [1] * 100
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "token_runs", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            load(path, tokenizer, block_size=8)
+    assert texts_of(load(path, tokenizer, block_size=8).train, tokenizer) == numbered(20, "interrupted")
+
+
+@pytest.mark.parametrize("mode", ["line", "file"])
+def test_blocks_are_memory_mapped(tmp_path: Path, tokenizer: TextTokenizer, mode: str) -> None:
+    path = write(tmp_path, numbered(100, "mapped"))
+    loaded = load(path, tokenizer, examples=mode, validation_split=0.25, block_size=8)
+    for dataset in (loaded.train, loaded.validation):
+        assert dataset is not None
+        assert isinstance(dataset.data, MemoryMappedTable)
+        assert [Path(file["filename"]).suffix for file in dataset.cache_files] == [".arrow"]
