@@ -13,13 +13,16 @@ import torch
 from torch import Tensor
 
 from gpt2tg.engine.hub import WEIGHT_FILES, fetch_model
-from gpt2tg.errors import UserError
+from gpt2tg.errors import UserError, one_line
 from gpt2tg.options import BUNDLED_MODEL
 
 BUNDLED_DIRECTORY = Path(__file__).resolve().parent.parent / "bundled" / BUNDLED_MODEL
 
 # gpt2-xl has 48 layers of width 1600; a config.json beyond these bounds is a mistake or an attack on memory.
 LARGEST = {"n_layer": 512, "n_embd": 65_536, "n_head": 1_024, "vocab_size": 4_000_000, "n_positions": 1_048_576}
+
+# What weights may be stored as; they are computed with in 32 bits.
+WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu", "gelu_fast", "relu")
 
@@ -74,13 +77,16 @@ def find_checkpoint(name: str, option: str = "model_name") -> Path:
     Raises:
         UserError: there is no such model; the message says what was found instead.
     """
-    path = Path(name).expanduser()
-    if name == BUNDLED_MODEL and not path.is_dir():
-        return BUNDLED_DIRECTORY
-    if path.is_dir():
-        return _inside(path, option)
-    if path.exists():
-        raise UserError(f"{name} is a file: give the directory that holds config.json and the weights", option)
+    try:
+        path = Path(name).expanduser()
+        if name == BUNDLED_MODEL and not path.is_dir():
+            return BUNDLED_DIRECTORY
+        if path.is_dir():
+            return _inside(path, option)
+        if path.exists():
+            raise UserError(f"{name} is a file: give the directory that holds config.json and the weights", option)
+    except (OSError, RuntimeError) as error:  # a name too long, a home that is not known
+        raise UserError(f"{name[:100]} cannot be looked at: {error}", option) from None
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise UserError(f"{name} does not exist: give a directory that holds a model", option)
     return fetch_model(name, option)
@@ -128,6 +134,9 @@ def read_shape(directory: Path) -> ModelShape:
     activation = config.get("activation_function", "gelu_new")
     if activation not in ACTIVATIONS:
         raise UserError(f"{directory / 'config.json'}: activation {activation} is none of {', '.join(ACTIVATIONS)}")
+    epsilon = config.get("layer_norm_epsilon", 1e-5)
+    if not isinstance(epsilon, (int, float)) or not 0 <= epsilon < 1:
+        raise UserError(f"{directory / 'config.json'}: layer_norm_epsilon is {epsilon}, expected a small number")
     return ModelShape(
         vocab_size=config["vocab_size"],
         n_positions=config["n_positions"],
@@ -136,7 +145,7 @@ def read_shape(directory: Path) -> ModelShape:
         n_head=config["n_head"],
         n_inner=config.get("n_inner") or 4 * config["n_embd"],
         activation=activation,
-        epsilon=config.get("layer_norm_epsilon", 1e-5),
+        epsilon=epsilon,
         scale_attention=config.get("scale_attn_weights", True),
         scale_by_layer=config.get("scale_attn_by_inverse_layer_idx", False),
         tied=config.get("tie_word_embeddings", True),
@@ -159,7 +168,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: the directory holds no whole model") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path} is no valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object")
@@ -189,7 +198,10 @@ def read_weights(directory: Path, shape: ModelShape) -> dict[str, Tensor]:
                 f"{files[0]}: {name} has the shape {tuple(tensors[name].shape)}, but config.json says {size}"
             )
     for name in wanted:
-        if not torch.isfinite(tensors[name]).all():
+        kept = tensors[name]
+        if kept.dtype not in WEIGHT_TYPES or kept.layout != torch.strided or kept.is_meta:
+            raise UserError(f"{files[0]}: {name} is of a kind that cannot be computed with ({kept.dtype})")
+        if not torch.isfinite(kept).all():
             raise UserError(f"{files[0]}: {name} holds numbers that are not finite: the model is broken")
     return {name: tensors[name] for name in wanted}
 
@@ -204,7 +216,10 @@ def _weight_files(directory: Path) -> list[Path]:
     if whole.is_file():
         return [whole]
     if index.is_file():
-        parts = [directory / Path(name).name for name in sorted(set(_read_json(index)["weight_map"].values()))]
+        names = _read_json(index).get("weight_map")
+        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+            raise UserError(f"{index} does not say which file holds which weights")
+        parts = [directory / Path(name).name for name in sorted(set(names.values()))]
         missing = [part.name for part in parts if not part.is_file()]
         if missing:
             raise UserError(f"{directory} lacks {missing[0]}: the model is not whole")
@@ -226,18 +241,18 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 def _read_pickle(file: Path) -> dict[str, Tensor]:
     """Read pytorch_model.bin with torch's weights-only reader, which runs nothing that stands in it."""
-    import pickle
     import zipfile
 
     try:
         mapped = zipfile.is_zipfile(file)  # the format before torch 1.6 cannot be memory-mapped
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).strip().partition("\n")[0][:120]
+    except Exception as error:  # a broken pickle can fail in any way
         raise UserError(
-            f"{file} is refused: it is broken or holds more than weights, and nothing in it was run ({reason}); "
-            "convert it to model.safetensors on a machine where you trust it"
+            f"{file} is refused: it is broken or holds more than weights, and nothing in it was run "
+            f"({one_line(error, 120)}); convert it to model.safetensors on a machine where you trust it"
         ) from None
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise UserError(f"{file} holds something else than named weights")
     return content

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from gpt2tg.errors import UserError
+from gpt2tg.errors import UserError, one_line
 from gpt2tg.options import BUNDLED_MODEL
 
 # How long the hub may take to answer before it counts as out of reach.
@@ -16,7 +16,7 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_conf
 CONFIG_FILES = ("config.json", "generation_config.json")
 
 
-def fetch_model(name: str, option: str) -> Path:
+def fetch_model(name: str, option: str = "model_name") -> Path:
     """The local directory of a hub model. A complete copy in the cache is used without asking the network.
 
     Args:
@@ -25,18 +25,21 @@ def fetch_model(name: str, option: str) -> Path:
     Raises:
         UserError: the model does not exist, or is not in the cache and the hub cannot be reached.
     """
-    return _cached(name) or _download(name, option)
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return _cached(name) or _download(name, option)
+    except HFValidationError:
+        raise UserError(f"{name[:100]} is no directory here and no name that the hub allows", option) from None
 
 
 def _cached(name: str) -> Path | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    """The cached copy, if it has all that we need of it; the library counts files that nobody here reads."""
+    from huggingface_hub import try_to_load_from_cache
 
-    try:
-        directory = Path(snapshot_download(name, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-    return directory if _is_complete(directory) else None
+    config = try_to_load_from_cache(name, "config.json")
+    directory = Path(config).parent if isinstance(config, str) else None
+    return directory if directory is not None and _is_complete(directory) else None
 
 
 def _is_complete(directory: Path) -> bool:
@@ -47,26 +50,31 @@ def _is_complete(directory: Path) -> bool:
 
 def _weights_are_there(directory: Path, there: set[str]) -> bool:
     index = directory / "model.safetensors.index.json"
-    if index.name in there:
-        return set(json.loads(index.read_text())["weight_map"].values()) <= there
+    if index.name in there and "model.safetensors" not in there:
+        try:
+            return set(json.loads(index.read_text())["weight_map"].values()) <= there
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return False
     return bool(there & set(WEIGHT_FILES))
 
 
 def _download(name: str, option: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     _refuse_when_out_of_reach(name, option)
     try:
         files = HfApi().list_repo_files(name)
         return Path(snapshot_download(name, allow_patterns=[*CONFIG_FILES, *TOKENIZER_FILES, *_weights_of(files)]))
+    except HFValidationError:
+        raise
     except RepositoryNotFoundError:
         raise UserError(
             f"{name} is neither a directory here nor a model on the hub; a private one needs `hf auth login`",
             option,
         ) from None
-    except HfHubHTTPError as error:
-        raise UserError(f"{name}: the hub refused: {error}", option) from None
+    except Exception as error:  # the library lets those of its network library through
+        raise UserError(f"{name} could not be had from the hub: {one_line(error)}", option) from None
 
 
 def _weights_of(files: list[str]) -> list[str]:
