@@ -1,5 +1,6 @@
 # make demo   set up, fine-tune the bundled model on sample_data.txt, generate from it
 # make test   set up, check the style, run the tests
+# make test-oracle   2,000 random configurations against transformers' own generate
 # make clean  remove what the two made
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo_model
 
-.PHONY: setup demo test clean
+.PHONY: setup demo test test-oracle clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -32,6 +33,9 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+test-oracle: setup
+	GPT2TG_ORACLE=2000 $(BIN)/python -m pytest tests/test_oracle.py -s
 
 clean:
 	rm -rf $(VENV) $(DEMO)

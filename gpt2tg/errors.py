@@ -25,6 +25,6 @@ class RunError(RuntimeError):
 
 
 def one_line(error: object, longest: int = 200) -> str:
-    """What an error of a library says, fit to stand in a message of ours: its first line, nothing that cannot be seen."""
+    """What an error of a library says, fit for a message of ours: its first line, nothing that cannot be seen."""
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return "".join(character for character in first if character.isprintable()).strip()[:longest]

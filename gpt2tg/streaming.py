@@ -27,6 +27,9 @@ class VisibleText:
         """The text that may be shown now that this token has come; often a word, sometimes nothing."""
         self.count += 1
         self._pending += self._stream.push(token)
+        before_stop = cut_at_stop(self._pending, self._stop, keep=False)
+        if before_stop != self._pending:
+            return self._show(len(before_stop))
         held = max(held_back(self._pending, self._stop), len(self._pending) - last_character(self._pending))
         return self._show(len(self._pending) - held)
 

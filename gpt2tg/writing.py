@@ -38,7 +38,9 @@ def plan_jobs(
             command.
     """
     options = _with_seed_of(earlier, options)
-    drawn = with_seed(options)
+    if (replayed := options.replayed()) and len(prompts) > 1:
+        prompts = prompts[replayed[1] : replayed[1] + 1]
+    drawn = options if replayed else with_seed(options)
     jobs = [_job(generator, prompt, index, drawn, len(prompts)) for index, prompt in enumerate(prompts)]
     done = _done(earlier, jobs)
     jobs = [job for job in jobs if job.request.index not in done]
@@ -63,7 +65,7 @@ def _with_seed_of(earlier: Earlier | None, options: DecodingOptions) -> Decoding
 def _job(generator: Generator, prompt: Prompt, index: int, options: DecodingOptions, prompts: int) -> Job:
     try:
         own = decoding_options({**_lengths_apart(options, prompt), **prompt.settings})
-        return Job(generator.fit(prompt.text, own, index), own)
+        return Job(generator.fit(prompt.text, own, index), with_seed(own))
     except UserError as error:
         if prompts == 1:
             raise

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from conftest import random_model
+from conftest import gpt2_of, random_model
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from gpt2tg.decoding import beam, filters, sampling
 from gpt2tg.decoding.interface import Filter, NotFiniteError
-from gpt2tg.engine.model import GPT2
 
 END = 0
 
@@ -142,28 +141,6 @@ def test_beams_equal_transformers(early_stopping: str, num_beams: int, ngram: in
         assert scores == pytest.approx([score for _, score in expected], abs=1e-4)
 
 
-def gpt2_of(model: GPT2LMHeadModel) -> GPT2:
-    from gpt2tg.engine.checkpoints import ModelShape
-
-    config = model.config
-    weights = {name.removeprefix("transformer."): tensor for name, tensor in model.state_dict().items()}
-    shape = ModelShape(
-        vocab_size=config.vocab_size,
-        n_positions=config.n_positions,
-        n_embd=config.n_embd,
-        n_layer=config.n_layer,
-        n_head=config.n_head,
-        n_inner=4 * config.n_embd,
-        activation=config.activation_function,
-        epsilon=config.layer_norm_epsilon,
-        scale_attention=True,
-        scale_by_layer=False,
-        tied=False,
-        end_ids=(END,),
-    )
-    return GPT2(weights, shape, torch.device("cpu"))
-
-
 def beams_of_transformers(
     model: GPT2LMHeadModel, prompt: list[int], room: int, num_beams: int, early_stopping: str, ngram: int
 ) -> list[tuple[list[int], float]]:
@@ -218,3 +195,124 @@ def test_drawing_without_replacement_follows_the_exact_distribution() -> None:
 def test_drawing_gives_no_more_than_there_is() -> None:
     scores = torch.tensor([0.0, -torch.inf, 1.0, -torch.inf])
     assert sorted(beam.DrawWithoutReplacement(random.Random(1))(scores, 4).tolist()) == [0, 2]
+
+
+# --- diverse beam search ------------------------------------------------------------------------------------------
+
+
+def diverse_by_the_paper(
+    logits_after: object, prompt: list[int], room: int, groups: int, size: int, penalty: float
+) -> list[tuple[tuple[int, ...], float]]:
+    """Vijayakumar et al. 2018, algorithm 1, with plain lists; texts end in END or fill the room. (ids, mean score)"""
+    live = [[((), 0.0)] for _ in range(groups)]
+    done: list[list[tuple[tuple[int, ...], float]]] = [[] for _ in range(groups)]
+    over = [False] * groups
+    for length in range(1, room + 1):
+        taken: Counter[int] = Counter()
+        for group in range(groups):
+            if over[group]:
+                continue
+            pool = []
+            for ids, score in live[group]:
+                logprobs = logits_after([*prompt, *ids]).log_softmax(dim=0).tolist()  # type: ignore[operator]
+                pool += [
+                    ((*ids, token), score + logprob - penalty * taken[token]) for token, logprob in enumerate(logprobs)
+                ]
+            pool = sorted(pool, key=lambda item: -item[1])[: 2 * size]
+            for ids, score in pool[:size]:
+                if ids[-1] == END or length == room:
+                    done[group].append((ids, score / length))
+            done[group] = sorted(done[group], key=lambda item: -item[1])[:size]
+            live[group] = [item for item in pool if item[0][-1] != END and length < room][:size]
+            full = len(done[group]) == size
+            over[group] = not live[group] or (full and live[group][0][1] / length <= done[group][-1][1])
+            if not over[group]:  # a group that has ended takes no token that another could repeat
+                taken.update(ids[-1] for ids, _ in live[group])
+    return sorted((item for group in done for item in group), key=lambda item: -item[1])
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("groups", "size", "penalty"), [(3, 1, 0.7), (2, 2, 1.5), (2, 3, 0.2), (4, 1, 5.0)])
+def test_diverse_beams_equal_the_paper(seed: int, groups: int, size: int, penalty: float) -> None:
+    model = by_last_two(6, seed)
+    settings = beam.BeamSettings(groups * size, groups=groups, diversity_penalty=penalty)
+    (found,) = search(Recount(model), [[2]], [6], settings)
+    expected = diverse_by_the_paper(model, [2], 6, groups, size, penalty)
+    assert [text.ids for text in found] == [ids for ids, _ in expected]
+    assert [text.ranking_score for text in found] == pytest.approx([score for _, score in expected], abs=1e-4)
+
+
+def test_one_group_is_plain_beam_search() -> None:
+    model = by_last_two(6, seed=3)
+    plain = search(Recount(model), [[2], [4]], [6, 5], beam.BeamSettings(4))
+    grouped = search(Recount(model), [[2], [4]], [6, 5], beam.BeamSettings(4, groups=1, diversity_penalty=9.0))
+    assert grouped == plain
+
+
+def test_groups_differ_where_they_are_penalised() -> None:
+    first = {
+        penalty: {text.ids[0] for text in search(
+            Recount(by_last_two(6, 1)), [[2]], [4], beam.BeamSettings(4, groups=4, diversity_penalty=penalty)
+        )[0]}
+        for penalty in (0.0, 100.0)
+    }  # fmt: skip
+    assert len(first[0.0]) == 1
+    assert len(first[100.0]) == 4
+
+
+# --- what is streamed, and where a search is ended ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("groups", [1, 2])
+def test_what_all_beams_agree_on_is_never_taken_back(seed: int, groups: int) -> None:
+    settings = beam.BeamSettings(4, groups=groups, diversity_penalty=0.3)
+    agreed: list[tuple[int, ...]] = []
+    last = None
+    for _, last in beam.beam_search(
+        Recount(by_last_two(5, seed)),
+        [[2]],
+        [8],
+        [],
+        settings,
+        [beam.best],
+        lambda _, ids: "eos" if not ids[-1] else None,
+    ):
+        agreed.append(last.agreed)
+    assert last is not None
+    for text in last.finished:
+        assert all(text.ids[: len(prefix)] == prefix for prefix in agreed)
+
+
+def test_a_search_that_is_told_to_end_gives_what_it_has() -> None:
+    def finish(_: int, ids: Sequence[int]) -> str | None:
+        return "time" if len(ids) == 2 else None
+
+    searches = beam.beam_search(Recount(by_last_two(5, 0)), [[2]], [50], [], beam.BeamSettings(3), [beam.best], finish)
+    *_, (_, last) = searches
+    assert last.is_over
+    assert [len(text.ids) for text in last.finished] == [2, 2, 2]
+    assert {text.finish_reason for text in last.finished} == {"time"}
+
+
+def test_beam_sample_draws_texts_as_transformers_draws_them() -> None:
+    """One step of two beams over five tokens: the pair drawn first, against the exact distribution."""
+    logits = torch.tensor([-50.0, 1.0, 0.5, 0.0, -0.5])  # the end token is out of reach
+    probabilities = logits.softmax(dim=0).double()
+    draws = 6000
+    counts: Counter[int] = Counter()
+    for sample in range(draws):
+        propose = beam.DrawWithoutReplacement(sampling.stream(11, 0, sample))
+        (found,) = search(Recount(lambda _: logits), [[1]], [1], beam.BeamSettings(2), propose=propose)
+        counts[found[0].ids[0]] += 1
+    statistic = 0.0
+    for token in range(1, 5):
+        # The better of the two drawn first is `token` if both are drawn and the other is less probable.
+        wanted = draws * sum(
+            (probabilities[token] * probabilities[other] / (1 - probabilities[token])
+             + probabilities[other] * probabilities[token] / (1 - probabilities[other])).item()
+            for other in range(5) if probabilities[other] < probabilities[token]
+        )  # fmt: skip
+        if wanted > 5:
+            statistic += (counts[token] - wanted) ** 2 / wanted
+    assert statistic < 13.816  # upper 0.1 % point of chi-square with 2 degrees of freedom

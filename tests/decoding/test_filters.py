@@ -8,10 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from gpt2tg.decoding import filters
@@ -87,10 +92,90 @@ def test_no_repeat_ngram_leaves_a_token_alive() -> None:
     assert kept(filtered) != []
 
 
+def test_min_p_by_hand() -> None:
+    """A fifth of the best one's 0.5 is 0.1."""
+    assert kept(filters.min_p(logits_of(0.5, 0.3, 0.11, 0.09), 0.2)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("p", "alive"), [(0.0, [0]), (1e-9, [0, 1, 2, 3])])
+def test_min_p_at_its_ends(p: float, alive: list[int]) -> None:
+    expected = [0, 1, 2, 3] if p == 0 else alive
+    assert kept(filters.min_p(logits_of(0.5, 0.3, 0.11, 0.09), p)) == expected
+    assert kept(filters.min_p(logits_of(0.5, 0.3, 0.11, 0.09), 1.0)) == [0]
+
+
+def test_typical_p_leaves_out_what_is_too_sure_and_too_strange() -> None:
+    """Entropy 1.0889 nats; surprises 0.511, 1.609, 2.303, 2.303: nearest is 0.2, then 0.6, then the two 0.1."""
+    assert kept(filters.typical_p(logits_of(0.6, 0.2, 0.1, 0.1), 0.1)) == [1]
+    assert kept(filters.typical_p(logits_of(0.6, 0.2, 0.1, 0.1), 0.3)) == [0, 1]
+    assert kept(filters.typical_p(logits_of(0.6, 0.2, 0.1, 0.1), 0.9)) == [0, 1, 2, 3]
+
+
+def test_repetition_penalty_by_hand_and_within_its_window() -> None:
+    logits = torch.tensor([[2.0, -2.0, 3.0, 1.0]])
+    everything = filters.repetition_penalty(logits, [[0, 1, 1]], 2.0, None)
+    assert everything.tolist() == [[1.0, -4.0, 3.0, 1.0]]
+    assert filters.repetition_penalty(logits, [[0, 1, 1]], 2.0, 2).tolist() == [[2.0, -4.0, 3.0, 1.0]]
+
+
+def test_presence_and_frequency_by_hand_and_within_their_window() -> None:
+    logits = torch.zeros(2, 4)
+    histories = [[0, 1, 1], [3]]
+    both = filters.presence_and_frequency(logits, histories, 0.5, 0.25, None)
+    assert both.tolist() == [[-0.75, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, -0.75]]
+    windowed = filters.presence_and_frequency(logits, histories, 0.5, 0.25, 1)
+    assert windowed.tolist() == [[0.0, -0.75, 0.0, 0.0], [0.0, 0.0, 0.0, -0.75]]
+
+
+def test_sequence_bias_waits_for_the_beginning_of_the_sequence() -> None:
+    biases = {(2,): 1.5, (1, 3): -2.0, (0, 1, 0): 4.0}
+    biased = filters.sequence_bias(torch.zeros(3, 4), [[0, 1], [1], [2]], biases)
+    assert biased.tolist() == [[4.0, 0.0, 1.5, -2.0], [0.0, 0.0, 1.5, -2.0], [0.0, 0.0, 1.5, 0.0]]
+
+
+def test_ban_takes_tokens_from_the_rows_it_names() -> None:
+    banned = filters.ban(torch.zeros(2, 3), [1], [0, 2])
+    assert banned.tolist() == [[0.0, 0.0, 0.0], [-INF, 0.0, -INF]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: filters.ban(x, [0], [0, 1, 2]),
+        lambda x: filters.sequence_bias(x, [[]], {(0,): -INF, (1,): -INF, (2,): -INF}),
+        lambda x: filters.no_repeat_ngram(x, [[0, 1, 2]], 1),
+    ],
+)
+def test_a_banned_vocabulary_leaves_the_most_probable_token(change: Callable[[Tensor], Tensor]) -> None:
+    assert change(torch.tensor([[0.5, 2.0, 1.0]])).tolist() == [[-INF, 2.0, -INF]]
+
+
 ORACLES: dict[str, tuple[Callable[[Tensor, list[list[int]]], Tensor], Callable]] = {
     "temperature": (lambda x, _: filters.temperature(x, 0.7), TemperatureLogitsWarper(0.7)),
     **{f"top_k {k}": (lambda x, _, k=k: filters.top_k(x, k), TopKLogitsWarper(k)) for k in (1, 2, 7, 40)},
     **{f"top_p {p}": (lambda x, _, p=p: filters.top_p(x, p), TopPLogitsWarper(p)) for p in (0.0, 0.3, 0.9, 0.999, 1.0)},
+    **{f"min_p {p}": (lambda x, _, p=p: filters.min_p(x, p), MinPLogitsWarper(p)) for p in (0.01, 0.3, 1.0)},
+    **{f"typical_p {p}": (lambda x, _, p=p: filters.typical_p(x, p), TypicalLogitsWarper(p)) for p in (0.1, 0.5, 0.95)},
+    "top_k, keep 3": (lambda x, _: filters.top_k(x, 1, 3), TopKLogitsWarper(1, min_tokens_to_keep=3)),
+    "top_p, keep 3": (lambda x, _: filters.top_p(x, 0.1, 3), TopPLogitsWarper(0.1, min_tokens_to_keep=3)),
+    "min_p, keep 3": (lambda x, _: filters.min_p(x, 0.9, 3), MinPLogitsWarper(0.9, min_tokens_to_keep=3)),
+    "typical_p, keep 3": (lambda x, _: filters.typical_p(x, 0.1, 3), TypicalLogitsWarper(0.1, min_tokens_to_keep=3)),
+    "repetition_penalty 1.3": (
+        lambda x, h: filters.repetition_penalty(x, h, 1.3, None),
+        RepetitionPenaltyLogitsProcessor(1.3),
+    ),
+    "repetition_penalty 0.7": (
+        lambda x, h: filters.repetition_penalty(x, h, 0.7, None),
+        RepetitionPenaltyLogitsProcessor(0.7),
+    ),
+    "sequence_bias": (
+        lambda x, h: filters.sequence_bias(x, h, {(7,): 2.0, (1, 2): -3.0, (0, 4, 5): 1.5}),
+        SequenceBiasLogitsProcessor([[[7], 2.0], [[1, 2], -3.0], [[0, 4, 5], 1.5]]),
+    ),
+    "ban": (
+        lambda x, h: filters.sequence_bias(x, h, {(7,): -INF, (1, 2): -INF}),
+        NoBadWordsLogitsProcessor([[7], [1, 2]]),
+    ),
     **{
         f"no_repeat_ngram {n}": (lambda x, h, n=n: filters.no_repeat_ngram(x, h, n), NoRepeatNGramLogitsProcessor(n))
         for n in (1, 2, 3, 4)

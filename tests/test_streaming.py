@@ -1,0 +1,72 @@
+"""What of a growing text is shown, and when."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from gpt2tg.engine.tokenizer import REPLACEMENT, TextTokenizer
+from gpt2tg.streaming import VisibleText, last_character
+
+TEXTS = [
+    "A plain line, and another.\n\nNew paragraph.",
+    "猫は月を見た。",
+    "ein Märchen, señor, żółw",
+    "cafe\u0301 n\u0303 a\u0308\u0304",
+    "\N{CAT FACE}\N{DRAGON} and \N{WAVING HAND SIGN}\N{EMOJI MODIFIER FITZPATRICK TYPE-5}!",
+    "\N{WOMAN}\u200d\N{PERSONAL COMPUTER} and \U0001f1eb\U0001f1f7",
+    "नमस्ते",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_pieces_are_the_text_and_whole_characters(tokenizer: TextTokenizer, text: str) -> None:
+    visible = VisibleText(tokenizer)
+    pieces = [visible.push(token) for token in tokenizer.encode(text)]
+    pieces.append(visible.finish())
+    assert "".join(pieces) == visible.shown == text
+    assert not any(REPLACEMENT in piece for piece in pieces)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_nothing_is_added_to_a_character_that_was_shown(tokenizer: TextTokenizer, text: str) -> None:
+    visible = VisibleText(tokenizer)
+    for token in tokenizer.encode(text):
+        visible.push(token)
+        rest = text[len(visible.shown) :]
+        assert not rest or last_character(visible.shown + rest[0]) >= len(visible.shown)
+
+
+def test_text_is_not_held_back_longer_than_a_character(tokenizer: TextTokenizer) -> None:
+    visible = VisibleText(tokenizer)
+    ids = tokenizer.encode("The owl sold silence by the ounce.")
+    for count, token in enumerate(ids, start=1):
+        visible.push(token)
+        assert len(tokenizer.decode(ids[:count])) - len(visible.shown) <= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [("", 0), ("ab", 1), ("ab ", 3), ("e\u0301", 0), ("xe\u0301\u0302", 1), ("a\U0001f1eb\U0001f1f7", 1),
+     ("\N{WOMAN}\u200d\N{PERSONAL COMPUTER}", 0), ("b\N{WAVING HAND SIGN}\N{EMOJI MODIFIER FITZPATRICK TYPE-5}", 1)],
+)  # fmt: skip
+def test_where_the_last_character_begins(text: str, start: int) -> None:
+    assert last_character(text) == start
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_nothing_of_a_stop_string_is_shown_early(tokenizer: TextTokenizer, keep: bool) -> None:
+    """Random texts with the stop string at a random place; tokens end with the one that completes it."""
+    chance = random.Random(5)
+    for _ in range(100):
+        before = "".join(chance.choice("the en\n—é猫") for _ in range(chance.randrange(30)))
+        if "the end" in before + "the en":
+            continue
+        visible = VisibleText(tokenizer, ["the end"], keep)
+        for token in tokenizer.encode(before + "the end"):
+            visible.push(token)
+            assert before.startswith(visible.shown)
+        visible.finish()
+        assert visible.shown == (before + "the end" if keep else before)
