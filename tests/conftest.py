@@ -17,7 +17,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gpt2tg.engine.checkpoints import ModelShape, read_shape, read_weights
+from gpt2tg.engine.checkpoints import read_shape, read_weights
 from gpt2tg.engine.model import GPT2
 from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.options import TrainingOptions
@@ -89,27 +89,6 @@ def oracle_counts() -> Iterator[Counter]:
     yield counts
     for (kind, outcome), number in sorted(counts.items()):
         print(f"oracle: {kind}: {number} {outcome}", file=sys.stderr)
-
-
-def gpt2_of(model: GPT2LMHeadModel) -> GPT2:
-    """The weights of a model of transformers, computed by us."""
-    config = model.config
-    weights = {name.removeprefix("transformer."): tensor for name, tensor in model.state_dict().items()}
-    shape = ModelShape(
-        vocab_size=config.vocab_size,
-        n_positions=config.n_positions,
-        n_embd=config.n_embd,
-        n_layer=config.n_layer,
-        n_head=config.n_head,
-        n_inner=4 * config.n_embd,
-        activation=config.activation_function,
-        epsilon=config.layer_norm_epsilon,
-        scale_attention=True,
-        scale_by_layer=False,
-        tied=config.tie_word_embeddings,
-        end_ids=(0,),
-    )
-    return GPT2(weights, shape, torch.device("cpu"))
 
 
 def read_gpt2(directory: Path) -> GPT2:

@@ -32,6 +32,7 @@ RULES: dict[str, set[str]] = {
     "writing": {"generation", "prompts", "sinks", "errors", "options", "tqdm"},
     "comparison": {"generation", "options"},
     "session": {"generation", "errors", "options"},
+    "selftest": {"__init__", "decoding", "engine", "torch", "transformers"},
     "commands": {"cli", "comparison", "errors", "generation", "options", "session", "training"}
     | {"prompts", "sinks", "writing"},
 }

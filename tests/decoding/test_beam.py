@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from conftest import gpt2_of, random_model
+from conftest import random_model
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from gpt2tg.decoding import beam, filters, sampling
 from gpt2tg.decoding.interface import Filter, NotFiniteError
+from gpt2tg.selftest import gpt2_of
 
 END = 0
 
