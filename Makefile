@@ -27,7 +27,7 @@ demo: $(DEMO)/model.safetensors
 
 $(DEMO)/model.safetensors: | setup
 	$(BIN)/python finetune_gpt2.py --model_name gpt2-tiny --train_file sample_data.txt --output_dir $(DEMO) \
-		--epochs 6 --learning_rate 5e-4
+		--epochs 3 --learning_rate 1e-3 --dropout 0.1
 
 test: setup
 	$(BIN)/ruff check .

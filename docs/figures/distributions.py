@@ -9,6 +9,7 @@ Needs matplotlib beside the requirements. Every filter stands alone here, as if 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -36,6 +36,8 @@ KEPT, REMOVED, BEFORE = "#2a7f8e", "#cfd4d8", "#1f2d3a"
 INK, PALE = "#1f2d3a", "#6b7680"
 
 SMALLEST_NUMBER = 0.005
+WIDTH_OF_NUMBER = 0.2
+"""What the longest of them takes up, as a share of a panel."""
 
 FILTERS: dict[str, Callable[[Tensor], Tensor]] = {
     "the model itself": lambda logits: logits,
@@ -63,8 +65,8 @@ class Panel:
     def note(self, shown: Tensor) -> str:
         """What the bars do not say: how much the tokens that are not drawn hold, or how many are kept."""
         if self.kept.all():
-            return f"all others hold {1 - self.after[shown].sum():.0%}"
-        return f"keeps {int(self.kept.sum())}, which held {self.before[self.kept].sum():.0%}"
+            return f"the others hold {1 - self.after[shown].sum():.0%}"
+        return f"keeps {int(self.kept.sum())} that held {self.before[self.kept].sum():.0%}"
 
 
 def next_token_logits(generator: Generator, prompt: str) -> Tensor:
@@ -103,9 +105,7 @@ def draw(panels: list[Panel], labels: list[str], shown: Tensor, prompt: str, out
     for axis, panel in zip(axes, panels, strict=True):
         _draw_bars(axis, panel, shown)
         axis.set_title(panel.title, loc="left", fontsize=9.5, fontweight="bold", pad=17)
-        axis.annotate(
-            panel.note(shown), (0, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", color=PALE
-        )
+        axis.text(0, 1.008, panel.note(shown), transform=axis.transAxes, fontsize=8.5, color=PALE, in_layout=False)
         _quieten(axis)
     axes[0].set_yticks(range(len(labels)), labels)
     figure.legend(
@@ -118,7 +118,10 @@ def draw(panels: list[Panel], labels: list[str], shown: Tensor, prompt: str, out
         ncols=3,
         frameon=False,
     )
+    figure.get_layout_engine().set(wspace=0.04)
     figure.suptitle(f"The next token after \u201c{prompt}\u201d", x=0.008, ha="left", fontsize=12.5, fontweight="bold")
+    scale = "percent, on a square-root scale so that small ones can be seen"
+    figure.text(0.996, 0.985, scale, ha="right", va="top", fontsize=8.5, color=PALE, in_layout=False)
     figure.savefig(output, dpi=180, facecolor="white", metadata={"Software": None})
 
 
@@ -134,10 +137,12 @@ def _draw_bars(axis: Axes, panel: Panel, shown: Tensor) -> None:
             axis.vlines(before, row - 0.36, row + 0.36, BEFORE, lw=1.1)
         if after < SMALLEST_NUMBER:
             continue
-        inside = max(before, after) > 0.5  # no room on the right
+        inside = max(before, after) > 0.7  # no room on the right
+        apart = abs(math.sqrt(before) - math.sqrt(after)) > WIDTH_OF_NUMBER
+        place = after if apart else min(before, after) if inside else max(before, after)
         axis.annotate(
             f"{after:.0%}" if after >= 0.1 else f"{after:.1%}",
-            (after if inside else max(before, after), row),
+            (place, row),
             (-3 if inside else 3, -0.5),
             textcoords="offset points",
             ha="right" if inside else "left",
