@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -9,6 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gpt2tg.engine.checkpoints import BUNDLED_DIRECTORY
 from gpt2tg.generation import Generator, load
 from gpt2tg.options import decoding_options
+
+COMMON_WORDS = """
+    the and to of a he in was that it his i you had as for her with said she not they but be at him on is have so my
+    all when there then were will no from one what would if could them this their out up me do
+"""
 
 PROMPTS = ["Once upon a time", "The old king", '"Who are you?" said', "In the middle of the forest there", ""]
 
@@ -41,10 +48,7 @@ def test_logits_and_greedy_ids_equal_transformers(tiny: Generator, prompt: str) 
 
 def test_it_writes_words_that_stories_are_made_of(tiny: Generator) -> None:
     """Of fifty of the commonest English words at least a third of its words should be: gibberish has none."""
-    common = set(
-        "the and to of a he in was that it his i you had as for her with said she not they but be at him on is have so "
-        "my all when there then were will no from one what would if could them this their out up me do".split()
-    )
+    common = re.findall(r"[a-z]+", COMMON_WORDS)
     for sample in tiny.generate("Once upon a time", decoding_options({"seed": 1, "max_new_tokens": 120})):
         words = [word.strip('.,;:!?"').lower() for word in sample.completion.split()]
         assert sum(word in common for word in words) > len(words) / 3
