@@ -41,8 +41,10 @@ TASKS: dict[str, tuple[type, ...]] = {
 def parser() -> cli.Parser:
     """The flags of this script: those of both tasks."""
     script = cli.Parser(prog="gpt2_text_generation.py", description=__doc__, examples=EXAMPLES)
-    for options in (TaskOptions, *TASKS["generate"], *TASKS["train"], *TASKS["evaluate"]):
-        script.add_options(options, **ALL_IN_ONE_DEFAULTS)
+    script.add_options(TaskOptions)
+    for task in ("generate", "train", "evaluate"):
+        for options in TASKS[task]:
+            script.add_options(options, note=f"with --task {task}", **ALL_IN_ONE_DEFAULTS)
     return script
 
 

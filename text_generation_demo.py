@@ -29,8 +29,9 @@ examples:
 def parser() -> cli.Parser:
     """The flags of this script."""
     script = cli.Parser(prog="text_generation_demo.py", description=__doc__, examples=EXAMPLES)
-    for options in (ModelNameOptions, ModelPathOptions, DeviceOptions, CompareOptions, DecodingOptions, PromptOptions):
+    for options in (ModelNameOptions, ModelPathOptions, DeviceOptions, CompareOptions, DecodingOptions):
         script.add_options(options)
+    script.add_options(PromptOptions, only=("prompt",))
     return script
 
 

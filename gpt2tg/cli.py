@@ -68,15 +68,21 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
         self._titled: dict[str, Any] = {}
 
-    def add_options(self, options: type, skip: Sequence[str] = (), **defaults: Any) -> None:
-        """Add a flag for every field of an options dataclass.
+    def add_options(self, options: type, only: Sequence[str] = (), note: str = "", **defaults: Any) -> None:
+        """Add a flag for every field of an options dataclass, or for those named in `only`.
 
-        Fields named in `skip` are left out, fields already there keep their first meaning, and `defaults`
-        replaces defaults in the help text, as the script does when it builds the options.
+        A flag that is there already keeps its meaning; what it means here is added to its help text, headed by
+        `note`. `defaults` replaces defaults in the help text, as the script does when it builds the options.
         """
         for field in dataclasses.fields(options):
-            if field.name not in skip and f"--{field.name}" not in self._option_string_actions:
-                self._add_option(options, field, defaults.get(field.name, field.default))
+            if only and field.name not in only:
+                continue
+            default = defaults.get(field.name, field.default)
+            there = self._option_string_actions.get(f"--{field.name}")
+            if there is None:
+                self._add_option(options, field, default)
+            elif note and (meaning := _help_text(field, default)) != there.help:
+                there.help = f"{there.help}; {note}: {meaning}"
 
     def _add_option(self, options: type, field: Any, default: Any) -> None:
         rule, kind = field.metadata, plain_type(options, field.name)
@@ -84,9 +90,7 @@ class Parser(argparse.ArgumentParser):
         if kind is bool:
             group.add_argument(f"--{field.name}", action="store_true", help=rule["help"])
             return
-        shown = rule["shown_default"] if default is None or default == field.default else None
-        shown = shown or ("none" if default is None else _plain_number(default))
-        settings: dict[str, Any] = dict(type=kind, help=f"{rule['help']} (default: {shown})".replace("%", "%%"))
+        settings: dict[str, Any] = dict(type=kind, help=_help_text(field, default))
         if rule["choices"]:
             settings["metavar"] = rule["metavar"] or "|".join(rule["choices"])
             if rule["metavar"]:
@@ -137,6 +141,16 @@ def _with_underscores(word: str) -> str:
 def _help_formatter(prog: str) -> argparse.HelpFormatter:
     width = min(shutil.get_terminal_size().columns, 110)
     return argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=width)
+
+
+def _help_text(field: Any, default: Any) -> str:
+    """What a flag does, with its default."""
+    rule = field.metadata
+    if isinstance(default, bool):
+        return rule["help"]
+    shown = rule["shown_default"] if default is None or default == field.default else None
+    shown = shown or ("none" if default is None else _plain_number(default))
+    return f"{rule['help']} (default: {shown})".replace("%", "%%")
 
 
 def _plain_number(value: Any) -> str:

@@ -10,6 +10,7 @@ from gpt2tg.cli import notice, pick
 from gpt2tg.errors import UserError
 from gpt2tg.options import (
     FROM_SCRATCH_FLAGS,
+    NEEDS,
     DecodingOptions,
     DeviceOptions,
     EvaluationOptions,
@@ -85,6 +86,8 @@ def generate(given: dict[str, Any], name: str | None, option: str, **defaults: A
     from gpt2tg.sinks import check_output, earlier_run
     from gpt2tg.writing import plan_jobs, write_all, write_one
 
+    if where.prompts_file and "prompt" in given:
+        notice("--prompt is not used: the prompts come from --prompts_file")
     check_output(where)
     prompts = read_prompts(where)
     earlier = earlier_run(where)
@@ -111,16 +114,19 @@ def evaluate(given: dict[str, Any]) -> None:
     print(f"bits per byte {found.bits_per_byte:.4f}")
 
 
+def _why_unused(name: str, options: DecodingOptions) -> str:
+    if name in NEEDS:
+        return "it does nothing without " + " or ".join(f"--{other}" for other in NEEDS[name])
+    return (
+        "--temperature 0 is greedy" if options.temperature == 0 else f"--decoding {options.decoding} has no use for it"
+    )
+
+
 def settle_decoding(given: dict[str, Any], **defaults: Any) -> DecodingOptions:
     """The decoding options for the flags given; says which of them the strategy has no use for."""
     options = decoding_options(only(DecodingOptions, given), **only(DecodingOptions, defaults))
     for name in unused_options(given, options):
-        why = (
-            "--temperature 0 is greedy"
-            if options.temperature == 0
-            else f"--decoding {options.decoding} has no use for it"
-        )
-        notice(f"--{name} is not used: {why}")
+        notice(f"--{name} is not used: {_why_unused(name, options)}")
     return options
 
 
@@ -141,7 +147,10 @@ def compare(given: dict[str, Any], name: str, option: str) -> None:
 
     if "decoding" in given:
         notice("--decoding is not used: --compare goes through the strategies")
-    decoding = decoding_options(only(DecodingOptions, {**given, "decoding": DecodingOptions.decoding}))
+    if "replay" in given:
+        notice("--replay is not used: it writes one text, --compare many")
+    shared = {name: value for name, value in given.items() if name not in ("decoding", "replay")}
+    decoding = decoding_options(only(DecodingOptions, shared))
     generator = load(name, pick(DeviceOptions, given).device, option)
     decoding = with_seed(decoding)
     notice(f"seed {decoding.seed}")

@@ -38,7 +38,7 @@ def _on_the_text_so_far(options: DecodingOptions, tokenizer: TextTokenizer, end_
 
 
 def _on_the_distribution(options: DecodingOptions, end_tokens: int) -> list[Filter]:
-    """What shapes the distribution that is drawn from, or from which contrastive search takes its candidates."""
+    """What shapes the distribution that is drawn from; nothing where nothing is drawn."""
     chain: list[Filter] = []
     if not options.strategy.samples:
         return chain

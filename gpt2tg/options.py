@@ -299,8 +299,10 @@ class DecodingOptions:
         """How many texts are given for a prompt: what was asked for, or the default as far as the strategy gives it."""
         if self.num_sequences is not None:
             return self.num_sequences
-        most = 1 if self.replay else min(self.most_sequences, self.best_of or math.inf)
-        return int(min(DEFAULT_NUM_SEQUENCES, most))
+        if self.replay:
+            return 1
+        drawn = self.best_of if self.best_of is not None and "best_of" in self.strategy.uses else math.inf
+        return int(min(DEFAULT_NUM_SEQUENCES, self.most_sequences, drawn))
 
     @property
     def draws(self) -> int:
@@ -479,7 +481,7 @@ class ModelPathOptions:
 class CompareOptions:
     """What the demo shows."""
 
-    compare: bool = option(False, "print one prompt through every strategy, and end", group="output")
+    compare: bool = option(False, "print one prompt through the main strategies, and end", group="output")
 
 
 @dataclass(frozen=True)
@@ -605,8 +607,10 @@ class EvaluationOptions:
         low=1,
         shown_default="half the positions",
     )
-    examples: str = option("line", "see above", group="data", choices=("line", "paragraph", "file"))
-    batch_size: int = option(4, "see above", group="training", low=1)
+    examples: str = option(
+        "line", "what one example is, as for training", group="data", choices=("line", "paragraph", "file")
+    )
+    batch_size: int = option(4, "windows measured side by side", group="evaluation", low=1)
 
     def __post_init__(self) -> None:
         check_ranges(self)

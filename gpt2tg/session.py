@@ -81,7 +81,7 @@ class Session:
             self._continue(line)
 
     def _continue(self, prompt: str) -> None:
-        options = with_seed(self._options)
+        options = self._options if self._options.replay else with_seed(self._options)
         if options.draws > 1 or options.sequences > 1:
             for sample in self._generator.generate(prompt, options):
                 self._write(f"{sample.text}\n\n")
@@ -90,7 +90,7 @@ class Session:
                 self._write(chunk.text if number else prompt + chunk.text)
             self._write("\n")
         if options.strategy.samples:
-            self._say(f"(seed {options.seed})")
+            self._say(f"(seed {options.seed})" if options.replay is None else f"(replay {options.replay})")
 
     def _set(self, rest: str) -> None:
         self._options, unused = changed(self._options, rest)

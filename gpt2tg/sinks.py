@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,22 +60,26 @@ class TextSink:
 class RecordSink:
     """A line of JSON for each text. A file grows prompt by prompt, and a later run can go on with it."""
 
-    def __init__(self, path: Path | None) -> None:
-        try:
-            self._file = sys.stdout if path is None else path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror}") from None
+    def __init__(self, path: Path | None, overwrite: bool) -> None:
+        self._path = path
+        self._mode = "w" if overwrite else "a"  # of the first write: what is to be replaced stands until then
 
     def put(self, samples: Sequence[Sample], options: DecodingOptions) -> None:
         """The texts of the next prompt, in one write."""
         records = [record(sample, len(samples), options) for sample in samples]
-        self._file.write("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in records))
-        self._file.flush()
+        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in records)
+        if self._path is None:
+            print(lines, end="", flush=True)
+            return
+        try:
+            with self._path.open(self._mode, encoding="utf-8") as file:
+                file.write(lines)
+        except OSError as error:
+            raise RunError(f"cannot write {self._path}: {error.strerror}") from None
+        self._mode = "a"
 
     def close(self) -> None:
-        """Close the file."""
-        if self._file is not sys.stdout:
-            self._file.close()
+        """Nothing is left to be done."""
 
 
 def record(sample: Sample, texts: int, options: DecodingOptions) -> dict[str, Any]:
@@ -99,8 +102,9 @@ def record(sample: Sample, texts: int, options: DecodingOptions) -> dict[str, An
 
 
 def settings(options: DecodingOptions) -> dict[str, Any]:
-    """The options as JSON has them, without the seed, which has a field of its own."""
+    """The options as JSON has them, defaults of the strategy filled in; the seed has a field of its own."""
     values = dataclasses.asdict(options)
+    values |= {"top_k": options.effective_top_k, "top_p": options.effective_top_p}
     kept = {name: value for name, value in values.items() if name not in ("seed", "replay")}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
 
@@ -108,9 +112,7 @@ def settings(options: DecodingOptions) -> dict[str, Any]:
 def open_sink(options: PromptOptions, say: Callable[[str], None]) -> Sink:
     """The sink that the options name; `say` takes what is talk and not text."""
     path = None if options.output is None else Path(options.output)
-    if path is not None and options.overwrite:
-        path.unlink(missing_ok=True)
-    return RecordSink(path) if options.format == "jsonl" else TextSink(path, say)
+    return RecordSink(path, options.overwrite) if options.format == "jsonl" else TextSink(path, say)
 
 
 def check_output(options: PromptOptions) -> None:
@@ -145,6 +147,16 @@ class Earlier:
                 file.truncate(self.size)
 
 
+# How each of our records begins: a single line that was cut is known by it.
+RECORD_START = b'{"prompt": "'
+
+
+def _no_record(path: Path, number: int) -> UserError:
+    return UserError(
+        f"{path} line {number} is no record of ours: choose another file, or replace it with --overwrite", "output"
+    )
+
+
 def earlier_run(options: PromptOptions) -> Earlier | None:
     """The records in the output file, or None where there is no such file or it is to be replaced.
 
@@ -154,20 +166,20 @@ def earlier_run(options: PromptOptions) -> Earlier | None:
     if options.output is None or options.format != "jsonl" or options.overwrite or not Path(options.output).exists():
         return None
     path = Path(options.output)
-    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line break was cut
+    content = path.read_bytes()
+    lines = content.split(b"\n")[:-1]  # what follows the last line break was cut
     records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
             _ = entry["prompt_index"], entry["texts"], entry["settings"], entry["prompt"], entry["seed"]
         except (ValueError, KeyError, TypeError):
-            if number == len(lines):
+            if records and number == len(lines):
                 break  # a crash of the machine may leave rubbish in the last line
-            raise UserError(
-                f"{path} line {number} is no record of ours: choose another file, or replace it with --overwrite",
-                "output",
-            ) from None
+            raise _no_record(path, number) from None
         records.append(entry)
+    if not records and content[: len(RECORD_START)] != RECORD_START[: len(content)]:
+        raise _no_record(path, 1)
     while records and sum(e["prompt_index"] == records[-1]["prompt_index"] for e in records) < records[-1]["texts"]:
         unfinished = records[-1]["prompt_index"]
         records = [entry for entry in records if entry["prompt_index"] != unfinished]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tqdm import tqdm
 
 from gpt2tg.errors import UserError
-from gpt2tg.generation import Generator, Request, with_seed
+from gpt2tg.generation import Generator, Request, new_seed, with_seed
 from gpt2tg.options import DecodingOptions, PromptOptions, decoding_options
 from gpt2tg.prompts import Prompt
 from gpt2tg.sinks import Earlier, open_sink, settings
@@ -37,11 +37,13 @@ def plan_jobs(
         UserError: a prompt that leaves no room, a setting of its own that is none, or an earlier run of another
             command.
     """
-    options = _with_seed_of(earlier, options)
-    if (replayed := options.replayed()) and len(prompts) > 1:
-        prompts = prompts[replayed[1] : replayed[1] + 1]
-    drawn = options if replayed else with_seed(options)
-    jobs = [_job(generator, prompt, index, drawn, len(prompts)) for index, prompt in enumerate(prompts)]
+    if replayed := options.replayed():
+        prompts = _only(prompts, replayed[1])
+        seed = None
+    else:
+        seed = options.seed if options.seed is not None else _seed_of(earlier, prompts)
+    chosen = new_seed() if seed is None else seed
+    jobs = [_job(generator, prompt, index, options, chosen, len(prompts)) for index, prompt in enumerate(prompts)]
     done = _done(earlier, jobs)
     jobs = [job for job in jobs if job.request.index not in done]
     if done:
@@ -49,22 +51,35 @@ def plan_jobs(
     for job in jobs:
         if job.request.dropped:
             say(f"prompt {job.request.index + 1}: {job.request.dropped} tokens were dropped at its beginning")
-    if jobs and drawn.seed != options.seed:
-        say(f"seed {drawn.seed}: the same texts again with --seed {drawn.seed}")
+    if options.seed is None and any(job.options.seed == chosen and job.options.strategy.samples for job in jobs):
+        say(f"seed {chosen}: the same texts again with --seed {chosen}")
     return jobs
 
 
-def _with_seed_of(earlier: Earlier | None, options: DecodingOptions) -> DecodingOptions:
+def _only(prompts: Sequence[Prompt], number: int) -> Sequence[Prompt]:
+    """The prompt whose text is written again; a single one may have had any number."""
+    if len(prompts) == 1:
+        return prompts
+    if number >= len(prompts):
+        raise UserError(f"names prompt {number}, but there are {len(prompts)}, counted from 0", "replay")
+    return [prompts[number]]
+
+
+def _seed_of(earlier: Earlier | None, prompts: Sequence[Prompt]) -> int | None:
     """A run without a seed of its own goes on with the one that was chosen when it began."""
-    seeds = [entry["seed"] for entry in earlier.records if entry["seed"] is not None] if earlier else []
-    if seeds and options.seed is None and options.strategy.samples and not options.replay:
-        return replace(options, seed=seeds[0])
-    return options
+    for entry in earlier.records if earlier else []:
+        index = entry["prompt_index"]
+        if entry["seed"] is not None and index < len(prompts) and "seed" not in prompts[index].settings:
+            return entry["seed"]
+    return None
 
 
-def _job(generator: Generator, prompt: Prompt, index: int, options: DecodingOptions, prompts: int) -> Job:
+def _job(generator: Generator, prompt: Prompt, index: int, options: DecodingOptions, seed: int, prompts: int) -> Job:
+    ground = _lengths_apart(options, prompt)
+    if options.replay is None and "replay" not in prompt.settings:
+        ground["seed"] = seed
     try:
-        own = decoding_options({**_lengths_apart(options, prompt), **prompt.settings})
+        own = decoding_options({**ground, **prompt.settings})
         return Job(generator.fit(prompt.text, own, index), with_seed(own))
     except UserError as error:
         if prompts == 1:

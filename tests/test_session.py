@@ -84,6 +84,14 @@ def test_the_seed_of_each_text_is_said_and_brings_it_back(generator: Generator) 
     assert again == written
 
 
+def test_a_replay_brings_back_one_text_of_several(generator: Generator) -> None:
+    drawn = settings(decoding="sample", temperature=1.0, seed=7, num_sequences=3)
+    third = generator.generate("The fox", drawn)[2]
+    written, said = transcript(generator, settings(decoding="sample", temperature=1.0, replay="7/0/2"), "The fox")
+    assert written == third.text + "\n"
+    assert said == ["(replay 7/0/2)"]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -292,12 +292,55 @@ def test_records_of_another_command_are_refused_and_left_alone(
     assert run(model_dir, *words, "--overwrite") == 0
 
 
-def test_a_file_of_something_else_is_refused_and_left_alone(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+@pytest.mark.parametrize(
+    "content", ['{"mine": 1}\n{"mine": 2}\n', '{"mine": 1}\n', "a diary", "a diary\n", '{"prompts']
+)
+def test_a_file_of_something_else_is_refused_and_left_alone(
+    model_dir: Path, tmp_path: Path, content: str, capsys: Capture
+) -> None:
     out = tmp_path / "out.jsonl"
-    out.write_text('{"mine": 1}\n{"mine": 2}\n')
+    out.write_text(content)
     assert run(model_dir, "--output", out, "--format", "jsonl") == 2
     assert "line 1 is no record of ours" in capsys.readouterr().err
-    assert out.read_text() == '{"mine": 1}\n{"mine": 2}\n'
+    assert out.read_text() == content
+
+
+def test_what_is_replaced_stands_until_the_first_record(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text("a diary")
+    monkeypatch.setattr(generation.Generator, "generate_batch", lambda *_: (_ for _ in ()).throw(OSError("broken")))
+    assert run(model_dir, "--output", out, "--format", "jsonl", "--overwrite") == 1
+    assert out.read_text() == "a diary"
+
+
+def test_lines_with_seeds_of_their_own_are_continued_too(model_dir: Path, tmp_path: Path) -> None:
+    """A greedy run with one line that draws, and one that has a seed; no seed is named for the run."""
+    lines = ['{"prompt": "The owl", "decoding": "top_p", "seed": 9}', '{"prompt": "A fox", "decoding": "top_p"}']
+    source = prompts_file(tmp_path, *lines, '{"prompt": "Two"}', name="prompts.jsonl")
+    out = tmp_path / "out.jsonl"
+    words = ["--prompts_file", source, "--decoding", "greedy", "--output", out, "--format", "jsonl"]
+    assert run(model_dir, *words) == 0
+    whole = out.read_bytes()
+    out.write_bytes(whole[:-3])
+    assert run(model_dir, *words) == 0
+    assert out.read_bytes() == whole
+
+
+def test_a_line_may_be_a_replay(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert run(model_dir, "--prompt", "The owl", "--seed", "7", "--format", "jsonl") == 0
+    third = json.loads(capsys.readouterr().out.splitlines()[2])
+    source = prompts_file(tmp_path, '{"prompt": "The owl", "replay": "7/0/2"}', name="prompts.jsonl")
+    assert run(model_dir, "--prompts_file", source, "--format", "jsonl") == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["completion"] == third["completion"]
+
+
+def test_a_replay_of_a_prompt_that_is_not_there(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+    source = prompts_file(tmp_path, "The owl", "A fox")
+    assert run(model_dir, "--prompts_file", source, "--replay", "7/5/0") == 2
+    assert "--replay names prompt 5, but there are 2" in capsys.readouterr().err
 
 
 # --- ends and limits --------------------------------------------------------------------------------------------

@@ -35,9 +35,9 @@ PICTURE = Path(__file__).with_suffix(".png")
 KEPT, REMOVED, BEFORE = "#2a7f8e", "#cfd4d8", "#1f2d3a"
 INK, PALE = "#1f2d3a", "#6b7680"
 
+# Smaller probabilities stand without a number; a number takes up this share of a panel.
 SMALLEST_NUMBER = 0.005
 WIDTH_OF_NUMBER = 0.2
-"""What the longest of them takes up, as a share of a panel."""
 
 FILTERS: dict[str, Callable[[Tensor], Tensor]] = {
     "the model itself": lambda logits: logits,
@@ -63,14 +63,14 @@ class Panel:
         return self.after > 0
 
     def note(self, shown: Tensor) -> str:
-        """What the bars do not say: how much the tokens that are not drawn hold, or how many are kept."""
+        """What the bars do not say: how much the tokens without a bar hold, or how many tokens are kept."""
         if self.kept.all():
             return f"the others hold {1 - self.after[shown].sum():.0%}"
         return f"keeps {int(self.kept.sum())} that held {self.before[self.kept].sum():.0%}"
 
 
 def next_token_logits(generator: Generator, prompt: str) -> Tensor:
-    """What the model says after the prompt. (1, V)"""
+    """What the model says of the token after the prompt. (1, V)"""
     ids = generator.encode(prompt)
     return generator.model.context(len(ids)).start([ids]).cpu()
 
@@ -87,7 +87,7 @@ def label(generator: Generator, token: int) -> str:
     if not text:
         return "end of text" if token == generator.tokenizer.end_id else f"token {token}"
     visible = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-    return visible.replace(" ", "\N{OPEN BOX}").replace("$", r"\$")
+    return visible.replace(" ", "\N{OPEN BOX}")
 
 
 def draw(panels: list[Panel], labels: list[str], shown: Tensor, prompt: str, output: Path) -> None:
@@ -96,7 +96,7 @@ def draw(panels: list[Panel], labels: list[str], shown: Tensor, prompt: str, out
     Args:
         shown: the ids of the tokens that are drawn, the most probable first. (T,)
     """
-    matplotlib.rcParams.update({"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK})
+    matplotlib.rcParams.update({"font.family": "DejaVu Sans", "font.size": 9, "text.parse_math": False})
     figure = Figure(figsize=(10.6, 1.6 + 0.2 * len(labels)), layout="constrained")
     axes = figure.subplots(1, len(panels), sharex=True, sharey=True)
     axes[0].set_xscale("function", functions=(np.sqrt, np.square))
@@ -104,7 +104,7 @@ def draw(panels: list[Panel], labels: list[str], shown: Tensor, prompt: str, out
     axes[0].set_ylim(len(labels) - 0.4, -0.6)
     for axis, panel in zip(axes, panels, strict=True):
         _draw_bars(axis, panel, shown)
-        axis.set_title(panel.title, loc="left", fontsize=9.5, fontweight="bold", pad=17)
+        axis.set_title(panel.title, loc="left", fontsize=9.5, fontweight="bold", color=INK, pad=17)
         axis.text(0, 1.008, panel.note(shown), transform=axis.transAxes, fontsize=8.5, color=PALE, in_layout=False)
         _quieten(axis)
     axes[0].set_yticks(range(len(labels)), labels)
@@ -117,9 +117,11 @@ def draw(panels: list[Panel], labels: list[str], shown: Tensor, prompt: str, out
         loc="outside lower center",
         ncols=3,
         frameon=False,
+        labelcolor=INK,
     )
     figure.get_layout_engine().set(wspace=0.04)
-    figure.suptitle(f"The next token after \u201c{prompt}\u201d", x=0.008, ha="left", fontsize=12.5, fontweight="bold")
+    title = f"The next token after \u201c{prompt}\u201d"
+    figure.suptitle(title, x=0.008, ha="left", fontsize=12.5, fontweight="bold", color=INK)
     scale = "percent, on a square-root scale so that small ones can be seen"
     figure.text(0.996, 0.985, scale, ha="right", va="top", fontsize=8.5, color=PALE, in_layout=False)
     figure.savefig(output, dpi=180, facecolor="white", metadata={"Software": None})
@@ -137,9 +139,11 @@ def _draw_bars(axis: Axes, panel: Panel, shown: Tensor) -> None:
             axis.vlines(before, row - 0.36, row + 0.36, BEFORE, lw=1.1)
         if after < SMALLEST_NUMBER:
             continue
-        inside = max(before, after) > 0.7  # no room on the right
-        apart = abs(math.sqrt(before) - math.sqrt(after)) > WIDTH_OF_NUMBER
-        place = after if apart else min(before, after) if inside else max(before, after)
+        is_apart = abs(math.sqrt(before) - math.sqrt(after)) > WIDTH_OF_NUMBER  # the number fits between the two
+        place = after if is_apart else max(before, after)
+        inside = place > 0.7  # no room on the right
+        if inside and not is_apart:
+            place = min(before, after)
         axis.annotate(
             f"{after:.0%}" if after >= 0.1 else f"{after:.1%}",
             (place, row),

@@ -120,12 +120,12 @@ def read_shape(directory: Path) -> ModelShape:
         UserError: names the file and what is wrong with it.
     """
     config = _read_json(directory / "config.json")
-    kind = config.get("model_type") or ", ".join(config.get("architectures") or ["unknown"])
+    kind = config.get("model_type") or ", ".join(map(str, config.get("architectures") or ["unknown"]))
     if kind != "gpt2":
         raise UserError(f"{directory} is a {kind} model: only models of the GPT-2 architecture can be used")
     for name, most in LARGEST.items():
         value = config.get(name)
-        if not isinstance(value, int) or not 1 <= value <= most:
+        if type(value) is not int or not 1 <= value <= most:  # True is an int, but no size
             raise UserError(f"{directory / 'config.json'}: {name} is {value}, expected a number from 1 to {most}")
     if config["n_embd"] % config["n_head"]:
         raise UserError(

@@ -60,7 +60,7 @@ def _weights_are_there(directory: Path, there: set[str]) -> bool:
 
 def _download(name: str, option: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     _refuse_when_out_of_reach(name, option)
     try:
@@ -68,6 +68,8 @@ def _download(name: str, option: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=[*CONFIG_FILES, *TOKENIZER_FILES, *_weights_of(files)]))
     except HFValidationError:
         raise
+    except GatedRepoError:
+        raise UserError(f"{name} wants its terms accepted on the hub, and `hf auth login` here", option) from None
     except RepositoryNotFoundError:
         raise UserError(
             f"{name} is neither a directory here nor a model on the hub; a private one needs `hf auth login`",

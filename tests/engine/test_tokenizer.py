@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders
 from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, GPT2TokenizerFast
 
@@ -273,11 +273,16 @@ def test_an_empty_stream_has_no_text(tokenizer: TextTokenizer) -> None:
     assert TextStream(tokenizer).finish() == ""
 
 
-def test_a_decoder_that_treats_the_first_token_in_its_own_way(tokenizer: TextTokenizer) -> None:
-    """Metaspace drops the space before the first word, and before it alone."""
+@pytest.mark.parametrize(
+    ("ids", "pieces"),
+    [([1, 2, 1], ["one", " two", " one"]), ([1, 0, 2], ["one", "", " two"])],
+    ids=["words", "an end between them"],
+)
+def test_a_decoder_that_treats_the_first_token_in_its_own_way(ids: list[int], pieces: list[str]) -> None:
+    """Metaspace drops the space before the first word, and so the space before any word alone."""
     raw = Tokenizer(WordLevel({"<|endoftext|>": 0, "▁one": 1, "▁two": 2}, unk_token="<|endoftext|>"))
-    raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    raw.add_special_tokens(["<|endoftext|>"])
     raw.decoder = decoders.Metaspace()
     words = TextTokenizer(raw, 0)
-    assert words.decode([1, 2, 1]) == "one two one"
-    assert stream(words, [1, 2, 1]) == (["one", " two", " one"], "")
+    assert words.decode(ids) == "".join(pieces)
+    assert stream(words, ids) == (pieces, "")
