@@ -1,7 +1,7 @@
 # make demo   set up, fine-tune the bundled model on sample_data.txt, generate from it
 # make test   set up, check the style, run the tests
 # make test-oracle   2,000 random configurations against transformers' own generate
-# make clean  remove what the two made
+# make clean  remove what these made
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,16 +18,17 @@ $(VENV)/installed: requirements.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements.txt
 	touch $@
 
-demo: $(DEMO)/model.safetensors
+demo: $(DEMO)/trained
 	@for strategy in greedy beam top_p; do \
 		echo; echo "== $$strategy =="; \
 		$(BIN)/python generate_from_finetuned.py --model_path $(DEMO) --decoding $$strategy \
 			--prompt "The dragon" --num_sequences 1 --max_length 80 $$( [ $$strategy = top_p ] && echo --seed 1 ) || exit 1; \
 	done
 
-$(DEMO)/model.safetensors: | setup
-	$(BIN)/python finetune_gpt2.py --model_name gpt2-tiny --train_file sample_data.txt --output_dir $(DEMO) \
-		--epochs 3 --learning_rate 1e-3 --dropout 0.1
+$(DEMO)/trained: | setup
+	$(BIN)/python finetune_gpt2.py --model_name gpt2-tiny --train_file sample_data.txt --output_dir $(DEMO) --overwrite \
+		--epochs 3 --learning_rate 1e-3
+	touch $@
 
 test: setup
 	$(BIN)/ruff check .

@@ -122,7 +122,7 @@ class Parser(argparse.ArgumentParser):
 
     def _nearest(self, word: str) -> str:
         if not word.startswith("--"):
-            return "; a text of several words needs quotes around it"
+            return "; flags begin with two dashes, and a text of several words needs quotes around it"
         near = difflib.get_close_matches(word.partition("=")[0], self._option_string_actions, n=1)
         return f"; did you mean {near[0]}?" if near else "; --help lists all flags"
 
@@ -210,7 +210,7 @@ def _fail(parser: Parser, message: str, code: int, debug: bool) -> int:
 
 
 def _speak_utf8() -> None:
-    """Write UTF-8 whatever the locale: a story with an accent must not end in an encoding error."""
-    for stream in (sys.stdout, sys.stderr):
+    """Read and write UTF-8 whatever the locale: a story with an accent must not end in an encoding error."""
+    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "replace"), (sys.stdin, "surrogateescape")):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace")
+            stream.reconfigure(encoding="utf-8", errors=errors)

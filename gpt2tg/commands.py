@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,6 @@ from gpt2tg.cli import notice, pick
 from gpt2tg.errors import UserError
 from gpt2tg.options import (
     FROM_SCRATCH_FLAGS,
-    NEEDS,
     DecodingOptions,
     DeviceOptions,
     EvaluationOptions,
@@ -20,6 +20,7 @@ from gpt2tg.options import (
     decoding_options,
     only,
     unused_options,
+    why_unused,
 )
 
 
@@ -114,19 +115,11 @@ def evaluate(given: dict[str, Any]) -> None:
     print(f"bits per byte {found.bits_per_byte:.4f}")
 
 
-def _why_unused(name: str, options: DecodingOptions) -> str:
-    if name in NEEDS:
-        return "it does nothing without " + " or ".join(f"--{other}" for other in NEEDS[name])
-    return (
-        "--temperature 0 is greedy" if options.temperature == 0 else f"--decoding {options.decoding} has no use for it"
-    )
-
-
 def settle_decoding(given: dict[str, Any], **defaults: Any) -> DecodingOptions:
     """The decoding options for the flags given; says which of them the strategy has no use for."""
     options = decoding_options(only(DecodingOptions, given), **only(DecodingOptions, defaults))
     for name in unused_options(given, options):
-        notice(f"--{name} is not used: {_why_unused(name, options)}")
+        notice(f"--{name} is not used: {why_unused(name, options)}")
     return options
 
 
@@ -153,7 +146,8 @@ def compare(given: dict[str, Any], name: str, option: str) -> None:
     decoding = decoding_options(only(DecodingOptions, shared))
     generator = load(name, pick(DeviceOptions, given).device, option)
     decoding = with_seed(decoding)
-    notice(f"seed {decoding.seed}")
+    if decoding.seed is not None:
+        notice(f"seed {decoding.seed}")
     compare_strategies(generator, pick(PromptOptions, given).prompt, decoding, writer())
 
 
@@ -168,6 +162,8 @@ def interactive(given: dict[str, Any], name: str, option: str) -> None:
     generator = load(name, pick(DeviceOptions, given).device, option)
     session = Session(generator, decoding, name, write=writer(), say=notice)
     if sys.stdin.isatty():
+        with contextlib.suppress(ImportError):  # line editing where the platform has it
+            import readline  # noqa: F401
         session.welcome()
         session.run(lambda: input("> "))
     else:

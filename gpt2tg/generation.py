@@ -131,6 +131,10 @@ class Generator:
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a prompt. The empty prompt is the end-of-text token, after which texts begin."""
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError:  # bytes of the command line or of stdin that were no text
+            raise UserError("is not UTF-8", "prompt") from None
         return self.tokenizer.encode(prompt) or [self.tokenizer.end_id]
 
     def fit(self, prompt: str, options: DecodingOptions, index: int = 0) -> Request:

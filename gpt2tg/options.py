@@ -411,6 +411,15 @@ def unused_options(given: Iterable[str], options: DecodingOptions) -> list[str]:
     return [f.name for f in dataclasses.fields(options) if f.name in controls.intersection(given)]
 
 
+def why_unused(name: str, options: DecodingOptions) -> str:
+    """The reason for which an option does nothing."""
+    if name in NEEDS:
+        return "it does nothing without " + " or ".join(f"--{other}" for other in NEEDS[name])
+    if options.temperature == 0:
+        return "--temperature 0 is greedy"
+    return f"--decoding {options.decoding} has no use for it"
+
+
 @dataclass(frozen=True)
 class PromptOptions:
     """What to continue, and where the texts go."""
@@ -663,7 +672,7 @@ def check_ranges(options: Any) -> None:
         if rule["choices"] and value not in rule["choices"]:
             raise UserError(f"{value} is unknown: choose from {', '.join(rule['choices'])}", f.name)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and not _within(value, rule):
-            raise UserError(f"{value} is out of range: it must be {_range_in_words(rule)}", f.name)
+            raise UserError(f"{value} is out of range: it must be {_range_in_words(rule, value)}", f.name)
 
 
 def _within(value: float, rule: Any) -> bool:
@@ -676,7 +685,7 @@ def _within(value: float, rule: Any) -> bool:
     )
 
 
-def _range_in_words(rule: Any) -> str:
+def _range_in_words(rule: Any, value: float) -> str:
     words = {"low": "at least {}", "above": "more than {}", "high": "at most {}", "below": "less than {}"}
     parts = [text.format(rule[end]) for end, text in words.items() if rule[end] is not None]
-    return " and ".join([*parts, "finite"])
+    return " and ".join(parts if math.isfinite(value) else [*parts, "finite"])

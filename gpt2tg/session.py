@@ -13,7 +13,7 @@ from typing import Any
 
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.generation import Generator, with_seed
-from gpt2tg.options import DecodingOptions, default_of, plain_type, unused_options
+from gpt2tg.options import DecodingOptions, default_of, plain_type, unused_options, why_unused
 
 HELP = """\
 Type the beginning of a text and Enter: the model goes on from there.
@@ -60,7 +60,7 @@ class Session:
             except KeyboardInterrupt:  # Ctrl-C at the prompt throws the line away
                 self._say("")
                 continue
-            if line.strip() == "/quit":
+            if line.split()[:1] == ["/quit"]:
                 return
             try:
                 self._answer(line)
@@ -95,7 +95,7 @@ class Session:
     def _set(self, rest: str) -> None:
         self._options, unused = changed(self._options, rest)
         for name in unused:
-            self._say(f"{name} is not used: {self._options.decoding} has no use for it")
+            self._say(f"{name} is not used: {why_unused(name, self._options)}")
         self._say(self._settings())
 
     def _show(self, _: str) -> None:
@@ -143,7 +143,8 @@ def changed(options: DecodingOptions, words: str) -> tuple[DecodingOptions, list
         most = DecodingOptions(**{**before, **given, "num_sequences": None}).most_sequences
         before["num_sequences"] = int(min(options.num_sequences, most))
     changed_options = DecodingOptions(**{**before, **given})
-    return changed_options, unused_options(given, changed_options)
+    set_now = [name for name, value in given.items() if value != default_of(DecodingOptions, name)]
+    return changed_options, unused_options(set_now, changed_options)
 
 
 def _split(words: str) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -23,6 +25,8 @@ from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.data import plan_sources
 from gpt2tg.training.model import train_tokenizer, transformers_tokenizer
+
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 FABLES = [
     "The owl sold silence by the ounce and kept the scales in a quiet room.",

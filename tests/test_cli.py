@@ -116,7 +116,10 @@ def test_help_shows_every_default(script: ModuleType) -> None:
         (["--temprature", "1"], "unrecognized argument --temprature; did you mean --temperature?"),
         (["--model_pa", "x"], "unrecognized argument --model_pa; did you mean --model_path?"),
         (["--zzzzqqqq"], "unrecognized argument --zzzzqqqq; --help lists all flags"),
-        (["--prompt", "once", "upon"], "unrecognized argument upon; a text of several words needs quotes"),
+        (
+            ["--prompt", "once", "upon"],
+            "unrecognized argument upon; flags begin with two dashes, and a text",
+        ),
         (["--top_k", "many"], "--top_k: invalid int value: 'many'"),
         (["--top_k"], "--top_k: expected one argument"),
         (["--decoding", "magic"], "--decoding magic is unknown: choose from greedy, beam, diverse_beam, sample"),

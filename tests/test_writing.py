@@ -198,6 +198,12 @@ def test_a_prompt_from_stdin(model_dir: Path, capsys: Capture, monkeypatch: pyte
     assert capsys.readouterr().out.startswith("The owl\nA fox")
 
 
+@pytest.mark.parametrize("prompt", ["caf\udce9", "\ud83d"])
+def test_a_prompt_that_is_no_text_is_refused(model_dir: Path, prompt: str, capsys: Capture) -> None:
+    assert run(model_dir, "--prompt", prompt) == 2
+    assert "--prompt is not UTF-8" in capsys.readouterr().err
+
+
 # --- output files -----------------------------------------------------------------------------------------------
 
 

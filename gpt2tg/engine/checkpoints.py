@@ -89,6 +89,9 @@ def find_checkpoint(name: str, option: str = "model_name") -> Path:
         raise UserError(f"{name[:100]} cannot be looked at: {error}", option) from None
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise UserError(f"{name} does not exist: give a directory that holds a model", option)
+    if (parent := path.parent) != Path() and parent.is_dir():  # no hub name: its first half is a directory here
+        steps = ", ".join(step.name for step in numbered_checkpoints(parent)) or "no checkpoint-N"
+        raise UserError(f"{name} does not exist: {parent} holds {steps}", option)
     return fetch_model(name, option)
 
 
@@ -108,7 +111,9 @@ def numbered_checkpoints(directory: Path) -> list[Path]:
     numbers = {
         int(match[1]): path
         for path in directory.glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / "config.json").is_file()
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
+        and (path / "config.json").is_file()
+        and any((path / name).is_file() for name in WEIGHT_FILES)
     }
     return [numbers[step] for step in sorted(numbers)]
 
@@ -120,7 +125,9 @@ def read_shape(directory: Path) -> ModelShape:
         UserError: names the file and what is wrong with it.
     """
     config = _read_json(directory / "config.json")
-    kind = config.get("model_type") or ", ".join(map(str, config.get("architectures") or ["unknown"]))
+    classes = config.get("architectures")
+    classes = [str(name) for name in classes] if isinstance(classes, list) else []
+    kind = config.get("model_type") or ("gpt2" if "GPT2LMHeadModel" in classes else ", ".join(classes) or "unknown")
     if kind != "gpt2":
         raise UserError(f"{directory} is a {kind} model: only models of the GPT-2 architecture can be used")
     for name, most in LARGEST.items():

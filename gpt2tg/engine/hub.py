@@ -76,7 +76,7 @@ def _download(name: str, option: str) -> Path:
             option,
         ) from None
     except Exception as error:  # the library lets those of its network library through
-        raise UserError(f"{name} could not be had from the hub: {one_line(error)}", option) from None
+        raise UserError(f"{name} could not be had from the hub: {one_line(error)}; {_advice(option)}", option) from None
 
 
 def _weights_of(files: list[str]) -> list[str]:
@@ -93,13 +93,16 @@ def _refuse_when_out_of_reach(name: str, option: str) -> None:
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
-    advice = (
-        f"use --{option} {BUNDLED_MODEL} (bundled, works offline), or give the path of a directory that holds the model"
-    )
     missing = f"{name} is no directory here and not in the local cache"
     if constants.HF_HUB_OFFLINE:
-        raise UserError(f"{missing}, and HF_HUB_OFFLINE is set: {advice}", option)
+        raise UserError(f"{missing}, and HF_HUB_OFFLINE is set: {_advice(option)}", option)
     try:
         get_session().head(constants.ENDPOINT, timeout=PATIENCE_SECONDS)
     except Exception:  # whichever way the network fails, what the user can do is the same
-        raise UserError(f"{missing}, and the model hub cannot be reached: {advice}", option) from None
+        raise UserError(f"{missing}, and the model hub cannot be reached: {_advice(option)}", option) from None
+
+
+def _advice(option: str) -> str:
+    return (
+        f"use --{option} {BUNDLED_MODEL} (bundled, works offline), or give the path of a directory that holds the model"
+    )

@@ -97,16 +97,21 @@ def _read(directory: Path) -> Tokenizer:
             tokenizer.no_truncation()
             return tokenizer
         if vocab.is_file() and merges.is_file():
-            return byte_level(BPE.from_file(str(vocab), str(merges)))
+            return byte_level(BPE.from_file(str(vocab), str(merges)), adds_end=False)
     except Exception as error:  # the library raises plain Exception for broken files
         raise UserError(f"{directory}: the tokenizer cannot be read: {error}") from None
     raise UserError(f"{directory} holds no tokenizer: expected tokenizer.json, or vocab.json with merges.txt")
 
 
-def byte_level(model: BPE) -> Tokenizer:
-    """GPT-2's way around a byte-pair encoding: bytes as letters, words split with their leading space."""
+def byte_level(model: BPE, adds_end: bool = True) -> Tokenizer:
+    """GPT-2's way around a byte-pair encoding: bytes as letters, words split with their leading space.
+
+    Args:
+        adds_end: whether the end-of-text token is added where the vocabulary lacks it.
+    """
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False, special=True)])
+    if adds_end or tokenizer.token_to_id(END_OF_TEXT) is not None:
+        tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False, special=True)])
     return tokenizer

@@ -11,18 +11,22 @@ from pathlib import Path
 import torch
 
 from gpt2tg.engine.checkpoints import BUNDLED_DIRECTORY
-from gpt2tg.options import TrainingOptions
 from gpt2tg.training.directory import make_readable
 from gpt2tg.training.model import existing_model, transformers_tokenizer
+
+# What those who fine-tune the model get, however it was trained itself.
+USUAL_DROPOUT = 0.1
 
 
 def bundle(source: Path, target: Path = BUNDLED_DIRECTORY) -> None:
     """Copy a checkpoint, its weights in 16 bits."""
-    model, tokenizer = existing_model(source, TrainingOptions())
+    model, tokenizer = existing_model(source, dropout=USUAL_DROPOUT)
     model.to(torch.float16).save_pretrained(target)
     transformers_tokenizer(tokenizer, model.config.n_positions).save_pretrained(target)
     make_readable(target)
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m gpt2tg.training.bundle DIRECTORY")
     bundle(Path(sys.argv[1]))

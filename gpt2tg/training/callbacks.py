@@ -42,11 +42,7 @@ class Progress(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs:
             return
-        if not math.isfinite(logs["loss"]):
-            raise RunError(
-                f"the loss is {logs['loss']} at step {state.global_step}: nothing was saved since the last checkpoint; "
-                "lower --learning_rate, or use --bf16 instead of --fp16"
-            )
+        require_finite("loss", logs["loss"], state.global_step)
         if not state.is_world_process_zero:
             return
         speed = self._tokens_per_second(state.global_step)
@@ -68,10 +64,14 @@ class Progress(TrainerCallback):
         metrics: dict[str, float],
         **_: Any,
     ) -> None:
+        require_finite("validation loss", metrics["eval_loss"], state.global_step)
         if state.is_world_process_zero:
             when = f"epoch {state.epoch:.2f}" if state.global_step else "before training"
             say(f"{when}: validation loss {metrics['eval_loss']:.4f}, perplexity {metrics['eval_perplexity']:.2f}")
-        self._mark = (time.monotonic(), state.global_step)  # measuring is no training: it must not lower the speed
+        # Measuring is no training: it must not lower the speed, nor lengthen what is left before the first step.
+        self._mark = (time.monotonic(), state.global_step)
+        if state.global_step == self._first_step:
+            self._start = self._mark[0]
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._bar is not None:
@@ -86,6 +86,19 @@ class Progress(TrainerCallback):
     def _time_left(self, state: TrainerState) -> str:
         done = max(state.global_step - self._first_step, 1)
         return duration((time.monotonic() - self._start) / done * (state.max_steps - state.global_step))
+
+
+def require_finite(what: str, value: float, step: int) -> None:
+    """End a run that has lost its way.
+
+    Raises:
+        RunError: names the step and the ways out.
+    """
+    if not math.isfinite(value):
+        raise RunError(
+            f"the {what} is {value} at step {step}: nothing was saved since the last checkpoint; "
+            "lower --learning_rate, or use --bf16 instead of --fp16"
+        )
 
 
 def say(text: str) -> None:

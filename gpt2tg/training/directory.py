@@ -9,13 +9,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gpt2tg.engine.checkpoints import numbered_checkpoints
+from gpt2tg.engine.checkpoints import numbered_checkpoints, read_shape, read_weights
 from gpt2tg.engine.hub import CONFIG_FILES, TOKENIZER_FILES
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.options import TrainingOptions
+from gpt2tg.training.callbacks import say
 
 # Written first and read by nobody but us: a directory that holds it was made by a run of ours.
 RUN_FILE = "run.json"
+
+# What a run needs to go on, beside the model; the last of them is the last that the Trainer writes.
+STATE_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 
 # All that a run leaves in its directory beside the checkpoint-N folders.
 RUN_FILES = (RUN_FILE, "model.safetensors", *CONFIG_FILES, *TOKENIZER_FILES)
@@ -32,11 +36,9 @@ def check_output(directory: Path, resume: bool, overwrite: bool) -> Path | None:
     """
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is a file: give a directory", "output_dir")
+    _require_writable(directory)
     if resume:
-        checkpoints = numbered_checkpoints(directory) if directory.is_dir() else []
-        if not checkpoints:
-            raise UserError(f"found no checkpoint-N in {directory}: start without --resume", "resume")
-        return checkpoints[-1]
+        return _newest_whole(directory)
     if not directory.is_dir() or not any(directory.iterdir()):
         return None
     if not overwrite:
@@ -44,13 +46,41 @@ def check_output(directory: Path, resume: bool, overwrite: bool) -> Path | None:
             f"{directory} is not empty: choose another, or go on with --resume, or start over with --overwrite",
             "output_dir",
         )
-    if not (directory / RUN_FILE).is_file():
+    if not _is_ours(directory):
         raise UserError(
-            f"would remove what a training run left in {directory}, but none did ({RUN_FILE} is missing): "
+            f"would remove what a training run left in {directory}, but none did (it has no {RUN_FILE} of ours): "
             "choose another --output_dir",
             "overwrite",
         )
     return None
+
+
+def _require_writable(directory: Path) -> None:
+    nearest = next(path for path in (directory, *directory.resolve().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UserError(f"{directory} cannot be made: {nearest} is no directory that can be written to", "output_dir")
+
+
+def _is_ours(directory: Path) -> bool:
+    try:
+        run = json.loads((directory / RUN_FILE).read_text(encoding="utf-8"))
+        return "gpt2tg" in run["versions"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _newest_whole(directory: Path) -> Path:
+    """The newest checkpoint that a run can go on from; broken ones are named and passed over."""
+    for checkpoint in reversed(numbered_checkpoints(directory) if directory.is_dir() else []):
+        missing = [name for name in STATE_FILES if not (checkpoint / name).is_file()]
+        try:
+            if not missing:
+                read_weights(checkpoint, read_shape(checkpoint))
+                return checkpoint
+            say(f"{checkpoint} is not whole and passed over: it lacks {missing[0]}")
+        except UserError as error:
+            say(f"{checkpoint} is broken and passed over: {error}")
+    raise UserError(f"found no whole checkpoint-N in {directory}: start without --resume", "resume")
 
 
 # Options that may differ when a run is resumed: they change neither the data nor a step already taken.

@@ -14,7 +14,7 @@ from transformers import GPT2LMHeadModel
 
 from gpt2tg.engine.checkpoints import find_checkpoint
 from gpt2tg.errors import UserError
-from gpt2tg.options import EvaluationOptions, TrainingOptions
+from gpt2tg.options import EvaluationOptions
 from gpt2tg.training.data import NO_LOSS, TextSource, token_runs
 from gpt2tg.training.model import existing_model
 from gpt2tg.training.text import pieces, survey
@@ -36,12 +36,17 @@ class Evaluation:
     @property
     def perplexity(self) -> float:
         """e to the power of the loss."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return perplexity(self.loss)
 
     @property
     def bits_per_byte(self) -> float:
         """Comparable between models with different tokenizers."""
         return self.nats / math.log(2) / self.bytes
+
+
+def perplexity(loss: float) -> float:
+    """e to the power of a mean loss in nats per token; infinite where that overflows, NaN where the loss is."""
+    return math.inf if loss > 700 else math.exp(loss)
 
 
 def evaluate(model_name: str, options: EvaluationOptions, device: torch.device) -> Evaluation:
@@ -59,7 +64,7 @@ def evaluate(model_name: str, options: EvaluationOptions, device: torch.device) 
         raise UserError("is required: give the text file to measure on", "eval_file")
     path = Path(options.eval_file)
     found = survey(path, options.examples, "eval_file")
-    model, tokenizer = existing_model(find_checkpoint(model_name), TrainingOptions())
+    model, tokenizer = existing_model(find_checkpoint(model_name))
     positions = model.config.n_positions
     stride = options.stride or positions // 2
     if stride >= positions:  # the first token of a window has no context: windows must share at least one

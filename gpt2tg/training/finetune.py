@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import shutil
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,16 +18,21 @@ import accelerate
 import datasets
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import GPT2LMHeadModel, IntervalStrategy, Trainer, TrainingArguments
 
 from gpt2tg import __version__
-from gpt2tg.errors import RunError, UserError
-from gpt2tg.options import ModelNameOptions, TrainingOptions
-from gpt2tg.training.callbacks import Progress, duration, say
+from gpt2tg.errors import RunError, UserError, one_line
+from gpt2tg.options import DEFAULT_MAX_LENGTH, ModelNameOptions, TrainingOptions
+from gpt2tg.training.callbacks import Progress, duration, require_finite, say
 from gpt2tg.training.data import NO_LOSS, TrainingData, collate, load_data, plan_sources
 from gpt2tg.training.directory import check_output, check_resumable, make_readable, open_output, write_run
+from gpt2tg.training.evaluate import perplexity
 from gpt2tg.training.model import check_existing, existing_model, new_model, transformers_tokenizer
+
+# In what torch says when it cannot write a file; it has no class of its own for that.
+TORCH_WRITER = "inline_container"
 
 # Fewer examples than this and a model learns them by heart before it learns their style.
 FEW_EXAMPLES = 1000
@@ -68,7 +74,11 @@ def finetune(options: TrainingOptions, model_name: str = ModelNameOptions.model_
     _advise(options, sources[0].found.examples)
 
     transformers.set_seed(options.seed)
-    model, tokenizer = new_model(sources[0], options) if directory is None else existing_model(directory, options)
+    model, tokenizer = (
+        new_model(sources[0], options) if directory is None else existing_model(directory, options.dropout)
+    )
+    if options.generate_samples:
+        _check_sample_prompt(options, len(tokenizer.encode(options.prompt)), model.config.n_positions)
     data = load_data(sources, tokenizer, options)
     _announce(options, model, data, "a new model" if directory is None else model_name)
 
@@ -95,6 +105,19 @@ def finetune(options: TrainingOptions, model_name: str = ModelNameOptions.model_
 
 class LanguageTrainer(Trainer):
     """The Trainer of transformers with a validation loss that is exact: a mean over tokens, not over batches."""
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Never save a broken model; let others than its owner read a good one."""
+        self.require_finite_weights()
+        super()._save_checkpoint(model, trial)
+        if self.is_world_process_zero():
+            make_readable(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+
+    def require_finite_weights(self) -> None:
+        """Raises RunError where a weight is no number."""
+        largest = max(float(weight.detach().abs().amax()) for weight in self.model.parameters())
+        broken = any(not torch.isfinite(weight).all() for weight in self.model.parameters())
+        require_finite("largest weight", math.nan if broken else largest, self.state.global_step)
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """Loss and perplexity of the validation blocks; only two numbers per batch are kept."""
@@ -171,15 +194,11 @@ def _checkpointing(options: TrainingOptions) -> dict[str, Any]:
     return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
 
 
-def perplexity(loss: float) -> float:
-    """e to the power of a mean loss in nats per token; infinite where that overflows."""
-    return math.exp(loss) if loss < 700 else math.inf
-
-
 def _train(trainer: LanguageTrainer, output_dir: Path, checkpoint: Path | None) -> Outcome:
     started = time.monotonic()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.require_finite_weights()
         if trainer.is_world_process_zero():
             trainer.model.config.use_cache = True  # the Trainer turned it off, for training alone
             trainer.model.save_pretrained(output_dir)
@@ -190,8 +209,14 @@ def _train(trainer: LanguageTrainer, output_dir: Path, checkpoint: Path | None) 
             "out of memory: lower --batch_size and raise --gradient_accumulation_steps by the same factor, add "
             f"--gradient_checkpointing or --bf16, or lower --block_size ({str(error).partition('.')[0]})"
         ) from None
-    except OSError as error:
-        raise RunError(f"cannot write to {output_dir}: {error}; earlier checkpoints are whole") from None
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and (isinstance(error, RunError) or TORCH_WRITER not in str(error)):
+            raise
+        free = shutil.disk_usage(output_dir).free / 1e9
+        raise RunError(
+            f"cannot write to {output_dir} ({free:.1f} GB free): {one_line(error)}; earlier checkpoints are whole, "
+            "go on from them with --resume once there is room"
+        ) from None
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     return Outcome(
         output_dir=output_dir,
@@ -200,6 +225,13 @@ def _train(trainer: LanguageTrainer, output_dir: Path, checkpoint: Path | None) 
         loss_before=losses[0] if losses else None,
         loss_after=losses[-1] if losses else None,
     )
+
+
+def _check_sample_prompt(options: TrainingOptions, tokens: int, positions: int) -> None:
+    """Samples come after hours of training: what cannot work is refused before."""
+    longest = min(DEFAULT_MAX_LENGTH, positions)
+    if tokens >= longest:
+        raise UserError(f"of {tokens} tokens leaves no room in samples of {longest}: make it shorter", "prompt")
 
 
 def _advise(options: TrainingOptions, examples: int) -> None:

@@ -33,13 +33,13 @@ def check_existing(options: TrainingOptions, model_name: str) -> Path:
     return directory
 
 
-def existing_model(directory: Path, options: TrainingOptions) -> tuple[GPT2LMHeadModel, TextTokenizer]:
-    """Read a model through the same checks that generation uses; weights in fp32."""
+def existing_model(directory: Path, dropout: float | None = None) -> tuple[GPT2LMHeadModel, TextTokenizer]:
+    """Read a model through the same checks that generation uses; weights in fp32, dropout its own unless given."""
     shape = read_shape(directory)
     weights = {name: tensor.float() for name, tensor in read_weights(directory, shape).items()}
     config = GPT2Config.from_pretrained(directory, local_files_only=True)
-    if options.dropout is not None:
-        config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = options.dropout
+    if dropout is not None:
+        config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = dropout
     model = GPT2LMHeadModel(config)
     output = weights.pop("lm_head.weight", weights["wte.weight"])
     model.transformer.load_state_dict(weights)

@@ -16,7 +16,8 @@ from gpt2tg.errors import UserError
 
 CHUNK_BYTES = 1 << 20
 
-# Longer stretches of text are handed on in pieces, so that a file without line breaks needs no more memory.
+# Longer stretches of text are handed on in pieces, so that a file without line breaks needs no more memory
+# (as long as it has white space, at which alone the tokens of a text can be parted).
 PIECE_CHARACTERS = 1 << 20
 
 
@@ -55,6 +56,8 @@ def _require_file(path: Path, option: str) -> None:
         raise UserError(f"{path} is a directory: give a text file", option)
     if not path.exists():
         raise UserError(f"{path} does not exist: give the path of a text file", option)
+    if not path.is_file():
+        raise UserError(f"{path} is a pipe or a device, which can be read but once: save it to a file first", option)
 
 
 def _require_utf8(path: Path, option: str) -> int:

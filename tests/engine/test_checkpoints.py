@@ -53,6 +53,7 @@ def make_models(parent: Path, *names: str) -> None:
     for name in names:
         (parent / name).mkdir(parents=True)
         (parent / name / "config.json").write_text("{}")
+        (parent / name / "model.safetensors").touch()
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -114,9 +115,13 @@ def test_the_newest_checkpoint_is_the_one_with_the_highest_number(tmp_path: Path
     assert find_checkpoint(str(tmp_path)) == tmp_path / "checkpoint-10"
 
 
-def test_a_checkpoint_without_a_model_is_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("files", [[], ["config.json"]])
+def test_a_checkpoint_without_a_model_is_passed_over(tmp_path: Path, files: list[str]) -> None:
+    """One that is just being written, or that a kill cut short, has its config first."""
     make_models(tmp_path, "checkpoint-9")
     (tmp_path / "checkpoint-10").mkdir()
+    for name in files:
+        (tmp_path / "checkpoint-10" / name).write_text("{}")
     assert find_checkpoint(str(tmp_path)) == tmp_path / "checkpoint-9"
 
 
@@ -139,6 +144,21 @@ def test_one_checkpoint_can_be_named(tmp_path: Path) -> None:
 def test_the_bundled_model_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_checkpoint("gpt2-tiny") == BUNDLED_DIRECTORY
+
+
+def test_a_checkpoint_that_is_not_there_is_no_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_models(tmp_path, "run/checkpoint-9", "run/checkpoint-10")
+    with pytest.raises(UserError, match="run holds checkpoint-9, checkpoint-10"):
+        find_checkpoint("run/checkpoint-99")
+
+
+def test_an_old_config_that_names_only_the_class_is_a_gpt2(tmp_path: Path) -> None:
+    settings = {key: value for key, value in CONFIG.items() if key != "model_type"}
+    assert read_shape(write_config(tmp_path, {**settings, "architectures": ["GPT2LMHeadModel"]})).n_layer == 2
+    for classes in (["BertModel"], "GPT2LMHeadModel", [None]):
+        with pytest.raises(UserError, match="only models of the GPT-2 architecture"):
+            read_shape(write_config(tmp_path, {**settings, "architectures": classes}))
 
 
 @pytest.mark.parametrize("option", ["model_name", "model_path"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,6 +147,32 @@ def test_resumed_run_reaches_the_weights_of_the_uninterrupted_one(
     assert (resumed.output_dir / name).read_bytes() == (straight.output_dir / name).read_bytes()
 
 
+@pytest.mark.parametrize("damage", ["trainer_state.json", "optimizer.pt", "model.safetensors", "cut"])
+def test_a_torn_checkpoint_is_passed_over(
+    text_file: Path, model_dir: Path, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finetune(quick(text_file, tmp_path / "out", max_steps=6), str(model_dir))
+    whole = (tmp_path / "out" / "model.safetensors").read_bytes()
+    newest = tmp_path / "out" / "checkpoint-6"
+    if damage == "cut":
+        (newest / "model.safetensors").write_bytes(whole[:1000])
+    else:
+        (newest / damage).unlink()
+    assert finetune(quick(text_file, tmp_path / "out", max_steps=6, resume=True), str(model_dir)).steps == 6
+    if damage != "model.safetensors":  # without weights it does not even count as a checkpoint
+        assert "checkpoint-6 is" in capsys.readouterr().err
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == whole
+
+
+def test_resume_refuses_flags_that_differ(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+    finetune(quick(text_file, tmp_path / "out"), str(model_dir))
+    for settings, message in (({"block_size": 24}, "--block_size 24"), ({"seed": 1}, "--seed 1")):
+        with pytest.raises(UserError, match=message):
+            finetune(quick(text_file, tmp_path / "out", resume=True, **settings), str(model_dir))
+    with pytest.raises(UserError, match="--model_name"):
+        finetune(quick(text_file, tmp_path / "out", resume=True), "gpt2-tiny")
+
+
 @pytest.mark.parametrize(
     "settings",
     [{"bf16": True}, {"gradient_checkpointing": True}, {"gradient_accumulation_steps": 2}, {"examples": "file"}],
@@ -184,9 +212,13 @@ def test_log_says_loss_learning_rate_speed_and_perplexity(
 def test_a_loss_that_is_no_number_ends_the_run_and_saves_nothing(
     text_file: Path, model_dir: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(RunError, match="the loss is nan at step"):
-        finetune(quick(text_file, tmp_path / "out", learning_rate=1e30, max_steps=8, save_steps=100), str(model_dir))
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"run.json"}
+    """Whether it is seen in the log, by validation, or only in the weights that are about to be saved."""
+    for number, settings in enumerate(({"logging_steps": 1}, {}, {"validation_split": 0}, {"save_steps": 2})):
+        defaults = {"learning_rate": 1e30, "max_steps": 8, "save_steps": 100, "logging_steps": 10}
+        out = tmp_path / str(number)
+        with pytest.raises(RunError, match=r"is nan at step \d"):
+            finetune(quick(text_file, out, **{**defaults, **settings}), str(model_dir))
+        assert {path.name for path in out.iterdir()} == {"run.json"}
 
 
 def test_untouched_dropout_and_given_dropout(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
@@ -229,7 +261,7 @@ def test_overwrite_takes_out_what_a_run_left_and_nothing_else(text_file: Path, m
         ({"train_file": None}, "train_file", "is required"),
         ({"train_file": "/nowhere/at/all.txt"}, "train_file", "does not exist"),
         ({"validation_file": "/nowhere/at/all.txt"}, "validation_file", "does not exist"),
-        ({"resume": True}, "resume", "found no checkpoint-N"),
+        ({"resume": True}, "resume", "found no whole checkpoint-N"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(
@@ -241,6 +273,58 @@ def test_bad_input_is_refused_before_anything_is_written(
         finetune(TrainingOptions(**given), str(model_dir))
     assert caught.value.option == option
     assert not output_dir.exists()
+
+
+def test_a_run_file_of_somebody_else_allows_nothing(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"mine": 1}')
+    (tmp_path / "config.json").write_text("mine too")
+    with pytest.raises(UserError, match="but none did"):
+        finetune(quick(text_file, tmp_path, overwrite=True), str(model_dir))
+    assert (tmp_path / "config.json").read_text() == "mine too"
+
+
+def test_the_model_to_start_from_is_not_overwritten(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+    finetune(quick(text_file, tmp_path / "out"), str(model_dir))
+    with pytest.raises(UserError, match="the model to start from"):
+        finetune(quick(text_file, tmp_path / "out", overwrite=True), str(tmp_path / "out" / "checkpoint-2"))
+    assert (tmp_path / "out" / "checkpoint-2" / "model.safetensors").is_file()
+
+
+def test_an_output_that_cannot_be_made_is_refused_first(text_file: Path, model_dir: Path) -> None:
+    with pytest.raises(UserError, match="no directory that can be written to"):
+        finetune(quick(text_file, text_file / "below"), str(model_dir))
+
+
+def test_a_sample_prompt_without_room_is_refused_before_training(
+    text_file: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    options = quick(text_file, tmp_path / "out", generate_samples=True, prompt="owl " * 60)
+    with pytest.raises(UserError, match="leaves no room in samples of 64"):
+        finetune(options, str(model_dir))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_that_fills_up_is_said_and_spares_the_checkpoints(
+    text_file: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    """A limit on the size of files stands in for the disk: what is written fails for real, in each library's way."""
+    words = ["--train_file", text_file, "--model_name", model_dir, "--output_dir", tmp_path / "out", "--block_size", 16]
+    code = (
+        "import resource, sys; sys.path.insert(0, '.'); import finetune_gpt2, gpt2tg.training.finetune as f\n"
+        "save = f.LanguageTrainer._save_checkpoint\n"
+        "def limited(self, *rest):\n"
+        "    if self.state.global_step == 4: resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)\n"
+        "    save(self, *rest)\n"
+        "f.LanguageTrainer._save_checkpoint = limited\n"
+        "sys.exit(finetune_gpt2.main(sys.argv[2:]))"
+    )
+    for limit in (20_000, 200_000):  # less than the weights, and less than the optimizer's state
+        command = [sys.executable, "-c", code, limit, *words, "--max_steps", 6, "--save_steps", 2, "--overwrite"]
+        result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        assert result.returncode == 1
+        assert "cannot write to" in result.stderr.splitlines()[-1]
+        assert "error: unexpected" not in result.stderr
+        load(str(tmp_path / "out" / "checkpoint-2"))
 
 
 def test_a_full_disk_is_said_with_its_cause(

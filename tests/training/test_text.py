@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import sys
@@ -391,3 +392,10 @@ def test_characters_may_lie_across_chunks(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(text, "CHUNK_BYTES", chunk)
     found = survey(write(tmp_path, "é€🦊\n🦊€é\n"), "line", "train_file")
     assert (found.examples, found.bytes) == (2, 20)
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    """It could be read only once, and is read several times."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is a pipe or a device"):
+        survey(tmp_path / "pipe", "line", "train_file")
