@@ -10,6 +10,7 @@ from conftest import random_model, read_gpt2
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
+from gpt2tg.decoding.sampling import decode, most_probable
 from gpt2tg.engine.model import GPT2
 
 TOLERANCE = 1e-4
@@ -58,10 +59,20 @@ def test_logits_equal_transformers(config: dict, tmp_path: Path) -> None:
     assert_same_as_transformers(random_model(**config), tmp_path, random_ids(9), steps=6)
 
 
-def test_logits_equal_transformers_at_the_size_of_gpt2(tmp_path: Path) -> None:
+def test_logits_and_greedy_ids_equal_transformers_at_the_size_of_gpt2(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = random_model(vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12, initializer_range=0.02)
-    assert_same_as_transformers(model, tmp_path, random_ids(40, vocabulary=50257), steps=3)
+    prompt = random_ids(40, vocabulary=50257)
+    assert_same_as_transformers(model, tmp_path, prompt, steps=3)
+    mask = torch.ones(1, 40, dtype=torch.long)
+    expected = model.generate(
+        torch.tensor([prompt]), attention_mask=mask, do_sample=False, max_new_tokens=12, pad_token_id=0
+    )[0, 40:]
+    rows = read_gpt2(tmp_path).context(52)
+    greedy = decode(
+        rows, [prompt], [0], [], most_probable, lambda _, ids: "length" if len(ids) == len(expected) else None
+    )
+    assert [token.id for token in greedy] == expected.tolist()
 
 
 def test_reads_up_to_the_last_position(tmp_path: Path) -> None:
