@@ -9,8 +9,10 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
+from gpt2tg.decoding.interface import Text
 from gpt2tg.engine.model import GPT2
 from gpt2tg.errors import RunError, UserError
+from gpt2tg.filtering import filter_chain
 from gpt2tg.generation import Generator, Sample, choose_device, load
 from gpt2tg.options import DecodingOptions, decoding_options
 
@@ -186,3 +188,11 @@ def test_greedy_ids_on_a_gpu_equal_the_cpu(model_dir: Path, generator: Generator
     on_gpu = load(str(model_dir), "cuda")
     for prompt in PROMPTS:
         assert on_gpu.generate(prompt, options("greedy"))[0].ids == generator.generate(prompt, options("greedy"))[0].ids
+
+
+@pytest.mark.parametrize(("decoding", "alive"), [("top_k", 1), ("beam_sample", 2)])
+def test_a_beam_keeps_a_token_beside_the_one_that_ends_it(generator: Generator, decoding: str, alive: int) -> None:
+    logits = torch.randn(1, 300, generator=torch.Generator().manual_seed(1))
+    for change in filter_chain(options(decoding, top_k=1), generator.tokenizer, (0,)):
+        logits = change(logits, [Text([5], 1)])
+    assert int(logits.isfinite().sum()) == alive

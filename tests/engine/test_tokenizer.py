@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, GPT2TokenizerFast
 
@@ -286,3 +286,12 @@ def test_a_decoder_that_treats_the_first_token_in_its_own_way(ids: list[int], pi
     words = TextTokenizer(raw, 0)
     assert words.decode(ids) == "".join(pieces)
     assert stream(words, ids) == (pieces, "")
+
+
+def test_a_vocabulary_with_an_end_token_of_its_own_is_left_as_it_is(tmp_path: Path) -> None:
+    """Adding `<|endoftext|>` to it once made the tokenizer larger than its model."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: number for number, letter in enumerate([*letters, "</s>"])}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    assert load_tokenizer(tmp_path, 257, 256).encode("ab") == [vocabulary["a"], vocabulary["b"]]

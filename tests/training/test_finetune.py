@@ -186,11 +186,10 @@ def test_ways_to_train_lower_the_loss(text_file: Path, model_dir: Path, tmp_path
     assert outcome.loss_after < outcome.loss_before - 0.5
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU: fp16 needs no falling back")
 def test_fp16_without_a_gpu_is_said_and_trains_in_fp32(
     text_file: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a CUDA GPU: fp16 needs no falling back")
     finetune(quick(text_file, tmp_path / "out", fp16=True), str(model_dir))
     assert "--fp16 needs a CUDA GPU and there is none: training in fp32" in capsys.readouterr().err
 
