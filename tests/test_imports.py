@@ -27,6 +27,7 @@ RULES: dict[str, set[str]] = {
     "filtering": {"engine", "decoding", "options"},
     "streaming": {"engine", "decoding"},
     "generation": {"engine", "decoding", "filtering", "streaming", "errors", "options", "torch"},
+    "inspection": {"generation", "engine", "decoding", "errors", "torch"},
     "prompts": {"errors", "options"},
     "sinks": {"generation", "errors", "options"},
     "writing": {"generation", "prompts", "sinks", "errors", "options", "tqdm"},

@@ -7,7 +7,7 @@ H heads, D width of a head, E width of the model (E = H * D), V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -67,6 +67,22 @@ class GPT2:
         """(B, E) -> (B, V)"""
         return F.linear(hidden, self.head)
 
+    @torch.inference_mode()
+    def all_logits(self, ids: Sequence[int], chunk: int = 64) -> Iterator[Tensor]:
+        """Read a text once and give the logits of the token after each of its ids.
+
+        They come in pieces of (chunk, V), the last one shorter: all at once they would be large.
+
+        Raises:
+            ValueError: more ids than the model has positions.
+        """
+        if len(ids) > self.shape.n_positions:
+            raise ValueError(f"{len(ids)} tokens given, but the model has {self.shape.n_positions} positions")
+        positions = torch.arange(len(ids), device=self.device)[None]
+        hidden = self.hidden(torch.tensor([list(ids)], device=self.device), positions, _nothing_before)
+        for part in hidden[0].split(chunk):
+            yield self.logits(part)
+
     def _attention(self, layer: int, x: Tensor, cache: Callable[[int, Tensor, Tensor], Attended]) -> Tensor:
         """(B, T, E) -> (B, T, E)"""
         batch, tokens, width = x.shape
@@ -100,6 +116,11 @@ class GPT2:
 
 # Keys (B, H, N, D), values (B, H, N, D), mask or None, whether plain causal masking is meant.
 Attended = tuple[Tensor, Tensor, Tensor | None, bool]
+
+
+def _nothing_before(layer: int, key: Tensor, value: Tensor) -> Attended:
+    """A text read as a whole needs no cache."""
+    return key, value, None, True
 
 
 class Context:

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
 from gpt2tg.engine.model import GPT2
+
+
+def windows(prompt: int, length: int, positions: int) -> Iterator[tuple[int, int]]:
+    """What `SlidingRows` sees one after the other while a text grows from `prompt` tokens to `length`.
+
+    Yields:
+        Start and end of each window. A token follows from the first window that reaches up to its place.
+    """
+    start = max(0, prompt - positions)
+    while start + positions < length:
+        yield start, start + positions
+        start += positions - positions // 2
+    yield start, length
 
 
 class SlidingRows:

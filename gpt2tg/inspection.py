@@ -1,0 +1,183 @@
+"""How probable the model finds a text, token by token, and what it would have written instead.
+
+All probabilities are the model's own, before temperature, top-p, penalties or any other filter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpt2tg.decoding.interface import NotFiniteError, require_finite
+from gpt2tg.engine.sliding import windows
+from gpt2tg.engine.tokenizer import END_OF_TEXT, TextStream, TextTokenizer
+from gpt2tg.errors import RunError, UserError
+from gpt2tg.generation import Generator, Sample
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A token that may come next."""
+
+    id: int
+    text: str
+    """A token that is only a part of a character reads as the replacement character."""
+    probability: float
+    rank: int
+    """1 is the most probable token."""
+
+
+@dataclass(frozen=True)
+class InspectedToken:
+    """A token of a text, and what the model thought of its place before it was there."""
+
+    id: int
+    text: str
+    """The texts of all tokens together are the text; a character of several tokens stands with the last of them."""
+    logprob: float
+    """Log-probability in nats."""
+    probability: float
+    rank: int
+    """1 is the most probable token; equally probable ones share a rank."""
+    entropy: float
+    """Of the distribution in this place, in nats: how open the choice was."""
+    alternatives: tuple[Candidate, ...] = ()
+    """The most probable tokens of this place, the one that stands there included where it is among them."""
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """What may follow a text."""
+
+    entropy: float
+    """In nats."""
+    candidates: tuple[Candidate, ...]
+    """The most probable one first."""
+
+
+def inspect_sample(generator: Generator, sample: Sample, alternatives: int = 0) -> list[InspectedToken]:
+    """The new tokens of a sample, each with its probability after those before it.
+
+    Args:
+        alternatives: how many of the most probable tokens to name in each place.
+
+    Raises:
+        RunError: the model's logits are not finite.
+    """
+    context = generator.encode(sample.prompt)[-sample.prompt_tokens :]
+    return inspect_ids(generator, context, sample.ids, alternatives)
+
+
+def inspect_text(generator: Generator, text: str, alternatives: int = 0) -> list[InspectedToken]:
+    """All tokens of a text that begins after the end-of-text token, as the texts do that a model learns from.
+
+    A text that is longer than the model's positions is read in windows that slide by half of them.
+    """
+    ids = generator.tokenizer.encode(text)
+    return inspect_ids(generator, [generator.tokenizer.end_id], ids, alternatives)
+
+
+def inspect_ids(
+    generator: Generator, context: Sequence[int], ids: Sequence[int], alternatives: int = 0
+) -> list[InspectedToken]:
+    """Tokens after a context of at least one token."""
+    if not ids:
+        return []
+    texts = token_texts(generator.tokenizer, ids)
+    found = []
+    wanted = torch.tensor(list(ids), device=generator.model.device)
+    for logits in _logits(generator, [*context, *ids], len(context)):
+        logprobs = logits.log_softmax(dim=1)  # (t, V)
+        places = range(len(found), len(found) + len(logprobs))
+        own = logprobs.gather(1, wanted[places.start : places.stop, None])  # (t, 1)
+        ranks = 1 + (logprobs > own).sum(dim=1)
+        entropies = torch.special.entr(logprobs.exp()).sum(dim=1)
+        likeliest = _likeliest(generator.tokenizer, logprobs, alternatives)
+        for row, place in enumerate(places):
+            logprob = own[row].item()
+            found.append(
+                InspectedToken(
+                    id=ids[place],
+                    text=texts[place],
+                    logprob=logprob,
+                    probability=own[row].exp().item(),
+                    rank=int(ranks[row]),
+                    entropy=entropies[row].item(),
+                    alternatives=likeliest[row],
+                )
+            )
+    return found
+
+
+def next_token(generator: Generator, prompt: str, count: int, overflow: str = "error") -> NextToken:
+    """The most probable tokens after a prompt.
+
+    Args:
+        overflow: what becomes of a prompt with more tokens than the model has positions: `error` refuses it,
+            `truncate` and `slide` read its last tokens.
+
+    Raises:
+        UserError: the prompt is too long.
+        RunError: the model's logits are not finite.
+    """
+    ids, positions = generator.encode(prompt), generator.model.shape.n_positions
+    if len(ids) > positions and overflow == "error":
+        raise UserError(
+            f"of {len(ids)} tokens is over the {positions} positions of the model: shorten it, or use --overflow slide",
+            "prompt",
+        )
+    (logits,) = _logits(generator, [*ids[-positions:], generator.tokenizer.end_id], len(ids[-positions:]))
+    logprobs = logits.log_softmax(dim=1)  # (1, V)
+    entropy = torch.special.entr(logprobs.exp()).sum().item()
+    return NextToken(entropy, _likeliest(generator.tokenizer, logprobs, count)[0])
+
+
+def token_texts(tokenizer: TextTokenizer, ids: Sequence[int]) -> list[str]:
+    """The share of each token in the text of them all; the end-of-text token shows its name."""
+    stream = TextStream(tokenizer)
+    texts = []
+    for token in ids:
+        if token == tokenizer.end_id:
+            texts.append(stream.finish() + END_OF_TEXT)
+        else:
+            texts.append(stream.push(token))
+    texts[-1] += stream.finish()
+    return texts
+
+
+def _logits(generator: Generator, ids: Sequence[int], context: int) -> Iterator[Tensor]:
+    """Logits (t, V) in the places of the ids after the context, piece by piece, as the model had them when writing."""
+    done = context
+    try:
+        for start, end in windows(context, len(ids) - 1, generator.model.shape.n_positions):
+            place = start
+            for logits in generator.model.all_logits(ids[start:end]):
+                new = logits[max(0, done - 1 - place) :]  # a token follows from the row of the one before it
+                place += len(logits)
+                if len(new):
+                    require_finite(new, done - context + 1)
+                    done += len(new)
+                    yield new.float()
+    except NotFiniteError as error:
+        raise RunError(str(error)) from None
+
+
+def _likeliest(tokenizer: TextTokenizer, logprobs: Tensor, count: int) -> list[tuple[Candidate, ...]]:
+    """The most probable tokens of each place. (t, V)"""
+    values, ids = logprobs.topk(min(count, logprobs.shape[1]), dim=1)
+    found = []
+    for tokens, probabilities in zip(ids.tolist(), values.exp().tolist(), strict=True):
+        candidates: list[Candidate] = []
+        for place, (token, probability) in enumerate(zip(tokens, probabilities, strict=True)):
+            is_tied = place > 0 and probability == candidates[-1].probability
+            rank = candidates[-1].rank if is_tied else place + 1
+            candidates.append(Candidate(token, _alone(tokenizer, token), probability, rank))
+        found.append(tuple(candidates))
+    return found
+
+
+def _alone(tokenizer: TextTokenizer, token: int) -> str:
+    return END_OF_TEXT if token == tokenizer.end_id else tokenizer.decode([token])
