@@ -294,26 +294,3 @@ def test_a_search_that_is_told_to_end_gives_what_it_has() -> None:
     assert last.is_over
     assert [len(text.ids) for text in last.finished] == [2, 2, 2]
     assert {text.finish_reason for text in last.finished} == {"time"}
-
-
-def test_beam_sample_draws_texts_as_transformers_draws_them() -> None:
-    """One step of two beams over five tokens: the pair drawn first, against the exact distribution."""
-    logits = torch.tensor([-50.0, 1.0, 0.5, 0.0, -0.5])  # the end token is out of reach
-    probabilities = logits.softmax(dim=0).double()
-    draws = 6000
-    counts: Counter[int] = Counter()
-    for sample in range(draws):
-        propose = beam.DrawWithoutReplacement(sampling.stream(11, 0, sample))
-        (found,) = search(Recount(lambda _: logits), [[1]], [1], beam.BeamSettings(2), propose=propose)
-        counts[found[0].ids[0]] += 1
-    statistic = 0.0
-    for token in range(1, 5):
-        # The better of the two drawn first is `token` if both are drawn and the other is less probable.
-        wanted = draws * sum(
-            (probabilities[token] * probabilities[other] / (1 - probabilities[token])
-             + probabilities[other] * probabilities[token] / (1 - probabilities[other])).item()
-            for other in range(5) if probabilities[other] < probabilities[token]
-        )  # fmt: skip
-        if wanted > 5:
-            statistic += (counts[token] - wanted) ** 2 / wanted
-    assert statistic < 13.816  # upper 0.1 % point of chi-square with 2 degrees of freedom

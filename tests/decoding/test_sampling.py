@@ -105,35 +105,6 @@ def test_the_largest_uniform_number_stays_inside_the_vocabulary() -> None:
         assert sampling.inverse_distribution(probabilities, nearly_one).item() == size - 2
 
 
-# Upper 0.1 % points of the chi-square distribution, by degrees of freedom (standard tables).
-CHI_SQUARE_999 = {2: 13.816, 3: 16.266, 4: 18.467, 7: 24.322, 9: 27.877}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda x: x,
-        lambda x: filters.temperature(x, 0.5),
-        lambda x: filters.top_k(x, 4),
-        lambda x: filters.top_p(x, 0.8),
-        lambda x: filters.top_p(filters.top_k(filters.temperature(x, 1.5), 5), 0.9),
-    ],
-    ids=["sample", "temperature", "top_k", "top_p", "all three"],
-)
-def test_draws_follow_the_filtered_distribution(change: object) -> None:
-    logits = torch.tensor([[2.0, 1.5, 1.2, 0.9, 0.3, 0.0, -0.4, -1.0, -1.5, -2.0]])
-    expected = change(logits).softmax(dim=1)[0].double()  # type: ignore[operator]
-    draws = 20_000
-    streams = [sampling.stream(seed=1, prompt=0, sample=sample) for sample in range(draws)]
-    tokens = sampling.Draw(streams)(change(logits).expand(draws, -1), range(draws))  # type: ignore[operator]
-    counts = torch.bincount(tokens, minlength=10).double()
-    possible = expected > 0
-    assert counts[~possible].sum() == 0
-    wanted = expected[possible] * draws
-    statistic = ((counts[possible] - wanted) ** 2 / wanted).sum().item()
-    assert statistic < CHI_SQUARE_999[int(possible.sum()) - 1]
-
-
 def test_streams_differ_by_seed_prompt_and_sample_and_come_back() -> None:
     first = {
         (seed, prompt, sample): sampling.stream(seed, prompt, sample).random()
