@@ -25,11 +25,11 @@ setup(
     install_requires=[
         "torch>=2.8",
         "transformers>=5,<6",
-        "datasets>=4.3",
         "accelerate>=1.1",
         "tokenizers>=0.22",
         "safetensors>=0.6",
         "huggingface_hub>=1",
+        "numpy>=1.26",
         "tqdm>=4.60",
     ],
     extras_require={"dev": ["pytest>=8", "ruff"]},

@@ -509,24 +509,50 @@ class TaskOptions:
         check_ranges(self)
 
 
+TEXT_COLUMN = option(
+    None,
+    "the column of a .csv, .tsv or .jsonl that holds the text",
+    group="data",
+    metavar="NAME",
+    shown_default="prompt and completion where both are there, learning the completion alone; else text, or the only "
+    "column",
+)
+
+
 @dataclass(frozen=True)
 class TrainingOptions:
-    """From a text file to a checkpoint directory."""
+    """From text files to a checkpoint directory."""
 
-    train_file: str | None = option(None, "the text to learn from, UTF-8", group="data", metavar="FILE")
-    validation_file: str | None = option(
-        None, "text to measure on; without it a part of the training examples is held out", group="data", metavar="FILE"
+    train_file: tuple[str, ...] = option(
+        (),
+        "the text to learn from, UTF-8: plain text, .csv, .tsv or .jsonl; several files, patterns like 'texts/*.txt', "
+        "or a folder",
+        group="data",
+        metavar="FILE",
+        shown_default="none, it is required",
+    )
+    validation_file: tuple[str, ...] = option(
+        (),
+        "text to measure on; without it a part of the training examples is held out",
+        group="data",
+        metavar="FILE",
+        shown_default="none",
     )
     validation_split: float = option(
         0.05, "share of the examples held out for measuring; 0 holds out none", group="data", low=0, below=1
     )
     examples: str = option(
         "line",
-        "what one example is: each non-empty line, each paragraph (blank lines between), or the whole file",
+        "what one example of plain text is: each non-empty line, each paragraph (blank lines between), or the whole "
+        "file; each row of a table is one",
         group="data",
         choices=("line", "paragraph", "file"),
     )
+    text_column: str | None = TEXT_COLUMN
     block_size: int = option(128, "tokens the model sees at once; examples are packed into blocks", group="data", low=4)
+    no_cross_examples: bool = option(
+        False, "examples that share a block do not see each other: positions and attention restart", group="data"
+    )
 
     output_dir: str = option("./fine_tuned_model", "where the model goes", group="run", metavar="DIR")
     resume: bool = option(False, "go on from the newest checkpoint in the output directory", group="run")
@@ -589,6 +615,7 @@ class TrainingOptions:
     num_samples: int = option(3, "how many samples", group="samples", low=1)
 
     def __post_init__(self) -> None:
+        several(self, "train_file", "validation_file")
         check_ranges(self)
         if self.fp16 and self.bf16:
             raise UserError("and --bf16 contradict each other: give one of the two", "fp16")
@@ -608,7 +635,13 @@ class TrainingOptions:
 class EvaluationOptions:
     """How well a model knows a text."""
 
-    eval_file: str | None = option(None, "the text to measure on, UTF-8", group="evaluation", metavar="FILE")
+    eval_file: tuple[str, ...] = option(
+        (),
+        "the text to measure on, UTF-8; several files, patterns and folders as for training",
+        group="evaluation",
+        metavar="FILE",
+        shown_default="none, it is required",
+    )
     stride: int | None = option(
         None,
         "tokens between one window of context and the next; fewer is slower and fairer",
@@ -619,9 +652,11 @@ class EvaluationOptions:
     examples: str = option(
         "line", "what one example is, as for training", group="data", choices=("line", "paragraph", "file")
     )
+    text_column: str | None = TEXT_COLUMN
     batch_size: int = option(4, "windows measured side by side", group="evaluation", low=1)
 
     def __post_init__(self) -> None:
+        several(self, "eval_file")
         check_ranges(self)
 
 
@@ -656,6 +691,13 @@ def plain_type(options: type, name: str) -> type:
     if isinstance(hint, types.UnionType):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
     return hint
+
+
+def several(options: Any, *names: str) -> None:
+    """Take a single string for what may be several."""
+    for name in names:
+        if isinstance(value := getattr(options, name), str):
+            object.__setattr__(options, name, (value,))
 
 
 def check_ranges(options: Any) -> None:

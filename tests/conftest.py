@@ -23,8 +23,8 @@ from gpt2tg.engine.checkpoints import read_shape, read_weights
 from gpt2tg.engine.model import GPT2
 from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training.data import plan_sources
 from gpt2tg.training.model import train_tokenizer, transformers_tokenizer
+from gpt2tg.training.sources import plan_sources
 
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 

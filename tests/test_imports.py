@@ -23,7 +23,8 @@ RULES: dict[str, set[str]] = {
     "decoding": {"decoding", "torch"},
     "engine": {"engine", "errors", "options", "torch", "safetensors", "tokenizers", "huggingface_hub"},
     "training": {"training", "engine", "errors", "options", "__init__"}
-    | {"torch", "safetensors", "tokenizers", "transformers", "datasets", "accelerate", "tqdm"},
+    | {"torch", "safetensors", "tokenizers", "transformers", "accelerate", "tqdm"}
+    | {"numpy", "huggingface_hub"},
     "filtering": {"engine", "decoding", "options"},
     "streaming": {"engine", "decoding"},
     "generation": {"engine", "decoding", "filtering", "streaming", "errors", "options", "torch"},

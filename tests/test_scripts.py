@@ -132,13 +132,14 @@ def test_mistakes_end_in_one_line_and_exit_code_2(
     latin.write_bytes("Ein Märchen".encode("latin-1"))
     empty = tmp_path / "empty.txt"
     empty.touch()
+    (tmp_path / "nothing").mkdir()
     out = tmp_path / "never"
 
     def train(file: Path, *rest: str, output_dir: Path = out) -> tuple[object, list[str]]:
         return finetune_gpt2, training_words(file, model_dir, output_dir, *rest)
 
     mistakes = {
-        "is a directory": train(tmp_path),
+        "is a directory without a text file": train(tmp_path / "nothing"),
         "does not exist": train(tmp_path / "no.txt"),
         "holds no text (0 bytes)": train(empty),
         "is a binary file: byte 2 is zero": train(binary),

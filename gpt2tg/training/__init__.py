@@ -1,1 +1,1 @@
-"""Text file in, checkpoint directory out. The only wing that knows transformers, datasets and accelerate."""
+"""Text files in, checkpoint directory out. The only wing that knows transformers and accelerate."""

@@ -1,56 +1,25 @@
-"""From examples to blocks of token ids, held in memory-mapped Arrow by the `datasets` library."""
+"""From tokens to blocks, as the model sees them, and from blocks to batches."""
 
 from __future__ import annotations
 
-import hashlib
-import random
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from datasets import Dataset, Features, Sequence, Value
 from torch import Tensor
-from tqdm import tqdm
+from torch.utils.data import Dataset, Subset
 
 from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training.text import Piece, Survey, pieces, survey
+from gpt2tg.training.sources import TextSource
+from gpt2tg.training.tokens import Tokens, tokenize
 
 # Labels with this value carry no loss (torch's cross entropy and transformers agree on it).
 NO_LOSS = -100
-
-# Part of the name of cached blocks: raise it whenever reading or packing changes, or old blocks would be used.
-PACKING_VERSION = 1
-
-# Characters encoded in one call: the tokenizer spreads the examples over the cores.
-ENCODE_CHARACTERS = 1 << 20
-
-BLOCK_FEATURES = Features({"input_ids": Sequence(Value("int32"))})
-
-
-@dataclass(frozen=True)
-class TextSource:
-    """The examples of a file, or the part of them on one side of the split."""
-
-    found: Survey
-    examples: str
-    held_out: frozenset[int] = frozenset()
-    keep_held_out: bool = False
-
-    def __iter__(self) -> Iterator[Piece]:
-        number = 0
-        for piece in pieces(self.found.path, self.examples):
-            if (number in self.held_out) == self.keep_held_out:
-                yield piece
-            number += piece.ends
-
-    @property
-    def count(self) -> int:
-        """Number of examples."""
-        return len(self.held_out) if self.keep_held_out else self.found.examples - len(self.held_out)
 
 
 @dataclass(frozen=True)
@@ -63,147 +32,200 @@ class TrainingData:
     validation_examples: int
 
 
-def plan_sources(options: TrainingOptions) -> tuple[TextSource, TextSource | None]:
-    """Look through the files and decide which examples are held out, before anything is loaded or written.
-
-    Returns:
-        What to learn from, and what to measure on: the validation file, or `validation_split` of the examples
-        (at least one), or None. A single example cannot be split here; `load_data` splits its blocks.
-
-    Raises:
-        UserError: a file cannot be used.
-    """
-    if not options.train_file:
-        raise UserError("is required: give the text file to learn from", "train_file")
-    found = survey(Path(options.train_file), options.examples, "train_file")
-    whole = TextSource(found, options.examples)
-    if options.validation_file:
-        measured = survey(Path(options.validation_file), options.examples, "validation_file")
-        return whole, TextSource(measured, options.examples)
-    if not options.validation_split or found.examples < 2:
-        return whole, None
-    held_out = _choose_held_out(found.examples, options.validation_split, options.seed)
-    return (
-        TextSource(found, options.examples, held_out),
-        TextSource(found, options.examples, held_out, keep_held_out=True),
-    )
-
-
-def _choose_held_out(examples: int, share: float, seed: int) -> frozenset[int]:
-    count = min(max(1, round(examples * share)), examples - 1)
-    return frozenset(random.Random(seed).sample(range(examples), count))
-
-
 def load_data(
     sources: tuple[TextSource, TextSource | None], tokenizer: TextTokenizer, options: TrainingOptions
 ) -> TrainingData:
-    """Tokenise and pack both sides of the split. Blocks are cached by the content they were made from."""
-    train_source, validation_source = sources
-    train = pack(train_source, tokenizer, options.block_size)
-    if validation_source is not None:
-        validation = pack(validation_source, tokenizer, options.block_size)
-        return TrainingData(train, validation, train_source.count, validation_source.count)
+    """Tokenise the text once and cut both sides of the split into blocks.
+
+    Raises:
+        UserError: there is nothing to learn.
+        RunError: the tokens cannot be kept.
+    """
+    source, measured = sources
+    tokens = tokenize(source.found, tokenizer)
+    train = pack(tokens, source.chosen, options)
+    if measured is not None:
+        if measured.found is not source.found:
+            tokens = tokenize(measured.found, tokenizer)
+        return TrainingData(train, pack(tokens, measured.chosen, options), source.count, measured.count)
     if options.validation_split and len(train) > 1:  # one stream: its end is held out
         held_out = min(max(1, round(len(train) * options.validation_split)), len(train) - 1)
         border = len(train) - held_out
-        return TrainingData(train.select(range(border)), train.select(range(border, len(train))), 1, 1)
-    return TrainingData(train, None, train_source.count, 0)
+        return TrainingData(Subset(train, range(border)), Subset(train, range(border, len(train))), 1, 1)
+    return TrainingData(train, None, source.count, 0)
 
 
-def pack(source: TextSource, tokenizer: TextTokenizer, block_size: int) -> Dataset:
-    """Blocks of `block_size` ids; every example ends with the end-of-text token, nothing is dropped.
+def pack(tokens: Tokens, chosen: np.ndarray, options: TrainingOptions) -> Dataset:
+    """Blocks of `block_size` ids from the chosen examples; nothing that can be learned is dropped.
+
+    Args:
+        chosen: (examples,) bool
+
+    Raises:
+        UserError: there is nothing to learn.
+    """
+    starts, ends = tokens.starts[chosen], tokens.ends[chosen]
+    if options.no_cross_examples:
+        spans = fill(*segments(starts, ends, options.block_size), options.block_size)
+    else:
+        spans = cut(starts, ends, options.block_size)
+    return _require_loss(Blocks(tokens, *spans, restart=options.no_cross_examples))
+
+
+class Blocks(Dataset):
+    """Rows for the model: `input_ids`, and `labels` and `position_ids` where they are not the plain ones.
+
+    A block is made of spans of the tokens; with `restart`, each span is on its own: positions start anew, and what its
+    first token is can be told from nothing.
+    """
+
+    def __init__(self, tokens: Tokens, starts: np.ndarray, ends: np.ndarray, first: np.ndarray, restart: bool) -> None:
+        """starts, ends: (spans,) in the tokens; first: (blocks + 1,) the first span of each block."""
+        self.tokens = tokens
+        self._starts, self._ends, self._first, self._restart = starts, ends, first, restart
+
+    def __len__(self) -> int:
+        return len(self._first) - 1
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        block = range(self._first[index], self._first[index + 1])
+        spans = [slice(self._starts[i], self._ends[i]) for i in block]
+        row = {"input_ids": np.concatenate([self.tokens.ids[span] for span in spans]).astype(np.int64)}
+        if self._restart:
+            row["position_ids"] = np.concatenate([np.arange(span.stop - span.start) for span in spans])
+        if self._restart or self.tokens.learned is not None:
+            row["labels"] = self._labels(row, spans)
+        return row
+
+    def _labels(self, row: dict[str, np.ndarray], spans: list[slice]) -> np.ndarray:
+        learned = np.ones(len(row["input_ids"]), dtype=bool)
+        if self.tokens.learned is not None:
+            learned = np.concatenate([self.tokens.learned[span] for span in spans])
+        if self._restart:
+            learned &= row["position_ids"] > 0
+        return np.where(learned, row["input_ids"], NO_LOSS)
+
+
+def cut(starts: np.ndarray, ends: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cut the chosen examples, one after the other, every `block_size` tokens.
+
+    All blocks are full but the last, which holds the rest; where the rest would be a single token, from which
+    nothing can be told, the last two share what is left.
+
+    Args:
+        starts, ends: (examples,) in the tokens.
 
     Returns:
-        A dataset with one column, `input_ids`. All rows are full but the last, which holds the rest; where the
-        rest would be a single token, the last two share what is left.
+        starts, ends: (spans,) stretches that lie together, both in the tokens and in a block.
+        first: (blocks + 1,) the first span of each block.
     """
-    return Dataset.from_generator(
-        _blocks,
-        features=BLOCK_FEATURES,
-        gen_kwargs={"source": source, "tokenizer": tokenizer, "block_size": block_size},
-        fingerprint=_fingerprint(source, tokenizer, block_size),
-    )
+    gaps = starts[1:] != ends[:-1]
+    run_starts, run_ends = starts[np.r_[True, gaps]], ends[np.r_[gaps, True]]
+    run_edges = np.r_[0, np.cumsum(run_ends - run_starts)]  # counted in tokens of the chosen examples
+    total = run_edges[-1]
+    block_edges = np.r_[np.arange(0, total, block_size), total]
+    if total > block_size and total % block_size == 1:
+        block_edges[-2] -= 1
+    edges = np.union1d(run_edges, block_edges)
+    run = np.searchsorted(run_edges, edges[:-1], side="right") - 1
+    span_starts = run_starts[run] + edges[:-1] - run_edges[run]
+    return span_starts, span_starts + np.diff(edges), np.searchsorted(edges, block_edges)
 
 
-def _blocks(source: TextSource, tokenizer: TextTokenizer, block_size: int) -> Iterator[dict[str, list[int]]]:
-    waiting: list[int] = []
-    for ids in token_runs(source, tokenizer):
-        waiting += ids
-        done = 0
-        while len(waiting) - done > block_size + 1:
-            yield {"input_ids": waiting[done : done + block_size]}
-            done += block_size
-        del waiting[:done]
-    # A block of one token has nothing to be predicted from: rather two short ones than that.
-    border = block_size - 1 if len(waiting) == block_size + 1 else block_size
-    for block in (waiting[:border], waiting[border:]):
-        if block:
-            yield {"input_ids": block}
+def segments(starts: np.ndarray, ends: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Examples that are longer than a block in several spans, none of them a single token; the others as they are."""
+    lengths = ends - starts
+    parts = -(-lengths // block_size)
+    last = np.cumsum(parts) - 1
+    number = np.arange(parts.sum()) - np.repeat(last - parts + 1, parts)  # of the part in its example
+    part_starts = np.repeat(starts, parts) + number * block_size
+    part_ends = np.minimum(part_starts + block_size, np.repeat(ends, parts))
+    short = last[(lengths > block_size) & (lengths % block_size == 1)]
+    part_starts[short] -= 1
+    part_ends[short - 1] -= 1
+    return part_starts, part_ends
 
 
-def token_runs(source: TextSource, tokenizer: TextTokenizer) -> Iterator[list[int]]:
-    """The ids of each piece of text, with the end-of-text token where an example ends."""
-    share = source.count / source.found.examples
-    with tqdm(
-        total=int(source.found.bytes * share), desc="tokenizing", unit="B", unit_scale=True, leave=False, disable=None
-    ) as bar:
-        for batch in _batches(source):
-            texts = [piece.text for piece in batch]
-            encodings = tokenizer.raw.encode_batch_fast(texts, add_special_tokens=False)
-            for piece, encoding in zip(batch, encodings, strict=True):
-                yield [*encoding.ids, tokenizer.end_id] if piece.ends else encoding.ids
-            bar.update(sum(len(text.encode()) for text in texts))
+def fill(starts: np.ndarray, ends: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Put spans together to blocks without cutting any, the longest that fits first: little room is left over.
+
+    Returns:
+        starts, ends: (spans,) in the order of the blocks; first: (blocks + 1,) the first span of each block.
+    """
+    lengths = ends - starts
+    by_length = np.argsort(lengths, kind="stable")
+    left = np.bincount(lengths, minlength=block_size + 1).tolist()
+    taken = (np.cumsum(left) - left).tolist()  # where in `by_length` the next span of a length is
+    there = [length for length, count in enumerate(left) if count]  # lengths of which some are left, ascending
+    order, first = [], [0]
+    while there:
+        room = block_size
+        while fitting := bisect_right(there, room):
+            length = there[fitting - 1]
+            order.append(taken[length])
+            taken[length] += 1
+            left[length] -= 1
+            room -= length
+            if not left[length]:
+                del there[fitting - 1]
+        first.append(len(order))
+    spans = by_length[order]
+    return starts[spans], ends[spans], np.array(first)
 
 
-def _batches(stream: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Pieces to encode in one call, enough to keep the cores busy and bounded in characters."""
-    batch: list[Piece] = []
-    size = 0
-    for piece in stream:
-        batch.append(piece)
-        size += len(piece.text)
-        if size >= ENCODE_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _require_loss(blocks: Blocks) -> Dataset:
+    """The blocks that hold something to learn: those of a long prompt alone would give a loss of 0 / 0.
 
-
-def _fingerprint(source: TextSource, tokenizer: TextTokenizer, block_size: int) -> str:
-    """Names the blocks by all that they depend on, the text itself included."""
-    digest = hashlib.sha256()
-    with source.found.path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    rest = (
-        PACKING_VERSION,
-        source.examples,
-        sorted(source.held_out),
-        source.keep_held_out,
-        tokenizer.end_id,
-        block_size,
-    )
-    digest.update(repr(rest).encode())
-    digest.update(tokenizer.raw.to_str().encode())
-    return digest.hexdigest()[:32]
+    Raises:
+        UserError: there is none.
+    """
+    if blocks.tokens.learned is None:
+        return blocks
+    kept = [number for number, row in enumerate(blocks) if (row["labels"][1:] != NO_LOSS).any()]
+    if not kept:
+        raise UserError("holds no completion that a block has room for: raise --block_size", "train_file")
+    return blocks if len(kept) == len(blocks) else Subset(blocks, kept)
 
 
 def collate(block_size: int, pad_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
     """Puts blocks together to a batch for the model.
 
     Full blocks need no mask, and attention is faster without one. Short ones are padded on the right; what is
-    padding is told by the attention mask alone: the pad id may well be a token that must be learned.
+    padding is told by the attention mask alone: the pad id may well be a token that must be learned. Where positions
+    restart, the mask is made here, (B, 1, T, T), and padding is at position 0, each on its own.
     """
+
+    def padded(rows: list[dict[str, Any]], name: str, filling: int) -> Tensor:
+        batch = torch.full((len(rows), block_size), filling)  # (B, T)
+        for i, row in enumerate(rows):
+            batch[i, : len(row[name])] = torch.as_tensor(row[name], dtype=torch.long)
+        return batch
 
     def batch_of(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         lengths = torch.tensor([len(row["input_ids"]) for row in rows])  # (B,)
-        ids = torch.full((len(rows), block_size), pad_id)  # (B, T)
-        for i, row in enumerate(rows):
-            ids[i, : lengths[i]] = torch.as_tensor(row["input_ids"], dtype=torch.long)
         real = torch.arange(block_size) < lengths[:, None]  # (B, T)
-        batch = {"input_ids": ids, "labels": ids.masked_fill(~real, NO_LOSS)}
-        if not real.all():
+        labels = padded(rows, "labels" if "labels" in rows[0] else "input_ids", NO_LOSS)
+        batch = {"input_ids": padded(rows, "input_ids", pad_id), "labels": labels}
+        if "position_ids" in rows[0]:
+            batch["position_ids"] = padded(rows, "position_ids", 0)
+            batch["attention_mask"] = within_examples(batch["position_ids"])
+        elif not real.all():
             batch["attention_mask"] = real.long()
         return batch
 
     return batch_of
+
+
+def within_examples(position_ids: Tensor) -> Tensor:
+    """Which tokens see which: those of the same example that came no later, themselves included.
+
+    Args:
+        position_ids: (B, T), 0 where an example starts.
+
+    Returns:
+        (B, 1, T, T) bool, a row for each token that looks and a column for each that is seen.
+    """
+    example = (position_ids == 0).cumsum(dim=1)
+    return (example[:, :, None] == example[:, None, :]).tril()[:, None]

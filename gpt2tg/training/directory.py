@@ -99,7 +99,8 @@ def check_resumable(directory: Path, options: TrainingOptions, model_name: str |
         settings = {**before["options"], "model_name": before["model_name"]}
     except (OSError, ValueError, KeyError, TypeError):
         return  # not started by us, or by a version that wrote something else: nothing to compare with
-    for name, value in {**asdict(options), "model_name": model_name}.items():
+    now = json.loads(json.dumps({**asdict(options), "model_name": model_name}))
+    for name, value in now.items():
         if name not in MAY_DIFFER and name in settings and settings[name] != value:
             raise UserError(
                 f"cannot go on with --{name} {value}: the run was started with {settings[name]}; "

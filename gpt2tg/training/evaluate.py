@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
 from gpt2tg.engine.checkpoints import find_checkpoint
 from gpt2tg.errors import UserError
 from gpt2tg.options import EvaluationOptions
-from gpt2tg.training.data import NO_LOSS, TextSource, token_runs
+from gpt2tg.training.data import NO_LOSS
 from gpt2tg.training.model import existing_model
-from gpt2tg.training.text import pieces, survey
+from gpt2tg.training.sources import plan_evaluation
+from gpt2tg.training.tokens import tokenize
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,7 @@ def evaluate(model_name: str, options: EvaluationOptions, device: torch.device) 
     Raises:
         UserError: no such model or file, or a stride that the positions do not allow.
     """
-    if not options.eval_file:
-        raise UserError("is required: give the text file to measure on", "eval_file")
-    path = Path(options.eval_file)
-    found = survey(path, options.examples, "eval_file")
+    found = plan_evaluation(options)
     model, tokenizer = existing_model(find_checkpoint(model_name))
     positions = model.config.n_positions
     stride = options.stride or positions // 2
@@ -71,21 +68,18 @@ def evaluate(model_name: str, options: EvaluationOptions, device: torch.device) 
         raise UserError(
             f"{stride} is too long for the {positions} positions of the model: use at most {positions - 1}", "stride"
         )
-    ids = [token for run in token_runs(TextSource(found, options.examples), tokenizer) for token in run]
-    if len(ids) < 2:
-        raise UserError(f"{path} holds {len(ids)} token: at least 2 are needed", "eval_file")
-    nats = _nats(model.to(device).eval(), torch.tensor(ids), positions, stride, options.batch_size)
-    size = sum(len(piece.text.encode()) for piece in pieces(path, options.examples))
-    return Evaluation(tokens=len(ids) - 1, bytes=size, nats=nats)
+    ids = tokenize(found, tokenizer).ids
+    nats = _nats(model.to(device).eval(), ids, positions, stride, options.batch_size)
+    return Evaluation(tokens=len(ids) - 1, bytes=found.text_bytes, nats=nats)
 
 
 @torch.inference_mode()
-def _nats(model: GPT2LMHeadModel, ids: Tensor, positions: int, stride: int, batch_size: int) -> float:
-    """Sum over all tokens but the first. ids: (N,)"""
+def _nats(model: GPT2LMHeadModel, ids: np.ndarray, positions: int, stride: int, batch_size: int) -> float:
+    """Sum over all tokens but the first. ids: (N,), on disk"""
     total = 0.0
-    batches = list(_batches(list(windows(len(ids), positions, stride)), batch_size))
-    for batch in tqdm(batches, desc="measuring", leave=False, disable=None):
-        rows = torch.stack([ids[start:end] for start, end, _ in batch])  # (B, T)
+    bar = tqdm(total=len(ids), desc="measuring", unit="token", unit_scale=True, leave=False, disable=None)
+    for batch in _batches(windows(len(ids), positions, stride), batch_size):
+        rows = torch.stack([torch.from_numpy(ids[start:end].astype(np.int64)) for start, end, _ in batch])  # (B, T)
         labels = rows.clone()
         for row, (start, _, first_counted) in enumerate(batch):
             labels[row, : first_counted - start] = NO_LOSS
@@ -94,6 +88,8 @@ def _nats(model: GPT2LMHeadModel, ids: Tensor, positions: int, stride: int, batc
         total += torch.nn.functional.cross_entropy(
             logits.transpose(1, 2), wanted, ignore_index=NO_LOSS, reduction="sum"
         ).item()
+        bar.update(batch[-1][1] - batch[0][2])
+    bar.close()
     return total
 
 
@@ -108,9 +104,13 @@ def windows(length: int, positions: int, stride: int) -> Iterator[tuple[int, int
             return
 
 
-def _batches(spans: list[tuple[int, int, int]], size: int) -> Iterator[list[tuple[int, int, int]]]:
-    """Windows of equal length side by side."""
-    full = [span for span in spans if span[1] - span[0] == spans[0][1] - spans[0][0]]
-    for start in range(0, len(full), size):
-        yield full[start : start + size]
-    yield from ([span] for span in spans[len(full) :])
+def _batches(spans: Iterator[tuple[int, int, int]], size: int) -> Iterator[list[tuple[int, int, int]]]:
+    """Windows of equal length side by side: only the last may be shorter, and then it is alone."""
+    batch: list[tuple[int, int, int]] = []
+    for span in spans:
+        if batch and (len(batch) == size or span[1] - span[0] != batch[0][1] - batch[0][0]):
+            yield batch
+            batch = []
+        batch.append(span)
+    if batch:
+        yield batch

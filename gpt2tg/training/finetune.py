@@ -15,7 +15,6 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import accelerate
-import datasets
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -26,10 +25,11 @@ from gpt2tg import __version__
 from gpt2tg.errors import RunError, UserError, one_line
 from gpt2tg.options import DEFAULT_MAX_LENGTH, ModelNameOptions, TrainingOptions
 from gpt2tg.training.callbacks import Progress, duration, require_finite, say
-from gpt2tg.training.data import NO_LOSS, TrainingData, collate, load_data, plan_sources
+from gpt2tg.training.data import NO_LOSS, TrainingData, collate, load_data
 from gpt2tg.training.directory import check_output, check_resumable, make_readable, open_output, write_run
 from gpt2tg.training.evaluate import perplexity
 from gpt2tg.training.model import check_existing, existing_model, new_model, transformers_tokenizer
+from gpt2tg.training.sources import plan_sources
 
 # In what torch says when it cannot write a file; it has no class of its own for that.
 TORCH_WRITER = "inline_container"
@@ -278,7 +278,6 @@ def _run_record(options: TrainingOptions, model_name: str | None, data: Training
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
-            "datasets": datasets.__version__,
             "accelerate": accelerate.__version__,
         },
     }
@@ -288,5 +287,3 @@ def _quiet_libraries() -> None:
     """Leave the talk to us: what the libraries would print is either said here better or is no news."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    datasets.logging.set_verbosity_error()
-    datasets.disable_progress_bars()

@@ -14,7 +14,7 @@ from gpt2tg.engine.checkpoints import find_checkpoint, read_shape, read_weights
 from gpt2tg.engine.tokenizer import END_OF_TEXT, TextTokenizer, byte_level, load_tokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training.data import TextSource
+from gpt2tg.training.sources import TextSource
 
 
 def check_existing(options: TrainingOptions, model_name: str) -> Path:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -22,46 +21,19 @@ PIECE_CHARACTERS = 1 << 20
 
 
 class Piece(NamedTuple):
-    """A stretch of text, and whether an example ends with it."""
+    """A stretch of text, whether an example ends with it, and whether it is learned or only given as context."""
 
     text: str
     ends: bool
+    learned: bool = True
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What a first walk through a text file found."""
-
-    path: Path
-    bytes: int
-    examples: int
-
-
-def survey(path: Path, examples: str, option: str) -> Survey:
-    """Walk through the whole file once: is it text, and how many examples does it hold?
+def require_utf8(path: Path, option: str) -> int:
+    """The size of the file in bytes, once every one of them is known to be text.
 
     Raises:
-        UserError: no such file, a directory, binary, not UTF-8 (names the byte), or no text in it.
+        UserError: names the first byte that is none.
     """
-    _require_file(path, option)
-    size = _require_utf8(path, option)
-    count = sum(piece.ends for piece in pieces(path, examples))
-    if not count:
-        raise UserError(f"{path} holds no text ({size} bytes): give a file with at least one example", option)
-    return Survey(path, size, count)
-
-
-def _require_file(path: Path, option: str) -> None:
-    if path.is_dir():
-        raise UserError(f"{path} is a directory: give a text file", option)
-    if not path.exists():
-        raise UserError(f"{path} does not exist: give the path of a text file", option)
-    if not path.is_file():
-        raise UserError(f"{path} is a pipe or a device, which can be read but once: save it to a file first", option)
-
-
-def _require_utf8(path: Path, option: str) -> int:
-    """The size of the file in bytes, once every one of them is known to be text."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0
     with path.open("rb") as file:
@@ -89,20 +61,16 @@ def _not_utf8(path: Path, offset: int, option: str) -> UserError:
     )
 
 
-def pieces(path: Path, examples: str) -> Iterator[Piece]:
-    """The text of a file, example by example; long examples in several pieces.
+def pieces(file: TextIO, examples: str) -> Iterator[Piece]:
+    """The text of an open file, example by example; long examples in several pieces.
 
     Args:
+        file: opened with `newline="\\n"`.
         examples: `line`, each non-empty line is an example, its line break left out; `paragraph`, lines up to
             a blank one, with the line breaks between them; `file`, all of it.
     """
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        if examples == "line":
-            yield from _each_line(_line_parts(file))
-        elif examples == "paragraph":
-            yield from _each_paragraph(_line_parts(file))
-        else:
-            yield from _whole(_line_parts(file))
+    read = {"line": _each_line, "paragraph": _each_paragraph, "file": _whole}[examples]
+    return read(_line_parts(file))
 
 
 class _Part(NamedTuple):

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from datasets import Dataset
-from datasets.table import MemoryMappedTable
+from torch.utils.data import Dataset
+from transformers import GPT2LMHeadModel
 
 from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training import data, text
-from gpt2tg.training.data import TextSource, TrainingData, collate, load_data, plan_sources
+from gpt2tg.training import text, tokens
+from gpt2tg.training.data import TrainingData, collate, load_data
 from gpt2tg.training.model import train_tokenizer
+from gpt2tg.training.sources import Survey, plan_sources
 
 EXAMPLES = ["The owl sold silence.", "  indented, with an end  ", "naïve 猫 🦊 e\u0301", "x", "A fox counted. " * 30]
 
@@ -39,7 +43,7 @@ def load(path: Path, tokenizer: TextTokenizer, **settings: Any) -> TrainingData:
 
 def rows(dataset: Dataset | None) -> list[list[int]]:
     assert dataset is not None
-    return list(dataset["input_ids"])
+    return [row["input_ids"].tolist() for row in dataset]
 
 
 def ids_of(dataset: Dataset | None) -> list[int]:
@@ -91,7 +95,7 @@ def test_long_examples_survive_packing(
 ) -> None:
     """Read in many pieces, encoded in many batches: the end-of-text token still comes once per example."""
     monkeypatch.setattr(text, "PIECE_CHARACTERS", 10)
-    monkeypatch.setattr(data, "ENCODE_CHARACTERS", 25)
+    monkeypatch.setattr(tokens, "ENCODE_CHARACTERS", 25)
     lines = ["A fox counted   the stars twice. " * 9, "x", "Two bells  argued. " * 7]
     expected = lines if mode == "line" else ["".join(f"{line}\n" for line in lines)]
     packed = load(write(tmp_path, lines), tokenizer, examples=mode, block_size=16).train
@@ -165,6 +169,55 @@ def test_a_packed_dataset_can_be_collated(tmp_path: Path, tokenizer: TextTokeniz
     batch = collate(4, tokenizer.end_id)([packed[0], packed[1]])
     [x], end = tokenizer.encode("x"), tokenizer.end_id
     assert batch["labels"].tolist() == [[x, end, x, end], [x, end, -100, -100]]
+
+
+# ---- examples that do not see each other ----
+
+
+def test_the_loss_of_a_packed_batch_is_that_of_its_examples_one_by_one(
+    tmp_path: Path, tokenizer: TextTokenizer, reference: GPT2LMHeadModel
+) -> None:
+    """The mean over all tokens of the examples, each computed alone by transformers; some are cut, some padded."""
+    rng = random.Random(3)
+    lines = [" ".join(rng.choices(["owl", "fox", "stars", "bell", "ink"], k=rng.randint(1, 25))) for _ in range(30)]
+    blocks = load(write(tmp_path, lines), tokenizer, block_size=48, no_cross_examples=True).train
+    total, count = 0.0, 0
+    for line in lines:
+        ids = [*tokenizer.encode(line), tokenizer.end_id]
+        for part in cut_by_hand(ids, 48):
+            with torch.no_grad():
+                loss = reference(torch.tensor([part]), labels=torch.tensor([part])).loss.item()
+            total, count = total + loss * (len(part) - 1), count + len(part) - 1
+    batch = collate(48, tokenizer.end_id)(list(blocks))
+    assert max(len(ids_of([row])) for row in blocks) <= 48
+    assert any(len(tokenizer.encode(line)) >= 48 for line in lines)
+    assert (batch["labels"][:, 1:] != -100).sum() == count
+    with torch.no_grad():
+        assert reference(**batch).loss.item() == pytest.approx(total / count, abs=1e-5)
+
+
+def test_what_an_example_gives_depends_on_no_neighbour(
+    tmp_path: Path, tokenizer: TextTokenizer, reference: GPT2LMHeadModel
+) -> None:
+    def logits_of_the_last(neighbour: str) -> torch.Tensor:
+        blocks = load(write(tmp_path, [neighbour, "An owl."]), tokenizer, block_size=40, no_cross_examples=True).train
+        [block] = blocks
+        with torch.no_grad():
+            found = reference(**{key: value for key, value in collate(40, 0)([block]).items() if key != "labels"})
+        start = len(block["position_ids"]) - 1 - block["position_ids"][::-1].tolist().index(0)
+        return found.logits[0, start : len(block["input_ids"])]
+
+    torch.testing.assert_close(logits_of_the_last("The fox counted bells."), logits_of_the_last("A river came early."))
+
+
+@pytest.mark.parametrize("block_size", [4, 7, 64])
+def test_examples_that_do_not_cross_survive_packing(tmp_path: Path, tokenizer: TextTokenizer, block_size: int) -> None:
+    lines = [*EXAMPLES, *numbered(50)]
+    packed = load(write(tmp_path, lines), tokenizer, block_size=block_size, no_cross_examples=True).train
+    assert sorted(ids_of(packed)) == sorted(encode_by_hand(lines, tokenizer))
+    if block_size == 64:  # no short example is cut, and little room is left over
+        assert sorted(texts_of(packed, tokenizer))[:50] == sorted(lines)[:50]
+        assert len(packed) <= math.ceil(len(ids_of(packed)) / 64) + 1
 
 
 # ---- the split ----
@@ -299,27 +352,26 @@ def test_a_refused_file_is_named_by_its_option(tmp_path: Path, text_file: Path, 
 def tokenized(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that were tokenized, one entry per time."""
     seen: list[Path] = []
-    original = data.token_runs
+    original = tokens.token_runs
 
-    def counted(source: TextSource, tokenizer: TextTokenizer) -> Iterator[list[int]]:
-        seen.append(source.found.path)
-        return original(source, tokenizer)
+    def counted(found: Survey, tokenizer: TextTokenizer) -> Iterator[Any]:
+        seen.extend(found.files)
+        return original(found, tokenizer)
 
-    monkeypatch.setattr(data, "token_runs", counted)
+    monkeypatch.setattr(tokens, "token_runs", counted)
     return seen
 
 
-@pytest.mark.parametrize("share", [0, 0.25])
-def test_the_same_text_is_tokenized_once(
-    tmp_path: Path, tokenizer: TextTokenizer, tokenized: list[Path], share: float
+def test_the_same_text_is_tokenized_once_however_it_is_split_and_cut(
+    tmp_path: Path, tokenizer: TextTokenizer, tokenized: list[Path]
 ) -> None:
-    path = write(tmp_path, numbered(20, f"once, {share} held out,"))
-    first = load(path, tokenizer, validation_split=share)
-    assert len(tokenized) == (2 if share else 1)
-    tokenized.clear()
-    second = load(path, tokenizer, validation_split=share)
-    assert tokenized == []
-    assert rows(second.train) == rows(first.train)
+    path = write(tmp_path, numbered(20, "once,"))
+    first = load(path, tokenizer)
+    assert tokenized == [path]
+    for settings in ({}, {"validation_split": 0.25}, {"seed": 3}, {"block_size": 9}, {"no_cross_examples": True}):
+        load(path, tokenizer, **settings)
+    assert tokenized == [path]
+    assert rows(load(path, tokenizer).train) == rows(first.train)
 
 
 def test_the_same_text_under_another_name_is_tokenized_once(
@@ -386,22 +438,17 @@ def test_an_interrupted_run_leaves_no_half_of_the_data(
 ) -> None:
     path = write(tmp_path, numbered(20, "interrupted"))
 
-    def interrupted(source: TextSource, tokenizer: TextTokenizer) -> Iterator[list[int]]:
-        yield [1] * 100
+    def interrupted(found: Survey, tokenizer: TextTokenizer) -> Iterator[Any]:
+        yield next(found.pieces()), np.array([1] * 100)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(data, "token_runs", interrupted)
+        patch.setattr(tokens, "token_runs", interrupted)
         with pytest.raises(KeyboardInterrupt):
             load(path, tokenizer, block_size=8)
     assert texts_of(load(path, tokenizer, block_size=8).train, tokenizer) == numbered(20, "interrupted")
 
 
-@pytest.mark.parametrize("mode", ["line", "file"])
-def test_blocks_are_memory_mapped(tmp_path: Path, tokenizer: TextTokenizer, mode: str) -> None:
-    path = write(tmp_path, numbered(100, "mapped"))
-    loaded = load(path, tokenizer, examples=mode, validation_split=0.25, block_size=8)
-    for dataset in (loaded.train, loaded.validation):
-        assert dataset is not None
-        assert isinstance(dataset.data, MemoryMappedTable)
-        assert [Path(file["filename"]).suffix for file in dataset.cache_files] == [".arrow"]
+def test_tokens_stay_on_disk(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    loaded = load(write(tmp_path, numbered(100, "mapped")), tokenizer, block_size=8)
+    assert isinstance(loaded.train.tokens.ids, np.memmap)

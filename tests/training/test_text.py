@@ -7,6 +7,7 @@ import random
 import re
 import sys
 import tracemalloc
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training import text
-from gpt2tg.training.data import plan_sources
 from gpt2tg.training.model import train_tokenizer
-from gpt2tg.training.text import pieces, survey
+from gpt2tg.training.sources import Reading, Survey, plan_sources
+from gpt2tg.training.sources import survey as survey_files
+from gpt2tg.training.text import Piece, pieces
 
 MODES = ("line", "paragraph", "file")
 
@@ -29,10 +31,19 @@ def write(directory: Path, content: str | bytes) -> Path:
     return path
 
 
+def survey(path: Path, mode: str, option: str) -> Survey:
+    return survey_files((str(path),), Reading(mode), option)
+
+
+def pieces_of(path: Path, mode: str) -> Iterator[Piece]:
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        yield from pieces(file, mode)
+
+
 def pieces_by_example(path: Path, mode: str) -> list[list[str]]:
     """The pieces of each example; the last one must say that it ends it."""
     found: list[list[str]] = [[]]
-    for piece in pieces(path, mode):
+    for piece in pieces_of(path, mode):
         found[-1].append(piece.text)
         if piece.ends:
             found.append([])
@@ -168,7 +179,7 @@ def test_a_file_larger_than_memory_can_be_read(
     path = write(tmp_path, f"words{separator}" * 50_000)
     tracemalloc.start()
     try:
-        characters = sum(len(piece.text) for piece in pieces(path, mode))
+        characters = sum(len(piece.text) for piece in pieces_of(path, mode))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -219,7 +230,7 @@ def test_work_grows_with_the_length_of_a_text_without_words(
         events: list[str] = []
         sys.setprofile(lambda _frame, event, _argument: events.append(event))
         try:
-            list(pieces(path, mode))
+            list(pieces_of(path, mode))
         finally:
             sys.setprofile(None)
         return len(events)

@@ -1,0 +1,220 @@
+"""Which files to read, and what a first walk through them finds: all that is known before a token is made."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import random
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from glob import has_magic, iglob
+from pathlib import Path
+
+import numpy as np
+
+from gpt2tg.errors import UserError
+from gpt2tg.options import EvaluationOptions, TrainingOptions
+from gpt2tg.training.records import SUFFIXES, BadRecord, record_pieces
+from gpt2tg.training.text import Piece, pieces, require_utf8
+
+# What is taken from a folder; a file that is named is read whatever its name.
+TEXT_SUFFIXES = (".txt", ".md", *SUFFIXES)
+
+BUFFER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read: what an example of plain text is, and which column of a table holds the text."""
+
+    examples: str
+    text_column: str | None = None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a first walk through the files found."""
+
+    files: tuple[Path, ...]
+    reading: Reading
+    bytes: int  # of the files
+    text_bytes: int  # of the examples in them
+    empty: int  # rows without text, passed over
+    digest: str  # of the content of the files and of how they are read, not of their names
+    hashes: np.ndarray  # (examples,) int64: equal for equal examples, within this process
+
+    @property
+    def examples(self) -> int:
+        """Number of examples."""
+        return len(self.hashes)
+
+    def pieces(self) -> Iterator[Piece]:
+        """The text of all examples, in order."""
+        for path in self.files:
+            yield from (piece for piece in _pieces(io.FileIO(path), path, self.reading) if piece.text)
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """The examples of the files, or the part of them on one side of the split."""
+
+    found: Survey
+    held_out: frozenset[int] = frozenset()
+    keep_held_out: bool = False
+
+    def __iter__(self) -> Iterator[Piece]:
+        number = 0
+        for piece in self.found.pieces():
+            if (number in self.held_out) == self.keep_held_out:
+                yield piece
+            number += piece.ends
+
+    @property
+    def count(self) -> int:
+        """Number of examples."""
+        return len(self.held_out) if self.keep_held_out else self.found.examples - len(self.held_out)
+
+    @property
+    def chosen(self) -> np.ndarray:
+        """(examples,) bool: which of the examples are on this side."""
+        is_held_out = np.zeros(self.found.examples, dtype=bool)
+        is_held_out[list(self.held_out)] = True
+        return is_held_out if self.keep_held_out else ~is_held_out
+
+
+def plan_sources(options: TrainingOptions) -> tuple[TextSource, TextSource | None]:
+    """Look through the files and decide which examples are held out, before anything is loaded or written.
+
+    Returns:
+        What to learn from, and what to measure on: the validation files, or `validation_split` of the examples
+        (at least one), or None. A single example cannot be split here; `load_data` splits its blocks.
+
+    Raises:
+        UserError: a file cannot be used.
+    """
+    reading = Reading(options.examples, options.text_column)
+    found = survey(options.train_file, reading, "train_file")
+    if options.validation_file:
+        return TextSource(found), TextSource(survey(options.validation_file, reading, "validation_file"))
+    if not options.validation_split or found.examples < 2:
+        return TextSource(found), None
+    held_out = _choose_held_out(found.examples, options.validation_split, options.seed)
+    return TextSource(found, held_out), TextSource(found, held_out, keep_held_out=True)
+
+
+def plan_evaluation(options: EvaluationOptions) -> Survey:
+    """Look through the files to measure on.
+
+    Raises:
+        UserError: a file cannot be used.
+    """
+    return survey(options.eval_file, Reading(options.examples, options.text_column), "eval_file")
+
+
+def _choose_held_out(examples: int, share: float, seed: int) -> frozenset[int]:
+    count = min(max(1, round(examples * share)), examples - 1)
+    return frozenset(random.Random(seed).sample(range(examples), count))
+
+
+def survey(names: tuple[str, ...], reading: Reading, option: str) -> Survey:
+    """Walk through the files once: are they text, how many examples do they hold, and which are alike?
+
+    Raises:
+        UserError: no such file, binary, not UTF-8 (names the byte), a broken table, or no text in them.
+    """
+    if not names:
+        raise UserError("is required: give a text file", option)
+    files = tuple(path for name in names for path in find_files(name, option))
+    if reading.text_column is not None and not any(path.suffix.lower() in SUFFIXES for path in files):
+        raise UserError(f"{reading.text_column} is for {', '.join(SUFFIXES)}: {files[0]} is plain text", "text_column")
+    size = text_bytes = empty = running = 0
+    digest, hashes = hashlib.sha256(), array("q")
+    for path in files:
+        file = _WatchedFile(path)
+        for piece in _checked(_pieces(file, path, reading), path, option):
+            if not piece.text:
+                empty += 1
+                continue
+            text_bytes += len(piece.text.encode())
+            running = hash((running, piece))
+            if piece.ends:
+                hashes.append(running)
+                running = 0
+        size += file.size
+        digest.update(repr((file.digest.hexdigest(), _how_read(path, reading))).encode())
+    if not hashes:
+        where = files[0] if len(files) == 1 else f"none of {len(files)} files"
+        raise UserError(f"{where} holds no text ({size} bytes): give a file with at least one example", option)
+    return Survey(files, reading, size, text_bytes, empty, digest.hexdigest(), np.array(hashes))
+
+
+def find_files(name: str, option: str) -> list[Path]:
+    """The files that a name means: itself, those that match a pattern, or the texts in a folder and below.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        found = [file for file in path.rglob("*") if file.suffix.lower() in TEXT_SUFFIXES and file.is_file()]
+        if not found:
+            raise UserError(f"{path} is a directory without a text file ({', '.join(TEXT_SUFFIXES)})", option)
+        return sorted(found)
+    if not path.exists() and has_magic(name):
+        found = [Path(match) for match in iglob(str(path), recursive=True) if Path(match).is_file()]
+        if not found:
+            raise UserError(f"{name} matches no file", option)
+        return sorted(found)
+    if not path.exists():
+        raise UserError(f"{path} does not exist: give the path of a text file", option)
+    if not path.is_file():
+        raise UserError(f"{path} is a pipe or a device, which can be read but once: save it to a file first", option)
+    return [path]
+
+
+def _how_read(path: Path, reading: Reading) -> tuple[str | None, ...]:
+    suffix = path.suffix.lower()
+    return (suffix, reading.text_column) if suffix in SUFFIXES else (reading.examples,)
+
+
+def _pieces(raw: io.FileIO, path: Path, reading: Reading) -> Iterator[Piece]:
+    """The examples of an open file, by the kind that its name tells. A row without text is an empty piece."""
+    suffix = path.suffix.lower()
+    is_table = suffix in SUFFIXES
+    buffered = io.BufferedReader(raw, BUFFER_BYTES)
+    with io.TextIOWrapper(buffered, encoding="utf-8-sig", newline="" if is_table else "\n") as file:
+        yield from record_pieces(file, suffix, reading.text_column) if is_table else pieces(file, reading.examples)
+
+
+def _checked(stream: Iterator[Piece], path: Path, option: str) -> Iterator[Piece]:
+    """The same, with what goes wrong said to the user."""
+    try:
+        yield from stream
+    except (UnicodeDecodeError, _ZeroByteError):
+        require_utf8(path, option)  # walks through the file again to name the byte
+        raise
+    except BadRecord as error:
+        raise UserError(f"{path} {error}" if str(error).startswith("has") else f"{path}, {error}", option) from None
+
+
+class _ZeroByteError(ValueError):
+    """A file that is no text."""
+
+
+class _WatchedFile(io.FileIO):
+    """A file whose size and digest are known once it is read: what is learned from is what was named."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.size = 0
+        self.digest = hashlib.sha256()
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:
+        count = super().readinto(buffer) or 0
+        chunk = bytes(memoryview(buffer)[:count])
+        if b"\0" in chunk:
+            raise _ZeroByteError
+        self.size += count
+        self.digest.update(chunk)
+        return count
