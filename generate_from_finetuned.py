@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpt2tg import cli, commands
-from gpt2tg.options import DecodingOptions, DeviceOptions, ModelPathOptions, PromptOptions
+from gpt2tg.options import DecodingOptions, DeviceOptions, InspectionOptions, ModelPathOptions, PromptOptions
 
 EXAMPLES = """\
 examples:
@@ -22,7 +22,7 @@ examples:
 def parser() -> cli.Parser:
     """The flags of this script."""
     script = cli.Parser(prog="generate_from_finetuned.py", description=__doc__, examples=EXAMPLES)
-    for options in (ModelPathOptions, DeviceOptions, DecodingOptions, PromptOptions):
+    for options in (ModelPathOptions, DeviceOptions, DecodingOptions, PromptOptions, InspectionOptions):
         script.add_options(options)
     return script
 

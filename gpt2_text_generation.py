@@ -15,6 +15,7 @@ from gpt2tg.options import (
     DecodingOptions,
     DeviceOptions,
     EvaluationOptions,
+    InspectionOptions,
     ModelNameOptions,
     PromptOptions,
     TaskOptions,
@@ -33,7 +34,7 @@ examples:
 # The options of each task; a flag of the other task alone is said to be of no use.
 TASKS: dict[str, tuple[type, ...]] = {
     "train": (ModelNameOptions, TrainingOptions),
-    "generate": (ModelNameOptions, DeviceOptions, DecodingOptions, PromptOptions),
+    "generate": (ModelNameOptions, DeviceOptions, DecodingOptions, PromptOptions, InspectionOptions),
     "evaluate": (ModelNameOptions, DeviceOptions, EvaluationOptions),
 }
 

@@ -30,6 +30,7 @@ GROUPS = {
     "beams": "beams",
     "repetition": "repetition and words",
     "output": "length and end of the texts",
+    "inspection": "look inside",
     "training": "training",
     "run": "output directory and log",
     "samples": "samples after training",

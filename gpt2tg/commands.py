@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from gpt2tg.cli import notice, pick
@@ -14,6 +15,7 @@ from gpt2tg.options import (
     DecodingOptions,
     DeviceOptions,
     EvaluationOptions,
+    InspectionOptions,
     ModelNameOptions,
     PromptOptions,
     TrainingOptions,
@@ -78,11 +80,16 @@ def generate(given: dict[str, Any], name: str | None, option: str, **defaults: A
     """
     if not name:
         raise UserError("is required: give the directory of a fine-tuned model", option)
+    inspection = pick(InspectionOptions, given)
+    if inspection.score is not None or inspection.candidates is not None:
+        measure(given, inspection, name, option)
+        return
     decoding = settle_decoding(given, **defaults)
     where = pick(PromptOptions, given)
     device = pick(DeviceOptions, given).device
 
     from gpt2tg.generation import load
+    from gpt2tg.inspection import inspect_sample
     from gpt2tg.prompts import read_prompts
     from gpt2tg.sinks import check_output, earlier_run
     from gpt2tg.writing import plan_jobs, write_all, write_one
@@ -91,13 +98,47 @@ def generate(given: dict[str, Any], name: str | None, option: str, **defaults: A
         notice("--prompt is not used: the prompts come from --prompts_file")
     check_output(where)
     prompts = read_prompts(where)
-    earlier = earlier_run(where)
+    earlier = earlier_run(where, inspection.show_probabilities)
     generator = load(name, device, option)
+    inspect = partial(inspect_sample, generator) if inspection.show_probabilities else None
     jobs = plan_jobs(generator, prompts, decoding, earlier, notice)
     if len(jobs) == 1 and jobs[0].options.draws == 1 and where.output is None and where.format == "text":
-        write_one(generator, jobs[0], writer())
+        write_one(generator, jobs[0], writer(), inspect)
     else:
-        write_all(generator, jobs, where, earlier, notice)
+        write_all(generator, jobs, where, earlier, notice, inspect)
+
+
+# The flags that still count where nothing is written.
+USED_BY_SCORE = {"score", "show_probabilities", "output", "format", "overwrite"}
+USED_BY_CANDIDATES = {"candidates", "overflow", "prompt", "prompts_file", "output", "format", "overwrite"}
+
+
+def measure(given: dict[str, Any], inspection: InspectionOptions, name: str, option: str) -> None:
+    """Show how probable given lines are, or what would come next, instead of writing texts."""
+    if inspection.score is not None:
+        used, why = USED_BY_SCORE, "--score measures given lines as they are"
+    else:
+        used, why = USED_BY_CANDIDATES, "--candidates shows the model's own probabilities of the next token"
+    for options in (DecodingOptions, InspectionOptions, PromptOptions):
+        for flag in only(options, given):
+            if flag not in used:
+                notice(f"--{flag} is not used: {why}")
+    decoding = decoding_options(only(DecodingOptions, given))
+    where = pick(PromptOptions, given)
+    device = pick(DeviceOptions, given).device
+
+    from gpt2tg.generation import load
+    from gpt2tg.measuring import lines_to_score, write_candidates, write_scores
+    from gpt2tg.prompts import read_prompts
+    from gpt2tg.sinks import check_output
+
+    check_output(where, goes_on=False)
+    if inspection.score is not None:
+        lines = lines_to_score(inspection.score)
+        write_scores(load(name, device, option), lines, where, inspection)
+    elif inspection.candidates is not None:
+        prompts = read_prompts(where)
+        write_candidates(load(name, device, option), prompts, where, inspection.candidates, decoding.overflow)
 
 
 def evaluate(given: dict[str, Any]) -> None:

@@ -448,6 +448,37 @@ class PromptOptions:
 
 
 @dataclass(frozen=True)
+class InspectionOptions:
+    """What is shown of the model's probabilities. They are its own, before temperature or any other filter."""
+
+    show_probabilities: bool = option(
+        False,
+        "after each text, the probability of each of its tokens, its rank, and the entropy of its place; with "
+        "--format jsonl in the records",
+        group="inspection",
+    )
+    candidates: int | None = option(
+        None,
+        "write no text: show the N most probable next tokens of each prompt",
+        group="inspection",
+        low=1,
+        shown_default="off",
+    )
+    score: str | None = option(
+        None,
+        "write no text: log-probability and perplexity of each line of this file; - reads stdin",
+        group="inspection",
+        metavar="FILE",
+        shown_default="off",
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.candidates is not None and self.score is not None:
+            raise UserError(f"{self.candidates} and --score {self.score}: give one of the two", "candidates")
+
+
+@dataclass(frozen=True)
 class DeviceOptions:
     """Where the model computes."""
 

@@ -30,7 +30,7 @@ def read_prompts(options: PromptOptions) -> list[Prompt]:
     if options.prompts_file is None:
         return [Prompt(sys.stdin.read().removesuffix("\n") if options.prompt == "-" else options.prompt)]
     path = Path(options.prompts_file)
-    lines = _read(path).split("\n")
+    lines = read_lines(path, "prompts_file")
     if path.suffix == ".jsonl":
         prompts = [_from_json(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
     else:
@@ -40,13 +40,21 @@ def read_prompts(options: PromptOptions) -> list[Prompt]:
     return prompts
 
 
-def _read(path: Path) -> str:
+def read_lines(path: Path, option: str) -> list[str]:
+    """The lines of a text file.
+
+    Args:
+        option: the flag that the path came from, for messages.
+
+    Raises:
+        UserError: the file cannot be read, or is not UTF-8.
+    """
     try:
-        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: byte {error.start} is no part of a character", "prompts_file") from None
+        raise UserError(f"{path} is not UTF-8: byte {error.start} is no part of a character", option) from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}", "prompts_file") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}", option) from None
 
 
 def _from_json(line: str, path: Path, number: int) -> Prompt:

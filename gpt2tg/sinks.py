@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
@@ -11,7 +12,12 @@ from typing import Any, Protocol
 
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.generation import Sample
+from gpt2tg.inspection import InspectedToken
 from gpt2tg.options import DecodingOptions, PromptOptions
+from gpt2tg.tables import token_entry, token_table
+
+# Looks at a text before it goes to its sink; None where nobody wants to know.
+Inspect = Callable[[Sample], Sequence[InspectedToken]] | None
 
 
 class Sink(Protocol):
@@ -25,48 +31,62 @@ class Sink(Protocol):
 
 
 class TextSink:
-    """The texts alone, a blank line between them. A file appears when it is whole."""
+    """The texts, a blank line between them, each with its probabilities if wanted. A file appears when it is whole."""
 
-    def __init__(self, path: Path | None, say: Callable[[str], None]) -> None:
+    def __init__(self, path: Path | None, say: Callable[[str], None], inspect: Inspect = None) -> None:
         self._path = path
         self._say = say
+        self._inspect = inspect
         self._texts: list[str] = []
         self._is_first = True
 
     def put(self, samples: Sequence[Sample], options: DecodingOptions) -> None:
         """The texts of the next prompt; on stdout each is announced by number, on stderr."""
         if self._path is not None:
-            self._texts += [sample.text for sample in samples]
+            self._texts += [self._shown(sample) for sample in samples]
             return
         for number, sample in enumerate(samples, start=1):
             if len(samples) > 1:
                 self._say(f"--- text {number} of {len(samples)} ---")
-            print(sample.text if self._is_first else f"\n{sample.text}", flush=True)
+            print(self._shown(sample) if self._is_first else f"\n{self._shown(sample)}", flush=True)
             self._is_first = False
 
     def close(self) -> None:
         """Write the file."""
-        if self._path is None:
-            return
-        draft = self._path.with_name(f".{self._path.name}.partial")
-        try:
-            draft.write_text("\n\n".join(self._texts) + "\n", encoding="utf-8")
-            draft.replace(self._path)
-        except OSError as error:
+        if self._path is not None:
+            write_whole(self._path, "\n\n".join(self._texts) + "\n")
+
+    def _shown(self, sample: Sample) -> str:
+        return sample.text if self._inspect is None else f"{sample.text}\n\n{token_table(self._inspect(sample))}"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file, or leave it as it was.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.partial")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
-            raise RunError(f"cannot write {self._path}: {error.strerror}") from None
+        raise RunError(f"cannot write {path}: {error.strerror}") from None
 
 
 class RecordSink:
     """A line of JSON for each text. A file grows prompt by prompt, and a later run can go on with it."""
 
-    def __init__(self, path: Path | None, overwrite: bool) -> None:
+    def __init__(self, path: Path | None, overwrite: bool, inspect: Inspect = None) -> None:
         self._path = path
+        self._inspect = inspect
         self._mode = "w" if overwrite else "a"  # of the first write: what is to be replaced stands until then
 
     def put(self, samples: Sequence[Sample], options: DecodingOptions) -> None:
         """The texts of the next prompt, in one write."""
-        records = [record(sample, len(samples), options) for sample in samples]
+        records = [self._record(sample, len(samples), options) for sample in samples]
         lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in records)
         if self._path is None:
             print(lines, end="", flush=True)
@@ -77,6 +97,12 @@ class RecordSink:
         except OSError as error:
             raise RunError(f"cannot write {self._path}: {error.strerror}") from None
         self._mode = "a"
+
+    def _record(self, sample: Sample, texts: int, options: DecodingOptions) -> dict[str, Any]:
+        entry = record(sample, texts, options)
+        if self._inspect is not None:
+            entry["tokens"] = [token_entry(token) for token in self._inspect(sample)]
+        return entry
 
     def close(self) -> None:
         """Nothing is left to be done."""
@@ -109,14 +135,19 @@ def settings(options: DecodingOptions) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
 
 
-def open_sink(options: PromptOptions, say: Callable[[str], None]) -> Sink:
+def open_sink(options: PromptOptions, say: Callable[[str], None], inspect: Inspect = None) -> Sink:
     """The sink that the options name; `say` takes what is talk and not text."""
     path = None if options.output is None else Path(options.output)
-    return RecordSink(path, options.overwrite) if options.format == "jsonl" else TextSink(path, say)
+    if options.format == "jsonl":
+        return RecordSink(path, options.overwrite, inspect)
+    return TextSink(path, say, inspect)
 
 
-def check_output(options: PromptOptions) -> None:
+def check_output(options: PromptOptions, goes_on: bool = True) -> None:
     """Refuse an output that cannot be written, before anything is computed.
+
+    Args:
+        goes_on: whether records that are there are gone on with.
 
     Raises:
         UserError: the file is there and is not to be replaced, or cannot be one.
@@ -126,7 +157,7 @@ def check_output(options: PromptOptions) -> None:
     path = Path(options.output)
     if path.is_dir() or not path.resolve().parent.is_dir():
         raise UserError(f"{path} cannot be written: give a file in a directory that exists", "output")
-    if path.exists() and not options.overwrite and options.format != "jsonl":
+    if path.exists() and not options.overwrite and not (goes_on and options.format == "jsonl"):
         raise UserError(f"{path} is there already: choose another, or replace it with --overwrite", "output")
 
 
@@ -157,11 +188,14 @@ def _no_record(path: Path, number: int) -> UserError:
     )
 
 
-def earlier_run(options: PromptOptions) -> Earlier | None:
+def earlier_run(options: PromptOptions, with_tokens: bool = False) -> Earlier | None:
     """The records in the output file, or None where there is no such file or it is to be replaced.
 
+    Args:
+        with_tokens: whether the records of this run hold the probabilities of their tokens.
+
     Raises:
-        UserError: the file holds something else than records.
+        UserError: the file holds something else than records, or records of another kind.
     """
     if options.output is None or options.format != "jsonl" or options.overwrite or not Path(options.output).exists():
         return None
@@ -178,6 +212,12 @@ def earlier_run(options: PromptOptions) -> Earlier | None:
                 break  # a crash of the machine may leave rubbish in the last line
             raise _no_record(path, number) from None
         records.append(entry)
+    if records and ("tokens" in records[0]) != with_tokens:
+        raise UserError(
+            f"{path} is of another run: its records {'lack' if with_tokens else 'have'} the probabilities of "
+            "--show_probabilities; choose another file, or replace it with --overwrite",
+            "output",
+        )
     if not records and content[: len(RECORD_START)] != RECORD_START[: len(content)]:
         raise _no_record(path, 1)
     while records and sum(e["prompt_index"] == records[-1]["prompt_index"] for e in records) < records[-1]["texts"]:

@@ -13,7 +13,8 @@ from gpt2tg.errors import UserError
 from gpt2tg.generation import Generator, Request, new_seed, with_seed
 from gpt2tg.options import DecodingOptions, PromptOptions, decoding_options
 from gpt2tg.prompts import Prompt
-from gpt2tg.sinks import Earlier, open_sink, settings
+from gpt2tg.sinks import Earlier, Inspect, open_sink, settings
+from gpt2tg.tables import token_table
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,13 @@ def _done(earlier: Earlier | None, jobs: Sequence[Job]) -> set[int]:
     return {entry["prompt_index"] for entry in earlier.records} if earlier else set()
 
 
-def write_one(generator: Generator, job: Job, write: Callable[[str], None]) -> None:
-    """The one text that is wanted, piece by piece as it is written."""
+def write_one(generator: Generator, job: Job, write: Callable[[str], None], inspect: Inspect = None) -> None:
+    """The one text that is wanted, piece by piece as it is written, and its probabilities where they are wanted."""
     write(job.request.prompt)
     for chunk in generator.stream_batch([job.request], job.options):
         write(chunk.text)
+        if chunk.sample and inspect is not None:
+            write(f"\n\n{token_table(inspect(chunk.sample))}")
     write("\n")
 
 
@@ -136,11 +139,12 @@ def write_all(
     where: PromptOptions,
     earlier: Earlier | None,
     say: Callable[[str], None],
+    inspect: Inspect = None,
 ) -> None:
     """The texts of all jobs, prompt by prompt, to where they are wanted."""
     if earlier is not None:
         earlier.drop_the_rest()
-    sink = open_sink(where, say)
+    sink = open_sink(where, say, inspect)
     started, tokens = time.monotonic(), 0
     batches = list(_batches(jobs, where.batch_size))
     hidden = not sys.stderr.isatty() or len(batches) < 2

@@ -20,6 +20,7 @@ from gpt2tg.options import (
     ALL_IN_ONE_DEFAULTS,
     DecodingOptions,
     DeviceOptions,
+    InspectionOptions,
     ModelNameOptions,
     ModelPathOptions,
     PromptOptions,
@@ -72,10 +73,14 @@ def test_every_flag_reaches_its_option(script: ModuleType) -> None:
     """Each flag alone, in both spellings, is parsed to the type of its field and to nothing else."""
     groups = {
         finetune_gpt2: (ModelNameOptions, TrainingOptions),
-        generate_from_finetuned: (ModelPathOptions, DeviceOptions, DecodingOptions, PromptOptions),
-        gpt2_text_generation: (ModelNameOptions, TrainingOptions, DeviceOptions, DecodingOptions, PromptOptions),
+        generate_from_finetuned: (
+            ModelPathOptions, DeviceOptions, DecodingOptions, PromptOptions, InspectionOptions
+        ),
+        gpt2_text_generation: (
+            ModelNameOptions, TrainingOptions, DeviceOptions, DecodingOptions, PromptOptions, InspectionOptions
+        ),
         text_generation_demo: (ModelNameOptions, ModelPathOptions, DeviceOptions, DecodingOptions, PromptOptions),
-    }[script]
+    }[script]  # fmt: skip
     for options in groups:
         for field in dataclasses.fields(options):
             if script is text_generation_demo and options is PromptOptions and field.name != "prompt":

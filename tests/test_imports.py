@@ -30,13 +30,15 @@ RULES: dict[str, set[str]] = {
     "generation": {"engine", "decoding", "filtering", "streaming", "errors", "options", "torch"},
     "inspection": {"generation", "engine", "decoding", "errors", "torch"},
     "prompts": {"errors", "options"},
-    "sinks": {"generation", "errors", "options"},
-    "writing": {"generation", "prompts", "sinks", "errors", "options", "tqdm"},
+    "tables": {"inspection"},
+    "sinks": {"generation", "inspection", "tables", "errors", "options"},
+    "writing": {"generation", "prompts", "sinks", "tables", "errors", "options", "tqdm"},
+    "measuring": {"generation", "inspection", "prompts", "sinks", "tables", "errors", "options", "tqdm"},
     "comparison": {"generation", "options"},
     "session": {"generation", "errors", "options"},
     "selftest": {"__init__", "decoding", "engine", "torch", "transformers"},
     "commands": {"cli", "comparison", "errors", "generation", "options", "session", "training"}
-    | {"prompts", "sinks", "writing"},
+    | {"inspection", "measuring", "prompts", "sinks", "writing"},
 }
 
 
