@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,12 @@ class TrainingData:
     validation: Dataset | None
     train_examples: int
     validation_examples: int
+
+    @property
+    def fingerprints(self) -> dict[str, str | None]:
+        """Names of what the blocks hold: equal for equal text, split, tokenizer and packing, in whatever files."""
+        validation = None if self.validation is None else _fingerprint(self.validation)
+        return {"training": _fingerprint(self.train), "validation": validation}
 
 
 def load_data(
@@ -83,6 +90,14 @@ class Blocks(Dataset):
         """starts, ends: (spans,) in the tokens; first: (blocks + 1,) the first span of each block."""
         self.tokens = tokens
         self._starts, self._ends, self._first, self._restart = starts, ends, first, restart
+
+    @property
+    def fingerprint(self) -> str:
+        """Names what the blocks hold."""
+        digest = hashlib.sha256(repr((self.tokens.fingerprint, self._restart)).encode())
+        for array in (self._starts, self._ends, self._first):
+            digest.update(array.astype("<i8").tobytes())
+        return digest.hexdigest()[:32]
 
     def __len__(self) -> int:
         return len(self._first) - 1
@@ -173,6 +188,13 @@ def fill(starts: np.ndarray, ends: np.ndarray, block_size: int) -> tuple[np.ndar
         first.append(len(order))
     spans = by_length[order]
     return starts[spans], ends[spans], np.array(first)
+
+
+def _fingerprint(blocks: Dataset) -> str:
+    if isinstance(blocks, Subset):
+        inner = repr((_fingerprint(blocks.dataset), list(blocks.indices)))
+        return hashlib.sha256(inner.encode()).hexdigest()[:32]
+    return blocks.fingerprint
 
 
 def _require_loss(blocks: Blocks) -> Dataset:

@@ -15,7 +15,7 @@ import numpy as np
 
 from gpt2tg.errors import UserError
 from gpt2tg.options import EvaluationOptions, TrainingOptions
-from gpt2tg.training.records import SUFFIXES, BadRecord, record_pieces
+from gpt2tg.training.tables import SUFFIXES, BadRecord, record_pieces
 from gpt2tg.training.text import Piece, pieces, require_utf8
 
 # What is taken from a folder; a file that is named is read whatever its name.

@@ -433,6 +433,22 @@ def test_another_end_of_text_is_packed_anew(tmp_path: Path, tokenizer: TextToken
     assert ids_of(load(path, other).train) == encode_by_hand(numbered(20), other)
 
 
+def test_fingerprints_name_what_the_blocks_hold(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    """Whatever the file is called; with anything that changes a block, they change."""
+
+    def fingerprints(name: str = "a.txt", words: str = "fable", **settings: Any) -> tuple[str | None, ...]:
+        path = write(tmp_path, numbered(40, words), name)
+        found = load(path, tokenizer, **{"validation_split": 0.2, **settings}).fingerprints
+        return (found["training"], found["validation"])
+
+    assert fingerprints() == fingerprints("b.txt")
+    others = [
+        fingerprints(words="other"), fingerprints(seed=3), fingerprints(block_size=9), fingerprints(examples="file"),
+        fingerprints(no_cross_examples=True), fingerprints(validation_split=0),
+    ]  # fmt: skip
+    assert len({fingerprints(), *others}) == 7
+
+
 def test_an_interrupted_run_leaves_no_half_of_the_data(
     tmp_path: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
