@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpt2tg import cli, commands
-from gpt2tg.options import DecodingOptions, DeviceOptions, InspectionOptions, ModelPathOptions, PromptOptions
+from gpt2tg.options import (
+    DecodingOptions,
+    DeviceOptions,
+    InspectionOptions,
+    ModelPathOptions,
+    PromptOptions,
+    SessionOptions,
+)
 
 EXAMPLES = """\
 examples:
@@ -16,20 +23,22 @@ examples:
   python generate_from_finetuned.py --model_path ./fine_tuned_model --prompt "The dragon" --num_sequences 5 --seed 7
   python generate_from_finetuned.py --model_path ./fine_tuned_model --decoding beam --no_repeat_ngram 2
   python generate_from_finetuned.py --model_path ./fine_tuned_model/checkpoint-1000 --decoding top_p --top_k 50
+  python generate_from_finetuned.py --model_path ./fine_tuned_model --interactive
 """
 
 
 def parser() -> cli.Parser:
     """The flags of this script."""
     script = cli.Parser(prog="generate_from_finetuned.py", description=__doc__, examples=EXAMPLES)
-    for options in (ModelPathOptions, DeviceOptions, DecodingOptions, PromptOptions, InspectionOptions):
+    for options in (ModelPathOptions, DeviceOptions, DecodingOptions, PromptOptions, SessionOptions, InspectionOptions):
         script.add_options(options)
     return script
 
 
 def generate(given: dict[str, Any]) -> None:
-    """Generate from the directory that the flags name."""
-    commands.generate(given, given.get("model_path"), "model_path")
+    """Generate from the directory that the flags name, or sit with its model."""
+    answer = commands.interactive if cli.pick(SessionOptions, given).interactive else commands.generate
+    answer(given, given.get("model_path"), "model_path")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,6 +31,8 @@ setup(
         "huggingface_hub>=1",
         "numpy>=1.26",
         "tqdm>=4.60",
+        "prompt_toolkit>=3.0.36",
+        "platformdirs>=3",
     ],
     extras_require={"dev": ["pytest>=8", "ruff"]},
 )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt2tg.cli import notice, pick
 from gpt2tg.errors import UserError
 from gpt2tg.options import (
     FROM_SCRATCH_FLAGS,
+    SESSION_NEW_TOKENS,
+    SESSION_SEQUENCES,
     DecodingOptions,
     DeviceOptions,
     EvaluationOptions,
@@ -24,6 +26,9 @@ from gpt2tg.options import (
     unused_options,
     why_unused,
 )
+
+if TYPE_CHECKING:
+    from gpt2tg.session import Front
 
 
 def train(given: dict[str, Any], **defaults: Any) -> None:
@@ -192,27 +197,52 @@ def compare(given: dict[str, Any], name: str, option: str) -> None:
     compare_strategies(generator, pick(PromptOptions, given).prompt, decoding, writer())
 
 
-def interactive(given: dict[str, Any], name: str, option: str) -> None:
-    """A session at the terminal, or prompts read from stdin, one a line, where it is none."""
+# What has no place in a session, which reads its prompts and writes its texts one by one.
+NOT_IN_A_SESSION = ("prompts_file", "output", "format", "show_probabilities", "candidates", "score")
+
+
+def interactive(given: dict[str, Any], name: str | None, option: str) -> None:
+    """A session at the terminal, or prompts read from stdin, one a line, where it is none.
+
+    A prompt that was given is the first.
+    """
+    if not name:
+        raise UserError("is required: give the directory of a fine-tuned model", option)
+    for flag in NOT_IN_A_SESSION:
+        if flag in given:
+            raise UserError(
+                f"and --{flag} contradict each other: a session reads and writes line by line", "interactive"
+            )
+    for flag in given.keys() & {"overwrite", "batch_size"}:
+        notice(f"--{flag} is not used: a session writes text by text")
+    decoding = settle_decoding(given, num_sequences=SESSION_SEQUENCES)
+    device = pick(DeviceOptions, given).device
+
     from gpt2tg.generation import load
     from gpt2tg.session import Session
 
-    if "prompt" in given:
-        notice("--prompt is not used: the session reads prompts, --compare takes one")
-    decoding = settle_decoding(given, num_sequences=1)
-    generator = load(name, pick(DeviceOptions, given).device, option)
-    session = Session(generator, decoding, name, write=writer(), say=notice)
-    if sys.stdin.isatty():
-        with contextlib.suppress(ImportError):  # line editing where the platform has it
-            import readline  # noqa: F401
+    generator = load(name, device, option)
+    if "max_length" not in given and "max_new_tokens" not in given:
+        length = min(SESSION_NEW_TOKENS, generator.model.shape.n_positions // 2)
+        decoding = replace(decoding, max_new_tokens=length)
+    front = _front()
+    session = Session(generator, decoding, name, front, lambda other: load(other, device, "/model"))
+    if front.at_terminal:
         session.welcome()
-        session.run(lambda: input("> "))
-    else:
-        session.run(_line_of_stdin)
+    session.run(given.get("prompt"))
+    if session.refused and not front.at_terminal:
+        raise UserError(f"{session.refused} of the lines could not be answered")
 
 
-def _line_of_stdin() -> str:
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.removesuffix("\n")
+def _front() -> Front:
+    """The line editor where there is a terminal for it, plain streams elsewhere."""
+    from gpt2tg.session.front import is_able_terminal, plain_front
+
+    if is_able_terminal():
+        try:
+            from gpt2tg.session.terminal import terminal_front
+
+            return terminal_front(writer(), notice)
+        except ModuleNotFoundError as error:
+            notice(f"the package {error.name} is not installed: the session goes without history and completion")
+    return plain_front(writer(), notice)

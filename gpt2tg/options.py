@@ -18,6 +18,8 @@ from gpt2tg.errors import UserError
 
 # The name of the model that travels inside the package.
 BUNDLED_MODEL = "gpt2-tiny"
+# Those of the Hugging Face hub that are named in help and completion.
+HUB_MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 
 DEFAULT_PROMPT = "Once upon a time"
 
@@ -100,6 +102,9 @@ DEFAULT_TOP_P = {"top_p": 0.9}
 # What a caller gets who names no length, and no number of texts.
 DEFAULT_MAX_LENGTH = 200
 DEFAULT_NUM_SEQUENCES = 3
+# What a session writes at a time unless told otherwise: new tokens, since its texts grow, and one text.
+SESSION_NEW_TOKENS = 100
+SESSION_SEQUENCES = 1
 
 
 @dataclass(frozen=True)
@@ -479,6 +484,15 @@ class InspectionOptions:
 
 
 @dataclass(frozen=True)
+class SessionOptions:
+    """Whether to sit with the model."""
+
+    interactive: bool = option(
+        False, "a session: texts grow with you at the keyboard; a --prompt given is its first text", group="prompts"
+    )
+
+
+@dataclass(frozen=True)
 class DeviceOptions:
     """Where the model computes."""
 
@@ -498,8 +512,7 @@ class ModelNameOptions:
 
     model_name: str = option(
         "gpt2",
-        "gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, another GPT-2 of the hub, a directory, or the bundled "
-        f"{BUNDLED_MODEL}",
+        f"{', '.join(HUB_MODELS)}, another GPT-2 of the hub, a directory, or the bundled {BUNDLED_MODEL}",
         group="model",
         metavar="NAME",
     )

@@ -40,11 +40,11 @@ def read_prompts(options: PromptOptions) -> list[Prompt]:
     return prompts
 
 
-def read_lines(path: Path, option: str) -> list[str]:
+def read_lines(path: Path, option: str | None) -> list[str]:
     """The lines of a text file.
 
     Args:
-        option: the flag that the path came from, for messages.
+        option: the flag that the path came from, for messages; None where it came from no flag.
 
     Raises:
         UserError: the file cannot be read, or is not UTF-8.
@@ -65,14 +65,22 @@ def _from_json(line: str, path: Path, number: int) -> Prompt:
         raise UserError(f'{where} is no JSON: write {{"prompt": "..."}}', "prompts_file") from None
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
         raise UserError(f'{where} has no "prompt" that is a text', "prompts_file")
-    settings = {name: _setting(name, value, where) for name, value in entry.items() if name != "prompt"}
+    settings = {name: setting(name, value, where, "prompts_file") for name, value in entry.items() if name != "prompt"}
     return Prompt(entry["prompt"], settings)
 
 
-def _setting(name: str, value: Any, where: str) -> Any:
-    """A value of JSON as the option has it."""
+def setting(name: str, value: Any, where: str, option: str | None) -> Any:
+    """A value of JSON as the option `name` has it.
+
+    Args:
+        where: file and line, for messages.
+        option: the flag that the file came from, if any.
+
+    Raises:
+        UserError: no such option, or a value of another type.
+    """
     if name not in {f.name for f in dataclasses.fields(DecodingOptions)}:
-        raise UserError(f"{where}: {name} is no setting; those of --help are, such as temperature", "prompts_file")
+        raise UserError(f"{where}: {name} is no setting; those of --help are, such as temperature", option)
     kind = plain_type(DecodingOptions, name)
     if kind is tuple and isinstance(value, (str, list)):
         value = (value,) if isinstance(value, str) else tuple(value)
@@ -83,4 +91,4 @@ def _setting(name: str, value: Any, where: str) -> Any:
     elif type(value) is kind:
         return value
     expected = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", tuple: "texts"}[kind]
-    raise UserError(f"{where}: {name} is {json.dumps(value)}, expected {expected}", "prompts_file")
+    raise UserError(f"{where}: {name} is {json.dumps(value)}, expected {expected}", option)

@@ -24,6 +24,7 @@ from gpt2tg.options import (
     ModelNameOptions,
     ModelPathOptions,
     PromptOptions,
+    SessionOptions,
     TrainingOptions,
     decoding_options,
     only,
@@ -74,7 +75,7 @@ def test_every_flag_reaches_its_option(script: ModuleType) -> None:
     groups = {
         finetune_gpt2: (ModelNameOptions, TrainingOptions),
         generate_from_finetuned: (
-            ModelPathOptions, DeviceOptions, DecodingOptions, PromptOptions, InspectionOptions
+            ModelPathOptions, DeviceOptions, DecodingOptions, PromptOptions, SessionOptions, InspectionOptions
         ),
         gpt2_text_generation: (
             ModelNameOptions, TrainingOptions, DeviceOptions, DecodingOptions, PromptOptions, InspectionOptions

@@ -35,7 +35,8 @@ RULES: dict[str, set[str]] = {
     "writing": {"generation", "prompts", "sinks", "tables", "errors", "options", "tqdm"},
     "measuring": {"generation", "inspection", "prompts", "sinks", "tables", "errors", "options", "tqdm"},
     "comparison": {"generation", "options"},
-    "session": {"generation", "errors", "options"},
+    "session": {"session", "generation", "inspection", "tables", "comparison", "prompts", "sinks", "errors", "options"}
+    | {"prompt_toolkit", "platformdirs"},
     "selftest": {"__init__", "decoding", "engine", "torch", "transformers"},
     "commands": {"cli", "comparison", "errors", "generation", "options", "session", "training"}
     | {"inspection", "measuring", "prompts", "sinks", "writing"},
@@ -89,7 +90,7 @@ def test_scripts_are_never_imported() -> None:
         ("gpt2tg.cli", HEAVY),
         ("gpt2tg.commands", HEAVY),
         ("gpt2tg.generation", {"transformers", "datasets", "accelerate", "peft"}),
-        ("gpt2tg.session", {"transformers", "datasets", "accelerate", "peft"}),
+        ("gpt2tg.session", {"transformers", "datasets", "accelerate", "peft", "prompt_toolkit", "platformdirs"}),
         ("gpt2tg.comparison", {"transformers", "datasets", "accelerate", "peft"}),
     ],
 )

@@ -1,0 +1,267 @@
+"""What begins with a slash."""
+
+from __future__ import annotations
+
+import difflib
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpt2tg.errors import UserError
+from gpt2tg.options import STRATEGIES, unused_options, why_unused
+from gpt2tg.session import files, looking
+from gpt2tg.session.settings import FIELDS, changed, explained, in_force, merged, number, split
+from gpt2tg.session.state import Turn
+
+if TYPE_CHECKING:
+    from gpt2tg.session.core import Session
+
+# So much of the end of a text is shown when it changes without being written.
+TAIL = 60
+
+
+class Quit(Exception):
+    """The person leaves."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command, what may follow it, and what it does."""
+
+    arguments: str
+    help: str
+    action: Callable[[Session, str], None]
+
+
+def find_command(word: str) -> Command:
+    """The command of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    word = {"/exit": "/quit", "/?": "/help"}.get(word, word)
+    if word in COMMANDS:
+        return COMMANDS[word]
+    near = difflib.get_close_matches(word, COMMANDS, n=1)
+    raise UserError(f"no command {word}; {f'did you mean {near[0]}?' if near else '/help lists them'}")
+
+
+def _help(session: Session, words: str) -> None:
+    if not words:
+        return _list(session, {f"{name} {command.arguments}": command.help for name, command in COMMANDS.items()})
+    name = words.removeprefix("--").replace("-", "_")
+    if name in FIELDS:
+        session.front.say(explained(name, session.options))
+    elif name in STRATEGIES:
+        session.front.say(f"{name}: {STRATEGIES[name].summary}")
+    else:
+        name = "/" + name.removeprefix("/")
+        command = find_command(name)
+        session.front.say(f"{name} {command.arguments}".rstrip() + f": {command.help}")
+
+
+def _list(session: Session, entries: dict[str, str]) -> None:
+    """Names with what they mean, side by side where there is room."""
+    width = max(session.front.width(), 30)
+    indent = max(map(len, entries)) + 4
+    if indent > width // 2:
+        indent = 6
+    for name, meaning in entries.items():
+        lines = textwrap.wrap(meaning, width - indent - 1)
+        first = f"  {name}".ljust(indent)
+        if len(first) > indent:
+            session.front.say(first)
+        else:
+            session.front.say(first + lines.pop(0))
+        for line in lines:
+            session.front.say(" " * indent + line)
+
+
+def _set(session: Session, words: str) -> None:
+    if not words:
+        return _list(session, {name: field.metadata["help"] for name, field in FIELDS.items()})
+    session.options, unused = changed(session.options, words)
+    for name in unused:
+        session.front.say(f"{name} is not used: {why_unused(name, session.options).replace('--', '')}")
+    session.front.say(in_force(session.options))
+
+
+def _set_one(session: Session, name: str, value: object) -> None:
+    session.options = merged(session.options, {name: value})
+    if unused_options([name] if value else [], session.options):
+        session.front.say(f"{name} is not used: {why_unused(name, session.options).replace('--', '')}")
+    session.front.say(in_force(session.options))
+
+
+def _show(session: Session, _: str) -> None:
+    session.front.say(session.description())
+    model, text = session.generator, str(session.text)
+    if session.text.turns:
+        session.front.say(
+            f"text: {len(session.text.turns)} turns, {len(model.encode(text))} tokens; "
+            f"the model sees {model.model.shape.n_positions}"
+        )
+
+
+def _decoding(session: Session, name: str) -> None:
+    if name:
+        return _set_one(session, "decoding", name)
+    now = session.options.decoding
+    _list(session, {f"{'*' if key == now else ' '} {key}": found.summary for key, found in STRATEGIES.items()})
+
+
+def _seed(session: Session, words: str) -> None:
+    changed_options, _ = changed(session.options, f"seed={words or 'off'}")
+    session.options = replace(changed_options, replay=None)
+    session.front.say(in_force(session.options))
+
+
+def _stop(session: Session, words: str) -> None:
+    strings = split(words) if words[:1] in ("'", '"') else [words.replace("\\n", "\n")]
+    _set_one(session, "stop", () if words.lower() in ("", "off", "none") else tuple(strings))
+
+
+def _continue(session: Session, words: str) -> None:
+    text = str(session.text)
+    joins = not words or not text or text[-1].isspace() or words[0] in ",.;:!?'\")"
+    session.go_on(words if joins else f" {words}")
+
+
+def _retry(session: Session, _: str) -> None:
+    session.rewrite(session.options_for_retry())
+
+
+def _again(session: Session, _: str) -> None:
+    session.rewrite(session.options_for_again())
+
+
+def _pick(session: Session, words: str) -> None:
+    if not session.beside:
+        raise UserError("there is one text only: /set num_sequences=3 writes several")
+    choice = number(words, len(session.beside), "a text") - 1
+    sample, last = session.beside[choice], session.text.turns[-1]
+    turn = replace(last, written=sample.completion, choice=choice, finish_reason=sample.finish_reason)
+    session.text.change((*session.text.turns[:-1], turn))
+    _tell_end(session)
+
+
+def _undo(session: Session, _: str) -> None:
+    if not session.text.undo():
+        raise UserError("there is nothing to take back")
+    session.beside = ()
+    _tell_end(session)
+
+
+def _edit(session: Session, _: str) -> None:
+    if session.front.edit is None:
+        raise UserError("/edit needs a terminal in which a line can be edited")
+    before = str(session.text)
+    try:
+        after = session.front.edit(before)
+    except (KeyboardInterrupt, EOFError):
+        after = before
+    if after == before:
+        session.front.say("The text is as it was.")
+        return
+    session.beside = ()
+    session.text.change((Turn(after),) if after else ())
+    _tell_end(session)
+
+
+def _new(session: Session, words: str) -> None:
+    if words:
+        return session.begin(words)
+    session.text.change(())
+    session.beside = ()
+    session.front.say("The text is put away. Type a beginning, or let the model find one with /continue.")
+
+
+def _text(session: Session, _: str) -> None:
+    style = session.front.style
+    if not session.text.turns:
+        raise UserError("there is no text yet: type its beginning")
+    session.front.write("".join(style.typed(turn.typed) + turn.written for turn in session.text.turns) + "\n")
+
+
+def _tell_end(session: Session) -> None:
+    text = str(session.text)
+    end = " ".join(text[-TAIL:].split())
+    if not text:
+        session.front.say("The text is empty.")
+    else:
+        session.front.say(f"The text ends: {'...' if len(text) > TAIL else ''}{end}")
+
+
+def _model(session: Session, name: str) -> None:
+    if not name:
+        session.front.say(session.description())
+        return
+    if session.load is None:
+        raise UserError("another model cannot be loaded here")
+    session.generator, session.name = session.load(name), name
+    session.front.say(session.description())
+
+
+def _save(session: Session, words: str) -> None:
+    path = _path(words, "/save")
+    may_overwrite = words.endswith(" overwrite")
+    if may_overwrite:
+        path = _path(words.removesuffix(" overwrite"), "/save")
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        raise UserError(f"{path} cannot be written: give a file in a directory that exists")
+    if path.exists() and not may_overwrite and path.resolve() not in session.files:
+        raise UserError(f"{path} is there already: choose another, or write /save {words} overwrite")
+    files.save(path, files.SavedSession(session.name, session.options, session.text.turns))
+    session.files.add(path.resolve())
+    session.front.say(f"saved {len(session.text.turns)} turns to {path}")
+
+
+def _load(session: Session, words: str) -> None:
+    path = _path(words, "/load")
+    saved = files.load(path)
+    session.options, session.beside = saved.options, ()
+    session.text.change(saved.turns)
+    session.files.add(path.resolve())
+    session.front.say(f"loaded {len(saved.turns)} turns, {in_force(saved.options)}")
+    if saved.model != session.name:
+        session.front.say(f"It was written by {saved.model}; the model here is {session.name}. /model changes it.")
+    if saved.turns:
+        _text(session, "")
+
+
+def _path(words: str, command: str) -> Path:
+    name = words[1:-1] if len(words) > 1 and words[0] == words[-1] and words[0] in "'\"" else words
+    if not name:
+        raise UserError(f"a file name is missing: write {command} story.jsonl")
+    return Path(name).expanduser()
+
+
+def _quit(session: Session, _: str) -> None:
+    raise Quit
+
+
+COMMANDS = {
+    "/continue": Command("[WORDS]", "more of the same text, after words of yours if there are any", _continue),
+    "/retry": Command("", "the last turn anew, another draw", _retry),
+    "/again": Command("", "the last turn anew with the same seed and the settings as they are now", _again),
+    "/undo": Command("", "take back the last change to the text", _undo),
+    "/edit": Command("", "change the text so far in the line editor", _edit),
+    "/text": Command("", "the whole text so far", _text),
+    "/new": Command("[TEXT]", "put the text away and begin another", _new),
+    "/pick": Command("N", "go on with another one of several texts", _pick),
+    "/set": Command("NAME=VALUE ...", "change settings: /set temperature=0.8 top_p=0.95; /set alone lists them", _set),
+    "/show": Command("", "the model, the settings and the length of the text", _show),
+    "/decoding": Command("[NAME]", "choose a strategy; alone lists them", _decoding),
+    "/seed": Command("[N]", "the same texts every time; alone a new seed for each text", _seed),
+    "/stop": Command("[STRING]", 'end texts before a string, such as "THE END" or \\n; alone nowhere', _stop),
+    "/candidates": Command("[N]", "what may come next, with its probabilities", looking.candidates),
+    "/why": Command("[all]", "how probable each token of the last turn, or of the whole text, was", looking.why),
+    "/compare": Command("[TEXT]", "the last prompt, or another, through all strategies", looking.compare),
+    "/model": Command("NAME", "go on with another model", _model),
+    "/save": Command("FILE", "write the session to a file", _save),
+    "/load": Command("FILE", "read it again", _load),
+    "/help": Command("[NAME]", "this, or what a command or a setting does", _help),
+    "/quit": Command("", "leave; so does Ctrl-D", _quit),
+}

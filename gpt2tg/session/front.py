@@ -1,0 +1,106 @@
+"""Where a session reads and writes, and how it looks there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+RESET = "\x1b[0m"
+
+# What is typed is bold, errors are red. Both can be read on a light and on a dark ground.
+BOLD, RED = "\x1b[1m", "\x1b[31m"
+
+# The ground on which a token stands that is less probable than the bound, the least probable ones first. The colour
+# of the letters is set too, so that they can be read whatever the terminal's own colours are.
+HEAT = ((0.01, "\x1b[97;41m"), (0.05, "\x1b[30;43m"), (0.2, "\x1b[30;42m"))
+
+
+@dataclass(frozen=True)
+class Style:
+    """Colours, or none."""
+
+    has_colours: bool = False
+
+    def typed(self, text: str) -> str:
+        """What the person has typed."""
+        return self._paint(BOLD, text)
+
+    def error(self, text: str) -> str:
+        """The word that announces an error."""
+        return self._paint(RED, text)
+
+    def heat(self, text: str, probability: float) -> str:
+        """A token on a ground that shows how improbable it is; without colours, the least probable in brackets."""
+        colour = next((colour for bound, colour in HEAT if probability < bound), None)
+        if colour is None:
+            return text
+        breaks, shown = "\n" * text.count("\n"), text.lstrip(" ").replace("\n", "\\n")
+        spaces = text[: len(text) - len(text.lstrip(" "))]
+        if self.has_colours and shown:
+            return f"{spaces}{self._paint(colour, shown)}{breaks}"
+        if self.has_colours:
+            return self._paint(colour, spaces)
+        return f"{spaces}[{shown}]{breaks}" if probability < HEAT[0][0] else text
+
+    def legend(self) -> str:
+        """What the colours of `heat` mean."""
+        if not self.has_colours:
+            return f"in brackets: tokens of a probability below {HEAT[0][0]:.0%}"
+        return "probability below " + "  ".join(self._paint(colour, f" {bound:.0%} ") for bound, colour in HEAT)
+
+    def _paint(self, code: str, text: str) -> str:
+        return f"{code}{text}{RESET}" if self.has_colours and text else text
+
+
+@dataclass(frozen=True)
+class Front:
+    """The ends of a session."""
+
+    read: Callable[[], str]
+    """The next line; raises EOFError when there is none, and KeyboardInterrupt on Ctrl-C."""
+    write: Callable[[str], None]
+    """Takes texts, piece by piece."""
+    say: Callable[[str], None]
+    """Takes all other talk, line by line."""
+    edit: Callable[[str], str] | None = None
+    """Lets the person change a text; None where that cannot be."""
+    style: Style = Style()
+    width: Callable[[], int] = lambda: 80
+    """Columns."""
+    at_terminal: bool = False
+    """Whether a person sits there: Ctrl-C then stops an answer, and the session goes on."""
+
+
+def plain_front(write: Callable[[str], None], say: Callable[[str], None]) -> Front:
+    """Lines of stdin. A person at a terminal without abilities is asked for them on stderr."""
+    at_terminal = sys.stdin.isatty()
+
+    def read() -> str:
+        if at_terminal:
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            if at_terminal:
+                print(file=sys.stderr)
+            raise EOFError
+        return line.removesuffix("\n").removesuffix("\r")
+
+    return Front(read, write, say, style=Style(wants_colours()), width=columns, at_terminal=at_terminal)
+
+
+def wants_colours() -> bool:
+    """Whether stdout is a terminal that shows colours, and they are not refused (https://no-color.org)."""
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
+
+
+def is_able_terminal() -> bool:
+    """Whether a line can be edited here."""
+    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def columns() -> int:
+    """The width of the terminal."""
+    return shutil.get_terminal_size().columns

@@ -1,0 +1,63 @@
+"""What the model thinks: of what comes next, of what was written, and what its strategies make of a prompt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from gpt2tg.comparison import compare_strategies
+from gpt2tg.errors import UserError
+from gpt2tg.generation import with_seed
+from gpt2tg.inspection import InspectedToken, inspect_ids, next_token
+from gpt2tg.session.settings import number
+from gpt2tg.tables import candidate_table, percent, quoted
+
+if TYPE_CHECKING:
+    from gpt2tg.session.core import Session
+
+# How many tokens /candidates shows unless told, how many /why explains, and with how many alternatives.
+CANDIDATES, LEAST_LIKELY, ALTERNATIVES = 10, 5, 3
+
+
+def candidates(session: Session, words: str) -> None:
+    """The most probable tokens after the text."""
+    count = number(words, None, "how many tokens") if words else CANDIDATES
+    found = next_token(session.generator, str(session.text), count, session.options.overflow)
+    session.front.write(candidate_table(found) + "\n")
+
+
+def why(session: Session, words: str) -> None:
+    """The last turn, or the whole text, by the probability of its tokens."""
+    if words not in ("", "all"):
+        raise UserError(f"{words} is nothing to explain: write /why or /why all")
+    turns = session.text.turns
+    if not turns:
+        raise UserError("there is no text yet: type its beginning")
+    before, text = ("", str(session.text)) if words else (session.text.before_last + turns[-1].typed, turns[-1].written)
+    ids = session.generator.tokenizer.encode(text)
+    if not ids:
+        raise UserError("nothing was written here: /why all explains the whole text")
+    tokens = inspect_ids(session.generator, session.generator.encode(before), ids, ALTERNATIVES)
+    style, write = session.front.style, session.front.write
+    write("".join(style.heat(token.text, token.probability) for token in tokens).rstrip("\n") + "\n\n")
+    mean = sum(token.logprob for token in tokens) / len(tokens)
+    write(f"{style.legend()}\n{len(tokens)} tokens, mean log-probability {mean:.2f}, the least likely ones:\n")
+    for token in sorted(tokens, key=lambda token: token.logprob)[:LEAST_LIKELY]:
+        write(f"  {_explained(token)}\n")
+
+
+def _explained(token: InspectedToken) -> str:
+    others = [
+        f"{quoted(other.text)} {percent(other.probability)}" for other in token.alternatives if other.id != token.id
+    ]
+    return f"{quoted(token.text)} {percent(token.probability)}, rank {token.rank}; likely were {', '.join(others)}"
+
+
+def compare(session: Session, words: str) -> None:
+    """One prompt through all strategies."""
+    turns = session.text.turns
+    prompt = words or (session.text.before_last + turns[-1].typed if turns else "")
+    if not prompt:
+        raise UserError("there is no prompt yet: write /compare and the beginning of a text")
+    base = with_seed(replace(session.options, decoding="top_p", num_sequences=None, best_of=None, replay=None))
+    compare_strategies(session.generator, prompt, base, session.front.write)

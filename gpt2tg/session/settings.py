@@ -1,0 +1,171 @@
+"""The settings of a session: changed by name, and shown in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import shlex
+from typing import Any
+
+from gpt2tg.errors import UserError
+from gpt2tg.options import SESSION_SEQUENCES, DecodingOptions, default_of, plain_type, unused_options
+
+FIELDS = {field.name: field for field in dataclasses.fields(DecodingOptions)}
+
+# Settings that are shown though nobody changed them, where the strategy uses them.
+ALWAYS_SHOWN = ("decoding", "temperature", "top_k", "top_p", "num_beams")
+# What a session has instead of a default.
+USUAL = {"num_sequences": SESSION_SEQUENCES}
+
+
+def changed(options: DecodingOptions, words: str) -> tuple[DecodingOptions, list[str]]:
+    """The options after `name=value` words, and the names among them that the strategy does not use.
+
+    Raises:
+        UserError: no such setting, or a value it does not take; the options stay as they were.
+    """
+    given: dict[str, Any] = {}
+    for word in split(words):
+        name, equals, text = word.partition("=")
+        name = name.lstrip("-").replace("-", "_")
+        if not equals:
+            raise UserError(f"{word} is no setting: write name=value, such as temperature=0.8")
+        if name not in FIELDS:
+            near = difflib.get_close_matches(name, FIELDS, n=1)
+            raise UserError(f"no setting {name}; {f'did you mean {near[0]}?' if near else '/set lists them'}")
+        value = _value(name, text)
+        given[name] = given[name] + value if isinstance(value, tuple) and name in given else value
+    return merged(options, given), _unused(options, given)
+
+
+def merged(options: DecodingOptions, given: dict[str, Any]) -> DecodingOptions:
+    """The options with some of them changed, and those bent that would contradict.
+
+    Raises:
+        UserError: a value that is refused.
+    """
+    before = dict(vars(options))
+    if "max_new_tokens" in given or "max_length" in given:  # a length named now takes the place of the other one
+        before |= {"max_new_tokens": None, "max_length": None}
+    if given.get("seed") is not None:  # so does a seed
+        before["replay"] = None
+    if given.get("replay") is not None:
+        before["seed"] = None
+    if "num_sequences" not in given and options.num_sequences is not None:  # bends to a strategy that gives fewer
+        most = DecodingOptions(**{**before, **given, "num_sequences": None}).most_sequences
+        before["num_sequences"] = int(min(options.num_sequences, most))
+    return DecodingOptions(**{**before, **given})
+
+
+def _unused(options: DecodingOptions, given: dict[str, Any]) -> list[str]:
+    set_now = [name for name, value in given.items() if value != default_of(DecodingOptions, name)]
+    return unused_options(set_now, merged(options, given))
+
+
+def split(words: str) -> list[str]:
+    """Words as a shell splits them, so that quotes hold a value with spaces together; `\\n` is a line break.
+
+    Raises:
+        UserError: a quote that is not closed.
+    """
+    reader = shlex.shlex(words, posix=True, punctuation_chars=False)
+    reader.whitespace_split, reader.commenters, reader.escape = True, "", ""
+    try:
+        return [word.replace("\\n", "\n").replace("\\t", "\t") for word in reader]
+    except ValueError as error:
+        raise UserError(f"{words} cannot be read: {error}") from None
+
+
+def _value(name: str, text: str) -> Any:
+    """The text as the type of the setting; `off` takes a setting back."""
+    kind = plain_type(DecodingOptions, name)
+    if text.lower() in ("off", "none") and (default := default_of(DecodingOptions, name)) in (None, (), False):
+        return default
+    if kind is tuple:
+        return (text,)
+    if kind is bool:
+        if text.lower() in ("on", "true"):
+            return True
+        raise UserError(f"{text} is no value for it: expected on or off", name)
+    try:
+        return kind(text)
+    except ValueError:
+        expected = {int: "a whole number", float: "a number"}[kind]
+        raise UserError(f"{text} is no value for it: expected {expected}", name) from None
+
+
+def in_force(options: DecodingOptions) -> str:
+    """One line: the settings of the strategy, and those changed from their defaults."""
+    values = _effective(options)
+    silent = unused_options(values, options)
+    shown = {
+        name: value
+        for name, value in values.items()
+        if name not in silent and value is not None
+        if name in ALWAYS_SHOWN or value != USUAL.get(name, default_of(DecodingOptions, name))
+    }
+    line = " ".join(
+        f"{name}={as_typed(part)}"
+        for name, value in shown.items()
+        for part in (value if isinstance(value, tuple) else (value,))
+    )
+    is_drawn = options.strategy.samples and options.seed is None and options.replay is None
+    return f"{line}, a new seed for each text" if is_drawn else line
+
+
+def explained(name: str, options: DecodingOptions) -> str:
+    """What a setting does, what it is now, and what it is unless set."""
+    rule = FIELDS[name].metadata
+    lines = [f"{name}={as_typed(_effective(options)[name])}: {rule['help']}"]
+    if rule["choices"]:
+        lines.append(f"choices: {', '.join(rule['choices'])}")
+    default = default_of(DecodingOptions, name)
+    lines.append(f"default: {rule['shown_default'] or as_typed(default)}")
+    return "\n".join(lines)
+
+
+def _effective(options: DecodingOptions) -> dict[str, Any]:
+    return {**vars(options), "top_k": options.effective_top_k, "top_p": options.effective_top_p}
+
+
+def as_typed(value: Any) -> str:
+    """A value as `/set` takes it."""
+    if value is None or value is False or value == ():
+        return "off"
+    if value is True:
+        return "on"
+    if isinstance(value, tuple):
+        return ",".join(as_typed(part) for part in value)
+    text = str(value).replace("\n", "\\n").replace("\t", "\\t")
+    quote = "'" if '"' in text else '"'
+    return text if text and not re.search(r"""[\s'"]""", text) else f"{quote}{text}{quote}"
+
+
+def without_dashes(message: str) -> str:
+    """A message that speaks of flags, as it is said where settings are typed without dashes."""
+
+    def setting(found: re.Match[str]) -> str:
+        name, space, value = found.groups()
+        if name not in FIELDS:
+            return found[0]
+        is_value = value in (FIELDS[name].metadata["choices"] or ()) or re.fullmatch(r"[\d.]*\d", value or "")
+        return f"{name}={value}" if is_value else f"{name}{space or ''}{value or ''}"
+
+    return re.sub(r"--(\w+)(?:( )([\w.]*\w))?", setting, message.replace("--model_name ", "/model "))
+
+
+def number(words: str, most: int | None, what: str) -> int:
+    """A word as a number from 1.
+
+    Args:
+        most: the largest one allowed, if any.
+        what: what it would be, for the message.
+
+    Raises:
+        UserError: it is none, or too large.
+    """
+    if not words.isdecimal() or int(words) < 1 or (most is not None and int(words) > most):
+        bound = "1 or more" if most is None else f"1 to {most}"
+        raise UserError(f"{words or 'nothing'} is not {what}: write a number, {bound}")
+    return int(words)
