@@ -19,7 +19,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["gpt2tg", "gpt2tg.*"]),
-    package_data={"gpt2tg": ["bundled/*/*", "py.typed"]},
+    package_data={"gpt2tg": ["bundled/*/*", "comparison/templates/*", "py.typed"]},
     py_modules=SCRIPTS,
     entry_points={"console_scripts": [f"{name}={name}:main" for name in SCRIPTS]},
     install_requires=[
@@ -33,6 +33,11 @@ setup(
         "tqdm>=4.60",
         "prompt_toolkit>=3.0.36",
         "platformdirs>=3",
+        "jinja2>=3.1",
+        "markupsafe>=2.1",
+        "matplotlib>=3.8",
+        "optuna>=4",
+        "sacrebleu>=2.4",
     ],
     extras_require={"dev": ["pytest>=8", "ruff"]},
 )

@@ -16,6 +16,7 @@ from gpt2tg.options import (
     ModelNameOptions,
     ModelPathOptions,
     PromptOptions,
+    TuneOptions,
 )
 
 EXAMPLES = """\
@@ -29,9 +30,9 @@ examples:
 def parser() -> cli.Parser:
     """The flags of this script."""
     script = cli.Parser(prog="text_generation_demo.py", description=__doc__, examples=EXAMPLES)
-    for options in (ModelNameOptions, ModelPathOptions, DeviceOptions, CompareOptions, DecodingOptions):
+    for options in (ModelNameOptions, ModelPathOptions, DeviceOptions, CompareOptions, TuneOptions, DecodingOptions):
         script.add_options(options)
-    script.add_options(PromptOptions, only=("prompt",))
+    script.add_options(PromptOptions, only=("prompt", "prompts_file", "batch_size"))
     return script
 
 

@@ -36,6 +36,8 @@ GROUPS = {
     "samples": "samples after training",
     "from scratch": "training from scratch",
     "evaluation": "evaluation",
+    "comparison": "comparison",
+    "tuning": "tuning",
 }
 
 MODEL_TABLE = """\

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2tg.cli import notice, pick
 from gpt2tg.errors import UserError
 from gpt2tg.options import (
+    DEFAULT_REFERENCE_PROMPTS,
     FROM_SCRATCH_FLAGS,
     SESSION_NEW_TOKENS,
     SESSION_SEQUENCES,
+    CompareOptions,
     DecodingOptions,
     DeviceOptions,
     EvaluationOptions,
@@ -180,21 +184,65 @@ def writer() -> Callable[[str], None]:
 
 
 def compare(given: dict[str, Any], name: str, option: str) -> None:
-    """One prompt through every strategy, one after the other, on stdout."""
-    from gpt2tg.comparison import compare_strategies
-    from gpt2tg.generation import load, with_seed
+    """Prompts through the strategies: texts and figures on stdout, or in the files that are named."""
+    where = pick(CompareOptions, given)
+    for unused in ("decoding", "replay"):
+        if unused in given:
+            notice(f"--{unused} is not used: --compare goes through the strategies; --strategies chooses among them")
+    shared = {key: value for key, value in only(DecodingOptions, given).items() if key not in ("decoding", "replay")}
+    base = decoding_options(shared)
 
-    if "decoding" in given:
-        notice("--decoding is not used: --compare goes through the strategies")
-    if "replay" in given:
-        notice("--replay is not used: it writes one text, --compare many")
-    shared = {name: value for name, value in given.items() if name not in ("decoding", "replay")}
-    decoding = decoding_options(only(DecodingOptions, shared))
+    from gpt2tg.comparison.strategies import strategies_to_compare
+
+    strategies_to_compare(base, where.strategies, say=lambda _: None)  # refuses before anything heavy is loaded
+
+    from gpt2tg.comparison import compare as comparing
+    from gpt2tg.comparison import reference, report, table
+    from gpt2tg.generation import load, new_seed
+
+    output = table.check_file(where.output, table.FORMATS, "output", where.overwrite)
+    page = table.check_file(where.report, report.FORMATS, "report", where.overwrite)
+    prompts = _prompts_to_compare(given, where)
+    human_examples = None
+    if where.reference is not None:
+        human_examples = reference.examples_of(reference.read_text(Path(where.reference), "reference"), where.examples)
+    training = None if where.train_file is None else reference.read_text(Path(where.train_file), "train_file")
+
     generator = load(name, pick(DeviceOptions, given).device, option)
-    decoding = with_seed(decoding)
-    if decoding.seed is not None:
-        notice(f"seed {decoding.seed}")
-    compare_strategies(generator, pick(PromptOptions, given).prompt, decoding, writer())
+    human = None
+    if human_examples is not None:
+        human = comparing.human_text(
+            generator, human_examples, base, prompts, where.num_prompts or DEFAULT_REFERENCE_PROMPTS
+        )
+        if not prompts:
+            base = replace(base, max_length=None, max_new_tokens=human.room)
+            prompts = list(human.prompts)
+    if base.seed is None:
+        base = replace(base, seed=new_seed())
+    notice(f"seed {base.seed}")
+    strategies = strategies_to_compare(base, where.strategies, notice)
+    show = None if output or page else table.text_writer(writer())
+    batch_size = pick(PromptOptions, given).batch_size
+    found = comparing.compare(generator, prompts, strategies, human, training, batch_size, show)
+    writer()(table.terminal_table(found, shutil.get_terminal_size().columns))
+    if output:
+        table.write_table(found, output)
+    if page:
+        report.write_report(report.page(generator, found, name), page)
+
+
+def _prompts_to_compare(given: dict[str, Any], where: CompareOptions) -> list[str]:
+    """The prompts that were given; none where they come from the reference."""
+    from gpt2tg.prompts import read_prompts
+
+    if where.reference is not None and not {"prompt", "prompts_file"}.intersection(given):
+        return []
+    if where.num_prompts is not None:
+        notice("--num_prompts is not used: the prompts do not come from --reference")
+    prompts = read_prompts(pick(PromptOptions, given))
+    if any(prompt.settings for prompt in prompts):
+        notice("settings in --prompts_file are not used: all prompts go through the same strategies")
+    return [prompt.text for prompt in prompts]
 
 
 # What has no place in a session, which reads its prompts and writes its texts one by one.

@@ -105,6 +105,9 @@ DEFAULT_NUM_SEQUENCES = 3
 # What a session writes at a time unless told otherwise: new tokens, since its texts grow, and one text.
 SESSION_NEW_TOKENS = 100
 SESSION_SEQUENCES = 1
+# How many prompts are taken from a human text, where the caller names no number.
+DEFAULT_REFERENCE_PROMPTS = 8
+MOST_TUNING_PROMPTS = 128
 
 
 @dataclass(frozen=True)
@@ -532,9 +535,78 @@ class ModelPathOptions:
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """What the demo shows."""
+    """What is compared, with what, and where the comparison goes."""
 
-    compare: bool = option(False, "print one prompt through the main strategies, and end", group="output")
+    compare: bool = option(
+        False, "put the prompts through the strategies, print texts and figures, and end", group="comparison"
+    )
+    strategies: str | None = option(
+        None,
+        "what to compare, with settings of its own: greedy,top_p:temperature=0.9:top_p=0.95,beam:num_beams=3",
+        group="comparison",
+        metavar="LIST",
+        shown_default="all",
+    )
+    reference: str | None = option(
+        None,
+        "human text to measure too; without --prompt and --prompts_file its own beginnings are the prompts",
+        group="comparison",
+        metavar="FILE",
+    )
+    examples: str = option(
+        "line",
+        "what one example of --reference is, as for training",
+        group="comparison",
+        choices=("line", "paragraph", "file"),
+    )
+    num_prompts: int | None = option(
+        None,
+        "prompts to take from --reference, evenly over the file",
+        group="comparison",
+        low=1,
+        shown_default=f"{DEFAULT_REFERENCE_PROMPTS}; with --tune as many as it holds, at most {MOST_TUNING_PROMPTS}",
+    )
+    train_file: str | None = option(
+        None,
+        "the text that the model learned from: says how many words in a row are copied from it",
+        group="comparison",
+        metavar="FILE",
+    )
+    report: str | None = option(
+        None, "write the comparison to this page, which opens in any browser", group="comparison", metavar="FILE.html"
+    )
+    output: str | None = option(
+        None,
+        "write the comparison to this file: a .json with everything, a .csv or .md with the table",
+        group="comparison",
+        metavar="FILE",
+    )
+    overwrite: bool = option(False, "replace files of --output and --report that are there", group="comparison")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """The search for settings."""
+
+    tune: bool = option(
+        False,
+        "search the settings whose texts are nearest to --reference, and print them beside the default ones",
+        group="tuning",
+    )
+    budget: float = option(
+        300.0, "seconds for the search; loading and the final check come on top", group="tuning", above=0
+    )
+    apply: bool = option(
+        False,
+        "write the settings found into the model's directory, as what is used when no flag says otherwise",
+        group="tuning",
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -742,6 +814,28 @@ def several(options: Any, *names: str) -> None:
     for name in names:
         if isinstance(value := getattr(options, name), str):
             object.__setattr__(options, name, (value,))
+
+
+def option_value(options: type, name: str, text: str) -> Any:
+    """The value of an option written as `name=text`; `off` and `none` take an option back that can be off.
+
+    Raises:
+        UserError: the text is of another type.
+    """
+    kind = plain_type(options, name)
+    if text.lower() in ("off", "none") and (default := default_of(options, name)) in (None, (), False):
+        return default
+    if kind is tuple:
+        return (text,)
+    if kind is bool:
+        if text.lower() in ("on", "true"):
+            return True
+        raise UserError(f"{text} is no value for it: expected on or off", name)
+    try:
+        return kind(text)
+    except ValueError:
+        expected = {int: "a whole number", float: "a number"}[kind]
+        raise UserError(f"{text} is no value for it: expected {expected}", name) from None
 
 
 def check_ranges(options: Any) -> None:

@@ -18,6 +18,7 @@ from gpt2tg import cli
 from gpt2tg.errors import RunError
 from gpt2tg.options import (
     ALL_IN_ONE_DEFAULTS,
+    CompareOptions,
     DecodingOptions,
     DeviceOptions,
     InspectionOptions,
@@ -26,6 +27,7 @@ from gpt2tg.options import (
     PromptOptions,
     SessionOptions,
     TrainingOptions,
+    TuneOptions,
     decoding_options,
     only,
 )
@@ -80,12 +82,17 @@ def test_every_flag_reaches_its_option(script: ModuleType) -> None:
         gpt2_text_generation: (
             ModelNameOptions, TrainingOptions, DeviceOptions, DecodingOptions, PromptOptions, InspectionOptions
         ),
-        text_generation_demo: (ModelNameOptions, ModelPathOptions, DeviceOptions, DecodingOptions, PromptOptions),
+        text_generation_demo: (
+            ModelNameOptions, ModelPathOptions, DeviceOptions, CompareOptions, TuneOptions, DecodingOptions,
+            PromptOptions,
+        ),
     }[script]  # fmt: skip
     for options in groups:
         for field in dataclasses.fields(options):
-            if script is text_generation_demo and options is PromptOptions and field.name != "prompt":
-                continue  # a session reads its prompts and writes to the terminal
+            if script is text_generation_demo and options is PromptOptions and field.name not in (
+                "prompt", "prompts_file", "batch_size",
+            ):  # fmt: skip
+                continue  # the demo writes to the terminal, or a comparison to its own file
             kind = cli.plain_type(options, field.name)
             text = (field.metadata["choices"] or [SAMPLE_VALUES.get(kind)])[0]
             for flag in {f"--{field.name}", f"--{field.name.replace('_', '-')}"}:

@@ -34,7 +34,8 @@ RULES: dict[str, set[str]] = {
     "sinks": {"generation", "inspection", "tables", "errors", "options"},
     "writing": {"generation", "prompts", "sinks", "tables", "errors", "options", "tqdm"},
     "measuring": {"generation", "inspection", "prompts", "sinks", "tables", "errors", "options", "tqdm"},
-    "comparison": {"generation", "options"},
+    "comparison": {"comparison", "generation", "inspection", "prompts", "sinks", "errors", "options"}
+    | {"numpy", "sacrebleu", "matplotlib", "markupsafe", "jinja2", "optuna", "tqdm"},
     "session": {"session", "generation", "inspection", "tables", "comparison", "prompts", "sinks", "errors", "options"}
     | {"prompt_toolkit", "platformdirs"},
     "selftest": {"__init__", "decoding", "engine", "torch", "transformers"},

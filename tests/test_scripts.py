@@ -97,17 +97,6 @@ def test_a_flag_of_the_other_task_is_said(model_dir: Path, capsys: Capture) -> N
     assert capsys.readouterr().err == "--epochs is not used: it does nothing in --task generate\n"
 
 
-def test_comparison_shows_every_strategy(model_dir: Path, capsys: Capture) -> None:
-    assert text_generation_demo.main(words(model_dir, "--compare", "--seed", "3")) == 0
-    out = capsys.readouterr().out
-    headings = [line.split(":")[0] for line in out.splitlines() if line.startswith("=== ")]
-    assert headings == [
-        "=== greedy", "=== beam, 5 beams", "=== beam, 5 beams, no 2-gram twice", "=== sample", "=== top_k",
-        "=== top_p", "=== top_p, 3 texts",
-    ]  # fmt: skip
-    assert out.count("The fox") == 9
-
-
 def test_prompts_from_a_pipe(model_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("The fox\n\nThe owl\n"))
     command = ["--model_path", str(model_dir), "--decoding", "greedy", "--max_new_tokens", "5"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gpt2tg.comparison import compare_strategies
+from gpt2tg.comparison.strategies import strategies_to_compare
 from gpt2tg.errors import UserError
 from gpt2tg.generation import with_seed
 from gpt2tg.inspection import InspectedToken, inspect_ids, next_token
@@ -59,5 +60,11 @@ def compare(session: Session, words: str) -> None:
     prompt = words or (session.text.before_last + turns[-1].typed if turns else "")
     if not prompt:
         raise UserError("there is no prompt yet: write /compare and the beginning of a text")
-    base = with_seed(replace(session.options, decoding="top_p", num_sequences=None, best_of=None, replay=None))
-    compare_strategies(session.generator, prompt, base, session.front.write)
+    # What counts words takes a second to import, which a session need not wait for when it begins.
+    from gpt2tg.comparison.compare import compare as compared
+    from gpt2tg.comparison.table import terminal_table, text_writer
+
+    options = replace(session.options, decoding="top_p", num_sequences=None, best_of=None, replay=None)
+    strategies = strategies_to_compare(with_seed(options), None, session.front.say)
+    found = compared(session.generator, [prompt], strategies, show=text_writer(session.front.write))
+    session.front.write(terminal_table(found, shutil.get_terminal_size().columns))

@@ -9,7 +9,7 @@ import shlex
 from typing import Any
 
 from gpt2tg.errors import UserError
-from gpt2tg.options import SESSION_SEQUENCES, DecodingOptions, default_of, plain_type, unused_options
+from gpt2tg.options import SESSION_SEQUENCES, DecodingOptions, default_of, option_value, unused_options
 
 FIELDS = {field.name: field for field in dataclasses.fields(DecodingOptions)}
 
@@ -34,7 +34,7 @@ def changed(options: DecodingOptions, words: str) -> tuple[DecodingOptions, list
         if name not in FIELDS:
             near = difflib.get_close_matches(name, FIELDS, n=1)
             raise UserError(f"no setting {name}; {f'did you mean {near[0]}?' if near else '/set lists them'}")
-        value = _value(name, text)
+        value = option_value(DecodingOptions, name, text)
         given[name] = given[name] + value if isinstance(value, tuple) and name in given else value
     return merged(options, given), _unused(options, given)
 
@@ -75,24 +75,6 @@ def split(words: str) -> list[str]:
         return [word.replace("\\n", "\n").replace("\\t", "\t") for word in reader]
     except ValueError as error:
         raise UserError(f"{words} cannot be read: {error}") from None
-
-
-def _value(name: str, text: str) -> Any:
-    """The text as the type of the setting; `off` takes a setting back."""
-    kind = plain_type(DecodingOptions, name)
-    if text.lower() in ("off", "none") and (default := default_of(DecodingOptions, name)) in (None, (), False):
-        return default
-    if kind is tuple:
-        return (text,)
-    if kind is bool:
-        if text.lower() in ("on", "true"):
-            return True
-        raise UserError(f"{text} is no value for it: expected on or off", name)
-    try:
-        return kind(text)
-    except ValueError:
-        expected = {int: "a whole number", float: "a number"}[kind]
-        raise UserError(f"{text} is no value for it: expected {expected}", name) from None
 
 
 def in_force(options: DecodingOptions) -> str:

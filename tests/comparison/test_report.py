@@ -1,0 +1,198 @@
+"""The page: what stands in it, and what a browser makes of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import FABLES
+
+import text_generation_demo
+from gpt2tg.comparison.compare import compare, human_text
+from gpt2tg.comparison.report import page
+from gpt2tg.comparison.strategies import strategies_to_compare
+from gpt2tg.generation import Generator, load
+from gpt2tg.inspection import inspect_sample
+from gpt2tg.options import DecodingOptions
+
+EVIL = "<script>document.title = 'broken'</script> & \"fox"
+
+
+@pytest.fixture(scope="module")
+def generator(model_dir: Path) -> Generator:
+    return load(str(model_dir))
+
+
+@pytest.fixture(scope="module")
+def html(generator: Generator) -> str:
+    """A page with human text, a prompt that would break a page that does not escape, and three strategies."""
+    options = DecodingOptions(seed=3, max_new_tokens=12, num_sequences=2)
+    human = human_text(generator, ["\n".join(FABLES)], options, prompts=(), num_prompts=1)
+    strategies = strategies_to_compare(options, "greedy,beam,sample:temperature=1.5", print)
+    return page(generator, compare(generator, [EVIL, *human.prompts], strategies, human), "my <b>model")
+
+
+class Outline(HTMLParser):
+    """Counts elements and collects the text of those asked for."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.texts: dict[str, list[str]] = {}
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "action")]
+
+    def handle_data(self, data: str) -> None:
+        self.texts.setdefault(self.tags[-1] if self.tags else "", []).append(data)
+
+
+def test_the_page_needs_nothing_else(html: str) -> None:
+    outline = Outline(html)
+    assert all(address.startswith(("#", "data:")) for address in outline.addresses)
+    assert "@import" not in html
+    assert not re.search(r"url\((?!#)", html)
+
+
+def test_text_is_text(html: str) -> None:
+    outline = Outline(html)
+    assert outline.tags.count("script") == 2  # the details of the tokens, and our own
+    assert EVIL in outline.texts["blockquote"]
+    assert outline.texts["h1"][0] == "How my <b>model writes"
+
+
+def test_details_of_every_token_are_those_of_the_inspection(generator: Generator, html: str) -> None:
+    details = json.loads(re.search(r'id="details">(.*?)</script>', html, re.S)[1])
+    assert html.count('data-n="') == len(details)
+    (sample,) = generator.generate(EVIL, DecodingOptions(decoding="greedy", max_new_tokens=12))
+    inspected = [token for token in inspect_sample(generator, sample, 5) if token.text]
+    for (text, probability, rank, entropy, others), token in zip(details, inspected, strict=False):
+        assert (text, rank) == (token.text, token.rank)
+        assert probability == pytest.approx(token.probability, rel=0.01)
+        assert entropy == pytest.approx(token.entropy, abs=0.01)
+        assert [other for other, _ in others] == [other.text for other in token.alternatives]
+
+
+def test_pictures_take_their_colours_from_the_page(html: str) -> None:
+    pictures = re.findall(r'<svg class="plot (\w+)" role="img" aria-label="([^"]+)"', html)
+    assert [size for size, _ in pictures] == ["wide", "narrow"] * 2
+    assert "Probability of each token along the text: beam, sample temperature=1.5, human text" in pictures[2][1]
+    drawings = "".join(re.findall(r"<svg.*?</svg>", html, re.S))
+    assert re.findall(r"#[0-9a-f]{6}\b", drawings) == []
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+
+
+def test_a_report_from_the_command_line(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "report.html"
+    command = ["--model_path", str(model_dir), "--compare", "--max_new_tokens", "8", "--prompt", "The fox"]
+    assert text_generation_demo.main([*command, "--strategies", "greedy,top_p", "--report", str(path)]) == 0
+    assert "</html>" in path.read_text(encoding="utf-8")
+    assert "The fox" not in capsys.readouterr().out
+
+
+# --- in a browser ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real Chromium without a window."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("there is no Chromium with its chromedriver here")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,900"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield found
+    found.quit()
+
+
+@pytest.fixture
+def opened(browser: Any, html: str, tmp_path: Path) -> Any:
+    path = tmp_path / "report.html"
+    path.write_text(html, encoding="utf-8")
+    set_screen(browser, 1280, "light")
+    browser.get(path.as_uri())
+    return browser
+
+
+def set_screen(browser: Any, width: int, scheme: str) -> None:
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def tokens(browser: Any) -> list[Any]:
+    return browser.find_elements("css selector", ".tokens span")
+
+
+def test_it_opens_without_errors_and_a_script_in_a_prompt_does_not_run(opened: Any) -> None:
+    assert opened.get_log("browser") == []
+    assert opened.title.startswith("How ")
+    assert opened.find_element("css selector", "blockquote").text == EVIL
+
+
+def test_hover_shows_what_else_could_stand_there(opened: Any) -> None:
+    from selenium.webdriver import ActionChains
+
+    detail = opened.find_element("id", "detail")
+    assert not detail.is_displayed()
+    token = tokens(opened)[3]
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", token)
+    ActionChains(opened).move_to_element(token).perform()
+    assert detail.is_displayed()
+    assert "rank" in detail.text
+    assert len(detail.find_elements("css selector", "li")) == 5
+    assert detail.find_element("css selector", "b").text.strip() == token.text.strip()
+    ActionChains(opened).move_to_element(opened.find_element("tag name", "blockquote")).perform()
+    assert not detail.is_displayed()
+
+
+def test_keys_go_from_token_to_token(opened: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    first = tokens(opened)[0]
+    opened.execute_script("arguments[0].focus()", first)
+    first.send_keys(Keys.ARROW_RIGHT)
+    detail = opened.find_element("id", "detail")
+    assert detail.is_displayed()
+    assert opened.switch_to.active_element == tokens(opened)[1]
+    opened.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert not detail.is_displayed()
+
+
+def test_a_tap_on_a_phone_does_the_same_and_nothing_is_wider_than_it(opened: Any) -> None:
+    set_screen(opened, 390, "light")
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", tokens(opened)[5])
+    tokens(opened)[5].click()
+    box = opened.find_element("id", "detail").rect
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 390
+    assert opened.execute_script("return document.documentElement.scrollWidth") == 390
+    shown = [p.get_attribute("class") for p in opened.find_elements("css selector", ".plot") if p.is_displayed()]
+    assert set(shown) == {"plot narrow"}
+
+
+def test_dark_where_the_reader_wants_it_dark(opened: Any) -> None:
+    def lightness(what: str) -> int:
+        colour = opened.execute_script(f"return getComputedStyle(document.body).{what}")
+        return sum(map(int, re.findall(r"\d+", colour)[:3]))
+
+    assert lightness("backgroundColor") > 600 > lightness("color")
+    set_screen(opened, 1280, "dark")
+    assert lightness("backgroundColor") < 150 < 500 < lightness("color")
