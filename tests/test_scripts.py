@@ -14,6 +14,8 @@ import finetune_gpt2
 import generate_from_finetuned
 import gpt2_text_generation
 import text_generation_demo
+from gpt2tg.generation import load
+from gpt2tg.options import DecodingOptions
 
 ROOT = Path(__file__).parent.parent
 
@@ -104,6 +106,40 @@ def test_prompts_from_a_pipe(model_dir: Path, capsys: Capture, monkeypatch: pyte
     out = capsys.readouterr().out
     assert out.startswith("The fox")
     assert "\nThe owl" in out
+
+
+def test_a_refused_line_of_a_pipe_is_no_success(
+    model_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other lines are answered, and a script can know that one was not."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("The fox\n/shw\nThe owl\r\n"))
+    command = ["--model_path", str(model_dir), "--decoding", "greedy", "--max_new_tokens", "5"]
+    assert text_generation_demo.main(command) == 2
+    out, err = capsys.readouterr()
+    assert out.startswith("The fox")
+    assert "\nThe owl" in out
+    assert "\x1b" not in out + err
+    assert err == (
+        "error: no command /shw; did you mean /show?\n"
+        "text_generation_demo.py: error: 1 of the lines could not be answered\n"
+    )
+
+
+def test_a_session_may_begin_with_a_prompt(model_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = load(str(model_dir))
+    options = DecodingOptions(decoding="greedy", max_new_tokens=12, num_sequences=1)
+    for script, more in ((text_generation_demo, []), (generate_from_finetuned, ["--interactive"])):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("/continue\n"))
+        assert script.main(words(model_dir, "--decoding", "greedy", *more)) == 0
+        first = generator.generate("The fox", options)[0].text
+        assert capsys.readouterr().out == f"{first}\n{generator.generate(first, options)[0].completion}\n"
+
+
+@pytest.mark.parametrize("flags", [["--output", "x"], ["--format", "jsonl"], ["--candidates", "3"], ["--score", "x"],
+                                   ["--prompts_file", "x"], ["--show_probabilities"]])  # fmt: skip
+def test_what_contradicts_a_session_is_refused(model_dir: Path, flags: list[str], capsys: Capture) -> None:
+    assert generate_from_finetuned.main(words(model_dir, "--interactive", *flags)) == 2
+    assert f"--interactive and {flags[0]} contradict each other" in capsys.readouterr().err
 
 
 # --- likely mistakes ------------------------------------------------------------------------------------------

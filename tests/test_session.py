@@ -649,6 +649,7 @@ def test_a_session_of_another_model_says_so(generator: Generator, tmp_path: Path
     ("line", "found"),
     [
         ("/re", {"/retry"}),
+        ("/se", {"/set ", "/seed "}),
         ("/set temp", {"temperature="}),
         ("/set top_k=4 max_n", {"max_new_tokens="}),
         ("/set overflow=", {"overflow=error", "overflow=truncate", "overflow=slide"}),

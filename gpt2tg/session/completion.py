@@ -19,9 +19,14 @@ def completions(line: str) -> tuple[str, Completions]:
         return "", {}
     command, space, rest = line.partition(" ")
     if not space:
-        return command, _beginning_with(command, {name: found.help for name, found in COMMANDS.items()})
+        return command, _beginning_with(command, _commands())
     word = rest.rpartition(" ")[2]
     return word, _beginning_with(word, _arguments(command, word))
+
+
+def _commands() -> Completions:
+    """A space stands where more may follow."""
+    return {f"{name} " if found.arguments else name: found.help for name, found in COMMANDS.items()}
 
 
 def _arguments(command: str, word: str) -> Completions:

@@ -69,8 +69,9 @@ def _keys() -> KeyBindings:
     @keys.add("enter")
     def end_line(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
-        if buffer.complete_state and buffer.complete_state.current_completion:
-            buffer.complete_state = None  # the first Enter takes the completion that is chosen
+        chosen = buffer.complete_state and buffer.complete_state.current_completion
+        if chosen and chosen.text.endswith((" ", "=")):
+            buffer.complete_state = None  # more is to follow: Enter takes what was chosen from the menu
         else:
             buffer.validate_and_handle()
 

@@ -1,0 +1,211 @@
+"""The session at a real terminal: a pseudo-terminal, keys in, screen out."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+
+from gpt2tg.generation import Generator, load
+from gpt2tg.options import DecodingOptions
+
+pty = pytest.importorskip("pty", reason="no pseudo-terminals on this platform")
+import fcntl  # noqa: E402
+import termios  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+PATIENCE = 30.0
+
+CTRL_C, CTRL_D, ENTER, ALT_ENTER, UP, LEFT, TAB = "\x03", "\x04", "\r", "\x1b\r", "\x1b[A", "\x1b[D", "\t"
+HELLO = "Type the beginning of a text and press Enter. /help lists the commands, /quit leaves."
+
+
+class Terminal:
+    """A script that believes to sit at a terminal."""
+
+    def __init__(self, home: Path, *words: str, term: str = "xterm-256color", columns: int = 100, **env: str) -> None:
+        self._keyboard, other_end = pty.openpty()
+        fcntl.ioctl(other_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
+        own = {"TERM": term, "XDG_STATE_HOME": str(home), "PROMPT_TOOLKIT_NO_CPR": "1", **env}
+        self._process = subprocess.Popen(
+            [sys.executable, *words],
+            cwd=ROOT, env={**kept, **own}, stdin=other_end, stdout=other_end, stderr=other_end,
+            preexec_fn=lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),
+        )  # fmt: skip
+        os.close(other_end)
+        self.raw = ""
+        self._seen = 0
+        self._prompts = 0
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+        os.close(self._keyboard)
+
+    def type(self, keys: str) -> None:
+        os.write(self._keyboard, keys.encode())
+
+    def wait_for(self, text: str) -> str:
+        """What has come on the screen since the last call, up to this text."""
+        end = time.monotonic() + PATIENCE
+        while (place := visible(self.raw).find(text, self._seen)) < 0:
+            assert time.monotonic() < end, f"{text!r} did not come, but {visible(self.raw)[self._seen :]!r}"
+            assert self._read(), f"{text!r} did not come before the end: {visible(self.raw)[self._seen :]!r}"
+        found = visible(self.raw)[self._seen : place]
+        self._seen = place + len(text)
+        return found
+
+    def wait_for_more(self, characters: int) -> None:
+        """Until so much has come on the screen since the last call of `wait_for`."""
+        while len(visible(self.raw)) < self._seen + characters:
+            assert self._read(), f"nothing came after {visible(self.raw)!r}"
+
+    def type_line(self, keys: str) -> None:
+        """Type when the line editor is ready: what is typed before that reaches it as another program's input would."""
+        self.wait_until_ready()
+        self.type(keys)
+
+    def wait_until_ready(self) -> None:
+        self._prompts += 1
+        end = time.monotonic() + PATIENCE
+        while self.raw.count("\x1b[?2004h") < self._prompts:
+            assert time.monotonic() < end, f"no prompt came after {visible(self.raw)!r}"
+            assert self._read(), f"no prompt came after {visible(self.raw)!r}"
+
+    def end(self) -> int:
+        """The exit code, when the script has ended by itself."""
+        while self._read():
+            pass
+        return self._process.wait(PATIENCE)
+
+    def _read(self) -> bool:
+        if not select.select([self._keyboard], [], [], PATIENCE)[0]:
+            return False
+        try:
+            data = os.read(self._keyboard, 65536)
+        except OSError:  # Linux says so when the other end is closed
+            return False
+        self.raw += data.decode("utf-8", "replace")
+        return bool(data)
+
+
+def visible(raw: str) -> str:
+    """What is left without control sequences."""
+    return re.sub(r"\x1b(\[[0-9;?]*[A-Za-z]|[=>])", "", raw).replace("\r", "")
+
+
+def words(model_dir: Path, *more: str) -> list[str]:
+    return ["text_generation_demo.py", "--model_path", str(model_dir), *more]
+
+
+@pytest.fixture(scope="module")
+def generator(model_dir: Path) -> Generator:
+    return load(str(model_dir))
+
+
+def greedy(generator: Generator, prompt: str, tokens: int = 8) -> str:
+    return generator.generate(prompt, DecodingOptions(decoding="greedy", max_new_tokens=tokens, num_sequences=1))[
+        0
+    ].text
+
+
+def test_a_session_at_a_terminal(model_dir: Path, tmp_path: Path, generator: Generator) -> None:
+    """Editing, several lines, completion, history over two runs, the editor of /edit, colours, Ctrl-C and Ctrl-D."""
+    flags = ["--decoding", "greedy", "--max_new_tokens", "8"]
+    with Terminal(tmp_path, *words(model_dir, *flags)) as screen:
+        before = screen.wait_for(HELLO)
+        assert f"{model_dir} on cpu, float32, decoding=greedy max_new_tokens=8\n" in before
+        screen.type_line("The fx" + LEFT + "o" + ENTER)
+        screen.wait_for(greedy(generator, "The fox") + "\n")
+        screen.type_line("thrown away")
+        screen.wait_for("thrown away")
+        screen.type(CTRL_C)
+        screen.type_line("The owl" + ALT_ENTER + "and" + ENTER)
+        screen.wait_for(greedy(generator, "The owl\nand") + "\n")
+        screen.type_line("/sho")
+        screen.wait_for("the length of the text")
+        screen.type(TAB)
+        screen.wait_for("/show")
+        screen.type(ENTER)
+        screen.wait_for("text: 1 turns, ")
+        screen.type_line("/edit" + ENTER)
+        screen.type_line("\x7f" * 80 + "The bell" + ENTER)
+        screen.wait_for("The text ends: The bell")
+        screen.type_line("/continue" + ENTER)
+        screen.wait_for(greedy(generator, "The bell").removeprefix("The bell") + "\n")
+        screen.type_line("/why" + ENTER)
+        screen.wait_for("the least likely ones:")
+        assert "\x1b[1mThe fox\x1b[0m" in screen.raw
+        assert re.search(r"\x1b\[(97;41|30;43|30;42)m[^\x1b]+\x1b\[0m", screen.raw)
+        screen.type_line("/qiut" + ENTER)
+        screen.wait_for("error: no command /qiut; did you mean /quit?")
+        screen.type_line(CTRL_D)
+        assert screen.end() == 0
+    history = tmp_path / "gpt2tg" / "history"
+    assert history.stat().st_mode & 0o077 == 0
+    with Terminal(tmp_path, *words(model_dir, *flags), columns=40, NO_COLOR="1") as screen:
+        screen.type_line(UP * 12 + ENTER)  # the first line of the other run is the oldest there is
+        screen.wait_for(greedy(generator, "The fox") + "\n")
+        screen.type_line("/why" + ENTER)
+        screen.wait_for("in brackets: ")
+        screen.type_line("/quit" + ENTER)
+        assert screen.end() == 0
+        assert not re.search(r"\x1b\[(1|3\d|4\d|9\d|3\d;.*|97;.*)m", screen.raw)
+
+
+def test_ctrl_c_stops_an_answer_and_keeps_it(model_dir: Path, tmp_path: Path) -> None:
+    endless = ["--overflow", "slide", "--suppress_eos", "--max_new_tokens", "1000000", "--seed", "1"]
+    command = ["generate_from_finetuned.py", "--model_path", str(model_dir), "--interactive", "--prompt", "The fox"]
+    with Terminal(tmp_path, *command, *endless) as screen:
+        screen.wait_for("The fox")
+        screen.wait_for_more(200)
+        screen.type(CTRL_C)
+        kept = screen.wait_for("\nstopped\n(seed 1)\n").replace("^C", "").rstrip("\n")
+        assert kept
+        screen.type_line("/text" + ENTER)
+        screen.wait_for("/text")
+        screen.wait_for(f"The fox{kept}\n")
+        screen.type_line(CTRL_D)
+        assert screen.end() == 0
+
+
+def test_the_transcript_of_a_dumb_terminal(model_dir: Path, tmp_path: Path, generator: Generator) -> None:
+    """Letter by letter: no control sequence, no menu, no history."""
+    flags = ["--decoding", "greedy", "--max_new_tokens", "8"]
+    with Terminal(tmp_path, *words(model_dir, *flags), term="dumb") as screen:
+        screen.wait_for("\n> ")
+        screen.type("The fox\n")
+        screen.wait_for("\n> ")
+        screen.type("/shw\n")
+        screen.wait_for("\n> ")
+        screen.type(CTRL_D)
+        assert screen.end() == 0
+        assert screen.raw.replace("\r\n", "\n") == (
+            f"{model_dir} on cpu, float32, decoding=greedy max_new_tokens=8\n{HELLO}\n"
+            f"> The fox\n{greedy(generator, 'The fox')}\n"
+            "> /shw\nerror: no command /shw; did you mean /show?\n"
+            "> \n"
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_history_that_cannot_be_kept_is_said(model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "gpt2tg").write_text("a file where a directory should be")
+    with Terminal(tmp_path, *words(model_dir)) as screen:
+        screen.wait_for("What you type is not kept for the next session: ")
+        screen.type_line("/quit" + ENTER)
+        assert screen.end() == 0
