@@ -274,7 +274,7 @@ def interactive(given: dict[str, Any], name: str | None, option: str) -> None:
         length = min(SESSION_NEW_TOKENS, generator.model.shape.n_positions // 2)
         decoding = replace(decoding, max_new_tokens=length)
     front = _front()
-    session = Session(generator, decoding, name, front, lambda other: load(other, device, "/model"))
+    session = Session(generator, decoding, name, front, lambda other: load(other, device, "model"))
     if front.at_terminal:
         session.welcome()
     session.run(given.get("prompt"))

@@ -49,7 +49,7 @@ class Talk:
         self.said: list[str] = []
         self.lines: list[object] = []
         front = Front(self._read, self._write, self.said.append, edit, style, lambda: 80, at_terminal)
-        self.session = Session(generator, options, "tiny", front, partial(load, option="/model"))
+        self.session = Session(generator, options, "tiny", front, partial(load, option="model"))
         self.interrupt_after = -1
 
     def _read(self) -> str:
@@ -113,15 +113,28 @@ def test_blank_lines_are_passed_over(generator: Generator) -> None:
 
 
 def test_quit_leaves_at_once(generator: Generator) -> None:
-    for word in ("/quit", "/quit now", "/exit"):
+    for word in ("/quit", "/quit now", "/exit", "/Quit"):
         assert transcript(generator, settings(), word, "The fox") == ("", [])
 
 
-@pytest.mark.parametrize("word", ["quit", "exit", "help", "?", "Quit "])
-def test_commands_without_their_slash_are_asked_back(generator: Generator, word: str) -> None:
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("quit", "/quit"),
+        ("exit", "/quit"),
+        ("Quit ", "/quit"),
+        ("help", "/help"),
+        ("?", "/help"),
+        ("temperature=0.5", "/set temperature=0.5"),
+        ("set top-p=0.5", "/set top-p=0.5"),
+    ],
+)
+def test_commands_without_their_slash_are_asked_back(generator: Generator, word: str, meant: str) -> None:
+    """A person at a terminal forgot it; a file of prompts means what it says."""
     written, said = transcript(generator, settings(), word)
     assert written == ""
-    assert said[0].startswith(f"Did you mean {'/help' if word in ('help', '?') else '/quit'}? ")
+    assert said == [f"Did you mean {meant}? To continue the words themselves: /new {word.strip()}"]
+    assert transcript(generator, settings(), "x=1")[1] == []
     piped, _ = Talk(generator, settings(), at_terminal=False).type(word)
     assert piped == greedy_text(generator, word) + "\n"
 
@@ -394,6 +407,8 @@ def test_what_is_shown_can_be_typed_again(generator: Generator) -> None:
     [
         ("/shw", "error: no command /shw; did you mean /show?"),
         ("/retyr", "error: no command /retyr; did you mean /retry?"),
+        ("/temperature 0.5", "error: no command /temperature; settings are changed with /set temperature=..."),
+        ("/top-p=0.5", "error: no command /top-p=0.5; settings are changed with /set top_p=..."),
         ("/xyzzy", "error: no command /xyzzy; /help lists them"),
         ("/set temprature=1", "error: no setting temprature; did you mean temperature?"),
         ("/set xyzzy=1", "error: no setting xyzzy; /set lists them"),
@@ -423,7 +438,7 @@ def test_what_is_shown_can_be_typed_again(generator: Generator) -> None:
         ("/load", "error: a file name is missing: write /load story.jsonl"),
         ("/load nowhere.jsonl", "error: nowhere.jsonl cannot be read: No such file or directory"),
         ("/save no/where.jsonl", "error: no/where.jsonl cannot be written: give a file in a directory that exists"),
-        ("/model no/where", "error: /model no/where is no directory here and not in the local cache, and "),
+        ("/model no/where", "error: model no/where is no directory here and not in the local cache, and "),
         ("/help me", "error: no command /me; did you mean /"),
         ("\udce9", "error: prompt is not UTF-8"),
     ],
@@ -487,7 +502,7 @@ def test_help_on_one_thing(generator: Generator) -> None:
     assert talk.type("/help undo")[1] == ["/undo: take back the last change to the text"]
     assert talk.type("/help /undo")[1] == talk.type("/help undo")[1]
     assert talk.type("/help top_k")[1] == [
-        "top_k=off: keep the N most probable tokens\ndefault: 50 with --decoding top_k, 4 with contrastive, else off"
+        "top_k=off: keep the N most probable tokens\ndefault: 50 with decoding=top_k, 4 with contrastive, else off"
     ]
     assert talk.type("/help top_p")[1][0].startswith("top_p=off: keep the most probable tokens that together")
     assert talk.type("/help contrastive")[1] == [
@@ -592,7 +607,7 @@ def test_files_are_not_written_over_unasked(generator: Generator, tmp_path: Path
     assert "is there already: choose another, or write /save" in talk.type("The fox", f"/save {file}")[1][0]
     assert file.read_text() == "mine"
     assert talk.type(f"/save {file} overwrite", "/continue", f"/save {file}")[1] == [
-        f"saved 1 turns to {file}", f"saved 2 turns to {file}",
+        f"saved 1 turn to {file}", f"saved 2 turns to {file}",
     ]  # fmt: skip
     assert "cannot be written" in talk.type(f"/save {tmp_path}")[1][0]
     assert [path.name for path in tmp_path.iterdir()] == ["story.jsonl"]

@@ -141,7 +141,7 @@ def test_a_session_at_a_terminal(model_dir: Path, tmp_path: Path, generator: Gen
         screen.type(TAB)
         screen.wait_for("/show")
         screen.type(ENTER)
-        screen.wait_for("text: 1 turns, ")
+        screen.wait_for("text: 1 turn, ")
         screen.type_line("/edit" + ENTER)
         screen.type_line("\x7f" * 80 + "The bell" + ENTER)
         screen.wait_for("The text ends: The bell")

@@ -41,9 +41,13 @@ def find_command(word: str) -> Command:
     Raises:
         UserError: there is none.
     """
+    word = word.lower()
     word = {"/exit": "/quit", "/?": "/help"}.get(word, word)
     if word in COMMANDS:
         return COMMANDS[word]
+    setting = word.removeprefix("/").partition("=")[0].replace("-", "_")
+    if setting in FIELDS:
+        raise UserError(f"no command {word}; settings are changed with /set {setting}=...")
     near = difflib.get_close_matches(word, COMMANDS, n=1)
     raise UserError(f"no command {word}; {f'did you mean {near[0]}?' if near else '/help lists them'}")
 
@@ -72,7 +76,7 @@ def _list(session: Session, entries: dict[str, str]) -> None:
         lines = textwrap.wrap(meaning, width - indent - 1)
         first = f"  {name}".ljust(indent)
         if len(first) > indent:
-            session.front.say(first)
+            session.front.say(first.rstrip())
         else:
             session.front.say(first + lines.pop(0))
         for line in lines:
@@ -100,7 +104,7 @@ def _show(session: Session, _: str) -> None:
     model, text = session.generator, str(session.text)
     if session.text.turns:
         session.front.say(
-            f"text: {len(session.text.turns)} turns, {len(model.encode(text))} tokens; "
+            f"text: {_turns(session.text.turns)}, {len(model.encode(text))} tokens; "
             f"the model sees {model.model.shape.n_positions}"
         )
 
@@ -215,7 +219,7 @@ def _save(session: Session, words: str) -> None:
         raise UserError(f"{path} is there already: choose another, or write /save {words} overwrite")
     files.save(path, files.SavedSession(session.name, session.options, session.text.turns))
     session.files.add(path.resolve())
-    session.front.say(f"saved {len(session.text.turns)} turns to {path}")
+    session.front.say(f"saved {_turns(session.text.turns)} to {path}")
 
 
 def _load(session: Session, words: str) -> None:
@@ -224,11 +228,15 @@ def _load(session: Session, words: str) -> None:
     session.options, session.beside = saved.options, ()
     session.text.change(saved.turns)
     session.files.add(path.resolve())
-    session.front.say(f"loaded {len(saved.turns)} turns, {in_force(saved.options)}")
+    session.front.say(f"loaded {_turns(saved.turns)}, {in_force(saved.options)}")
     if saved.model != session.name:
         session.front.say(f"It was written by {saved.model}; the model here is {session.name}. /model changes it.")
     if saved.turns:
         _text(session, "")
+
+
+def _turns(turns: tuple[Turn, ...]) -> str:
+    return f"{len(turns)} turn{'' if len(turns) == 1 else 's'}"
 
 
 def _path(words: str, command: str) -> Path:
@@ -243,25 +251,25 @@ def _quit(session: Session, _: str) -> None:
 
 
 COMMANDS = {
-    "/continue": Command("[WORDS]", "more of the same text, after words of yours if there are any", _continue),
+    "/continue": Command("[WORDS]", "more of the same text, after your words if any", _continue),
     "/retry": Command("", "the last turn anew, another draw", _retry),
-    "/again": Command("", "the last turn anew with the same seed and the settings as they are now", _again),
+    "/again": Command("", "the last turn anew, same seed, settings as they are now", _again),
     "/undo": Command("", "take back the last change to the text", _undo),
     "/edit": Command("", "change the text so far in the line editor", _edit),
     "/text": Command("", "the whole text so far", _text),
     "/new": Command("[TEXT]", "put the text away and begin another", _new),
-    "/pick": Command("N", "go on with another one of several texts", _pick),
-    "/set": Command("NAME=VALUE ...", "change settings: /set temperature=0.8 top_p=0.95; /set alone lists them", _set),
+    "/pick": Command("N", "go on with another of several texts", _pick),
+    "/set": Command("NAME=VALUE ...", "change settings, as temperature=0.8 top_p=0.95; alone lists them", _set),
     "/show": Command("", "the model, the settings and the length of the text", _show),
     "/decoding": Command("[NAME]", "choose a strategy; alone lists them", _decoding),
-    "/seed": Command("[N]", "the same texts every time; alone a new seed for each text", _seed),
-    "/stop": Command("[STRING]", 'end texts before a string, such as "THE END" or \\n; alone nowhere', _stop),
+    "/seed": Command("[N]", "the same texts every time; alone undoes it", _seed),
+    "/stop": Command("[STRING]", "end texts before a string; alone undoes it", _stop),
     "/candidates": Command("[N]", "what may come next, with its probabilities", looking.candidates),
-    "/why": Command("[all]", "how probable each token of the last turn, or of the whole text, was", looking.why),
+    "/why": Command("[all]", "how probable each token of the last turn was, or of all", looking.why),
     "/compare": Command("[TEXT]", "the last prompt, or another, through all strategies", looking.compare),
     "/model": Command("NAME", "go on with another model", _model),
     "/save": Command("FILE", "write the session to a file", _save),
-    "/load": Command("FILE", "read it again", _load),
+    "/load": Command("FILE", "read a saved session", _load),
     "/help": Command("[NAME]", "this, or what a command or a setting does", _help),
     "/quit": Command("", "leave; so does Ctrl-D", _quit),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from gpt2tg.generation import Generator, Sample, new_seed, with_seed
 from gpt2tg.options import DecodingOptions
 from gpt2tg.session.commands import Quit, find_command
 from gpt2tg.session.front import Front
-from gpt2tg.session.settings import in_force, without_dashes
+from gpt2tg.session.settings import FIELDS, in_force, without_dashes
 from gpt2tg.session.state import GrowingText, Turn
 
 # What people type to leave or to get help where commands have no slash.
@@ -108,8 +109,8 @@ class Session:
         elif line.lstrip().startswith("/"):
             word, _, rest = line.strip().partition(" ")
             find_command(word).action(self, rest.strip())
-        elif self.front.at_terminal and (meant := BARE_WORDS.get(line.strip().lower())):
-            self.front.say(f"Did you mean {meant}? To continue the word itself: /new {line.strip()}")
+        elif self.front.at_terminal and (meant := _command_meant(line.strip())):
+            self.front.say(f"Did you mean {meant}? To continue the words themselves: /new {line.strip()}")
         else:
             self.begin(line)
 
@@ -206,6 +207,14 @@ class Session:
             return replace(options, seed=new_seed(), replay=None)
         seed, prompt, number = last.replayed() or (last.seed, 0, 0)
         return replace(options, seed=None, replay=f"{seed}/{prompt}/{number + 1}")
+
+
+def _command_meant(line: str) -> str | None:
+    """The command that a person may mean who forgot its slash."""
+    setting = re.fullmatch(r"(?:set )?([\w-]+)=\S+", line)
+    if setting and setting[1].replace("-", "_") in FIELDS:
+        return f"/set {line.removeprefix('set ')}"
+    return BARE_WORDS.get(line.lower())
 
 
 def _draw(options: DecodingOptions) -> str:

@@ -104,7 +104,7 @@ def explained(name: str, options: DecodingOptions) -> str:
         lines.append(f"choices: {', '.join(rule['choices'])}")
     default = default_of(DecodingOptions, name)
     lines.append(f"default: {rule['shown_default'] or as_typed(default)}")
-    return "\n".join(lines)
+    return without_dashes("\n".join(lines))
 
 
 def _effective(options: DecodingOptions) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def without_dashes(message: str) -> str:
         is_value = value in (FIELDS[name].metadata["choices"] or ()) or re.fullmatch(r"[\d.]*\d", value or "")
         return f"{name}={value}" if is_value else f"{name}{space or ''}{value or ''}"
 
-    return re.sub(r"--(\w+)(?:( )([\w.]*\w))?", setting, message.replace("--model_name ", "/model "))
+    return re.sub(r"--(\w+)(?:( )([\w.]*\w))?", setting, message.replace("--model ", "/model "))
 
 
 def number(words: str, most: int | None, what: str) -> int:
