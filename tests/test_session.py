@@ -182,6 +182,8 @@ def test_words_are_joined_as_one_writes(generator: Generator) -> None:
     talk = Talk(generator, settings())
     talk.type("The fox", "/continue , he said")
     assert talk.session.text.turns[1].typed == ", he said"
+    talk.type("The fox", '/continue "Yes," he said')
+    assert talk.session.text.turns[1].typed == ' "Yes," he said'
     talk.type("The fox\n", "/undo", "/undo")
     talk.session.text.change(())
     talk.type("/continue The owl")
@@ -205,6 +207,10 @@ def test_retry_draws_anew_and_again_does_not(generator: Generator) -> None:
     assert second != first
     assert said == ["(replay 7/0/1)"]
     assert talk.type("/again") == (second, said)
+    talk.type("/undo")
+    assert talk.text + "\n" == first  # to write the same again was no change
+    talk.type("/again", "/retry")
+    assert talk.text + "\n" == second
     third, said = talk.type("/retry")
     assert third not in (first, second)
     assert said == ["(replay 7/0/2)"]
@@ -304,7 +310,7 @@ def test_several_texts_and_the_one_to_go_on_with(generator: Generator) -> None:
     assert talk.type("/pick 4")[1] == ["error: 4 is not a text: write a number, 1 to 3"]
     assert talk.type("/again")[0] == written
     assert talk.text == samples[2].text
-    talk.type("/undo", "/undo")
+    talk.type("/undo")
     assert talk.text == samples[0].text
 
 

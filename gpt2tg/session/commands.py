@@ -129,7 +129,7 @@ def _stop(session: Session, words: str) -> None:
 
 def _continue(session: Session, words: str) -> None:
     text = str(session.text)
-    joins = not words or not text or text[-1].isspace() or words[0] in ",.;:!?'\")"
+    joins = not words or not text or text[-1].isspace() or words[0] in ",.;:!?)"
     session.go_on(words if joins else f" {words}")
 
 

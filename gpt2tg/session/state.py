@@ -39,7 +39,9 @@ class GrowingText:
         return "".join(turn.typed + turn.written for turn in self.turns[:-1])
 
     def change(self, turns: tuple[Turn, ...]) -> None:
-        """Put other turns in the place of those there are."""
+        """Put other turns in the place of those there are. The same ones are no change."""
+        if turns == self.turns:
+            return
         self._past.append(self.turns)
         self.turns = turns
 
