@@ -1,6 +1,7 @@
 # make demo   set up, fine-tune the bundled model on sample_data.txt, generate from it
 # make test   set up, check the style, run the tests
 # make test-oracle   2,000 random configurations against transformers' own generate
+# make mutation   break gpt2tg/decoding in hundreds of small ways and list those that no test notices
 # make clean  remove what these made
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo_model
 
-.PHONY: setup demo test test-oracle clean
+.PHONY: setup demo test test-oracle mutation clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -38,5 +39,13 @@ test: setup
 test-oracle: setup
 	GPT2TG_ORACLE=2000 $(BIN)/python -m pytest tests/test_oracle.py -s
 
+mutation: $(VENV)/mutmut-installed
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run
+	$(BIN)/mutmut results
+
+$(VENV)/mutmut-installed: $(VENV)/installed
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet mutmut==3.8.1
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(DEMO) mutants

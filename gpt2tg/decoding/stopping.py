@@ -52,7 +52,7 @@ def held_back(text: str, strings: Sequence[str]) -> int:
     """How many characters at the end of a text may be the beginning of a stop string and must not be shown yet."""
     longest = 0
     for string in strings:
-        for length in range(min(len(string) - 1, len(text)), longest, -1):
+        for length in range(min(len(string), len(text)), longest, -1):
             if text.endswith(string[:length]):
                 longest = length
                 break

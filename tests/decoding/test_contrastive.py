@@ -6,11 +6,36 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from gpt2tg.decoding import filters, sampling
 from gpt2tg.decoding.contrastive import contrastive_search
+from gpt2tg.decoding.interface import NotFiniteError
 from gpt2tg.engine.model import GPT2
+
+
+class Script:
+    """A model whose logits and hidden states depend on the newest token alone."""
+
+    def __init__(self, logits: Tensor, states: Tensor) -> None:
+        self._logits = logits
+        self._states = states
+        self._read: list[list[int]] = []
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        self._read = [list(prompt) for prompt in prompts]
+        return self._logits[[prompt[-1] for prompt in prompts]]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self._read = [[token] for token in tokens.tolist()]
+        return self._logits[tokens]
+
+    def select(self, rows: Sequence[int]) -> None:
+        pass
+
+    def hidden(self) -> list[Tensor]:
+        return [self._states[ids] for ids in self._read]
 
 
 def by_the_paper(model: GPT2LMHeadModel, prompt: list[int], top_k: int, alpha: float, room: int) -> list[int]:
@@ -61,3 +86,40 @@ def test_a_banned_token_is_never_chosen(gpt2: GPT2) -> None:
     rows = gpt2.context(20, keep_hidden=True)
     tokens = contrastive_search(rows, [[5]], only, 8, 0.6, finish_at(10))  # type: ignore[arg-type]
     assert {token.id for token in tokens} <= {3, 4}
+
+
+def test_a_banned_token_is_not_chosen_for_saying_something_new() -> None:
+    """Tokens 1 and 2 say what the prompt says; 3 would be new, but is banned. Three candidates are wanted."""
+    logits = torch.tensor([0.0, 0.4, 0.6, 0.9]).log().repeat(4, 1)
+    states = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
+    banned = [lambda x, _: filters.ban(x, range(len(x)), [3])]
+    (token,) = contrastive_search(Script(logits, states), [[1]], banned, 3, 0.9, lambda *_: "length")
+    assert token.id == 2
+    assert token.logprob == pytest.approx(torch.tensor(0.6 / 1.9).log().item())
+
+
+def test_filters_and_ends_see_the_text_of_their_own_row() -> None:
+    """No token twice, 4 alone ends a text, the second text may have two tokens: all of it known without a model."""
+    logits = torch.tensor([0.05, 0.1, 0.2, 0.4, 0.15, 0.1]).log().repeat(6, 1)
+    once = [lambda x, texts: filters.no_repeat_ngram(x, [text.ids for text in texts], 1)]
+    seen: list[tuple[int, list[int]]] = []
+
+    def finish(sample: int, ids: Sequence[int]) -> str | None:
+        seen.append((sample, list(ids)))
+        return "eos" if ids[-1] == 4 else "length" if sample == 1 and len(ids) == 2 else None
+
+    tokens = list(contrastive_search(Script(logits, torch.eye(6)), [[1], [3], [5, 2]], once, 6, 0.0, finish))
+    assert [[token.id for token in tokens if token.sample == sample] for sample in range(3)] == [
+        [3, 2, 4],
+        [2, 4],
+        [3, 4],
+    ]
+    assert seen == [(0, [3]), (1, [2]), (2, [3]), (0, [3, 2]), (1, [2, 4]), (2, [3, 4]), (0, [3, 2, 4])]
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_logits_that_are_no_numbers_end_in_an_error_that_names_the_step(bad: float) -> None:
+    logits = torch.eye(4)[[1, 2, 3, 0]] * 9  # after 0 comes 1, after 1 comes 2
+    logits[2, 0] = bad
+    with pytest.raises(NotFiniteError, match="new token 3"):
+        list(contrastive_search(Script(logits, torch.eye(4)), [[0]], [], 1, 0.5, lambda *_: None))

@@ -50,7 +50,14 @@ def test_text_is_cut_at_the_first_stop_string(text: str, strings: list[str], wit
 
 @pytest.mark.parametrize(
     ("text", "strings", "held"),
-    [("one th", ["the end"], 2), ("one", ["the"], 0), ("aaa", ["aab"], 2), ("x\n", ["\n\n", "\nTHE"], 1), ("a", [], 0)],
+    [
+        ("one th", ["the end"], 2),
+        ("one the", ["the end"], 3),
+        ("one", ["the"], 0),
+        ("aaa", ["aab"], 2),
+        ("x\n", ["\n\n", "\nTHE"], 1),
+        ("a", [], 0),
+    ],
 )
 def test_what_may_begin_a_stop_string_is_held_back(text: str, strings: list[str], held: int) -> None:
     assert held_back(text, strings) == held
