@@ -111,6 +111,19 @@ def test_typical_p_leaves_out_what_is_too_sure_and_too_strange() -> None:
     assert kept(filters.typical_p(logits_of(0.6, 0.2, 0.1, 0.1), 0.9)) == [0, 1, 2, 3]
 
 
+def test_typical_p_stops_where_it_holds_p_exactly() -> None:
+    """Entropy 1.75 bits; surprises of 1, 2, 3 and 3 bits: the nearest is the second, which holds a quarter."""
+    logits = logits_of(0.5, 0.25, 0.125, 0.125)
+    assert kept(filters.typical_p(logits, 0.25)) == [1]
+    assert kept(filters.typical_p(logits, 0.75)) == [0, 1]
+
+
+def test_typical_p_of_one_keeps_everything() -> None:
+    """Also where rounding leaves the sum of all probabilities below one."""
+    logits = torch.randn(200, 40, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(filters.typical_p(logits, 1.0), logits)
+
+
 def test_repetition_penalty_by_hand_and_within_its_window() -> None:
     logits = torch.tensor([[2.0, -2.0, 3.0, 1.0]])
     everything = filters.repetition_penalty(logits, [[0, 1, 1]], 2.0, None)
