@@ -51,7 +51,7 @@ class BeamSettings:
     @property
     def candidates(self) -> int:
         """Continuations looked at in a step: enough for all to go on though each beam may end in each end token."""
-        return max(2, 1 + self.end_tokens) * self.group_size
+        return (1 + self.end_tokens) * self.group_size
 
 
 @dataclass(frozen=True)

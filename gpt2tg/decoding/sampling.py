@@ -78,8 +78,8 @@ class Draw:
         uniform = torch.tensor([self._streams[sample].random() for sample in samples], dtype=torch.float64)
         probabilities = logits.softmax(dim=1)
         if probabilities.device.type == "mps":  # Apple's GPUs have no 64-bit floats
-            return inverse_distribution(probabilities.cpu(), uniform).to(logits.device)
-        return inverse_distribution(probabilities, uniform.to(logits.device))
+            probabilities = probabilities.cpu()
+        return inverse_distribution(probabilities, uniform.to(probabilities.device)).to(logits.device)
 
 
 def inverse_distribution(probabilities: Tensor, uniform: Tensor) -> Tensor:

@@ -198,6 +198,15 @@ def test_drawing_gives_no_more_than_there_is() -> None:
     assert sorted(beam.DrawWithoutReplacement(random.Random(1))(scores, 4).tolist()) == [0, 2]
 
 
+def test_what_has_no_probability_is_not_drawn_by_the_smallest_uniform_number() -> None:
+    class Zero(random.Random):
+        def random(self) -> float:
+            return 0.0
+
+    scores = torch.tensor([-torch.inf, 0.0, -torch.inf, 1.0])
+    assert beam.DrawWithoutReplacement(Zero())(scores, 4).tolist() == [1, 3]
+
+
 # --- diverse beam search ------------------------------------------------------------------------------------------
 
 

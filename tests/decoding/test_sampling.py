@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import pytest
@@ -103,6 +104,25 @@ def test_the_largest_uniform_number_stays_inside_the_vocabulary() -> None:
         probabilities = torch.full((1, size), 1 / size)
         probabilities[0, -1] = 0
         assert sampling.inverse_distribution(probabilities, nearly_one).item() == size - 2
+
+
+class Fixed(random.Random):
+    """A source of chance that always says the same."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__()
+        self.number = number
+
+    def random(self) -> float:
+        return self.number
+
+
+def test_a_draw_uses_the_uniform_number_as_it_is() -> None:
+    """Two tokens whose border lies within a rounding of 32 bits of the number, and the largest number there is."""
+    border = 0.75
+    logits = torch.tensor([[border, 1 - border]], dtype=torch.float64).log()
+    for uniform, token in [(border - 1e-9, 0), (border + 1e-9, 1), (1 - 2**-53, 1)]:
+        assert sampling.Draw([Fixed(uniform)])(logits, [0]).tolist() == [token]
 
 
 def test_streams_differ_by_seed_prompt_and_sample_and_come_back() -> None:
