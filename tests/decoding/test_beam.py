@@ -33,6 +33,7 @@ class Recount:
 
     def step(self, tokens: Tensor) -> Tensor:
         self.texts = [[*text, token] for text, token in zip(self.texts, tokens.tolist(), strict=True)]
+        assert len(self.texts[0]) < 100, "the texts do not end"
         return self._logits()
 
     def select(self, rows: Sequence[int]) -> None:

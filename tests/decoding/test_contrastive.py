@@ -22,12 +22,15 @@ class Script:
         self._logits = logits
         self._states = states
         self._read: list[list[int]] = []
+        self._steps = 0
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         self._read = [list(prompt) for prompt in prompts]
         return self._logits[[prompt[-1] for prompt in prompts]]
 
     def step(self, tokens: Tensor) -> Tensor:
+        self._steps += 1
+        assert self._steps < 100, "the texts do not end"
         self._read = [[token] for token in tokens.tolist()]
         return self._logits[tokens]
 
