@@ -12,6 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -150,9 +151,8 @@ class Search:
     def agreed(self) -> tuple[int, ...]:
         """The first ids of every text that may still be given: whatever comes, the result begins with them."""
         texts = [text.ids for group in self._groups for text in (*group.live, *group.finished)]
-        shortest = min(texts, key=len, default=())
-        length = next((i for i in range(len(shortest)) if len({ids[i] for ids in texts}) > 1), len(shortest))
-        return shortest[:length]
+        same = takewhile(lambda ids: len(set(ids)) == 1, zip(*texts, strict=False))
+        return tuple(ids[0] for ids in same)
 
     def texts(self) -> list[Text]:
         """Each live text as the filters see it."""

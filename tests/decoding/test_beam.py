@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -290,6 +291,8 @@ def test_what_all_beams_agree_on_is_never_taken_back(seed: int, groups: int) -> 
         lambda _, ids: "eos" if not ids[-1] else None,
     ):
         agreed.append(last.agreed)
+        texts = [text.ids for text in (*last.live, *last.finished)]
+        assert last.agreed == tuple(os.path.commonprefix(texts))  # all of it, at once
     assert last is not None
     for text in last.finished:
         assert all(text.ids[: len(prefix)] == prefix for prefix in agreed)
