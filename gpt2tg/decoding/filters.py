@@ -85,7 +85,7 @@ def no_repeat_ngram(logits: Tensor, histories: Sequence[Sequence[int]], size: in
 
 def _completions(history: Sequence[int], size: int) -> list[int]:
     """The tokens that followed earlier occurrences of the last `size - 1` ids."""
-    stem = list(history[len(history) - size + 1 :]) if size > 1 else []
+    stem = list(history[len(history) - size + 1 :])
     starts = range(len(history) - size + 1)
     return sorted({history[i + size - 1] for i in starts if list(history[i : i + size - 1]) == stem})
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from gpt2tg.decoding import beam, filters, sampling
-from gpt2tg.decoding.interface import Filter, NotFiniteError
+from gpt2tg.decoding.interface import Filter, NotFiniteError, Text
 from gpt2tg.selftest import gpt2_of
 
 END = 0
@@ -209,6 +208,22 @@ def test_what_has_no_probability_is_not_drawn_by_the_smallest_uniform_number() -
     assert beam.DrawWithoutReplacement(Zero())(scores, 4).tolist() == [1, 3]
 
 
+def test_the_best_are_those_that_are_not_banned_unless_nothing_else_is_there() -> None:
+    assert beam.best(torch.tensor([-torch.inf, 0.0, -torch.inf, 1.0]), 3).tolist() == [3, 1]
+    assert len(beam.best(torch.full((4,), -torch.inf), 3)) == 1
+
+
+def test_filters_see_what_is_new_in_each_text() -> None:
+    """No text may end before its third new token, however long its prompt is."""
+
+    def late(logits: Tensor, texts: Sequence[Text]) -> Tensor:
+        return filters.ban(logits, [row for row, text in enumerate(texts) if len(text.new) < 2], [END])
+
+    eager = torch.tensor([5.0, 1.0, 0.5, 0.0])
+    for texts in search(Recount(lambda _: eager), [[1], [2, 1, 3, 2]], [5, 5], beam.BeamSettings(2), [late]):
+        assert min(len(text.ids) for text in texts) == 3
+
+
 # --- diverse beam search ------------------------------------------------------------------------------------------
 
 
@@ -292,7 +307,8 @@ def test_what_all_beams_agree_on_is_never_taken_back(seed: int, groups: int) -> 
     ):
         agreed.append(last.agreed)
         texts = [text.ids for text in (*last.live, *last.finished)]
-        assert last.agreed == tuple(os.path.commonprefix(texts))  # all of it, at once
+        longest = max(n for n in range(len(texts[0]) + 1) if len({ids[:n] for ids in texts}) == 1)
+        assert last.agreed == texts[0][:longest]  # all of it, at once
     assert last is not None
     for text in last.finished:
         assert all(text.ids[: len(prefix)] == prefix for prefix in agreed)

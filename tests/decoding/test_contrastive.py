@@ -92,11 +92,11 @@ def test_a_banned_token_is_never_chosen(gpt2: GPT2) -> None:
 
 
 def test_a_banned_token_is_not_chosen_for_saying_something_new() -> None:
-    """Tokens 1 and 2 say what the prompt says; 3 would be new, but is banned. Three candidates are wanted."""
+    """Tokens 1 and 2 say what the prompt says; 3 would be new, but is banned. All four are candidates."""
     logits = torch.tensor([0.0, 0.4, 0.6, 0.9]).log().repeat(4, 1)
     states = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
     banned = [lambda x, _: filters.ban(x, range(len(x)), [3])]
-    (token,) = contrastive_search(Script(logits, states), [[1]], banned, 3, 0.9, lambda *_: "length")
+    (token,) = contrastive_search(Script(logits, states), [[1]], banned, 4, 0.9, lambda *_: "length")
     assert token.id == 2
     assert token.logprob == pytest.approx(torch.tensor(0.6 / 1.9).log().item())
 
@@ -109,7 +109,7 @@ def test_filters_and_ends_see_the_text_of_their_own_row() -> None:
 
     def finish(sample: int, ids: Sequence[int]) -> str | None:
         seen.append((sample, list(ids)))
-        return "eos" if ids[-1] == 4 else "length" if sample == 1 and len(ids) == 2 else None
+        return "eos" if ids[-1] == 4 and sample != 1 else "length" if sample == 1 and len(ids) == 2 else None
 
     tokens = list(contrastive_search(Script(logits, torch.eye(6)), [[1], [3], [5, 2]], once, 6, 0.0, finish))
     assert [[token.id for token in tokens if token.sample == sample] for sample in range(3)] == [
@@ -117,6 +117,7 @@ def test_filters_and_ends_see_the_text_of_their_own_row() -> None:
         [2, 4],
         [3, 4],
     ]
+    assert [token.finish_reason for token in tokens] == [None, None, None, None, "length", "eos", "eos"]
     assert seen == [(0, [3]), (1, [2]), (2, [3]), (0, [3, 2]), (1, [2, 4]), (2, [3, 4]), (0, [3, 2, 4])]
 
 

@@ -163,6 +163,12 @@ def test_a_banned_vocabulary_leaves_the_most_probable_token(change: Callable[[Te
     assert change(torch.tensor([[0.5, 2.0, 1.0]])).tolist() == [[-INF, 2.0, -INF]]
 
 
+def test_each_row_that_lost_everything_keeps_its_own_best() -> None:
+    logits = torch.tensor([[0.5, 2.0, 1.0], [0.0, 0.0, 1.0], [3.0, 1.0, 2.0]])
+    banned = filters.ban(logits, [0, 2], [0, 1, 2])
+    assert banned.tolist() == [[-INF, 2.0, -INF], [0.0, 0.0, 1.0], [3.0, -INF, -INF]]
+
+
 ORACLES: dict[str, tuple[Callable[[Tensor, list[list[int]]], Tensor], Callable]] = {
     "temperature": (lambda x, _: filters.temperature(x, 0.7), TemperatureLogitsWarper(0.7)),
     **{f"top_k {k}": (lambda x, _, k=k: filters.top_k(x, k), TopKLogitsWarper(k)) for k in (1, 2, 7, 40)},

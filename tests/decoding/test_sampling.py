@@ -65,6 +65,14 @@ def test_finished_samples_leave_the_batch() -> None:
     assert script.batch_sizes == [3, 2, 1, 1]
 
 
+def test_each_sample_ends_by_its_own_rule() -> None:
+    def finish(sample: int, ids: Sequence[int]) -> str | None:
+        return "length" if len(ids) == [3, 1, 2][sample] else None
+
+    tokens = list(sampling.decode(Script(countdown()), [[5]], [0, 0, 0], [], sampling.most_probable, finish))
+    assert [ids_of(tokens, sample) for sample in range(3)] == [[4, 3, 2], [4], [4, 3]]
+
+
 def test_a_prompt_is_read_once_however_many_samples_continue_it() -> None:
     script = Script(countdown())
     tokens = list(sampling.decode(script, [[3]], [0] * 20, [], sampling.most_probable, at_end))
