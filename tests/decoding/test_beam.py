@@ -314,6 +314,18 @@ def test_what_all_beams_agree_on_is_never_taken_back(seed: int, groups: int) -> 
         assert all(text.ids[: len(prefix)] == prefix for prefix in agreed)
 
 
+def test_each_search_is_told_to_end_by_its_own_prompt() -> None:
+    def finish(index: int, ids: Sequence[int]) -> str | None:
+        return "stop" if len(ids) == [3, 1][index] else None
+
+    proposers = [beam.best] * 2
+    searches = beam.beam_search(
+        Recount(by_last_two(5, 0)), [[2], [1]], [9, 9], [], beam.BeamSettings(2), proposers, finish
+    )
+    lengths = {index: [len(text.ids) for text in one.finished] for index, one in searches if one.is_over}
+    assert lengths == {0: [3, 3], 1: [1, 1]}
+
+
 def test_a_search_that_is_told_to_end_gives_what_it_has() -> None:
     def finish(_: int, ids: Sequence[int]) -> str | None:
         return "time" if len(ids) == 2 else None
