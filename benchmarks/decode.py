@@ -1,0 +1,240 @@
+"""Tokens a second of gpt2tg beside its peers: every rival in a process of its own, taking turns in one run.
+
+    python benchmarks/decode.py                                  # everything: hours
+    python benchmarks/decode.py --quick                          # a first look: minutes
+    python benchmarks/decode.py --rivals gpt2tg transformers-eager --work greedy-1 beam-5 --shape gpt2
+
+Models have random weights (see formats.py), and end-of-text is off, so that all write the same number of tokens. A
+figure is the median of repetitions in turn, after one that is not counted; what is timed is the call that makes ids of
+ids. Prompt lookup runs on the bundled model, which is trained. Tables go to stderr, JSON to the last line of stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import formats
+import machine
+from rivals import ENTRIES, Job, missing, precisions_of_ours
+from workers import Team, report, spread
+
+
+@dataclass(frozen=True)
+class Work:
+    """A row of the tables: how many texts are written, how, and of how many prompts."""
+
+    kind: str
+    rows: int = 1
+    only_prompt: bool = False
+    """Whether one new token is enough, since it is the reading of the prompt that counts."""
+
+
+WORKS = {
+    "greedy-1": Work("greedy"),
+    "greedy-8": Work("greedy", 8),
+    "greedy-32": Work("greedy", 32),
+    "beam-5": Work("beam"),
+    "top_p-1": Work("top_p"),
+    "prefill": Work("greedy", only_prompt=True),
+    "lookup": Work("greedy"),
+}
+PROMPTS = (16, 512)
+REFERENCE = "transformers-eager"
+NOISE = 0.15  # of a core; more than this by other programs during a run spoils it
+LOOKUP_PROMPT, LOOKUP_TOKENS = "Once upon a time", 200
+
+
+def prompts(rows: int, tokens: int) -> list[list[int]]:
+    """Random ids, the same in each run, the end-of-text token not among them."""
+    draw = random.Random(tokens)
+    return [[draw.randrange(1, formats.VOCABULARY) for _ in range(tokens)] for _ in range(rows)]
+
+
+def main() -> None:
+    """Measure, print tables and the JSON."""
+    options = parse()
+    options.cache.mkdir(parents=True, exist_ok=True)
+    names = chosen_rivals(options.rivals)
+    results, idle, foreign = [], 0.0, 0.0
+    report("reading 1 GiB of memory, all cores ...")
+    bandwidth = [machine.read_bandwidth(options.threads)]
+    for shape in options.shape:
+        formats.checkpoint(shape, options.cache)
+        works = [name for name in options.work if name != "lookup"]
+        with Team(names if works else [], shape, options.cache, options.threads) as team:
+            for tokens in options.prompt:
+                for name in works:
+                    if not WORKS[name].only_prompt or tokens == max(options.prompt):
+                        results.append(measure(team, name, shape, tokens, options))
+        idle, foreign = max(idle, team.idle_share), max(foreign, team.foreign_share)
+        bandwidth.append(machine.read_bandwidth(options.threads))
+    if "lookup" in options.work:
+        results += lookup(options)
+    bandwidth_gb = max(bandwidth) / 1e9
+    report(f"\nmemory is read at {bandwidth_gb:.1f} GB/s")
+    report(f"during a run, waiting rivals computed at most {idle:.0%} of a core, other programs {foreign:.0%}")
+    if foreign > NOISE:
+        report("the machine was not quiet: measure again")
+    told = {
+        "machine": machine.description(),
+        "threads": options.threads,
+        "bandwidth_gb_per_second": bandwidth_gb,
+        "repeats": options.repeats,
+        "most_computed_by_waiting_rivals": idle,
+        "most_computed_by_others": foreign,
+        "results": results,
+    }
+    print(json.dumps(told))
+
+
+def parse() -> argparse.Namespace:
+    """The command line, `--quick` filled in."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rivals", nargs="+", metavar="NAME", help=f"names or their beginnings: {', '.join(ENTRIES)}")
+    parser.add_argument("--work", nargs="+", choices=WORKS, help="what to measure (default: all)")
+    parser.add_argument("--shape", nargs="+", choices=formats.SHAPES, help="(default: all)")
+    parser.add_argument("--prompt", nargs="+", type=int, metavar="N", help="tokens of the prompts (default: 16 512)")
+    parser.add_argument("--new_tokens", type=int, help="(default: 128)")
+    parser.add_argument("--repeats", type=int, help="counted runs of each (default: 5)")
+    parser.add_argument("--threads", type=int, default=machine.cores(), help="(default: the physical cores)")
+    parser.add_argument("--cache", type=Path, default=formats.CACHE, help=f"models are kept here ({formats.CACHE})")
+    parser.add_argument("--quick", action="store_true", help="gpt2's shape, short texts, two runs of each")
+    options = parser.parse_args()
+    whole = dict(work=list(WORKS), shape=list(formats.SHAPES), prompt=list(PROMPTS), new_tokens=128, repeats=5)
+    quick = dict(work=["greedy-1", "greedy-8", "beam-5"], shape=["gpt2"], prompt=[16], new_tokens=32, repeats=2)
+    for name, default in (quick if options.quick else whole).items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
+    return options
+
+
+def chosen_rivals(beginnings: list[str] | None) -> list[str]:
+    """Names that begin so and are installed; for the others a line says why not."""
+    names = [name for name in ENTRIES if not beginnings or name.startswith(tuple(beginnings))]
+    for name in names:
+        if why := missing(name):
+            report(f"{name} is left out: {why}")
+    return [name for name in names if not missing(name)]
+
+
+def measure(team: Team, name: str, shape: str, tokens: int, options: argparse.Namespace) -> dict:
+    """One table: every rival of the team at one work."""
+    work = WORKS[name]
+    new = 1 if work.only_prompt else options.new_tokens
+    job = Job(work.kind, prompts(work.rows, tokens), new, lookup=0)
+    table = {"shape": shape, "work": name, "prompt": tokens, "new_tokens": new, "rows": work.rows}
+    report(f"\n{shape}, {name}, prompts of {tokens} tokens, {new} new ones")
+    answers = team.race(job, options.repeats)
+    reference = answers.get(REFERENCE)
+    # A drawn text depends on the generator of random numbers; the others must write what transformers writes.
+    expected = reference[0]["result"] if reference and work.kind != "top_p" else None
+    counted = work.rows * (tokens if work.only_prompt else new)
+    table["rivals"] = {
+        rival: figures(answer, counted, expected, reference, read_bytes(rival, shape) if name == "greedy-1" else None)
+        for rival, answer in answers.items()
+    }
+    show(table["rivals"])
+    return table
+
+
+def figures(
+    answers: list[dict], tokens: int, expected: list | None, reference: list[dict] | None, read: float | None
+) -> dict:
+    """Speed and its spread, the ratio to transformers, which ids agree with it, and bytes read per second."""
+    seconds = spread([answer["seconds"] for answer in answers])
+    found = {
+        "tokens_per_second": {
+            "median": tokens / seconds["median"],
+            "min": tokens / seconds["max"],
+            "max": tokens / seconds["min"],
+        }
+    }
+    if reference:
+        found["times_transformers"] = spread([other["seconds"] for other in reference])["median"] / seconds["median"]
+    if expected is not None:
+        found |= agreement(answers[0]["result"], expected)
+    if read:
+        found["gb_per_second"] = read * tokens / seconds["median"] / 1e9
+    return found
+
+
+def agreement(texts: list[list[int]], expected: list[list[int]]) -> dict:
+    """How many texts equal those of transformers, and the earliest token at which one does not (None: nowhere)."""
+    first = [
+        next((place for place, pair in enumerate(zip(text, other, strict=False)) if pair[0] != pair[1]), None)
+        if len(text) == len(other)
+        else min(len(text), len(other))
+        for text, other in zip(texts, expected, strict=True)
+    ]
+    different = [place for place in first if place is not None]
+    return {
+        "equal_texts": len(first) - len(different),
+        "texts": len(first),
+        "first_difference": min(different, default=None),
+    }
+
+
+def read_bytes(rival: str, shape: str) -> float:
+    """What one token reads: every matrix once, the table of positions and the caches left out."""
+    sizes = formats.SHAPES[shape]
+    weights = sizes["n_embd"] * (formats.VOCABULARY + 12 * sizes["n_layer"] * sizes["n_embd"])
+    return weights * ENTRIES[rival].bytes_per_weight
+
+
+def show(rivals: dict[str, dict]) -> None:
+    """The table for people."""
+    for name, found in rivals.items():
+        speed = found["tokens_per_second"]
+        line = f"{name:>26} {speed['median']:8.1f} tokens/s ({speed['min']:.1f} to {speed['max']:.1f})"
+        if "times_transformers" in found:
+            line += f"  {found['times_transformers']:5.2f} x transformers"
+        if "gb_per_second" in found:
+            line += f"  {found['gb_per_second']:5.1f} GB/s"
+        if "texts" in found:
+            line += f"  ids equal {found['equal_texts']} of {found['texts']}"
+            if found["first_difference"] is not None:
+                line += f", first difference at token {found['first_difference']}"
+        report(line)
+
+
+def lookup(options: argparse.Namespace) -> list[dict]:
+    """Prompt lookup on the bundled model against plain greedy, on text that repeats itself and on text that may not."""
+    from gpt2tg.engine.checkpoints import BUNDLED_DIRECTORY
+    from gpt2tg.engine.tokenizer import load_tokenizer
+    from gpt2tg.options import DecodingOptions
+
+    if "prompt_lookup" not in {field.name for field in dataclasses.fields(DecodingOptions)}:
+        report("\nprompt lookup is left out: this version has none")
+        return []
+    prompt = load_tokenizer(BUNDLED_DIRECTORY, formats.VOCABULARY, None).encode(LOOKUP_PROMPT)
+    names = [f"gpt2tg-{precision}" for precision in precisions_of_ours() or ("fp32",)]
+    tables = []
+    with Team(names[:1], "gpt2-tiny", options.cache, options.threads) as team:
+        for title, ngram in (("free to repeat itself", 0), ("no three tokens twice", 3)):
+            report(f"\ngpt2-tiny, greedy, {LOOKUP_TOKENS} new tokens, prompt lookup, {title}")
+            jobs = {
+                how: Job("greedy", [prompt], LOOKUP_TOKENS, lookup=size, no_repeat_ngram=ngram)
+                for how, size in (("plain", 0), ("on its own", None))
+            }
+            answers: dict[str, list[dict]] = {how: [] for how in jobs}
+            for repeat in range(-1, 4 * options.repeats):
+                for how, job in jobs.items():
+                    answer = next(iter(team.race(job, 0 if repeat < 0 else 1).values()))
+                    answers[how] += answer
+            expected = answers["plain"][0]["result"]
+            table = {"shape": "gpt2-tiny", "work": "lookup", "text": title, "new_tokens": LOOKUP_TOKENS}
+            table["rivals"] = {
+                how: figures(found, LOOKUP_TOKENS, expected, answers["plain"], None) for how, found in answers.items()
+            }
+            show(table["rivals"])
+            tables.append(table)
+    return tables
+
+
+if __name__ == "__main__":
+    main()

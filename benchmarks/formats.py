@@ -1,0 +1,166 @@
+"""One random GPT-2 of a shape, in the file format of each rival. Written once into a cache folder, then found there.
+
+The weights are those that transformers draws for a new model, from a fixed seed: speed does not depend on what a model
+has learnt, and all rivals read the same numbers, so that their greedy texts can be compared.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # run from a checkout, nothing installed
+
+CACHE = Path(tempfile.gettempdir()) / "gpt2tg-benchmarks"
+SEED = 0
+VOCABULARY, POSITIONS = 50257, 1024
+SHAPES = {
+    "gpt2": dict(n_embd=768, n_layer=12, n_head=12),
+    "gpt2-medium": dict(n_embd=1024, n_layer=24, n_head=16),
+}
+LLAMA_TYPES = ("F32", "F16", "Q8_0")
+
+
+def checkpoint(shape: str, cache: Path = CACHE) -> Path:
+    """A checkpoint of this shape as transformers saves it, with a stand-in tokenizer.
+
+    Args:
+        shape: a key of SHAPES, or `gpt2-tiny`, the bundled model, which is trained.
+    """
+    from gpt2tg.engine.checkpoints import BUNDLED_DIRECTORY
+
+    if shape == "gpt2-tiny":
+        return BUNDLED_DIRECTORY
+    return _once(cache / shape / "transformers", lambda directory: _write_checkpoint(shape, directory))
+
+
+def positions(shape: str, cache: Path = CACHE) -> int:
+    """The longest text of the model."""
+    return json.loads((checkpoint(shape, cache) / "config.json").read_text(encoding="utf-8"))["n_positions"]
+
+
+def _write_checkpoint(shape: str, directory: Path) -> None:
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from gpt2tg.engine.checkpoints import BUNDLED_DIRECTORY
+    from gpt2tg.engine.tokenizer import load_tokenizer
+    from gpt2tg.training.model import transformers_tokenizer
+
+    torch.manual_seed(SEED)
+    config = GPT2Config(bos_token_id=0, eos_token_id=0, **SHAPES[shape])
+    GPT2LMHeadModel(config).save_pretrained(directory)
+    transformers_tokenizer(load_tokenizer(BUNDLED_DIRECTORY, VOCABULARY, 0), POSITIONS).save_pretrained(directory)
+
+
+def ctranslate2(source: Path) -> Path:
+    """The checkpoint as CTranslate2 reads it, in fp32; its runtime quantizes while it loads."""
+
+    def convert(directory: Path) -> None:
+        from ctranslate2.converters import TransformersConverter
+        from transformers import AutoTokenizer
+
+        class Converter(TransformersConverter):
+            def load_tokenizer(self, _class: type, path: str, **_: object) -> object:
+                tokenizer = AutoTokenizer.from_pretrained(path)
+                missing = VOCABULARY - len(tokenizer)  # a row of the embedding needs a token of its own
+                tokenizer.add_tokens([f"<{number}>" for number in range(missing)])
+                return tokenizer
+
+        directory.rmdir()  # it makes its own
+        Converter(str(source)).convert(str(directory))
+
+    return _once(source.parent / "ctranslate2", convert)
+
+
+def llama(source: Path, kind: str) -> Path:
+    """The checkpoint as a GGUF file of llama.cpp, without a vocabulary: ids in, ids out.
+
+    Matrices are stored as `kind`, biases, norms and positions in fp32, as llama.cpp's own converter does.
+    """
+
+    def convert(directory: Path) -> None:
+        import gguf
+        from safetensors.numpy import load_file
+        from transformers import GPT2Config
+
+        config = GPT2Config.from_pretrained(source)
+        writer = gguf.GGUFWriter(directory / "model.gguf", "gpt2")
+        writer.add_block_count(config.n_layer)
+        writer.add_context_length(config.n_positions)
+        writer.add_embedding_length(config.n_embd)
+        writer.add_feed_forward_length(4 * config.n_embd)
+        writer.add_head_count(config.n_head)
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+        writer.add_vocab_size(config.vocab_size)
+        writer.add_tokenizer_model("no_vocab")
+        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, config.n_layer)
+        stored = gguf.GGMLQuantizationType[kind]
+        for name, tensor in load_file(source / "model.safetensors").items():
+            whole = name if name.startswith("transformer.") else f"transformer.{name}"
+            if whole.endswith((".attn.bias", ".attn.masked_bias", "lm_head.weight")):
+                continue
+            if whole.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")):
+                tensor = tensor.T.copy()
+            is_matrix = tensor.ndim == 2 and ".wpe." not in whole
+            kept = stored if is_matrix else gguf.GGMLQuantizationType.F32
+            writer.add_tensor(
+                names.get_name(whole, try_suffixes=(".weight", ".bias")),
+                gguf.quants.quantize(tensor, kept),
+                raw_dtype=kept,
+            )
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+    return _once(source.parent / f"llama.cpp-{kind}", convert) / "model.gguf"
+
+
+def onnx(source: Path) -> Path:
+    """The checkpoint as an ONNX graph of one forward pass: ids and past keys and values in, logits of the last out."""
+
+    def convert(directory: Path) -> None:
+        import torch
+        from onnx_graph import Forward
+        from transformers import GPT2LMHeadModel
+
+        model = Forward(GPT2LMHeadModel.from_pretrained(source)).eval()
+        example, names = model.example()
+        torch.onnx.export(
+            model,
+            example,
+            str(directory / "model.onnx"),
+            dynamo=False,
+            do_constant_folding=True,
+            input_names=["ids", *(f"past.{name}" for name in names)],
+            output_names=["logits", *(f"present.{name}" for name in names)],
+            dynamic_axes={
+                "ids": {0: "rows", 1: "tokens"},
+                "logits": {0: "rows"},
+                **{f"past.{name}": {0: "rows", 2: "past"} for name in names},
+                **{f"present.{name}": {0: "rows", 2: "all"} for name in names},
+            },
+            opset_version=17,
+        )
+
+    return _once(source.parent / "onnx", convert) / "model.onnx"
+
+
+def _once(directory: Path, write: Callable[[Path], None]) -> Path:
+    """Write a folder beside its place and move it there whole, unless it is there already."""
+    if not directory.exists():
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(dir=directory.parent))
+        try:
+            write(unfinished)
+            unfinished.rename(directory)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+    return directory

@@ -1,0 +1,402 @@
+"""The rivals: each loads one checkpoint and writes ids to ids. Also the program that a rival's own process runs.
+
+    python benchmarks/rivals.py NAME SHAPE CACHE THREADS      # jobs in, results out, a line of JSON each
+
+A rival's libraries, threads and memory are its own: no two rivals share a process, and one that waits for its next job
+sleeps on its input.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol
+
+import formats
+
+Ids = list[list[int]]
+"""Rows of token ids."""
+
+TOP_P = 0.9
+BEAMS = 5
+
+
+@dataclass(frozen=True)
+class Job:
+    """Something to write: `kind` is greedy, beam, top_p or steps."""
+
+    kind: str
+    prompts: Ids
+    """Rows of equal length."""
+    new_tokens: int
+    lookup: int | None = None
+    """`prompt_lookup` of gpt2tg: 0 turns it off, None leaves it to gpt2tg; the other rivals have none."""
+    no_repeat_ngram: int = 0
+
+
+class NotOffered(Exception):
+    """The rival cannot do this job."""
+
+
+class Rival(Protocol):
+    """What a rival must do. What it does not, it refuses with `NotOffered`."""
+
+    def write(self, job: Job) -> Ids:
+        """The new ids of each row; of beams, those of the best."""
+        ...
+
+    def steps(self, job: Job) -> list[float]:
+        """Seconds of each of the new tokens, one row after the other growing by one."""
+        ...
+
+
+class Ours:
+    """gpt2tg, through what a Python program would call. Decodes to text as well, since its generator always does."""
+
+    def __init__(self, shape: str, cache: Path, precision: str) -> None:
+        from gpt2tg.generation import load
+
+        chosen = {"precision": precision} if precision in precisions_of_ours() else {}
+        self.generator = load(str(formats.checkpoint(shape, cache)), "cpu", **chosen)
+
+    def write(self, job: Job) -> Ids:
+        """See `Rival`."""
+        from gpt2tg.generation import Request
+        from gpt2tg.options import DecodingOptions
+
+        settings = dict(
+            decoding=job.kind,
+            num_sequences=1,
+            max_new_tokens=job.new_tokens,
+            suppress_eos=True,
+            no_repeat_ngram=job.no_repeat_ngram,
+        )
+        if job.kind == "beam":
+            settings |= dict(num_beams=BEAMS)
+        if job.kind == "top_p":
+            settings |= dict(top_p=TOP_P, temperature=1.0, seed=0)
+        if job.lookup is not None and "prompt_lookup" in {field.name for field in dataclasses.fields(DecodingOptions)}:
+            settings |= dict(prompt_lookup=job.lookup)
+        requests = [Request("", index, tuple(ids), job.new_tokens) for index, ids in enumerate(job.prompts)]
+        samples = self.generator.generate_batch(requests, DecodingOptions(**settings))
+        return [list(texts[0].ids) for texts in samples]
+
+    def steps(self, job: Job) -> list[float]:
+        """See `Rival`."""
+        context = self.generator.model.context(len(job.prompts[0]) + job.new_tokens)
+        logits = context.start(job.prompts)
+        seconds = []
+        for _ in range(job.new_tokens):
+            start = time.perf_counter()
+            logits = context.step(logits.argmax(dim=1))
+            seconds.append(time.perf_counter() - start)
+        return seconds
+
+
+class Transformers:
+    """`generate` of transformers, as it comes or with a static cache and a compiled forward pass."""
+
+    def __init__(self, shape: str, cache: Path, compiled: bool) -> None:
+        import torch
+        from transformers import GPT2LMHeadModel
+
+        self.torch = torch
+        self.model = GPT2LMHeadModel.from_pretrained(formats.checkpoint(shape, cache)).eval()
+        self.model.generation_config.eos_token_id = None
+        self.settings = {}
+        if compiled:
+            self.settings = dict(cache_implementation="static")
+            self.model.forward = torch.compile(self.model.forward)
+
+    def write(self, job: Job) -> Ids:
+        """See `Rival`."""
+        how = {
+            "greedy": dict(do_sample=False),
+            "beam": dict(do_sample=False, num_beams=BEAMS),
+            "top_p": dict(do_sample=True, top_p=TOP_P, top_k=0, temperature=1.0),
+        }[job.kind]
+        prompts = self.torch.tensor(job.prompts)
+        written = self.model.generate(
+            prompts,
+            attention_mask=self.torch.ones_like(prompts),
+            max_new_tokens=job.new_tokens,
+            pad_token_id=0,
+            no_repeat_ngram_size=job.no_repeat_ngram,
+            **how,
+            **self.settings,
+        )
+        return written[:, prompts.shape[1] :].tolist()
+
+    def steps(self, job: Job) -> list[float]:
+        """See `Rival`."""
+        if self.settings:
+            raise NotOffered
+        with self.torch.inference_mode():
+            said = self.model(self.torch.tensor(job.prompts), use_cache=True, logits_to_keep=1)
+            seconds = []
+            for _ in range(job.new_tokens):
+                start = time.perf_counter()
+                newest = said.logits[:, -1:].argmax(dim=2)
+                said = self.model(newest, past_key_values=said.past_key_values, use_cache=True)
+                seconds.append(time.perf_counter() - start)
+        return seconds
+
+
+class CTranslate2:
+    """CTranslate2; its environment chooses the library of its matrix products before it is loaded."""
+
+    def __init__(self, shape: str, cache: Path, compute_type: str) -> None:
+        import ctranslate2
+
+        directory = formats.ctranslate2(formats.checkpoint(shape, cache))
+        self.generator = ctranslate2.Generator(
+            str(directory), compute_type=compute_type, inter_threads=1, intra_threads=int(os.environ["OMP_NUM_THREADS"])
+        )
+        self.tokens = json.loads((directory / "vocabulary.json").read_text(encoding="utf-8"))
+
+    def write(self, job: Job) -> Ids:
+        """See `Rival`."""
+        how = {
+            "greedy": dict(sampling_topk=1),
+            "beam": dict(beam_size=BEAMS),
+            "top_p": dict(sampling_topk=0, sampling_topp=TOP_P),
+        }[job.kind]
+        written = self.generator.generate_batch(
+            [[self.tokens[token] for token in row] for row in job.prompts],
+            include_prompt_in_result=False,
+            max_length=job.new_tokens,
+            min_length=job.new_tokens,
+            no_repeat_ngram_size=job.no_repeat_ngram,
+            **how,
+        )
+        return [result.sequences_ids[0] for result in written]
+
+    def steps(self, job: Job) -> list[float]:
+        """See `Rival`."""
+        raise NotOffered
+
+
+class Llama:
+    """llama.cpp through its C interface; greedy choice by numpy, which is quicker than its own sampler."""
+
+    def __init__(self, shape: str, cache: Path, kind: str) -> None:
+        import llama_cpp
+
+        self.api, self.kind = llama_cpp, kind
+        self.silent = llama_cpp.llama_log_callback(lambda *_: None)
+        llama_cpp.llama_log_set(self.silent, None)
+        llama_cpp.llama_backend_init()
+        path = formats.llama(formats.checkpoint(shape, cache), kind)
+        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+        if not self.model:
+            raise RuntimeError(f"llama.cpp does not load {path}")
+        self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
+
+    def write(self, job: Job) -> Ids:
+        """See `Rival`."""
+        if job.kind == "beam" or job.no_repeat_ngram:
+            raise NotOffered
+        return self._run(job)[0]
+
+    def steps(self, job: Job) -> list[float]:
+        """See `Rival`."""
+        return self._run(job)[1]
+
+    def _run(self, job: Job) -> tuple[Ids, list[float]]:
+        api, rows, length = self.api, len(job.prompts), len(job.prompts[0])
+        context = self._context(rows, length + job.new_tokens)
+        choose = self._sampler(context) if job.kind == "top_p" else self._most_probable(context)
+        written: Ids = [[] for _ in job.prompts]
+        seconds = []
+        newest = job.prompts
+        for number in range(job.new_tokens + (job.kind == "steps")):
+            start = time.perf_counter()
+            place = 0 if not number else length + number - 1
+            batch = api.llama_batch_init(rows * len(newest[0]), 0, 1)
+            batch.n_tokens = rows * len(newest[0])
+            for row, tokens in enumerate(newest):
+                for offset, token in enumerate(tokens):
+                    at = row * len(tokens) + offset
+                    batch.token[at], batch.pos[at], batch.n_seq_id[at] = token, place + offset, 1
+                    batch.seq_id[at][0], batch.logits[at] = row, offset == len(tokens) - 1
+            if api.llama_decode(context, batch):
+                raise RuntimeError("llama_decode failed")
+            chosen = [choose((row + 1) * len(newest[0]) - 1) for row in range(rows)]
+            api.llama_batch_free(batch)
+            newest = [[token] for token in chosen]
+            for text, token in zip(written, chosen, strict=True):
+                text.append(token)
+            seconds.append(time.perf_counter() - start)
+        api.llama_free(context)
+        return written, seconds[1:] if job.kind == "steps" else seconds
+
+    def _context(self, rows: int, longest: int) -> object:
+        """Room for the rows; a new one for each job, as ours makes its cache anew."""
+        api, settings = self.api, self.api.llama_context_default_params()
+        room = -(-longest // 256) * 256  # each sequence has whole blocks of 256
+        settings.n_ctx, settings.n_seq_max = rows * room, rows
+        settings.n_batch, settings.n_ubatch = max(512, rows * longest), 512
+        settings.n_threads = settings.n_threads_batch = int(os.environ["OMP_NUM_THREADS"])
+        settings.no_perf = True
+        if self.kind == "F32":  # fp32 throughout; the others keep llama.cpp's fp16 cache
+            settings.type_k = settings.type_v = api.GGML_TYPE_F32
+        context = api.llama_init_from_model(self.model, settings)
+        if not context:
+            raise RuntimeError("llama.cpp makes no context")
+        return context
+
+    def _most_probable(self, context: object) -> Callable[[int], int]:
+        import numpy as np
+
+        return lambda at: int(
+            np.ctypeslib.as_array(self.api.llama_get_logits_ith(context, at), (self.vocabulary,)).argmax()
+        )
+
+    def _sampler(self, context: object) -> Callable[[int], int]:
+        api = self.api
+        chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
+        api.llama_sampler_chain_add(chain, api.llama_sampler_init_top_p(TOP_P, 1))
+        api.llama_sampler_chain_add(chain, api.llama_sampler_init_dist(0))
+        return lambda at: api.llama_sampler_sample(chain, context, at)
+
+
+class OnnxRuntime:
+    """ONNX Runtime over a graph with keys and values as inputs and outputs, bound in place of copied."""
+
+    def __init__(self, shape: str, cache: Path) -> None:
+        import onnxruntime
+
+        self.api = onnxruntime
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = int(os.environ["OMP_NUM_THREADS"])
+        settings.inter_op_num_threads = 1
+        settings.add_session_config_entry("session.force_spinning_stop", "1")  # quiet between jobs
+        path = formats.onnx(formats.checkpoint(shape, cache))
+        self.session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        self.past = [given for given in self.session.get_inputs() if given.name != "ids"]
+        self.outputs = [given.name for given in self.session.get_outputs()]
+
+    def write(self, job: Job) -> Ids:
+        """See `Rival`."""
+        if job.kind != "greedy" or job.no_repeat_ngram:
+            raise NotOffered
+        return self._run(job)[0]
+
+    def steps(self, job: Job) -> list[float]:
+        """See `Rival`."""
+        return self._run(job)[1]
+
+    def _run(self, job: Job) -> tuple[Ids, list[float]]:
+        import numpy as np
+
+        _, heads, _, width = self.past[0].shape
+        empty = np.zeros((len(job.prompts), heads, 0, width), dtype=np.float32)
+        past = [self.api.OrtValue.ortvalue_from_numpy(empty) for _ in self.past]
+        newest = np.array(job.prompts)
+        written, seconds = [], []
+        for _ in range(job.new_tokens + (job.kind == "steps")):
+            start = time.perf_counter()
+            binding = self.session.io_binding()
+            binding.bind_cpu_input("ids", newest)
+            for given, value in zip(self.past, past, strict=True):
+                binding.bind_ortvalue_input(given.name, value)
+            for name in self.outputs:
+                binding.bind_output(name)
+            self.session.run_with_iobinding(binding)
+            logits, *past = binding.get_outputs()
+            newest = logits.numpy().argmax(axis=1)[:, None]
+            written.append(newest[:, 0])
+            seconds.append(time.perf_counter() - start)
+        return np.stack(written, axis=1).tolist(), seconds[1:] if job.kind == "steps" else seconds
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How to start a rival."""
+
+    needs: tuple[str, ...]
+    """Modules it cannot do without."""
+    make: Callable[[str, Path], Rival]
+    bytes_per_weight: float
+    """What one decoded token reads of each weight."""
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def _entries() -> dict[str, Entry]:
+    hf = ("transformers",)
+    entries = {
+        f"gpt2tg-{precision}": Entry(("torch",), lambda *where, p=precision: Ours(*where, p), width)
+        for precision, width in (("fp32", 4), ("fp16", 2), ("int8", 1))
+    }
+    entries["transformers-eager"] = Entry(hf, lambda *where: Transformers(*where, False), 4)
+    entries["transformers-static"] = Entry(hf, lambda *where: Transformers(*where, True), 4)
+    for kind, width in (("float32", 4), ("int8", 1)):
+        for library, has_mkl in (("mkl", "1"), ("onednn", "0")):
+            entries[f"ctranslate2-{kind}-{library}"] = Entry(
+                ("ctranslate2", *hf),
+                lambda *where, k=kind: CTranslate2(*where, k),
+                width,
+                {"CT2_USE_MKL": has_mkl},
+            )
+    for kind, width in (("F32", 4), ("F16", 2), ("Q8_0", 34 / 32)):
+        entries[f"llama.cpp-{kind}"] = Entry(("llama_cpp", "gguf", *hf), lambda *where, k=kind: Llama(*where, k), width)
+    entries["onnxruntime-fp32"] = Entry(("onnxruntime", "onnx", *hf), lambda *where: OnnxRuntime(*where), 4)
+    return entries
+
+
+ENTRIES = _entries()
+"""By name, in the order of the tables."""
+
+
+def precisions_of_ours() -> tuple[str, ...]:
+    """What `load` can be asked for; none before it had the choice, and then it is fp32."""
+    from gpt2tg.generation import load
+
+    return ("fp32", "fp16", "int8") if "precision" in inspect.signature(load).parameters else ()
+
+
+def missing(name: str) -> str | None:
+    """Why a rival cannot take part here; None when it can."""
+    for module in ENTRIES[name].needs:
+        if find_spec(module) is None:
+            return f"{module} is not installed"
+    family, _, precision = name.partition("-")
+    if family == "gpt2tg" and precision != "fp32" and precision not in precisions_of_ours():
+        return "this version has no such precision"
+    return None
+
+
+def serve(arguments: Sequence[str]) -> None:
+    """Load the rival, then answer jobs until the input ends. What libraries print goes to stderr."""
+    name, shape, cache, threads = arguments
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def answer(**said: object) -> None:
+        print(json.dumps(said), file=answers, flush=True)
+
+    start = time.perf_counter()
+    rival = ENTRIES[name].make(shape, Path(cache))
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(int(threads))
+    answer(loaded=time.perf_counter() - start)
+    for line in sys.stdin:
+        job = Job(**json.loads(line))
+        try:
+            start = time.perf_counter()
+            result = rival.steps(job) if job.kind == "steps" else rival.write(job)
+            answer(seconds=time.perf_counter() - start, result=result)
+        except NotOffered:
+            answer(refused=f"{name} has no {job.kind} of this kind")
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1:])

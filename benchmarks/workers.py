@@ -1,0 +1,161 @@
+"""Rivals in processes of their own, taking turns: one computes, the others sleep."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import rivals
+from rivals import ENTRIES, Job
+
+SETTLE = 0.3  # seconds; threads that wait for more work, as OpenMP's do, have gone to sleep by then
+
+
+class WorkerDied(Exception):
+    """The rival's process ended; the message has the end of what it said."""
+
+
+class Worker:
+    """One rival, loaded, waiting for jobs."""
+
+    def __init__(self, name: str, shape: str, cache: Path, threads: int) -> None:
+        self.name = name
+        self.log = (cache / f"{name}.log").open("w+", encoding="utf-8", errors="replace")
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": str(threads),
+            **ENTRIES[name].environment,
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, rivals.__file__, name, shape, str(cache), str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=environment,
+        )
+        self.load_seconds = self._answer()["loaded"]
+
+    def run(self, job: Job) -> dict:
+        """`seconds` and `result`, or `refused` where the rival has no such thing."""
+        assert self._process.stdin
+        print(json.dumps(dataclasses.asdict(job)), file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def processor_seconds(self) -> float:
+        """What its threads have computed so far."""
+        used = psutil.Process(self._process.pid).cpu_times()
+        return used.user + used.system
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self.log.close()
+
+    def _answer(self) -> dict:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if line:
+            return json.loads(line)
+        self._process.wait()
+        self.log.seek(0)
+        said = [text for text in self.log.read().splitlines() if text.strip()]
+        raise WorkerDied(said[-1] if said else f"exit status {self._process.returncode}")
+
+
+class Team:
+    """The rivals of a shape, all loaded; a rival that fails is left out with one line."""
+
+    def __init__(self, names: list[str], shape: str, cache: Path, threads: int) -> None:
+        self.workers: list[Worker] = []
+        self.idle_share = 0.0
+        """The most that all waiting rivals together computed during a run, as a share of one core."""
+        self.foreign_share = 0.0
+        """The most that anything else on the machine computed during a run: the measurement wants a quiet one."""
+        for name in names:
+            try:
+                self.workers.append(Worker(name, shape, cache, threads))
+            except WorkerDied as error:
+                report(f"{name} is left out: {error}")
+
+    def __enter__(self) -> Team:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers:
+            worker.close()
+
+    def race(self, jobs: dict[str, Job] | Job, repeats: int) -> dict[str, list[dict]]:
+        """Every rival does the job once unmeasured, then all take turns.
+
+        Args:
+            jobs: one for all, or one for each name; who has none does not run.
+
+        Returns:
+            The answers by name; who refuses the job is not among them.
+        """
+        by_name = {worker.name: jobs for worker in self.workers} if isinstance(jobs, Job) else jobs
+        answers: dict[str, list[dict]] = {}
+        for repeat in range(-1, repeats):
+            for worker in [worker for worker in self.workers if worker.name in by_name]:
+                if repeat >= 0 and worker.name not in answers:
+                    continue
+                try:
+                    answer = self._alone(worker, by_name[worker.name])
+                except WorkerDied as error:
+                    report(f"{worker.name} is left out: {error}")
+                    self.workers.remove(worker)
+                    answers.pop(worker.name, None)
+                    continue
+                if "refused" in answer:
+                    continue
+                answers.setdefault(worker.name, [])
+                if repeat >= 0:
+                    answers[worker.name].append(answer)
+        return answers
+
+    def _alone(self, worker: Worker, job: Job) -> dict:
+        time.sleep(SETTLE)
+        others = [other for other in self.workers if other is not worker]
+
+        def computed() -> tuple[float, float, float, float]:
+            waiting = sum(other.processor_seconds() for other in others)
+            return time.perf_counter(), worker.processor_seconds(), waiting, _machine_seconds()
+
+        before = computed()
+        answer = worker.run(job)
+        wall, own, waiting, everything = (now - then for then, now in zip(before, computed(), strict=True))
+        if wall > 0.5:  # the clocks of the processor tick a hundred times a second
+            self.idle_share = max(self.idle_share, waiting / wall)
+            self.foreign_share = max(self.foreign_share, (everything - own - waiting) / wall)
+        return answer
+
+
+def _machine_seconds() -> float:
+    """What all processors have spent so far, on whatever process; on a virtual machine, what its host took too."""
+    times = psutil.cpu_times()
+    return times.user + times.system + getattr(times, "nice", 0.0) + getattr(times, "steal", 0.0)
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and ends."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def report(line: str) -> None:
+    """For people."""
+    print(line, file=sys.stderr, flush=True)
