@@ -2,6 +2,8 @@
 # make test   set up, check the style, run the tests
 # make test-oracle   2,000 random configurations against transformers' own generate
 # make mutation   break gpt2tg/decoding in hundreds of small ways and list those that no test notices
+# make bench-setup  install the rivals of benchmarks/, llama.cpp built for this processor
+# make bench  measure everything (hours), fill docs/benchmarks.md
 # make clean  remove what these made
 
 PYTHON ?= python3
@@ -9,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo_model
 
-.PHONY: setup demo test test-oracle mutation clean
+.PHONY: setup demo test test-oracle mutation bench-setup bench clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -46,6 +48,18 @@ mutation: $(VENV)/mutmut-installed
 $(VENV)/mutmut-installed: $(VENV)/installed
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet mutmut==3.8.1
 	touch $@
+
+bench-setup: setup
+	CMAKE_ARGS="-DGGML_NATIVE=ON" $(BIN)/python -m pip install --disable-pip-version-check --quiet \
+		--no-binary llama-cpp-python -r requirements.txt -r benchmarks/requirements.txt
+
+bench: bench-setup
+	mkdir -p benchmarks/results
+	for name in decode scaling startup; do \
+		$(BIN)/python benchmarks/$$name.py > $$name.new || exit 1; \
+		mv $$name.new benchmarks/results/$$name.json; \
+	done
+	$(BIN)/python benchmarks/chart.py
 
 clean:
 	rm -rf $(VENV) $(DEMO) mutants

@@ -49,9 +49,9 @@ NOISE = 0.15  # of a core; more than this by other programs during a run spoils 
 LOOKUP_PROMPT, LOOKUP_TOKENS = "Once upon a time", 200
 
 
-def prompts(rows: int, tokens: int) -> list[list[int]]:
+def prompts(rows: int, tokens: int, repeat: int = 0) -> list[list[int]]:
     """Random ids, the same in each run, the end-of-text token not among them."""
-    draw = random.Random(tokens)
+    draw = random.Random(f"{tokens}/{repeat}")
     return [[draw.randrange(1, formats.VOCABULARY) for _ in range(tokens)] for _ in range(rows)]
 
 
@@ -63,10 +63,10 @@ def main() -> None:
     results, idle, foreign = [], 0.0, 0.0
     report("reading 1 GiB of memory, all cores ...")
     bandwidth = [machine.read_bandwidth(options.threads)]
-    for shape in options.shape:
+    works = [name for name in options.work if name != "lookup"]
+    for shape in options.shape if works else ():
         formats.checkpoint(shape, options.cache)
-        works = [name for name in options.work if name != "lookup"]
-        with Team(names if works else [], shape, options.cache, options.threads) as team:
+        with Team(names, shape, options.cache, options.threads) as team:
             for tokens in options.prompt:
                 for name in works:
                     if not WORKS[name].only_prompt or tokens == max(options.prompt):
@@ -126,13 +126,14 @@ def measure(team: Team, name: str, shape: str, tokens: int, options: argparse.Na
     """One table: every rival of the team at one work."""
     work = WORKS[name]
     new = 1 if work.only_prompt else options.new_tokens
-    job = Job(work.kind, prompts(work.rows, tokens), new, lookup=0)
     table = {"shape": shape, "work": name, "prompt": tokens, "new_tokens": new, "rows": work.rows}
     report(f"\n{shape}, {name}, prompts of {tokens} tokens, {new} new ones")
-    answers = team.race(job, options.repeats)
+    answers = team.race(
+        lambda repeat: Job(work.kind, prompts(work.rows, tokens, repeat), new, lookup=0), options.repeats
+    )
     reference = answers.get(REFERENCE)
     # A drawn text depends on the generator of random numbers; the others must write what transformers writes.
-    expected = reference[0]["result"] if reference and work.kind != "top_p" else None
+    expected = texts_of(reference) if reference and work.kind != "top_p" else None
     counted = work.rows * (tokens if work.only_prompt else new)
     table["rivals"] = {
         rival: figures(answer, counted, expected, reference, read_bytes(rival, shape) if name == "greedy-1" else None)
@@ -145,7 +146,7 @@ def measure(team: Team, name: str, shape: str, tokens: int, options: argparse.Na
 def figures(
     answers: list[dict], tokens: int, expected: list | None, reference: list[dict] | None, read: float | None
 ) -> dict:
-    """Speed and its spread, the ratio to transformers, which ids agree with it, and bytes read per second."""
+    """Speed and its spread, the ratio to the reference, how many texts agree with it, and bytes read per second."""
     seconds = spread([answer["seconds"] for answer in answers])
     found = {
         "tokens_per_second": {
@@ -155,12 +156,17 @@ def figures(
         }
     }
     if reference:
-        found["times_transformers"] = spread([other["seconds"] for other in reference])["median"] / seconds["median"]
+        found["times_reference"] = spread([other["seconds"] for other in reference])["median"] / seconds["median"]
     if expected is not None:
-        found |= agreement(answers[0]["result"], expected)
+        found |= agreement(texts_of(answers), expected)
     if read:
         found["gb_per_second"] = read * tokens / seconds["median"] / 1e9
     return found
+
+
+def texts_of(answers: list[dict]) -> list[list[int]]:
+    """All texts of all repetitions."""
+    return [text for answer in answers for text in answer["result"]]
 
 
 def agreement(texts: list[list[int]], expected: list[list[int]]) -> dict:
@@ -186,13 +192,13 @@ def read_bytes(rival: str, shape: str) -> float:
     return weights * ENTRIES[rival].bytes_per_weight
 
 
-def show(rivals: dict[str, dict]) -> None:
+def show(rivals: dict[str, dict], reference: str = "transformers") -> None:
     """The table for people."""
     for name, found in rivals.items():
         speed = found["tokens_per_second"]
         line = f"{name:>26} {speed['median']:8.1f} tokens/s ({speed['min']:.1f} to {speed['max']:.1f})"
-        if "times_transformers" in found:
-            line += f"  {found['times_transformers']:5.2f} x transformers"
+        if "times_reference" in found:
+            line += f"  {found['times_reference']:5.2f} x {reference}"
         if "gb_per_second" in found:
             line += f"  {found['gb_per_second']:5.1f} GB/s"
         if "texts" in found:
@@ -217,21 +223,22 @@ def lookup(options: argparse.Namespace) -> list[dict]:
     with Team(names[:1], "gpt2-tiny", options.cache, options.threads) as team:
         for title, ngram in (("free to repeat itself", 0), ("no three tokens twice", 3)):
             report(f"\ngpt2-tiny, greedy, {LOOKUP_TOKENS} new tokens, prompt lookup, {title}")
-            jobs = {
-                how: Job("greedy", [prompt], LOOKUP_TOKENS, lookup=size, no_repeat_ngram=ngram)
-                for how, size in (("plain", 0), ("on its own", None))
+            jobs = [Job("greedy", [prompt], LOOKUP_TOKENS, size, ngram) for size in (0, None)]
+            turns = team.race(lambda repeat, jobs=jobs: jobs[repeat % 2], 8 * options.repeats)
+            (runs,) = turns.values()
+            answers = {"plain greedy": runs[::2], "with lookup": runs[1::2]}
+            plain = answers["plain greedy"]
+            table = {
+                "shape": "gpt2-tiny",
+                "work": "lookup",
+                "prompt": len(prompt),
+                "text": title,
+                "new_tokens": LOOKUP_TOKENS,
             }
-            answers: dict[str, list[dict]] = {how: [] for how in jobs}
-            for repeat in range(-1, 4 * options.repeats):
-                for how, job in jobs.items():
-                    answer = next(iter(team.race(job, 0 if repeat < 0 else 1).values()))
-                    answers[how] += answer
-            expected = answers["plain"][0]["result"]
-            table = {"shape": "gpt2-tiny", "work": "lookup", "text": title, "new_tokens": LOOKUP_TOKENS}
             table["rivals"] = {
-                how: figures(found, LOOKUP_TOKENS, expected, answers["plain"], None) for how, found in answers.items()
+                how: figures(found, LOOKUP_TOKENS, texts_of(plain), plain, None) for how, found in answers.items()
             }
-            show(table["rivals"])
+            show(table["rivals"], "plain greedy")
             tables.append(table)
     return tables
 

@@ -83,7 +83,8 @@ class Ours:
             settings |= dict(num_beams=BEAMS)
         if job.kind == "top_p":
             settings |= dict(top_p=TOP_P, temperature=1.0, seed=0)
-        if job.lookup is not None and "prompt_lookup" in {field.name for field in dataclasses.fields(DecodingOptions)}:
+        known = {field.name for field in dataclasses.fields(DecodingOptions)}
+        if job.kind == "greedy" and job.lookup is not None and "prompt_lookup" in known:
             settings |= dict(prompt_lookup=job.lookup)
         requests = [Request("", index, tuple(ids), job.new_tokens) for index, ids in enumerate(job.prompts)]
         samples = self.generator.generate_batch(requests, DecodingOptions(**settings))

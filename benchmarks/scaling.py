@@ -59,7 +59,11 @@ def measure(team: Team, case: dict, options: argparse.Namespace) -> dict[str, di
     report(f"\n{case['shape']}, {case['rows']} rows, {case['context']} tokens of context")
     vocabulary = 1000 if case["shape"] == "gpt2-tiny" else formats.VOCABULARY
     context = min(case["context"], formats.positions(case["shape"], options.cache) - options.steps)
-    job = Job("steps", [[token % vocabulary for token in row] for row in prompts(case["rows"], context)], options.steps)
+
+    def job(repeat: int) -> Job:
+        texts = [[token % vocabulary for token in row] for row in prompts(case["rows"], context, repeat)]
+        return Job("steps", texts, options.steps)
+
     found = {}
     for name, answers in team.race(job, options.repeats).items():
         found[name] = {"milliseconds": spread([1000 * step for answer in answers for step in answer["result"]])}

@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -99,23 +100,23 @@ class Team:
         for worker in self.workers:
             worker.close()
 
-    def race(self, jobs: dict[str, Job] | Job, repeats: int) -> dict[str, list[dict]]:
-        """Every rival does the job once unmeasured, then all take turns.
+    def race(self, job: Callable[[int], Job], repeats: int) -> dict[str, list[dict]]:
+        """Every rival does a job once unmeasured, then all take turns.
 
         Args:
-            jobs: one for all, or one for each name; who has none does not run.
+            job: what to write in repetition -1, the unmeasured one, 0, 1 and so on. Prompts should differ, since a
+                rival may remember what it has read.
 
         Returns:
             The answers by name; who refuses the job is not among them.
         """
-        by_name = {worker.name: jobs for worker in self.workers} if isinstance(jobs, Job) else jobs
         answers: dict[str, list[dict]] = {}
         for repeat in range(-1, repeats):
-            for worker in [worker for worker in self.workers if worker.name in by_name]:
+            for worker in list(self.workers):
                 if repeat >= 0 and worker.name not in answers:
                     continue
                 try:
-                    answer = self._alone(worker, by_name[worker.name])
+                    answer = self._alone(worker, job(repeat))
                 except WorkerDied as error:
                     report(f"{worker.name} is left out: {error}")
                     self.workers.remove(worker)
