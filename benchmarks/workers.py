@@ -18,6 +18,8 @@ from rivals import ENTRIES, Job
 
 SETTLE = 0.3  # seconds; threads that wait for more work, as OpenMP's do, have gone to sleep by then
 
+NOISE = 0.15  # of a core; more than this by other programs during a run spoils it
+
 
 class WorkerDied(Exception):
     """The rival's process ended; the message has the end of what it said."""
@@ -99,6 +101,8 @@ class Team:
     def __exit__(self, *_: object) -> None:
         for worker in self.workers:
             worker.close()
+        if self.foreign_share > NOISE:
+            report(f"\nother programs computed {self.foreign_share:.0%} of a core during a run: measure again in quiet")
 
     def race(self, job: Callable[[int], Job], repeats: int) -> dict[str, list[dict]]:
         """Every rival does a job once unmeasured, then all take turns.
