@@ -9,6 +9,7 @@ from typing import Any
 
 from gpt2tg import cli, commands
 from gpt2tg.options import (
+    CheckpointOptions,
     DecodingOptions,
     DeviceOptions,
     InspectionOptions,
@@ -22,7 +23,8 @@ examples:
   python generate_from_finetuned.py --model_path ./fine_tuned_model --decoding top_p
   python generate_from_finetuned.py --model_path ./fine_tuned_model --prompt "The dragon" --num_sequences 5 --seed 7
   python generate_from_finetuned.py --model_path ./fine_tuned_model --decoding beam --no_repeat_ngram 2
-  python generate_from_finetuned.py --model_path ./fine_tuned_model/checkpoint-1000 --decoding top_p --top_k 50
+  python generate_from_finetuned.py --model_path ./fine_tuned_model --list
+  python generate_from_finetuned.py --model_path ./fine_tuned_model --checkpoint last --decoding top_p --top_k 50
   python generate_from_finetuned.py --model_path ./fine_tuned_model --interactive
 """
 
@@ -30,7 +32,15 @@ examples:
 def parser() -> cli.Parser:
     """The flags of this script."""
     script = cli.Parser(prog="generate_from_finetuned.py", description=__doc__, examples=EXAMPLES)
-    for options in (ModelPathOptions, DeviceOptions, DecodingOptions, PromptOptions, SessionOptions, InspectionOptions):
+    for options in (
+        ModelPathOptions,
+        CheckpointOptions,
+        DeviceOptions,
+        DecodingOptions,
+        PromptOptions,
+        SessionOptions,
+        InspectionOptions,
+    ):
         script.add_options(options)
     return script
 

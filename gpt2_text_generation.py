@@ -12,6 +12,7 @@ from gpt2tg import cli, commands
 from gpt2tg.errors import UserError
 from gpt2tg.options import (
     ALL_IN_ONE_DEFAULTS,
+    CheckpointOptions,
     DecodingOptions,
     DeviceOptions,
     EvaluationOptions,
@@ -34,8 +35,15 @@ examples:
 # The options of each task; a flag of the other task alone is said to be of no use.
 TASKS: dict[str, tuple[type, ...]] = {
     "train": (ModelNameOptions, TrainingOptions),
-    "generate": (ModelNameOptions, DeviceOptions, DecodingOptions, PromptOptions, InspectionOptions),
-    "evaluate": (ModelNameOptions, DeviceOptions, EvaluationOptions),
+    "generate": (
+        ModelNameOptions,
+        CheckpointOptions,
+        DeviceOptions,
+        DecodingOptions,
+        PromptOptions,
+        InspectionOptions,
+    ),
+    "evaluate": (ModelNameOptions, CheckpointOptions, DeviceOptions, EvaluationOptions),
 }
 
 

@@ -38,6 +38,8 @@ setup(
         "matplotlib>=3.8",
         "optuna>=4",
         "sacrebleu>=2.4",
+        "filelock>=3.12",
+        "psutil>=5.9",
     ],
     extras_require={"dev": ["pytest>=8", "ruff"]},
 )

@@ -10,6 +10,7 @@ from typing import Any
 from gpt2tg import cli, commands
 from gpt2tg.errors import UserError
 from gpt2tg.options import (
+    CheckpointOptions,
     CompareOptions,
     DecodingOptions,
     DeviceOptions,
@@ -32,6 +33,7 @@ def parser() -> cli.Parser:
     script = cli.Parser(prog="text_generation_demo.py", description=__doc__, examples=EXAMPLES)
     for options in (ModelNameOptions, ModelPathOptions, DeviceOptions, CompareOptions, TuneOptions, DecodingOptions):
         script.add_options(options)
+    script.add_options(CheckpointOptions, only=("checkpoint",))
     script.add_options(PromptOptions, only=("prompt", "prompts_file", "batch_size"))
     return script
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from gpt2tg import __version__
-from gpt2tg.errors import RunError, UserError
+from gpt2tg.errors import Interrupted, RunError, UserError
 from gpt2tg.options import only, plain_type
 
 Options = TypeVar("Options")
@@ -175,7 +175,7 @@ def run(parser: Parser, body: Callable[[dict[str, Any]], None], argv: Sequence[s
 
     Returns:
         0 when all went well, 2 for what the user can mend in the command or its input, 1 for a run that
-        failed on its way, 130 for Ctrl-C.
+        failed on its way, 130 for Ctrl-C, 143 for SIGTERM.
     """
     words = sys.argv[1:] if argv is None else argv
     debug = "--debug" in words
@@ -188,6 +188,11 @@ def run(parser: Parser, body: Callable[[dict[str, Any]], None], argv: Sequence[s
         # The reader of a pipe (head, less) has seen enough. Python would complain again on closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Interrupted as stop:
+        notice(str(stop))
+        if stop.is_saved:
+            notice(f"go on with: {_resuming(parser, words)}")
+        return stop.exit_code
     except KeyboardInterrupt:
         notice("interrupted")
         return INTERRUPTED
@@ -201,6 +206,30 @@ def run(parser: Parser, body: Callable[[dict[str, Any]], None], argv: Sequence[s
     except Exception as error:
         what = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
         return _fail(parser, what, FAILED, debug)
+
+
+def _resuming(parser: Parser, words: Sequence[str]) -> str:
+    """The command that goes on with the run that this one began."""
+    kept: list[str] = []
+    dropping = False
+    for word in map(_with_underscores, words):
+        if word == "--overwrite" or word.partition("=")[0] == "--resume":
+            dropping = word == "--resume"
+        elif not dropping or word.startswith("-"):
+            kept.append(word)
+            dropping = False
+    program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else [parser.prog.removesuffix(".py")]
+    return _quoted([*program, *kept, "--resume"])
+
+
+def _quoted(words: list[str]) -> str:
+    if os.name == "nt":
+        import subprocess
+
+        return subprocess.list2cmdline(words)
+    import shlex
+
+    return shlex.join(words)
 
 
 def _fail(parser: Parser, message: str, code: int, debug: bool) -> int:

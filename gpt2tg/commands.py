@@ -17,6 +17,7 @@ from gpt2tg.options import (
     FROM_SCRATCH_FLAGS,
     SESSION_NEW_TOKENS,
     SESSION_SEQUENCES,
+    CheckpointOptions,
     CompareOptions,
     DecodingOptions,
     DeviceOptions,
@@ -58,8 +59,11 @@ def train(given: dict[str, Any], **defaults: Any) -> None:
 def _without_effect(options: TrainingOptions) -> dict[str, str]:
     """Flags that the others leave without effect, and why."""
     found = {}
-    if not options.generate_samples:
-        found |= dict.fromkeys(("prompt", "num_samples"), "samples are written with --generate_samples only")
+    if not options.generate_samples and not options.sample_steps:
+        why = "samples are written with --generate_samples or --sample_steps only"
+        found |= dict.fromkeys(("prompt", "num_samples"), why)
+    if not options.validation_file and not options.validation_split:
+        found |= dict.fromkeys(("eval_steps", "keep"), "nothing is held out to measure on")
     if options.validation_file:
         found["validation_split"] = "--validation_file is what is measured on"
     if options.max_steps:
@@ -89,6 +93,11 @@ def generate(given: dict[str, Any], name: str | None, option: str, **defaults: A
     """
     if not name:
         raise UserError("is required: give the directory of a fine-tuned model", option)
+    if pick(CheckpointOptions, given).list:
+        from gpt2tg.engine.runs import listing
+
+        print(listing(name, option))
+        return
     inspection = pick(InspectionOptions, given)
     if inspection.score is not None or inspection.candidates is not None:
         measure(given, inspection, name, option)
@@ -108,7 +117,7 @@ def generate(given: dict[str, Any], name: str | None, option: str, **defaults: A
     check_output(where)
     prompts = read_prompts(where)
     earlier = earlier_run(where, inspection.show_probabilities)
-    generator = load(name, device, option)
+    generator = load(chosen_model(given, name), device, option)
     inspect = partial(inspect_sample, generator) if inspection.show_probabilities else None
     jobs = plan_jobs(generator, prompts, decoding, earlier, notice)
     if len(jobs) == 1 and jobs[0].options.draws == 1 and where.output is None and where.format == "text":
@@ -142,12 +151,25 @@ def measure(given: dict[str, Any], inspection: InspectionOptions, name: str, opt
     from gpt2tg.sinks import check_output
 
     check_output(where, goes_on=False)
+    name = chosen_model(given, name)
     if inspection.score is not None:
         lines = lines_to_score(inspection.score)
         write_scores(load(name, device, option), lines, where, inspection)
     elif inspection.candidates is not None:
         prompts = read_prompts(where)
         write_candidates(load(name, device, option), prompts, where, inspection.candidates, decoding.overflow)
+
+
+def chosen_model(given: dict[str, Any], name: str) -> str:
+    """The model that `--checkpoint` picks among those of a run; without it, what was named."""
+    which = pick(CheckpointOptions, given).checkpoint
+    if which is None:
+        return name
+    from gpt2tg.engine.runs import choose_checkpoint
+
+    found = str(choose_checkpoint(name, which))
+    notice(f"model: {found}")
+    return found
 
 
 def evaluate(given: dict[str, Any]) -> None:
@@ -158,7 +180,8 @@ def evaluate(given: dict[str, Any]) -> None:
     from gpt2tg.generation import choose_device
     from gpt2tg.training.evaluate import evaluate as measure
 
-    found = measure(pick(ModelNameOptions, given).model_name, options, choose_device(device))
+    name = chosen_model(given, pick(ModelNameOptions, given).model_name)
+    found = measure(name, options, choose_device(device))
     print(f"tokens {found.tokens}")
     print(f"loss {found.loss:.4f}")
     print(f"perplexity {found.perplexity:.2f}")
@@ -208,7 +231,7 @@ def compare(given: dict[str, Any], name: str, option: str) -> None:
         human_examples = reference.examples_of(reference.read_text(Path(where.reference), "reference"), where.examples)
     training = None if where.train_file is None else reference.read_text(Path(where.train_file), "train_file")
 
-    generator = load(name, pick(DeviceOptions, given).device, option)
+    generator = load(chosen_model(given, name), pick(DeviceOptions, given).device, option)
     human = None
     if human_examples is not None:
         human = comparing.human_text(
@@ -269,6 +292,7 @@ def interactive(given: dict[str, Any], name: str | None, option: str) -> None:
     from gpt2tg.generation import load
     from gpt2tg.session import Session
 
+    name = chosen_model(given, name)
     generator = load(name, device, option)
     if "max_length" not in given and "max_new_tokens" not in given:
         length = min(SESSION_NEW_TOKENS, generator.model.shape.n_positions // 2)

@@ -1,4 +1,4 @@
-"""The two ways a command may fail without being a bug of ours."""
+"""The ways a command may end early without a bug of ours."""
 
 from __future__ import annotations
 
@@ -22,6 +22,15 @@ class UserError(ValueError):
 
 class RunError(RuntimeError):
     """A run that started well and failed on its way: a full disk, logits that are not finite."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run that a signal ended. `is_saved` tells that it can be resumed where it ended."""
+
+    def __init__(self, message: str, number: int, is_saved: bool = False) -> None:
+        self.exit_code = 128 + number
+        self.is_saved = is_saved
+        super().__init__(message)
 
 
 def one_line(error: object, longest: int = 200) -> str:

@@ -23,6 +23,9 @@ HUB_MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 
 DEFAULT_PROMPT = "Once upon a time"
 
+# What `--resume` means without a path.
+NEWEST = "newest"
+
 # The largest seed that torch, numpy and transformers all accept.
 LARGEST_SEED = 2**32 - 1
 
@@ -534,6 +537,26 @@ class ModelPathOptions:
 
 
 @dataclass(frozen=True)
+class CheckpointOptions:
+    """Which of the checkpoints of a training run is meant."""
+
+    checkpoint: str | None = option(
+        None,
+        "of a directory that a training run wrote: best (lowest validation loss), last, or the step of a checkpoint",
+        group="model",
+        metavar="best|last|STEP",
+        shown_default="the model that the directory itself holds",
+    )
+    list: bool = option(False, "print the checkpoints of that directory, and end", group="model")
+
+    def __post_init__(self) -> None:
+        if self.checkpoint not in (None, "best", "last") and not str(self.checkpoint).isdecimal():
+            raise UserError(
+                f"{self.checkpoint} is no checkpoint: give best, last or the number of a step", "checkpoint"
+            )
+
+
+@dataclass(frozen=True)
 class CompareOptions:
     """What is compared, with what, and where the comparison goes."""
 
@@ -671,15 +694,48 @@ class TrainingOptions:
     )
 
     output_dir: str = option("./fine_tuned_model", "where the model goes", group="run", metavar="DIR")
-    resume: bool = option(False, "go on from the newest checkpoint in the output directory", group="run")
+    resume: str | None = option(
+        None,
+        "go on from the newest whole checkpoint of the output directory, or from the one at PATH",
+        group="run",
+        flag_value=NEWEST,
+        metavar="PATH",
+        shown_default="off",
+    )
+    resume_anyway: bool = option(
+        False, "go on although data, model or settings are not those the run was started with", group="run"
+    )
     overwrite: bool = option(
         False, "remove what an earlier run left in the output directory, and nothing else", group="run"
     )
     save_steps: int = option(1000, "steps between checkpoints", group="run", low=1)
     save_total_limit: int | None = option(
-        None, "keep this many checkpoints, the newest ones", group="run", low=1, shown_default="all"
+        None, "keep this many checkpoints, the newest ones, and the best", group="run", low=1, shown_default="all"
+    )
+    eval_steps: int | None = option(
+        None,
+        "steps between measurements on the validation text, beside the one at the end of each epoch",
+        group="run",
+        low=1,
+        shown_default="off",
+    )
+    keep: str = option(
+        "best",
+        "the model that the output directory itself holds: that of the lowest validation loss, or of the last step",
+        group="run",
+        choices=("best", "last"),
+    )
+    early_stopping_patience: int | None = option(
+        None, "end after this many measurements without a new best", group="run", low=1, shown_default="off"
     )
     logging_steps: int = option(10, "steps between lines of the log", group="run", low=1)
+    report_to: tuple[str, ...] = option(
+        (),
+        "also log to tensorboard, wandb or another service that transformers knows",
+        group="run",
+        metavar="NAME",
+        shown_default="none",
+    )
     seed: int = option(
         42, "fixes the initial weights, the order of the data and dropout", group="run", low=0, high=LARGEST_SEED
     )
@@ -729,6 +785,13 @@ class TrainingOptions:
     generate_samples: bool = option(False, "write samples from the new model when training is done", group="samples")
     prompt: str = option(DEFAULT_PROMPT, "what the samples continue", group="samples", metavar="TEXT")
     num_samples: int = option(3, "how many samples", group="samples", low=1)
+    sample_steps: int | None = option(
+        None,
+        "write samples every N steps while training, on screen and in samples.md",
+        group="samples",
+        low=1,
+        shown_default="off",
+    )
 
     def __post_init__(self) -> None:
         several(self, "train_file", "validation_file")
@@ -737,6 +800,13 @@ class TrainingOptions:
             raise UserError("and --bf16 contradict each other: give one of the two", "fp16")
         if self.resume and self.overwrite:
             raise UserError("and --overwrite contradict each other: give one of the two", "resume")
+        if self.resume_anyway and not self.resume:
+            raise UserError("does nothing without --resume: give both", "resume_anyway")
+        if self.early_stopping_patience and not (self.validation_split or self.validation_file):
+            raise UserError(
+                f"{self.early_stopping_patience} needs something to measure on: leave out --validation_split 0",
+                "early_stopping_patience",
+            )
         if self.from_scratch and self.n_embd % self.n_head:
             raise UserError(f"{self.n_embd} cannot be divided among --n_head {self.n_head}", "n_embd")
         if self.from_scratch and self.block_size > self.n_positions:

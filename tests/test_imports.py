@@ -22,9 +22,9 @@ RULES: dict[str, set[str]] = {
     "cli": {"__init__", "errors", "options"},
     "decoding": {"decoding", "torch"},
     "engine": {"engine", "errors", "options", "torch", "safetensors", "tokenizers", "huggingface_hub"},
-    "training": {"training", "engine", "errors", "options", "__init__"}
+    "training": {"training", "engine", "generation", "errors", "options", "__init__"}  # generation: samples on the way
     | {"torch", "safetensors", "tokenizers", "transformers", "accelerate", "tqdm"}
-    | {"numpy", "huggingface_hub"},
+    | {"numpy", "huggingface_hub", "filelock", "matplotlib", "psutil"},
     "filtering": {"engine", "decoding", "options"},
     "streaming": {"engine", "decoding"},
     "generation": {"engine", "decoding", "filtering", "streaming", "errors", "options", "torch"},

@@ -125,6 +125,18 @@ def read_shape(directory: Path) -> ModelShape:
         UserError: names the file and what is wrong with it.
     """
     config = _read_json(directory / "config.json")
+    return shape_of(config, directory, _end_ids(directory, config))
+
+
+def shape_of(config: dict[str, Any], directory: Path, end_ids: tuple[int, ...]) -> ModelShape:
+    """The shape that a config describes, once it is known to be that of a GPT-2.
+
+    Args:
+        directory: where it stands, for messages.
+
+    Raises:
+        UserError: names the file and what is wrong with it.
+    """
     classes = config.get("architectures")
     classes = [str(name) for name in classes] if isinstance(classes, list) else []
     kind = config.get("model_type") or ("gpt2" if "GPT2LMHeadModel" in classes else ", ".join(classes) or "unknown")
@@ -156,7 +168,7 @@ def read_shape(directory: Path) -> ModelShape:
         scale_attention=config.get("scale_attn_weights", True),
         scale_by_layer=config.get("scale_attn_by_inverse_layer_idx", False),
         tied=config.get("tie_word_embeddings", True),
-        end_ids=_end_ids(directory, config),
+        end_ids=end_ids,
     )
 
 

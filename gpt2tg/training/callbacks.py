@@ -1,32 +1,140 @@
-"""What a person sees while the model trains: a bar at a terminal, plain lines elsewhere, all on stderr."""
+"""What happens beside the steps: when to measure, save and end, and what a person sees of it.
+
+At a terminal there is a bar, elsewhere plain lines, all on stderr.
+"""
 
 from __future__ import annotations
 
-import math
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import psutil
+import torch
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gpt2tg.errors import RunError
+History = Sequence[dict[str, float]]
+
+
+class Pace(TrainerCallback):
+    """Decides when to log, to measure, to save and to end, beyond what transformers decides from its arguments."""
+
+    def __init__(
+        self, measures: bool, eval_steps: int | None, patience: int | None, is_interrupted: Callable[[], bool]
+    ) -> None:
+        self._measures = measures
+        self._eval_steps = eval_steps
+        self._patience = patience
+        self._is_interrupted = is_interrupted
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # What stands in a checkpoint is what the run was started with; the flags may have changed.
+        state.save_steps, state.logging_steps = int(args.save_steps), int(args.logging_steps)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+        if self._measures and is_due(state.global_step, state.epoch, state.max_steps, self._eval_steps):
+            control.should_evaluate = True
+        if self._is_interrupted():
+            control.should_save = control.should_training_stop = True
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step and best_step(state.log_history) == state.global_step:
+            control.should_save = True
+        if is_out_of_patience(state.log_history, self._patience):
+            control.should_log = control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._is_interrupted():
+            control.should_training_stop = True
+
+
+def is_due(step: int, epoch: float, last_step: int, eval_steps: int | None) -> bool:
+    """Whether the validation loss is measured after this step: before training, after each epoch, and at the end."""
+    return float(epoch).is_integer() or step >= last_step or (eval_steps is not None and step % eval_steps == 0)
+
+
+def measurements(history: History) -> list[tuple[float, int]]:
+    """Validation loss and step of each measurement of a model that was trained at all."""
+    return [(entry["eval_loss"], int(entry["step"])) for entry in history if "eval_loss" in entry and entry["step"]]
+
+
+def best_step(history: History) -> int | None:
+    """The step of the lowest validation loss, the earliest of several; None where none was measured."""
+    return min(measurements(history), default=(0.0, None))[1]
+
+
+def held_step(state: TrainerState, keep: str) -> int:
+    """The step whose model the output directory itself is to hold: with `keep` best, that of the best measurement."""
+    best = best_step(state.log_history) if keep == "best" else None
+    return state.global_step if best is None else best
+
+
+def is_out_of_patience(history: History, patience: int | None) -> bool:
+    """Whether so many measurements have followed the best one."""
+    if patience is None:
+        return False
+    steps = [step for _, step in measurements(history)]
+    best = best_step(history)
+    return best is not None and len(steps) - 1 - steps.index(best) >= patience
+
+
+class Stopwatch:
+    """The time spent training, without that for measuring, saving and sampling; kept over a resume."""
+
+    def __init__(self, tokens_per_step: int) -> None:
+        self.tokens_per_step = tokens_per_step
+        self._before = 0.0  # seconds up to the last pause
+        self._since: float | None = None
+        self._mark = (0.0, 0)  # seconds and step of the last line of the log
+        self._first = (0.0, 0)  # seconds and step at the start
+
+    def start(self, seconds: float, step: int) -> None:
+        """Go on from so many seconds at this step."""
+        self._before, self._since = seconds, time.monotonic()
+        self._mark = self._first = (seconds, step)
+
+    @property
+    def seconds(self) -> float:
+        """Spent training until now."""
+        return self._before + (0.0 if self._since is None else time.monotonic() - self._since)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let what happens inside count as no training."""
+        self._before, self._since = self.seconds, None
+        try:
+            yield
+        finally:
+            self._since = time.monotonic()
+
+    def tokens_per_second(self, step: int) -> float:
+        """Since the last call."""
+        (then, before), self._mark = self._mark, (self.seconds, step)
+        return (step - before) * self.tokens_per_step / max(self._mark[0] - then, 1e-9)
+
+    def time_left(self, step: int, last_step: int) -> str:
+        """As a person says it."""
+        then, before = self._first
+        return duration((self.seconds - then) / max(step - before, 1) * (last_step - step))
 
 
 class Progress(TrainerCallback):
-    """Says loss, learning rate and tokens per second, and what validation found."""
+    """Says loss, learning rate, tokens per second, time left and memory, and what validation found."""
 
-    def __init__(self, tokens_per_step: int) -> None:
-        self._tokens_per_step = tokens_per_step
+    def __init__(self, stopwatch: Stopwatch) -> None:
+        self._stopwatch = stopwatch
         self._bar: tqdm | None = None
-        self._mark = (0.0, 0)  # time and step of the last line
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._start = time.monotonic()
-        self._first_step = state.global_step
-        self._mark = (self._start, state.global_step)
         if state.is_world_process_zero and sys.stderr.isatty():
-            self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
+            self._bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc="training", unit="step", dynamic_ncols=True
+            )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._bar is not None:
@@ -40,21 +148,17 @@ class Progress(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        if not logs or "loss" not in logs:
+        if not logs or "loss" not in logs or not state.is_world_process_zero:
             return
-        require_finite("loss", logs["loss"], state.global_step)
-        if not state.is_world_process_zero:
-            return
-        speed = self._tokens_per_second(state.global_step)
+        speed, memory = f"{logs['tokens_per_second']:,.0f} tokens/s", f"{logs['memory_gb']:.2f} GB"
         if self._bar is not None:
-            self._bar.set_postfix_str(
-                f"loss {logs['loss']:.3f}, learning rate {logs['learning_rate']:.2g}, {speed:,.0f} tokens/s"
-            )
-        else:
-            say(
-                f"step {state.global_step}/{state.max_steps}  epoch {logs['epoch']:.2f}  loss {logs['loss']:.4f}  "
-                f"learning rate {logs['learning_rate']:.3g}  {speed:,.0f} tokens/s  {self._time_left(state)} left"
-            )
+            self._bar.set_postfix_str(f"loss {logs['loss']:.3f}, {speed}, {memory}")
+            return
+        say(
+            f"step {state.global_step}/{state.max_steps}  epoch {logs['epoch']:.2f}  loss {logs['loss']:.4f}  "
+            f"learning rate {logs['learning_rate']:.3g}  {speed}  {memory}  "
+            f"{self._stopwatch.time_left(state.global_step, state.max_steps)} left"
+        )
 
     def on_evaluate(
         self,
@@ -64,41 +168,23 @@ class Progress(TrainerCallback):
         metrics: dict[str, float],
         **_: Any,
     ) -> None:
-        require_finite("validation loss", metrics["eval_loss"], state.global_step)
-        if state.is_world_process_zero:
-            when = f"epoch {state.epoch:.2f}" if state.global_step else "before training"
-            say(f"{when}: validation loss {metrics['eval_loss']:.4f}, perplexity {metrics['eval_perplexity']:.2f}")
-        # Measuring is no training: it must not lower the speed, nor lengthen what is left before the first step.
-        self._mark = (time.monotonic(), state.global_step)
-        if state.global_step == self._first_step:
-            self._start = self._mark[0]
+        if not state.is_world_process_zero:
+            return
+        when = f"step {state.global_step}, epoch {state.epoch:.2f}" if state.global_step else "before training"
+        best = ", the best so far" if best_step(state.log_history) == state.global_step else ""
+        say(f"{when}: validation loss {metrics['eval_loss']:.4f}, perplexity {metrics['eval_perplexity']:.2f}{best}")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
-    def _tokens_per_second(self, step: int) -> float:
-        now = time.monotonic()
-        (then, before), self._mark = self._mark, (now, step)
-        return (step - before) * self._tokens_per_step / max(now - then, 1e-9)
 
-    def _time_left(self, state: TrainerState) -> str:
-        done = max(state.global_step - self._first_step, 1)
-        return duration((time.monotonic() - self._start) / done * (state.max_steps - state.global_step))
-
-
-def require_finite(what: str, value: float, step: int) -> None:
-    """End a run that has lost its way.
-
-    Raises:
-        RunError: names the step and the ways out.
-    """
-    if not math.isfinite(value):
-        raise RunError(
-            f"the {what} is {value} at step {step}: nothing was saved since the last checkpoint; "
-            "lower --learning_rate, or use --bf16 instead of --fp16"
-        )
+def memory_gb() -> float:
+    """What training holds: the most that a GPU had allocated, or the memory of this process, in 10^9 bytes."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return psutil.Process().memory_info().rss / 1e9
 
 
 def say(text: str) -> None:

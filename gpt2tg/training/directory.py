@@ -2,45 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpt2tg.engine.checkpoints import numbered_checkpoints, read_shape, read_weights
+from filelock import FileLock, Timeout
+
 from gpt2tg.engine.hub import CONFIG_FILES, TOKENIZER_FILES
+from gpt2tg.engine.runs import LOG_FILE, Saved, saved_checkpoints, step_of_model
 from gpt2tg.errors import RunError, UserError
-from gpt2tg.options import TrainingOptions
+from gpt2tg.options import NEWEST
 from gpt2tg.training.callbacks import say
+from gpt2tg.training.durable import UNFINISHED, damage, put_in_place, remove, seal, write_whole
 
 # Written first and read by nobody but us: a directory that holds it was made by a run of ours.
 RUN_FILE = "run.json"
 
-# What a run needs to go on, beside the model; the last of them is the last that the Trainer writes.
-STATE_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+# Held as long as a run works in the directory.
+LOCK_FILE = ".lock"
+
+PLOT_FILE, SAMPLES_FILE, CARD_FILE = "loss.png", "samples.md", "README.md"
+
+# What a run needs to go on, beside the model.
+STATE_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
+
+# The files of a model, in the order in which they are replaced: the weights last.
+MODEL_FILES = (*CONFIG_FILES, *TOKENIZER_FILES, "model.safetensors")
+
+# Large files that stand in a checkpoint and in the directory itself take up the disk once.
+WEIGHTS_SUFFIX = ".safetensors"
 
 # All that a run leaves in its directory beside the checkpoint-N folders.
-RUN_FILES = (RUN_FILE, "model.safetensors", *CONFIG_FILES, *TOKENIZER_FILES)
+RUN_FILES = (RUN_FILE, LOG_FILE, PLOT_FILE, SAMPLES_FILE, CARD_FILE, *MODEL_FILES)
 
 
-def check_output(directory: Path, resume: bool, overwrite: bool) -> Path | None:
-    """Decide what a run may do with its directory, without touching it.
-
-    Returns:
-        The checkpoint to go on from, or None for a new run.
+def check_output(directory: Path, resumes: bool, overwrite: bool) -> None:
+    """Decide whether a run may have this directory, without touching it.
 
     Raises:
-        UserError: the directory holds something and no flag says what to do, or there is nothing to resume.
+        UserError: another run works in it, or it holds something and no flag says what to do.
     """
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is a file: give a directory", "output_dir")
     _require_writable(directory)
-    if resume:
-        return _newest_whole(directory)
-    if not directory.is_dir() or not any(directory.iterdir()):
-        return None
+    if (directory / LOCK_FILE).exists():
+        with locked(directory):
+            pass
+    found = {path.name for path in directory.iterdir()} - {LOCK_FILE} if directory.is_dir() else set()
+    if resumes or not found:
+        return
     if not overwrite:
         raise UserError(
             f"{directory} is not empty: choose another, or go on with --resume, or start over with --overwrite",
@@ -52,7 +66,6 @@ def check_output(directory: Path, resume: bool, overwrite: bool) -> Path | None:
             "choose another --output_dir",
             "overwrite",
         )
-    return None
 
 
 def _require_writable(directory: Path) -> None:
@@ -69,44 +82,64 @@ def _is_ours(directory: Path) -> bool:
         return False
 
 
-def _newest_whole(directory: Path) -> Path:
-    """The newest checkpoint that a run can go on from; broken ones are named and passed over."""
-    for checkpoint in reversed(numbered_checkpoints(directory) if directory.is_dir() else []):
-        missing = [name for name in STATE_FILES if not (checkpoint / name).is_file()]
-        try:
-            if not missing:
-                read_weights(checkpoint, read_shape(checkpoint))
-                return checkpoint
-            say(f"{checkpoint} is not whole and passed over: it lacks {missing[0]}")
-        except UserError as error:
-            say(f"{checkpoint} is broken and passed over: {error}")
-    raise UserError(f"found no whole checkpoint-N in {directory}: start without --resume", "resume")
-
-
-# Options that may differ when a run is resumed: they change neither the data nor a step already taken.
-MAY_DIFFER = {"resume", "overwrite", "output_dir", "epochs", "max_steps", "save_steps", "save_total_limit"}
-MAY_DIFFER |= {"logging_steps", "generate_samples", "prompt", "num_samples"}
-
-
-def check_resumable(directory: Path, options: TrainingOptions, model_name: str | None) -> None:
-    """Compare the flags with those the run was started with.
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep other runs out of a directory that exists.
 
     Raises:
-        UserError: names the first that differs, with both values.
+        UserError: another run works in it.
+        RunError: it cannot be written to.
     """
+    lock = FileLock(directory / LOCK_FILE)
     try:
-        before = json.loads((directory / RUN_FILE).read_text(encoding="utf-8"))
-        settings = {**before["options"], "model_name": before["model_name"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # not started by us, or by a version that wrote something else: nothing to compare with
-    now = json.loads(json.dumps({**asdict(options), "model_name": model_name}))
-    for name, value in now.items():
-        if name not in MAY_DIFFER and name in settings and settings[name] != value:
-            raise UserError(
-                f"cannot go on with --{name} {value}: the run was started with {settings[name]}; "
-                "give the same flags, or start anew in another --output_dir",
-                "resume",
-            )
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"{directory} is in use by another training run: wait for its end, or choose another", "output_dir"
+        ) from None
+    except OSError as error:
+        raise RunError(f"cannot write to {directory}: {error}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def find_resumable(directory: Path, resume: str) -> Path:
+    """The checkpoint to go on from: the one named, or the newest that is whole. Broken ones are named and passed over.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is not one of this directory.
+        RunError: there are checkpoints, and all are broken.
+    """
+    checkpoints = saved_checkpoints(directory) if directory.is_dir() else []
+    if resume != NEWEST and not _same(Path(resume), directory):
+        return _named(directory, checkpoints, Path(resume))
+    if not checkpoints:
+        way_out = "start over with --overwrite" if _is_ours(directory) else "start without --resume"
+        raise UserError(f"found no checkpoint-N in {directory}: {way_out}", "resume")
+    for saved in reversed(checkpoints):
+        if not (found := damage(saved.path, STATE_FILES)):
+            return saved.path
+        say(f"{saved.path} is broken and passed over: {found}")
+    raise RunError(
+        f"all {len(checkpoints)} checkpoints in {directory} are broken and none was touched: "
+        "start over with --overwrite, or in another --output_dir"
+    )
+
+
+def _named(directory: Path, checkpoints: list[Saved], path: Path) -> Path:
+    for saved in checkpoints:
+        if _same(saved.path, path):
+            if found := damage(saved.path, STATE_FILES):
+                raise RunError(f"{path} is broken: {found}; --resume alone goes on from the newest that is whole")
+            return saved.path
+    steps = ", ".join(saved.path.name for saved in checkpoints) or "no checkpoint-N"
+    raise UserError(f"{path} is no checkpoint of --output_dir {directory}, which holds {steps}", "resume")
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.expanduser().resolve() == other.expanduser().resolve()
 
 
 def make_readable(directory: Path) -> None:
@@ -118,26 +151,68 @@ def make_readable(directory: Path) -> None:
             (directory / name).chmod(0o666 & ~umask)
 
 
-def open_output(directory: Path, overwrite: bool) -> None:
-    """Make the directory; with `overwrite`, take out what an earlier run wrote there, and nothing else.
+def clear(directory: Path, everything: bool) -> None:
+    """Take out what a killed run did not finish; with `everything` all that an earlier run wrote, and nothing else."""
+    shutil.rmtree(directory / UNFINISHED, ignore_errors=True)
+    if everything:
+        for saved in saved_checkpoints(directory):
+            remove(saved.path)
+        for name in RUN_FILES:
+            (directory / name).unlink(missing_ok=True)
+        shutil.rmtree(directory / UNFINISHED, ignore_errors=True)
 
-    Raises:
-        RunError: the directory cannot be written to.
-    """
+
+class RunDirectory:
+    """The directory of a run that works in it: its checkpoints, the model it holds itself, and run.json."""
+
+    def __init__(self, path: Path, save_total_limit: int | None) -> None:
+        self.path = path
+        self._limit = save_total_limit
+        self._record: dict[str, Any] = {}
+
+    def update(self, **content: Any) -> None:
+        """Add to run.json, and write it whole or not at all."""
+        self._record.update(content)
+        write_whole(self.path / RUN_FILE, json.dumps(self._record, indent=2, sort_keys=True) + "\n")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What run.json holds."""
+        return self._record
+
+    def add_checkpoint(self, draft: Path, step: int, facts: dict[str, Any]) -> None:
+        """Seal a checkpoint that lies elsewhere and give it its name."""
+        order = 1 + max((saved.order for saved in saved_checkpoints(self.path)), default=0)
+        seal(draft, {"step": step, "order": order, **facts})
+        put_in_place(draft, self.path / f"checkpoint-{step}")
+
+    def publish(self, step: int) -> None:
+        """Let the directory itself hold the model of a checkpoint. Where that has been removed, nothing changes."""
+        checkpoint = self.path / f"checkpoint-{step}"
+        if step == step_of_model(self.path) or not checkpoint.is_dir():
+            return
+        unfinished = self.path / UNFINISHED
+        unfinished.mkdir(exist_ok=True)
+        for name in MODEL_FILES:
+            if (checkpoint / name).is_file():
+                copy = _link_or_copy if name.endswith(WEIGHTS_SUFFIX) else shutil.copyfile
+                copy(checkpoint / name, unfinished / name)
+                (unfinished / name).replace(self.path / name)
+        self.update(model={"step": step})
+
+    def prune(self, best_step: int | None) -> None:
+        """Remove the oldest checkpoints over the limit, never the best."""
+        if self._limit is None:
+            return
+        for saved in saved_checkpoints(self.path)[: -self._limit]:
+            if saved.step != best_step:
+                remove(saved.path)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """The same file under another name; a copy where the file system has no hard links."""
+    target.unlink(missing_ok=True)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            for checkpoint in directory.glob("checkpoint-*"):
-                if checkpoint.name.removeprefix("checkpoint-").isdigit():
-                    shutil.rmtree(checkpoint)
-            for name in RUN_FILES:
-                (directory / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write to {directory}: {error}") from None
-
-
-def write_run(directory: Path, content: dict[str, Any]) -> None:
-    """Write run.json whole or not at all."""
-    draft = directory / f"{RUN_FILE}.tmp"
-    draft.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    draft.replace(directory / RUN_FILE)
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

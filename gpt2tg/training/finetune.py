@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import platform
 import shutil
-import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,24 @@ import accelerate
 import torch
 import transformers
 from safetensors import SafetensorError
-from torch import Tensor
-from transformers import GPT2LMHeadModel, IntervalStrategy, Trainer, TrainingArguments
+from transformers import GPT2LMHeadModel, TrainerState, TrainingArguments
+from transformers.integrations import integration_utils as integrations
 
 from gpt2tg import __version__
-from gpt2tg.errors import RunError, UserError, one_line
+from gpt2tg.engine.runs import step_of_model
+from gpt2tg.errors import Interrupted, RunError, UserError, one_line
 from gpt2tg.options import DEFAULT_MAX_LENGTH, ModelNameOptions, TrainingOptions
-from gpt2tg.training.callbacks import Progress, duration, require_finite, say
-from gpt2tg.training.data import NO_LOSS, TrainingData, collate, load_data
-from gpt2tg.training.directory import check_output, check_resumable, make_readable, open_output, write_run
+from gpt2tg.training.callbacks import Pace, Progress, Stopwatch, duration, held_step, is_out_of_patience, say
+from gpt2tg.training.data import TrainingData, collate, load_data
+from gpt2tg.training.directory import RunDirectory, check_output, clear, find_resumable, locked
 from gpt2tg.training.evaluate import perplexity
+from gpt2tg.training.identity import check_same_run, identity
+from gpt2tg.training.interruption import Interruption
 from gpt2tg.training.model import check_existing, existing_model, new_model, transformers_tokenizer
+from gpt2tg.training.records import Records
+from gpt2tg.training.samples import Samples
 from gpt2tg.training.sources import plan_sources
+from gpt2tg.training.trainer import LanguageTrainer
 
 # In what torch says when it cannot write a file; it has no class of its own for that.
 TORCH_WRITER = "inline_container"
@@ -40,10 +47,14 @@ FEW_EXAMPLES = 1000
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run achieved. Losses are means per token in nats; None where nothing was held out."""
+    """What a run achieved. Losses are means per token in nats; None where nothing was measured.
+
+    `held_step` is the step of the model that the directory itself holds, and `loss_after` is that model's.
+    """
 
     output_dir: Path
     steps: int
+    held_step: int
     seconds: float
     loss_before: float | None
     loss_after: float | None
@@ -59,94 +70,133 @@ def finetune(options: TrainingOptions, model_name: str = ModelNameOptions.model_
 
     Raises:
         UserError: an option or a file cannot be used.
-        RunError: the loss is not finite, or the directory cannot be written to.
+        RunError: the loss is not finite, the directory cannot be written to, or all its checkpoints are broken.
+        Interrupted: a signal ended the run; its `is_saved` tells whether there is something to resume.
     """
     _quiet_libraries()
+    with Interruption() as interruption:
+        return _finetune(options, model_name, interruption)
+
+
+def _finetune(options: TrainingOptions, model_name: str, interruption: Interruption) -> Outcome:
     output_dir = Path(options.output_dir)
-    checkpoint = check_output(output_dir, options.resume, options.overwrite)
+    check_output(output_dir, options.resume is not None, options.overwrite)
+    checkpoint = None if options.resume is None else find_resumable(output_dir, options.resume)
     sources = plan_sources(options)
-    directory = None if options.from_scratch else check_existing(options, model_name)
-    if directory is not None and options.overwrite and directory.resolve().is_relative_to(output_dir.resolve()):
-        raise UserError(f"would remove {directory}, the model to start from: choose another --output_dir", "overwrite")
-    if checkpoint is not None:
-        check_resumable(output_dir, options, None if directory is None else model_name)
-    arguments = training_arguments(options, measure=bool(options.validation_file or options.validation_split))
+    start = None if options.from_scratch else check_existing(options, model_name)
+    if start is not None and options.overwrite and start.resolve().is_relative_to(output_dir.resolve()):
+        raise UserError(f"would remove {start}, the model to start from: choose another --output_dir", "overwrite")
+    arguments = training_arguments(options)
     _advise(options, sources[0].found.examples)
 
     transformers.set_seed(options.seed)
-    model, tokenizer = (
-        new_model(sources[0], options) if directory is None else existing_model(directory, options.dropout)
-    )
-    if options.generate_samples:
+    model, tokenizer = new_model(sources[0], options) if start is None else existing_model(start, options.dropout)
+    if options.generate_samples or options.sample_steps:
         _check_sample_prompt(options, len(tokenizer.encode(options.prompt)), model.config.n_positions)
     data = load_data(sources, tokenizer, options)
-    _announce(options, model, data, "a new model" if directory is None else model_name)
+    traits = identity(options, model, start is None, data, arguments.world_size)
+    name = "a new model" if start is None else model_name
+    _announce(options, model, data, name)
+    is_over = False
+    if checkpoint is not None:
+        check_same_run(checkpoint, traits, options.resume_anyway)
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        is_over = _is_over(state, options, total_steps(options, len(data.train), arguments.world_size))
+        if is_over and step_of_model(output_dir) == held_step(state, options.keep):
+            say(f"nothing to do: the run has reached its end at step {state.global_step:,}")
+            return _outcome(output_dir, state)
 
-    open_output(output_dir, options.overwrite)
-    if data.validation is None:
-        arguments.eval_strategy, arguments.eval_on_start = IntervalStrategy.NO, False
-    run = _run_record(options, None if directory is None else model_name, data)
-    write_run(output_dir, run)
-    trainer = LanguageTrainer(
-        model=model,
-        args=arguments,
-        data_collator=collate(options.block_size, tokenizer.end_id),
-        train_dataset=data.train,
-        eval_dataset=data.validation,
-        processing_class=transformers_tokenizer(tokenizer, model.config.n_positions),
-        callbacks=[Progress(options.batch_size * options.gradient_accumulation_steps * options.block_size)],
-    )
-    trainer.remove_callback(transformers.PrinterCallback)
-    outcome = _train(trainer, output_dir, checkpoint)
-    write_run(output_dir, {**run, "outcome": {**asdict(outcome), "output_dir": str(output_dir)}})
+    with told_when_full(output_dir), _opened(output_dir, options) as directory:
+        directory.update(**_run_record(options, None if start is None else model_name, data, arguments))
+        tokens = options.batch_size * options.gradient_accumulation_steps * options.block_size
+        stopwatch = Stopwatch(tokens * arguments.world_size)
+        trainer = LanguageTrainer(
+            directory=directory,
+            identity=traits,
+            keep=options.keep,
+            eval_steps=options.eval_steps,
+            stopwatch=stopwatch,
+            interruption=interruption,
+            model=model,
+            args=arguments,
+            data_collator=collate(options.block_size, tokenizer.end_id),
+            train_dataset=data.train,
+            eval_dataset=data.validation,
+            processing_class=transformers_tokenizer(tokenizer, model.config.n_positions),
+            callbacks=[Progress(stopwatch)],
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        records = Records(directory, f"{name} on {_file_names(options)}")
+        trainer.add_callback(records)
+        if options.sample_steps:
+            trainer.add_callback(Samples(options, tokenizer, output_dir, stopwatch))
+        trainer.add_callback(
+            Pace(
+                data.validation is not None, options.eval_steps, options.early_stopping_patience, trainer.is_interrupted
+            )
+        )
+        if is_over:
+            trainer.state = state
+        else:
+            _train(trainer, checkpoint, interruption, options.early_stopping_patience)
+        if trainer.is_world_process_zero():
+            directory.publish(held_step(trainer.state, options.keep))
+            if is_over:
+                records.write(trainer.state)
+    outcome = _outcome(output_dir, trainer.state)
     _conclude(outcome)
     return outcome
 
 
-class LanguageTrainer(Trainer):
-    """The Trainer of transformers with a validation loss that is exact: a mean over tokens, not over batches."""
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Never save a broken model; let others than its owner read a good one."""
-        self.require_finite_weights()
-        super()._save_checkpoint(model, trial)
-        if self.is_world_process_zero():
-            make_readable(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
-
-    def require_finite_weights(self) -> None:
-        """Raises RunError where a weight is no number."""
-        largest = max(float(weight.detach().abs().amax()) for weight in self.model.parameters())
-        broken = any(not torch.isfinite(weight).all() for weight in self.model.parameters())
-        require_finite("largest weight", math.nan if broken else largest, self.state.global_step)
-
-    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
-        """Loss and perplexity of the validation blocks; only two numbers per batch are kept."""
-        self.model.eval()
-        total = torch.zeros(2, dtype=torch.float64)  # loss in nats, tokens
-        for batch in self.get_eval_dataloader():
-            total += self._loss_and_tokens(batch)
-        self.model.train()
-        loss = (total[0] / total[1]).item()
-        metrics = {f"{metric_key_prefix}_loss": loss, f"{metric_key_prefix}_perplexity": perplexity(loss)}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    @torch.no_grad()
-    def _loss_and_tokens(self, batch: dict[str, Tensor]) -> Tensor:
-        tokens = (batch["labels"][:, 1:] != NO_LOSS).sum()
-        with self.compute_loss_context_manager():
-            loss = self.compute_loss(self.model, self._prepare_inputs(batch))
-        both = torch.stack([loss.detach() * tokens, tokens]).to(torch.float32)
-        return self.accelerator.reduce(both).cpu().double()
+def _is_over(state: TrainerState, options: TrainingOptions, last_step: int) -> bool:
+    """Whether the run has nothing left to train; says where it goes on."""
+    if state.global_step >= last_step or is_out_of_patience(state.log_history, options.early_stopping_patience):
+        return True
+    say(f"resuming at step {state.global_step:,} of {last_step:,}, {last_step - state.global_step:,} to go")
+    return False
 
 
-def training_arguments(options: TrainingOptions, measure: bool) -> TrainingArguments:
+def total_steps(options: TrainingOptions, blocks: int, processes: int = 1) -> int:
+    """Steps of the whole run, as the Trainer counts them: the last batch of an epoch may be short."""
+    if options.max_steps:
+        return options.max_steps
+    batches = math.ceil(math.ceil(blocks / options.batch_size) / processes)
+    return math.ceil(options.epochs * math.ceil(batches / options.gradient_accumulation_steps))
+
+
+@contextlib.contextmanager
+def _opened(path: Path, options: TrainingOptions) -> Iterator[RunDirectory]:
+    """The output directory, made if need be, cleared as the flags say, and kept from other runs."""
+    path.mkdir(parents=True, exist_ok=True)
+    with locked(path):
+        clear(path, everything=options.overwrite)
+        try:
+            yield RunDirectory(path, options.save_total_limit)
+        finally:
+            clear(path, everything=False)
+
+
+@contextlib.contextmanager
+def told_when_full(path: Path) -> Iterator[None]:
+    """Turn what libraries raise when they cannot write into one RunError with the cause."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and (isinstance(error, RunError) or TORCH_WRITER not in str(error)):
+            raise
+        free = f" ({shutil.disk_usage(path).free / 1e9:.1f} GB free)" if path.is_dir() else ""
+        raise RunError(
+            f"cannot write to {path}{free}: {one_line(error)}; earlier checkpoints are whole, "
+            "go on from them with --resume once there is room"
+        ) from None
+
+
+def training_arguments(options: TrainingOptions) -> TrainingArguments:
     """Our options in the terms of transformers. Nothing else in the project builds TrainingArguments.
 
-    Args:
-        measure: whether there is validation text.
+    When to measure is decided by `Pace`, which checkpoints to remove by `RunDirectory`.
     """
+    _check_services(options.report_to)
     on_gpu = torch.cuda.is_available()
     if options.fp16 and not on_gpu:
         say("--fp16 needs a CUDA GPU and there is none: training in fp32")
@@ -170,19 +220,25 @@ def training_arguments(options: TrainingOptions, measure: bool) -> TrainingArgum
         bf16=options.bf16,
         use_cpu=not on_gpu and not torch.backends.mps.is_available(),  # bf16 on a CPU has to be told so
         **_checkpointing(options),
-        eval_strategy="epoch" if measure else "no",
-        eval_on_start=measure,
+        eval_strategy="no",
         save_strategy="steps",
         save_steps=options.save_steps,
-        save_total_limit=options.save_total_limit,
         logging_steps=options.logging_steps,
         logging_nan_inf_filter=False,  # a broken loss must be seen, and looking at each would stall the GPU
         seed=options.seed,
         dataloader_pin_memory=on_gpu,
         prediction_loss_only=True,
         disable_tqdm=True,
-        report_to="none",
+        report_to=list(options.report_to) or "none",
     )
+
+
+def _check_services(names: tuple[str, ...]) -> None:
+    there = integrations.get_available_reporting_integrations()
+    for name in names:
+        if name not in (*there, "all", "none"):
+            known = ", ".join(integrations.INTEGRATION_TO_CALLBACK)
+            raise UserError(f"{name} is not installed here, or not one of {known}", "report_to")
 
 
 def _checkpointing(options: TrainingOptions) -> dict[str, Any]:
@@ -194,36 +250,42 @@ def _checkpointing(options: TrainingOptions) -> dict[str, Any]:
     return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
 
 
-def _train(trainer: LanguageTrainer, output_dir: Path, checkpoint: Path | None) -> Outcome:
-    started = time.monotonic()
+def _train(trainer: LanguageTrainer, checkpoint: Path | None, interruption: Interruption, patience: int | None) -> None:
+    """Train to the end.
+
+    Raises:
+        Interrupted: a signal ended it before; a checkpoint of its last step is saved.
+    """
+    interruption.training = True
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        trainer.require_finite_weights()
-        if trainer.is_world_process_zero():
-            trainer.model.config.use_cache = True  # the Trainer turned it off, for training alone
-            trainer.model.save_pretrained(output_dir)
-            trainer.processing_class.save_pretrained(output_dir)
-            make_readable(output_dir)
     except torch.OutOfMemoryError as error:
         raise RunError(
             "out of memory: lower --batch_size and raise --gradient_accumulation_steps by the same factor, add "
             f"--gradient_checkpointing or --bf16, or lower --block_size ({str(error).partition('.')[0]})"
         ) from None
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and (isinstance(error, RunError) or TORCH_WRITER not in str(error)):
-            raise
-        free = shutil.disk_usage(output_dir).free / 1e9
-        raise RunError(
-            f"cannot write to {output_dir} ({free:.1f} GB free): {one_line(error)}; earlier checkpoints are whole, "
-            "go on from them with --resume once there is room"
-        ) from None
-    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    finally:
+        interruption.training = False
+    state = trainer.state
+    is_over = state.global_step >= state.max_steps or is_out_of_patience(state.log_history, patience)
+    if interruption.signal and not is_over:
+        saved = trainer.directory.path / f"checkpoint-{state.global_step}"
+        raise Interrupted(
+            f"step {state.global_step:,} of {state.max_steps:,} is saved in {saved}", interruption.signal, is_saved=True
+        )
+
+
+def _outcome(output_dir: Path, state: TrainerState) -> Outcome:
+    losses = {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}
+    seconds = [entry["seconds"] for entry in state.log_history if "seconds" in entry]
+    held = step_of_model(output_dir) or state.global_step
     return Outcome(
         output_dir=output_dir,
-        steps=trainer.state.global_step,
-        seconds=time.monotonic() - started,
-        loss_before=losses[0] if losses else None,
-        loss_after=losses[-1] if losses else None,
+        steps=state.global_step,
+        held_step=held,
+        seconds=max(seconds, default=0.0),
+        loss_before=losses.get(0),
+        loss_after=losses.get(held),
     )
 
 
@@ -256,15 +318,20 @@ def _announce(options: TrainingOptions, model: GPT2LMHeadModel, data: TrainingDa
 
 
 def _conclude(outcome: Outcome) -> None:
-    say(f"reached step {outcome.steps} in {duration(outcome.seconds)}; the model is in {outcome.output_dir}")
+    held = "" if outcome.held_step == outcome.steps else f", that of step {outcome.held_step:,}, the best"
+    say(f"reached step {outcome.steps} in {duration(outcome.seconds)}; the model is in {outcome.output_dir}{held}")
     if outcome.loss_before is not None and outcome.loss_after is not None:
         say(
             f"held-out loss {outcome.loss_before:.4f} before, {outcome.loss_after:.4f} after; "
             f"perplexity {perplexity(outcome.loss_before):.2f} before, {perplexity(outcome.loss_after):.2f} after"
         )
+        if outcome.loss_after > outcome.loss_before:
+            say("the model before training knew the held-out text better: lower --learning_rate, or train on more text")
 
 
-def _run_record(options: TrainingOptions, model_name: str | None, data: TrainingData) -> dict[str, Any]:
+def _run_record(
+    options: TrainingOptions, model_name: str | None, data: TrainingData, arguments: TrainingArguments
+) -> dict[str, Any]:
     return {
         "model_name": model_name,
         "options": asdict(options),
@@ -272,7 +339,11 @@ def _run_record(options: TrainingOptions, model_name: str | None, data: Training
             "train_examples": data.train_examples,
             "validation_examples": data.validation_examples,
             "train_blocks": len(data.train),
+            "validation_blocks": len(data.validation) if data.validation else 0,
+            "fingerprints": data.fingerprints,
         },
+        "device": _device(arguments),
+        "processes": arguments.world_size,
         "versions": {
             "gpt2tg": __version__,
             "python": platform.python_version(),
@@ -281,6 +352,19 @@ def _run_record(options: TrainingOptions, model_name: str | None, data: Training
             "accelerate": accelerate.__version__,
         },
     }
+
+
+def _file_names(options: TrainingOptions) -> str:
+    first, *others = options.train_file
+    return Path(first).name + (f" and {len(others)} more" if others else "")
+
+
+def _device(arguments: TrainingArguments) -> str:
+    if arguments.device.type == "cuda":
+        return torch.cuda.get_device_name(arguments.device)
+    if arguments.device.type == "cpu":
+        return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return str(arguments.device)
 
 
 def _quiet_libraries() -> None:

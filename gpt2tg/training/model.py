@@ -10,7 +10,8 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from gpt2tg.engine.checkpoints import find_checkpoint, read_shape, read_weights
+from gpt2tg.engine.checkpoints import find_checkpoint, read_shape, read_weights, shape_of
+from gpt2tg.engine.model import GPT2
 from gpt2tg.engine.tokenizer import END_OF_TEXT, TextTokenizer, byte_level, load_tokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
@@ -77,6 +78,13 @@ def train_tokenizer(source: TextSource, vocab_size: int) -> TextTokenizer:
     )
     raw.train_from_iterator((piece.text for piece in source), trainer)
     return TextTokenizer(raw, raw.token_to_id(END_OF_TEXT))
+
+
+def engine_model(model: GPT2LMHeadModel, end_id: int) -> GPT2:
+    """The model in training as our engine computes it, dropout left out; nothing is copied where it is in fp32."""
+    shape = shape_of({**model.config.to_dict(), "model_type": "gpt2"}, Path("the model in training"), (end_id,))
+    weights = {name.removeprefix("transformer."): weight.detach() for name, weight in model.state_dict().items()}
+    return GPT2(weights, shape, model.device)
 
 
 def transformers_tokenizer(tokenizer: TextTokenizer, positions: int) -> PreTrainedTokenizerFast:

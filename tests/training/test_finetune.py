@@ -141,7 +141,7 @@ def test_resumed_run_reaches_the_weights_of_the_uninterrupted_one(
         for path in (broken / name).iterdir():
             path.unlink()
         (broken / name).rmdir()
-    resumed = finetune(quick(text_file, broken, max_steps=6, resume=True), str(model_dir))
+    resumed = finetune(quick(text_file, broken, max_steps=6, resume="newest"), str(model_dir))
     assert resumed.steps == 6
     name = "model.safetensors"
     assert (resumed.output_dir / name).read_bytes() == (straight.output_dir / name).read_bytes()
@@ -158,7 +158,7 @@ def test_a_torn_checkpoint_is_passed_over(
         (newest / "model.safetensors").write_bytes(whole[:1000])
     else:
         (newest / damage).unlink()
-    assert finetune(quick(text_file, tmp_path / "out", max_steps=6, resume=True), str(model_dir)).steps == 6
+    assert finetune(quick(text_file, tmp_path / "out", max_steps=6, resume="newest"), str(model_dir)).steps == 6
     if damage != "model.safetensors":  # without weights it does not even count as a checkpoint
         assert "checkpoint-6 is" in capsys.readouterr().err
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == whole
@@ -168,9 +168,9 @@ def test_resume_refuses_flags_that_differ(text_file: Path, model_dir: Path, tmp_
     finetune(quick(text_file, tmp_path / "out"), str(model_dir))
     for settings, message in (({"block_size": 24}, "--block_size 24"), ({"seed": 1}, "--seed 1")):
         with pytest.raises(UserError, match=message):
-            finetune(quick(text_file, tmp_path / "out", resume=True, **settings), str(model_dir))
+            finetune(quick(text_file, tmp_path / "out", resume="newest", **settings), str(model_dir))
     with pytest.raises(UserError, match="--model_name"):
-        finetune(quick(text_file, tmp_path / "out", resume=True), "gpt2-tiny")
+        finetune(quick(text_file, tmp_path / "out", resume="newest"), "gpt2-tiny")
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_overwrite_takes_out_what_a_run_left_and_nothing_else(text_file: Path, m
         ({"train_file": None}, "train_file", "is required"),
         ({"train_file": "/nowhere/at/all.txt"}, "train_file", "does not exist"),
         ({"validation_file": "/nowhere/at/all.txt"}, "validation_file", "does not exist"),
-        ({"resume": True}, "resume", "found no whole checkpoint-N"),
+        ({"resume": "newest"}, "resume", "found no checkpoint-N"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(

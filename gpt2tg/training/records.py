@@ -1,0 +1,105 @@
+"""What a run writes about itself: training_log.csv line by line, loss.png, run.json and README.md at each save."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from gpt2tg.engine.runs import LOG_FILE, step_of_model
+from gpt2tg.training.callbacks import History, best_step, measurements, say
+from gpt2tg.training.card import model_card
+from gpt2tg.training.directory import CARD_FILE, PLOT_FILE, RunDirectory
+from gpt2tg.training.durable import write_whole
+from gpt2tg.training.plots import draw_losses
+
+# Columns of the log, and what transformers calls them.
+COLUMNS = {
+    "step": "step",
+    "epoch": "epoch",
+    "loss": "loss",
+    "validation_loss": "eval_loss",
+    "learning_rate": "learning_rate",
+    "grad_norm": "grad_norm",
+    "tokens": "tokens",
+    "tokens_per_second": "tokens_per_second",
+    "seconds": "seconds",
+    "memory_gb": "memory_gb",
+}
+
+
+class Records(TrainerCallback):
+    """Keeps the records of a run, on its main process."""
+
+    def __init__(self, directory: RunDirectory, title: str) -> None:
+        self._directory = directory
+        self._title = title
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The log goes on where the checkpoint stands: what a killed run wrote beyond it will be written again."""
+        if state.is_world_process_zero:
+            write_whole(self._log, "")
+            self._append(state.log_history, header=True)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self._append(state.log_history[-1:])
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self.write(state)
+
+    def write(self, state: TrainerState) -> None:
+        """Bring run.json, the picture and the card up to date."""
+        history = state.log_history
+        self._directory.update(figures=_figures(history, state.global_step, state.max_steps))
+        _unless_it_fails("loss.png was not drawn", lambda: self._draw(history))
+        held = step_of_model(self._directory.path)
+        write_whole(self._directory.path / CARD_FILE, model_card(self._directory.record, held))
+
+    def _draw(self, history: History) -> None:
+        draw_losses(history, self._directory.path / PLOT_FILE, self._title)
+
+    @property
+    def _log(self) -> Path:
+        return self._directory.path / LOG_FILE
+
+    def _append(self, entries: History, header: bool = False) -> None:
+        with self._log.open("a", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            if header:
+                writer.writerow(COLUMNS)
+            for entry in entries:
+                if "loss" in entry or "eval_loss" in entry:
+                    writer.writerow([entry.get(name, "") for name in COLUMNS.values()])
+
+
+def _figures(history: History, step: int, last_step: int) -> dict[str, Any]:
+    """The numbers of the run so far. Losses are in nats per token."""
+    lines = [entry for entry in history if "loss" in entry]
+    measured = {at: loss for loss, at in measurements(history)}
+    best = best_step(history)
+    return {
+        "step": step,
+        "of_steps": last_step,
+        "epoch": lines[-1]["epoch"] if lines else None,
+        "training_loss": lines[-1]["loss"] if lines else None,
+        "validation_loss_before": next((e["eval_loss"] for e in history if "eval_loss" in e and not e["step"]), None),
+        "validation_loss": measured[max(measured)] if measured else None,
+        "best_validation_loss": None if best is None else measured[best],
+        "best_step": best,
+        "tokens": lines[-1]["tokens"] if lines else None,
+        "seconds": lines[-1]["seconds"] if lines else None,
+        "memory_gb": max((entry["memory_gb"] for entry in lines), default=None),
+    }
+
+
+def _unless_it_fails(what: str, action: Callable[[], None]) -> None:
+    """A picture is worth no night's run: say what failed and go on. A full disk is told by what is saved next."""
+    try:
+        action()
+    except Exception as error:
+        say(f"{what}: {type(error).__name__}: {error}")

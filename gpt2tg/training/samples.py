@@ -1,0 +1,72 @@
+"""Texts that the model writes while it is trained, by the decoders that will write with it later."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GPT2LMHeadModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from gpt2tg.engine.tokenizer import TextTokenizer
+from gpt2tg.generation import Generator
+from gpt2tg.options import DecodingOptions, TrainingOptions
+from gpt2tg.training.callbacks import Stopwatch, say
+from gpt2tg.training.directory import SAMPLES_FILE
+from gpt2tg.training.durable import write_whole
+from gpt2tg.training.model import engine_model
+
+HEADING = re.compile(r"^## Step (\d+)$", re.MULTILINE)
+
+
+class Samples(TrainerCallback):
+    """Writes a few texts every so many steps, on screen and into samples.md.
+
+    All are drawn with the same seed, so that what differs from one to the next is the model. Nothing that happens
+    here ends the run or touches its random state: our decoders draw from streams of their own.
+    """
+
+    def __init__(
+        self,
+        options: TrainingOptions,
+        tokenizer: TextTokenizer,
+        directory: Path,
+        stopwatch: Stopwatch,
+    ) -> None:
+        self._steps = options.sample_steps or 1
+        self._prompt = options.prompt
+        self._decoding = DecodingOptions(num_sequences=options.num_samples, seed=options.seed)
+        self._tokenizer = tokenizer
+        self._file = directory / SAMPLES_FILE
+        self._stopwatch = stopwatch
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Samples from after the checkpoint that the run goes on from are written again."""
+        if state.is_world_process_zero and self._file.is_file():
+            text = self._file.read_text(encoding="utf-8", errors="replace")
+            later = (match.start() for match in HEADING.finditer(text) if int(match[1]) > state.global_step)
+            write_whole(self._file, text[: next(later, len(text))])
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        if state.global_step % self._steps or not state.is_world_process_zero:
+            return
+        with self._stopwatch.paused():
+            try:
+                self._write(state.global_step, self._texts(model))
+            except Exception as error:
+                say(f"no sample at step {state.global_step}: {type(error).__name__}: {error}")
+
+    @torch.no_grad()
+    def _texts(self, model: GPT2LMHeadModel) -> list[str]:
+        generator = Generator(engine_model(model, self._tokenizer.end_id), self._tokenizer)
+        return [sample.text for sample in generator.generate(self._prompt, self._decoding)]
+
+    def _write(self, step: int, texts: list[str]) -> None:
+        for text in texts:
+            say(f"--- sample at step {step} ---\n{text}")
+        parts = [f"## Step {step}", *("\n".join(f"> {line}" for line in text.split("\n")) for text in texts)]
+        with self._file.open("a", encoding="utf-8", newline="\n") as file:
+            file.write("\n\n".join(parts) + "\n\n")

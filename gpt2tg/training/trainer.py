@@ -1,0 +1,238 @@
+"""The Trainer of transformers with our promises: exact losses, whole checkpoints, resumed runs equal to the bit."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+
+from gpt2tg.errors import RunError
+from gpt2tg.training.callbacks import Stopwatch, best_step, held_step, is_due, memory_gb
+from gpt2tg.training.data import NO_LOSS
+from gpt2tg.training.directory import RunDirectory, make_readable
+from gpt2tg.training.durable import UNFINISHED
+from gpt2tg.training.evaluate import perplexity
+from gpt2tg.training.interruption import Interruption
+
+# Under this name our part of the state stands in the trainer_state.json of a checkpoint.
+OUR_STATE = "gpt2tg"
+
+
+class LossSum:
+    """The losses since the last line of the log, and the first step whose loss was no number.
+
+    It is kept on the device, so that no step waits for it, and in each checkpoint, so that the lines of a resumed
+    run are those of the uninterrupted one.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._total = torch.zeros((), device=device)
+        self._broken = torch.full((), -1, device=device)
+        self._since = 0
+
+    def add(self, loss: Tensor, step: int) -> None:
+        """Count the loss of a forward pass, which is its share in the loss of the step."""
+        self._total += loss
+        self._broken = torch.where((self._broken < 0) & ~torch.isfinite(loss), step, self._broken)
+
+    def take(self, step: int) -> float:
+        """The mean since the last call."""
+        mean = self._total.item() / max(step - self._since, 1)
+        self._total.zero_()
+        self._since = step
+        return mean
+
+    def require_finite(self) -> None:
+        """Raises RunError where a loss was no number."""
+        if (step := int(self._broken.item())) >= 0:
+            raise not_finite("loss", step)
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint keeps of it."""
+        return {"loss_sum": self._total.item(), "logged_step": self._since}
+
+    def restore(self, state: dict[str, float]) -> None:
+        """Go on from what a checkpoint kept."""
+        self._total.fill_(state["loss_sum"])
+        self._since = int(state["logged_step"])
+
+
+class LanguageTrainer(Trainer):
+    """Trains on blocks, measures exactly, and saves what can be gone on from."""
+
+    def __init__(
+        self,
+        *,
+        directory: RunDirectory,
+        identity: dict[str, Any],
+        keep: str,
+        eval_steps: int | None,
+        stopwatch: Stopwatch,
+        interruption: Interruption,
+        **settings: Any,
+    ) -> None:
+        """`identity` is what a resumed run must have in common with this one; each checkpoint keeps it."""
+        super().__init__(**settings)
+        self.directory = directory
+        self._identity = identity
+        self._keep = keep
+        self._eval_steps = eval_steps
+        self.stopwatch = stopwatch
+        self._interruption = interruption
+        self._losses = LossSum(self.args.device)
+        self._is_saving = False
+        self._first_step = 0
+
+    def train(self, resume_from_checkpoint: str | None = None, **settings: Any) -> Any:
+        """Train, or go on from a checkpoint that is known to be whole."""
+        seconds = 0.0
+        measures = self.eval_dataset is not None
+        self.args.eval_on_start = measures
+        if resume_from_checkpoint is not None:
+            state = read_state(Path(resume_from_checkpoint))
+            ours = state["stateful_callbacks"][OUR_STATE]
+            self._losses.restore(ours)
+            seconds, self._first_step = ours["seconds"], state["global_step"]
+            # The run may have been interrupted when it was about to measure.
+            self.args.eval_on_start = measures and _lacks_measurement(state, self._eval_steps)
+        self.stopwatch.start(seconds, self._first_step)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **settings)
+
+    def training_step(self, *arguments: Any, **settings: Any) -> Tensor:
+        """As in transformers; the loss is counted here, because a resumed run needs the count."""
+        loss = super().training_step(*arguments, **settings)
+        self._losses.add(loss, self.state.global_step + 1)
+        return loss
+
+    def log(self, logs: dict[str, float], *rest: Any, **settings: Any) -> None:
+        """As in transformers, with our loss, and what it took to get there."""
+        if "loss" in logs:
+            self._losses.require_finite()
+            step = self.state.global_step
+            logs["loss"] = self._losses.take(step)
+            logs["tokens"] = step * self.stopwatch.tokens_per_step
+            logs["tokens_per_second"] = self.stopwatch.tokens_per_second(step)
+            logs["seconds"] = self.stopwatch.seconds
+            logs["memory_gb"] = memory_gb()
+        super().log(logs, *rest, **settings)
+
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        """Loss and perplexity of the validation blocks, a mean over tokens; only two numbers per batch are kept.
+
+        Leaves the random state as it was. A signal ends it without a result.
+        """
+        with self.stopwatch.paused(), undisturbed_randomness():
+            self.model.eval()
+            total = torch.zeros(2, dtype=torch.float64)  # loss in nats, tokens
+            for batch in self.get_eval_dataloader():
+                if self.is_interrupted():
+                    total.zero_()
+                    break
+                total += self._loss_and_tokens(batch)
+            self.model.train()
+        if not total[1]:
+            if self.state.global_step > self._first_step:  # else there is nothing to save before the next step
+                self.control.should_save = self.control.should_training_stop = True
+            return {}
+        loss = (total[0] / total[1]).item()
+        if not math.isfinite(loss):
+            raise not_finite("validation loss", self.state.global_step)
+        metrics = {f"{metric_key_prefix}_loss": loss, f"{metric_key_prefix}_perplexity": perplexity(loss)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @torch.no_grad()
+    def _loss_and_tokens(self, batch: dict[str, Tensor]) -> Tensor:
+        tokens = (batch["labels"][:, 1:] != NO_LOSS).sum()
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(self.model, self._prepare_inputs(batch))
+        both = torch.stack([loss.detach() * tokens, tokens]).to(torch.float32)
+        return self.accelerator.reduce(both).cpu().double()
+
+    def is_interrupted(self) -> bool:
+        """Whether a signal has come, to any of the processes."""
+        if self.args.world_size == 1:
+            return bool(self._interruption)
+        mine = torch.tensor(float(bool(self._interruption)), device=self.args.device)
+        return self.accelerator.reduce(mine).item() > 0
+
+    def require_finite(self) -> None:
+        """Raises RunError where a loss or a weight is no number."""
+        self._losses.require_finite()
+        if not all(torch.isfinite(weight).all() for weight in self.model.parameters()):
+            raise not_finite("largest weight", self.state.global_step)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """While saving, the place for what is not whole yet."""
+        directory = super()._get_output_dir(trial)
+        return os.path.join(directory, UNFINISHED) if self._is_saving else directory
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Write a checkpoint aside, give it its name when it is whole, and only then remove older ones."""
+        self.require_finite()
+        with self.stopwatch.paused():
+            self.state.stateful_callbacks[OUR_STATE] = {**self._losses.state(), "seconds": self.stopwatch.seconds}
+            try:
+                with self._as_saved():
+                    super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.is_world_process_zero():
+                    self._settle(self.directory.path / UNFINISHED / f"checkpoint-{self.state.global_step}")
+            except BaseException:
+                shutil.rmtree(self.directory.path / UNFINISHED, ignore_errors=True)
+                raise
+            self.accelerator.wait_for_everyone()
+
+    @contextlib.contextmanager
+    def _as_saved(self) -> Iterator[None]:
+        """The Trainer turns the cache off for training alone: a saved model has it on."""
+        self._is_saving = True
+        before, self.model.config.use_cache = self.model.config.use_cache, True
+        try:
+            yield
+        finally:
+            self.model.config.use_cache = before
+            self._is_saving = False
+
+    def _settle(self, draft: Path) -> None:
+        make_readable(draft)
+        self.directory.add_checkpoint(draft, self.state.global_step, {"run": self._identity})
+        self.directory.publish(held_step(self.state, self._keep))
+        self.directory.prune(best_step(self.state.log_history))
+
+
+def _lacks_measurement(state: dict[str, Any], eval_steps: int | None) -> bool:
+    step = state["global_step"]
+    measured = any("eval_loss" in entry and entry["step"] == step for entry in state["log_history"])
+    return not measured and is_due(step, state["epoch"], state["max_steps"], eval_steps)
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The state of the Trainer in a checkpoint."""
+    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+
+
+def not_finite(what: str, step: int) -> RunError:
+    """The end of a run that has lost its way."""
+    return RunError(
+        f"the {what} is no finite number at step {step}: nothing was saved since the last checkpoint; "
+        "lower --learning_rate, or use --bf16 instead of --fp16"
+    )
+
+
+@contextlib.contextmanager
+def undisturbed_randomness() -> Iterator[None]:
+    """Leave torch's random state as it was: what is drawn inside must not change the training."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
