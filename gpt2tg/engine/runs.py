@@ -20,23 +20,26 @@ LOG_FILE = "training_log.csv"
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint of a run. `order` counts the savings of a run: one that goes back writes small steps late."""
+    """A checkpoint of a run.
+
+    `order` counts the savings of a run, for one that goes back writes small steps late; None where no manifest tells.
+    """
 
     path: Path
     step: int
-    order: int
+    order: int | None
     validation_loss: float | None
 
 
 def saved_checkpoints(directory: Path) -> list[Saved]:
-    """The `checkpoint-N` folders of an output directory, in the order they were written."""
+    """The `checkpoint-N` folders of an output directory, in the order they were written; unknown ones last."""
     losses = _validation_losses(directory)
     found = [
         Saved(path, int(match[1]), _order(path), losses.get(int(match[1])))
         for path in directory.glob("checkpoint-*")
         if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
     ]
-    return sorted(found, key=lambda saved: (saved.order, saved.step))
+    return sorted(found, key=lambda saved: (saved.order is None, saved.order or 0, saved.step))
 
 
 def best_of(checkpoints: list[Saved]) -> Saved | None:
@@ -105,11 +108,11 @@ def step_of_model(directory: Path) -> int | None:
         return None
 
 
-def _order(checkpoint: Path) -> int:
+def _order(checkpoint: Path) -> int | None:
     try:
         return int(json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["order"])
     except (OSError, ValueError, KeyError, TypeError):
-        return 0
+        return None
 
 
 def _validation_losses(directory: Path) -> dict[int, float]:

@@ -182,7 +182,7 @@ class RunDirectory:
 
     def add_checkpoint(self, draft: Path, step: int, facts: dict[str, Any]) -> None:
         """Seal a checkpoint that lies elsewhere and give it its name."""
-        order = 1 + max((saved.order for saved in saved_checkpoints(self.path)), default=0)
+        order = 1 + max((saved.order or 0 for saved in saved_checkpoints(self.path)), default=0)
         seal(draft, {"step": step, "order": order, **facts})
         put_in_place(draft, self.path / f"checkpoint-{step}")
 
@@ -204,7 +204,8 @@ class RunDirectory:
         """Remove the oldest checkpoints over the limit, never the best."""
         if self._limit is None:
             return
-        for saved in saved_checkpoints(self.path)[: -self._limit]:
+        whole = [saved for saved in saved_checkpoints(self.path) if saved.order is not None]
+        for saved in whole[: -self._limit]:
             if saved.step != best_step:
                 remove(saved.path)
 

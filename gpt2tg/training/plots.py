@@ -25,9 +25,10 @@ def draw_losses(history: History, path: Path, title: str) -> None:
 
     lines = [entry for entry in history if "loss" in entry]
     steps, losses = [entry["step"] for entry in lines], [entry["loss"] for entry in lines]
-    figure = Figure(figsize=(8, 5.6), dpi=120, layout="constrained")
+    figure = Figure(figsize=(8, 5.6), dpi=120)
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    figure.subplots_adjust(left=0.1, right=0.97, bottom=0.1, top=0.93, hspace=0.12)
 
     smooth = len(lines) >= MANY_LINES
     if lines:
@@ -66,7 +67,7 @@ def draw_losses(history: History, path: Path, title: str) -> None:
         axes.spines[["top", "right"]].set_visible(False)
 
     draft = path.with_name(f".{path.name}.tmp")
-    figure.savefig(draft, format="png")
+    figure.savefig(draft, format="png", pil_kwargs={"compress_level": 3})
     draft.replace(path)
 
 

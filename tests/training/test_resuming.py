@@ -1,0 +1,238 @@
+"""A run that was interrupted and resumed is the run that was not: the same losses, the same weights, bit for bit."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import random
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt2tg.engine.runs import saved_checkpoints
+from gpt2tg.errors import Interrupted, RunError, UserError
+from gpt2tg.options import TrainingOptions
+from gpt2tg.training import finetune as module
+from gpt2tg.training.finetune import finetune
+from gpt2tg.training.trainer import LanguageTrainer
+
+# Twelve blocks to learn from, 14 where none is held out: with batches of 2, an epoch takes 6 passes, or 7.
+BASE = dict(block_size=16, batch_size=2, save_steps=2, learning_rate=1e-3, logging_steps=3)
+
+GRID = {
+    "steps": dict(max_steps=8, dropout=0.3),
+    "epochs": dict(epochs=2.0, eval_steps=2),
+    "accumulation": dict(max_steps=7, gradient_accumulation_steps=5, logging_steps=2),
+    "checkpointing": dict(epochs=1.5, gradient_checkpointing=True, lr_scheduler_type="cosine", warmup_steps=2),
+    "both": dict(epochs=3.0, gradient_accumulation_steps=2, gradient_checkpointing=True, dropout=0.2),
+    "bf16": dict(max_steps=9, bf16=True, weight_decay=0.1, validation_split=0),
+}
+
+
+@contextmanager
+def interrupted_at(step: int, number: int = signal.SIGTERM) -> Iterator[None]:
+    """A real signal to this process in the middle of a step; one, for a second would end the tests."""
+    compute = LanguageTrainer.training_step
+    sent: list[int] = []
+
+    def training_step(self: LanguageTrainer, *arguments: object, **settings: object) -> torch.Tensor:
+        if self.state.global_step == step - 1 and not sent:
+            sent.append(number)
+            os.kill(os.getpid(), number)
+        return compute(self, *arguments, **settings)
+
+    LanguageTrainer.training_step = training_step
+    try:
+        yield
+    finally:
+        LanguageTrainer.training_step = compute
+
+
+def log(directory: Path) -> list[dict[str, str]]:
+    """The lines of the log, without what depends on the clock."""
+    with (directory / "training_log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if k not in ("tokens_per_second", "seconds", "memory_gb")} for row in rows]
+
+
+def same_run(one: Path, other: Path) -> None:
+    last, twin = saved_checkpoints(one)[-1], saved_checkpoints(other)[-1]
+    assert last.step == twin.step
+    for name in ("model.safetensors",):
+        assert (last.path / name).read_bytes() == (twin.path / name).read_bytes()
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+    states = [torch.load(path / "optimizer.pt", weights_only=True)["state"] for path in (last.path, twin.path)]
+    for index, moments in states[0].items():
+        for name, tensor in moments.items():
+            assert torch.equal(tensor, states[1][index][name])
+    assert log(one) == log(other)
+
+
+@pytest.mark.parametrize("name", GRID)
+def test_an_interrupted_run_ends_like_the_uninterrupted_one(
+    text_file: Path, model_dir: Path, tmp_path: Path, name: str
+) -> None:
+    """Interrupted twice, at the end of the first epoch and at a step between two lines of the log and two saves."""
+    settings = {**BASE, **GRID[name]}
+    options = TrainingOptions(train_file=str(text_file), output_dir=str(tmp_path / "straight"), **settings)
+    straight = finetune(options, str(model_dir))
+    batches = 7 if settings.get("validation_split") == 0 else 6
+    steps_per_epoch = math.ceil(batches / settings.get("gradient_accumulation_steps", 1))
+    broken = replace(options, output_dir=str(tmp_path / "broken"))
+    for step in (steps_per_epoch, steps_per_epoch + 1):
+        with interrupted_at(step), pytest.raises(Interrupted) as stopped:
+            finetune(broken, str(model_dir))
+        assert stopped.value.exit_code == 143
+        assert stopped.value.is_saved
+        assert saved_checkpoints(tmp_path / "broken")[-1].step == step
+        broken = replace(broken, resume="newest")
+    resumed = finetune(broken, str(model_dir))
+    assert resumed.steps == straight.steps
+    assert resumed.held_step == straight.held_step
+    assert resumed.loss_before == straight.loss_before
+    assert resumed.loss_after == straight.loss_after
+    same_run(tmp_path / "straight", tmp_path / "broken")
+
+
+@pytest.fixture(scope="module")
+def whole(text_file: Path, model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of 6 steps, saved after each second one; to be copied, not changed."""
+    directory = tmp_path_factory.mktemp("whole") / "out"
+    options = TrainingOptions(train_file=str(text_file), output_dir=str(directory), max_steps=6, **BASE)
+    finetune(replace(options, keep="last"), str(model_dir))
+    return directory
+
+
+@pytest.fixture
+def run(whole: Path, text_file: Path, tmp_path: Path) -> TrainingOptions:
+    """A copy of that run, and the options that resume it."""
+    shutil.copytree(whole, tmp_path / "out")
+    options = TrainingOptions(train_file=str(text_file), output_dir=str(tmp_path / "out"), max_steps=6, **BASE)
+    return replace(options, keep="last", resume="newest")
+
+
+def test_a_finished_run_resumed_does_nothing_and_says_so(
+    run: TrainingOptions, model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in Path(run.output_dir).rglob("*")}
+    outcome = finetune(run, str(model_dir))
+    assert outcome.steps == 6
+    assert "nothing to do: the run has reached its end at step 6" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in Path(run.output_dir).rglob("*")} == before
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_its_end_is_ended(run: TrainingOptions, model_dir: Path) -> None:
+    out = Path(run.output_dir)
+    wanted = (out / "model.safetensors").read_bytes()
+    for name in ("model.safetensors", "run.json", "README.md"):
+        (out / name).unlink()
+    finetune(run, str(model_dir))
+    assert (out / "model.safetensors").read_bytes() == wanted
+    assert (out / "README.md").is_file()
+
+
+def test_totals_are_totals(run: TrainingOptions, model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert finetune(replace(run, max_steps=8), str(model_dir)).steps == 8
+    assert "resuming at step 6 of 8, 2 to go" in capsys.readouterr().err
+    assert finetune(replace(run, max_steps=None, epochs=1.5), str(model_dir)).steps == 9
+
+
+def damaged(checkpoint: Path, how: str) -> None:
+    weights = checkpoint / "model.safetensors"
+    if how == "cut":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif how == "flipped bit":
+        content = bytearray(weights.read_bytes())
+        content[len(content) // 2] ^= 16
+        weights.write_bytes(content)
+    elif how == "no folder":
+        shutil.rmtree(checkpoint)
+        checkpoint.mkdir()
+    else:
+        (checkpoint / how).unlink()
+
+
+@pytest.mark.parametrize(
+    "how", ["optimizer.pt", "rng_state.pth", "model.safetensors", "manifest.json", "cut", "flipped bit", "no folder"]
+)
+def test_a_broken_checkpoint_is_named_and_passed_over(
+    run: TrainingOptions, whole: Path, model_dir: Path, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newest = Path(run.output_dir) / "checkpoint-6"
+    damaged(newest, how)
+    assert finetune(run, str(model_dir)).steps == 6
+    told = [line for line in capsys.readouterr().err.splitlines() if "broken and passed over" in line]
+    assert len(told) == 1
+    assert "checkpoint-6 is broken" in told[0]
+    assert (newest / "model.safetensors").read_bytes() == (whole / "checkpoint-6" / "model.safetensors").read_bytes()
+
+
+def test_where_no_checkpoint_is_good_the_run_fails_and_nothing_is_touched(
+    run: TrainingOptions, model_dir: Path
+) -> None:
+    out = Path(run.output_dir)
+    for saved in saved_checkpoints(out):
+        damaged(saved.path, random.Random(saved.step).choice(["cut", "flipped bit", "optimizer.pt"]))
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with pytest.raises(RunError, match=r"all 3 checkpoints in .* are broken and none was touched"):
+        finetune(run, str(model_dir))
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_going_back_to_an_earlier_checkpoint(run: TrainingOptions, whole: Path, model_dir: Path) -> None:
+    """What is written from there counts as newer than what the run left behind."""
+    out = Path(run.output_dir)
+    back = replace(run, resume=str(out / "checkpoint-2"), max_steps=5, save_total_limit=3)
+    with interrupted_at(3), pytest.raises(Interrupted):
+        finetune(back, str(model_dir))
+    assert [saved.step for saved in saved_checkpoints(out)] == [4, 6, 3]
+    assert log(out)[-1]["step"] == "3"
+    assert module.find_resumable(out, "newest").name == "checkpoint-3"
+    with pytest.raises(UserError, match=r"is no checkpoint of --output_dir .*, which holds checkpoint-"):
+        finetune(replace(run, resume=str(whole / "checkpoint-2")), str(model_dir))
+
+
+def test_what_differs_is_refused_by_name_unless_told_anyway(
+    run: TrainingOptions, model_dir: Path, tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other_text = tmp_path / "other.txt"
+    other_text.write_text(text_file.read_text().replace("owl", "cat"))
+    other_model = tmp_path / "model"
+    finetune(replace(run, resume=None, output_dir=str(other_model), max_steps=1), str(model_dir))
+    differing = {
+        "--block_size 24 now, 16 then": dict(block_size=24),
+        "--batch_size 1 now, 2 then; --gradient_accumulation_steps 2 now, 1 then": dict(
+            batch_size=1, gradient_accumulation_steps=2
+        ),
+        "--seed 1 now, 42 then": dict(seed=1),
+        "the training text is another": dict(train_file=str(other_text)),
+    }
+    for message, settings in differing.items():
+        with pytest.raises(UserError, match=message):
+            finetune(replace(run, **settings), str(model_dir))
+    with pytest.raises(UserError, match="the model to start from has other weights"):
+        finetune(run, str(other_model))
+    with pytest.raises(UserError, match="cannot go on with another model: vocab_size 300"):
+        finetune(replace(run, block_size=24, resume_anyway=True), "gpt2-tiny")
+    changed = replace(run, train_file=str(other_text), batch_size=1, max_steps=8, resume_anyway=True)
+    assert finetune(changed, str(model_dir)).steps == 8
+    err = capsys.readouterr().err
+    assert "going on with what differs from before: --batch_size 1 now, 2 then" in err
+
+
+def test_the_same_content_under_another_name_is_the_same(
+    run: TrainingOptions, model_dir: Path, tmp_path: Path, text_file: Path
+) -> None:
+    moved = tmp_path / "moved"
+    Path(run.output_dir).rename(moved)
+    shutil.copy(text_file, tmp_path / "renamed.txt")
+    shutil.copytree(model_dir, tmp_path / "model")
+    options = replace(run, output_dir=str(moved), train_file=str(tmp_path / "renamed.txt"), max_steps=7)
+    assert finetune(options, str(tmp_path / "model")).steps == 7
