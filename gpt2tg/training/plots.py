@@ -59,7 +59,7 @@ def draw_losses(history: History, path: Path, title: str) -> None:
     below.set_ylim(bottom=0)
     below.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     below.set_xlabel("step")
-    below.xaxis.set_major_locator(MaxNLocator(integer=True))
+    below.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     below.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     for axes in (above, below):
         axes.grid(color="0.9", linewidth=0.8)

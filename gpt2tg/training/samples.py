@@ -16,6 +16,7 @@ from gpt2tg.training.callbacks import Stopwatch, say
 from gpt2tg.training.directory import SAMPLES_FILE
 from gpt2tg.training.durable import write_whole
 from gpt2tg.training.model import engine_model
+from gpt2tg.training.trainer import undisturbed_randomness
 
 HEADING = re.compile(r"^## Step (\d+)$", re.MULTILINE)
 
@@ -24,7 +25,7 @@ class Samples(TrainerCallback):
     """Writes a few texts every so many steps, on screen and into samples.md.
 
     All are drawn with the same seed, so that what differs from one to the next is the model. Nothing that happens
-    here ends the run or touches its random state: our decoders draw from streams of their own.
+    here ends the run or touches its random state.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Samples(TrainerCallback):
     ) -> None:
         if state.global_step % self._steps or not state.is_world_process_zero:
             return
-        with self._stopwatch.paused():
+        with self._stopwatch.paused(), undisturbed_randomness():
             try:
                 self._write(state.global_step, self._texts(model))
             except Exception as error:

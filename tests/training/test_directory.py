@@ -1,0 +1,169 @@
+"""The output directory: who may work in it, what stays in it, what it holds itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gpt2tg.engine.runs import choose_checkpoint, listing, saved_checkpoints
+from gpt2tg.errors import RunError, UserError
+from gpt2tg.training import durable
+from gpt2tg.training.directory import RunDirectory, check_output, clear, find_resumable, locked
+
+
+def draft(directory: Path, content: str = "weights") -> Path:
+    """A checkpoint that waits for its name."""
+    path = directory / durable.UNFINISHED / "draft"
+    path.mkdir(parents=True)
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "config.json"):
+        (path / name).write_text(content)
+    (path / "model.safetensors").write_text(content)
+    return path
+
+
+def run_of(directory: Path, *steps: int, limit: int | None = None, best: int | None = None) -> RunDirectory:
+    run = RunDirectory(directory, limit)
+    for step in steps:
+        run.add_checkpoint(draft(directory, f"weights of {step}"), step, {"run": {}})
+        run.prune(best)
+    return run
+
+
+def names(directory: Path) -> list[str]:
+    return [saved.path.name for saved in saved_checkpoints(directory)]
+
+
+def test_a_sealed_checkpoint_is_whole_until_a_bit_changes(tmp_path: Path) -> None:
+    run_of(tmp_path, 5)
+    checkpoint = tmp_path / "checkpoint-5"
+    assert durable.damage(checkpoint, ("optimizer.pt",)) is None
+    for name in ("model.safetensors", "optimizer.pt"):
+        content = (checkpoint / name).read_bytes()
+        (checkpoint / name).write_bytes(content[:-1])
+        assert name in (durable.damage(checkpoint) or "")
+        (checkpoint / name).write_bytes(bytes([content[0] ^ 1]) + content[1:])
+        assert durable.damage(checkpoint) == f"{name} is not what was written"
+        (checkpoint / name).write_bytes(content)
+    assert durable.damage(checkpoint, ("scaler.pt",)) == "it lacks scaler.pt"
+    (checkpoint / "manifest.json").write_text('{"files": [1, 2]}')
+    assert durable.damage(checkpoint)
+
+
+@pytest.mark.parametrize("failing", ["sync", "checksum", "put_in_place"])
+def test_a_failure_while_saving_leaves_what_was_there(
+    tmp_path: Path, failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every point of a save a failure, or a kill, leaves the earlier checkpoints whole and no half of a new one."""
+    run = run_of(tmp_path, 1, 2, limit=1)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    home = "gpt2tg.training.directory" if failing == "put_in_place" else "gpt2tg.training.durable"
+    monkeypatch.setattr(f"{home}.{failing}", full)
+    with pytest.raises(OSError, match="No space"):
+        run.add_checkpoint(draft(tmp_path), 3, {"run": {}})
+    monkeypatch.undo()
+    assert names(tmp_path) == ["checkpoint-2"]
+    assert find_resumable(tmp_path, "newest").name == "checkpoint-2"
+
+
+def test_a_step_saved_again_replaces_what_was_there(tmp_path: Path) -> None:
+    run_of(tmp_path, 1, 2)
+    run_of(tmp_path, 1)
+    assert names(tmp_path) == ["checkpoint-2", "checkpoint-1"]
+    assert find_resumable(tmp_path, "newest").name == "checkpoint-1"
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "left"),
+    [(None, None, [1, 2, 3, 4]), (2, None, [3, 4]), (1, 2, [2, 4]), (2, 4, [3, 4]), (1, 1, [1, 4])],
+)
+def test_the_newest_stay_and_the_best(tmp_path: Path, limit: int | None, best: int | None, left: list[int]) -> None:
+    run_of(tmp_path, 1, 2, 3, 4, limit=limit, best=best)
+    assert names(tmp_path) == [f"checkpoint-{step}" for step in left]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_the_directory_holds_the_model_of_a_checkpoint(
+    tmp_path: Path, has_links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_links:
+
+        def no_links(*_: object) -> None:
+            raise OSError("no links here")
+
+        monkeypatch.setattr(os, "link", no_links)
+    run = run_of(tmp_path, 1, 2)
+    for step in (1, 2, 1):
+        run.publish(step)
+        assert (tmp_path / "model.safetensors").read_text() == f"weights of {step}"
+        assert json.loads((tmp_path / "run.json").read_text())["model"] == {"step": step}
+    run.publish(7)  # gone: what is there stays
+    assert (tmp_path / "model.safetensors").read_text() == "weights of 1"
+    shutil.rmtree(tmp_path / "checkpoint-1")
+    assert (tmp_path / "model.safetensors").read_text() == "weights of 1"
+
+
+def test_one_run_per_directory(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        for resumes, overwrite in ((True, False), (False, True), (False, False)):
+            with pytest.raises(UserError, match="in use by another training run"):
+                check_output(tmp_path, resumes, overwrite)
+    check_output(tmp_path, resumes=False, overwrite=False)  # a lock that nobody holds is no content
+
+
+def test_overwrite_takes_out_our_own_and_nothing_else(tmp_path: Path) -> None:
+    run_of(tmp_path, 1, 2).publish(2)
+    (tmp_path / durable.UNFINISHED).mkdir(exist_ok=True)
+    mine = [tmp_path / "diary.txt", tmp_path / "checkpoint-best" / "x", tmp_path / "runs" / "y"]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    clear(tmp_path, everything=True)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(mine)
+
+
+def test_broken_manifests_are_no_surprise(tmp_path: Path) -> None:
+    run_of(tmp_path, 1, 2)
+    for content in ("", "[]", '{"order": {}}', "\0"):
+        (tmp_path / "checkpoint-2" / "manifest.json").write_text(content)
+        assert find_resumable(tmp_path, "newest").name == "checkpoint-1"
+    (tmp_path / "checkpoint-1" / "manifest.json").unlink()
+    with pytest.raises(RunError, match="all 2 checkpoints"):
+        find_resumable(tmp_path, "newest")
+
+
+# --- choosing among checkpoints to generate from --------------------------------------------------------------
+
+
+def test_choosing_a_checkpoint(tmp_path: Path) -> None:
+    run_of(tmp_path, 10, 20, 30).publish(20)
+    (tmp_path / "training_log.csv").write_text(
+        "step,epoch,loss,validation_loss\n5,1,4.0,\n10,1,,3.5\n20,2,,3.25\n25,2,,1.0\n30,3,,3.75\n"
+    )
+    chosen = {which: choose_checkpoint(str(tmp_path), which).name for which in ("best", "last", "10")}
+    assert chosen == {"best": "checkpoint-20", "last": "checkpoint-30", "10": "checkpoint-10"}
+    with pytest.raises(UserError, match=r"checkpoint 7: .* holds no checkpoint of that step, but of 10, 20, 30"):
+        choose_checkpoint(str(tmp_path), "7")
+    assert listing(str(tmp_path), "model_path").splitlines() == [
+        "    step  validation loss",
+        "      10           3.5000",
+        "      20           3.2500  best, in the directory itself",
+        "      30           3.7500  last",
+    ]
+    (tmp_path / "training_log.csv").unlink()
+    with pytest.raises(UserError, match=r"no checkpoint in .* was measured: use last"):
+        choose_checkpoint(str(tmp_path), "best")
+
+
+def test_no_checkpoint_to_choose(tmp_path: Path) -> None:
+    for directory in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match="holds no checkpoint-N"):
+            choose_checkpoint(str(directory), "last")
+        with pytest.raises(UserError, match=r"holds no model|does not exist"):
+            listing(str(directory), "model_path")
