@@ -4,6 +4,7 @@
 # make mutation   break gpt2tg/decoding in hundreds of small ways and list those that no test notices
 # make bench-setup  install the rivals of benchmarks/, llama.cpp built for this processor
 # make bench  measure everything (hours), fill docs/benchmarks.md
+# make test-kills   60 training runs killed at random moments by real signals, and resumed
 # make clean  remove what these made
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo_model
 
-.PHONY: setup demo test test-oracle mutation bench-setup bench clean
+.PHONY: setup demo test test-oracle test-kills mutation bench-setup bench clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -60,6 +61,9 @@ bench: bench-setup
 		mv $$name.new benchmarks/results/$$name.json; \
 	done
 	$(BIN)/python benchmarks/chart.py
+
+test-kills: setup
+	$(BIN)/python tests/training/kills.py --kills 60
 
 clean:
 	rm -rf $(VENV) $(DEMO) mutants

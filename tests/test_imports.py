@@ -39,7 +39,7 @@ RULES: dict[str, set[str]] = {
     "session": {"session", "generation", "inspection", "tables", "comparison", "prompts", "sinks", "errors", "options"}
     | {"prompt_toolkit", "platformdirs"},
     "selftest": {"__init__", "decoding", "engine", "torch", "transformers"},
-    "commands": {"cli", "comparison", "errors", "generation", "options", "session", "training"}
+    "commands": {"cli", "engine", "comparison", "errors", "generation", "options", "session", "training"}
     | {"inspection", "measuring", "prompts", "sinks", "writing"},
 }
 

@@ -94,7 +94,7 @@ def write_whole(path: Path, content: str) -> None:
     """Write a text file whole or not at all."""
     draft = path.with_name(f"{path.name}.tmp")
     try:
-        draft.write_text(content, encoding="utf-8")
+        draft.write_text(content, encoding="utf-8", newline="\n")
         sync(draft)
         draft.replace(path)
     except OSError:

@@ -45,7 +45,7 @@ class Samples(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Samples from after the checkpoint that the run goes on from are written again."""
         if state.is_world_process_zero and self._file.is_file():
-            text = self._file.read_text(encoding="utf-8", errors="replace")
+            text = self._file.read_bytes().decode(errors="replace")  # a sample may hold line breaks of any kind
             later = (match.start() for match in HEADING.finditer(text) if int(match[1]) > state.global_step)
             write_whole(self._file, text[: next(later, len(text))])
 

@@ -1,0 +1,83 @@
+"""Signals, a second run, and a full disk, each in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import finetune_gpt2
+from gpt2tg.cli import _resuming
+from gpt2tg.engine.runs import saved_checkpoints
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_kills_at_random_moments() -> None:
+    """A few of them; `make test-kills` does many."""
+    command = [sys.executable, "tests/training/kills.py", "--kills", "6"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "faults: none" in result.stdout
+
+
+def test_ctrl_c_once_saves_and_twice_quits_and_one_run_per_directory(
+    text_file: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ["--train_file", text_file, "--model_name", model_dir, "--output_dir", out, "--block_size", 16]
+    words = [*map(str, words), "--max_steps", "1000000", "--save_steps", "1000000", "--logging_steps", "1"]
+    # The step in which the first signal comes is held up, so that the second finds the run still busy.
+    slow = (
+        "import sys, time; sys.path.insert(0, '.'); import finetune_gpt2; from gpt2tg.training.trainer import *\n"
+        "save = LanguageTrainer._save_checkpoint\n"
+        "LanguageTrainer._save_checkpoint = lambda self, *rest: (time.sleep(float(sys.argv[1])), save(self, *rest))\n"
+        "sys.exit(finetune_gpt2.main(sys.argv[2:]))"
+    )
+    for delay, signals in ((0, [signal.SIGINT]), (600, [signal.SIGINT, signal.SIGINT])):
+        command = [sys.executable, "-c", slow, str(delay), *words, *(["--resume"] if delay else [])]
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        told = []
+        for line in process.stderr:
+            told.append(line)
+            if line.startswith("step ") and signals:
+                if not delay:
+                    assert finetune_gpt2.main([*words, "--resume"]) == 2  # while the other one works there
+                process.send_signal(signals.pop())
+            elif "this step is finished and saved first" in line and signals:
+                time.sleep(0.2)
+                process.send_signal(signals.pop())
+        assert process.wait() == 130
+        if delay:
+            assert "ended at once: what was done since the last checkpoint is lost\n" in told
+        else:
+            (saved,) = saved_checkpoints(out)
+            assert told[-2] == f"step {saved.step:,} of 1,000,000 is saved in {saved.path}\n"
+            assert told[-1].startswith("go on with: ")
+            assert told[-1].endswith(f"--output_dir {out} --block_size 16 --max_steps 1000000 --save_steps 1000000 "
+                                     "--logging_steps 1 --resume\n")  # fmt: skip
+    assert saved_checkpoints(out) == [saved]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--train_file", "my text.txt", "--overwrite"], "--train_file 'my text.txt' --resume"),
+        (["--resume", "--epochs", "3"], "--epochs 3 --resume"),
+        (["--resume", "out/checkpoint-5", "--bf16"], "--bf16 --resume"),
+        (["--resume=out/checkpoint-5", "--max-steps=4"], "--max_steps=4 --resume"),
+    ],
+)
+@pytest.mark.skipif(os.name == "nt", reason="quotes are others there")
+def test_the_command_that_resumes(words: list[str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["finetune_gpt2.py"])
+    assert _resuming(finetune_gpt2.parser(), words) == f"python finetune_gpt2.py {expected}"
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/finetune_gpt2"])
+    assert _resuming(finetune_gpt2.parser(), words) == f"finetune_gpt2 {expected}"
