@@ -75,7 +75,7 @@ class Experiment:
         source, _ = plan_sources(TrainingOptions(train_file=str(text), validation_split=0))
         tokenizer = train_tokenizer(source, 300)
         torch.manual_seed(0)
-        config = GPT2Config(vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=4, eos_token_id=0)
+        config = GPT2Config(300, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
         GPT2LMHeadModel(config).save_pretrained(self._directory / "model")
         transformers_tokenizer(tokenizer, 64).save_pretrained(self._directory / "model")
         return ["--train_file", str(text), "--model_name", str(self._directory / "model"), *SETTINGS]
@@ -88,6 +88,7 @@ class Experiment:
         while self._kills() < kills and not self._faults:
             rounds += 1
             self._round(self._directory / f"round-{rounds}", straight, whole_run, kills)
+            print(f"{self._kills()} kills", file=sys.stderr, flush=True)
         counts = ", ".join(f"{number} {name}" for name, number in sorted(self._counts.items()))
         print(f"seed {seed}: {self._kills()} kills in {rounds} runs ({counts}); faults: {self._faults or 'none'}")
         return len(self._faults)
