@@ -75,7 +75,8 @@ class Experiment:
         source, _ = plan_sources(TrainingOptions(train_file=str(text), validation_split=0))
         tokenizer = train_tokenizer(source, 300)
         torch.manual_seed(0)
-        config = GPT2Config(300, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
+        shape = dict(vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=4)
+        config = GPT2Config(**shape, bos_token_id=0, eos_token_id=0)
         GPT2LMHeadModel(config).save_pretrained(self._directory / "model")
         transformers_tokenizer(tokenizer, 64).save_pretrained(self._directory / "model")
         return ["--train_file", str(text), "--model_name", str(self._directory / "model"), *SETTINGS]
