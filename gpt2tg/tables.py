@@ -58,5 +58,5 @@ def percent(probability: float) -> str:
 
 
 def quoted(text: str) -> str:
-    """A token in quotes, so that its spaces and line breaks are seen."""
-    return json.dumps(text, ensure_ascii=False)
+    """A token in quotes: its spaces and line breaks are seen, and nothing is left that a terminal would obey."""
+    return json.dumps(text, ensure_ascii=False).translate({code: f"\\u{code:04x}" for code in range(127, 160)})

@@ -17,6 +17,7 @@ from gpt2tg.session import Front, Session
 from gpt2tg.session.completion import completions
 from gpt2tg.session.front import Style
 from gpt2tg.session.settings import changed
+from gpt2tg.session.state import Turn
 from gpt2tg.tables import candidate_table
 
 
@@ -482,6 +483,16 @@ def test_settings_that_pull_others_along(words: str, check: Callable[[DecodingOp
     assert check(options)
 
 
+def test_a_seed_and_a_replay_take_each_others_place(generator: Generator) -> None:
+    talk = Talk(generator, drawing(replay="7/0/2"))
+    talk.type("/set seed=3")
+    assert (talk.session.options.seed, talk.session.options.replay) == (3, None)
+    talk.type("/set replay=7/0/1")
+    assert (talk.session.options.seed, talk.session.options.replay) == (None, "7/0/1")
+    talk.type("/seed 4")
+    assert (talk.session.options.seed, talk.session.options.replay) == (4, None)
+
+
 def test_a_refused_setting_leaves_the_others() -> None:
     before = settings()
     with pytest.raises(UserError):
@@ -617,6 +628,21 @@ def test_files_are_not_written_over_unasked(generator: Generator, tmp_path: Path
     ]  # fmt: skip
     assert "cannot be written" in talk.type(f"/save {tmp_path}")[1][0]
     assert [path.name for path in tmp_path.iterdir()] == ["story.jsonl"]
+
+
+def test_a_text_gives_the_terminal_no_orders(generator: Generator, tmp_path: Path) -> None:
+    """The model may write them, and the file of a stranger hold them. What is no terminal gets the text as it is."""
+    text = "The \x1b]0;mine\x07fox\x9b2J\tand\n"
+    file = tmp_path / "story.jsonl"
+    talk = Talk(generator, settings())
+    talk.session.text.change((Turn(text, text),))
+    talk.type(f"/save {file}")
+    screen = Talk(generator, settings(), style=Style(hides_orders=True))
+    for line in ("/text", "/why all", "/candidates", "/continue", "/retry", "/undo", "/set num_sequences=1"):
+        written, said = screen.type(f"/load {file}", line)
+        assert not set(map(chr, (*range(9), *range(11, 32), *range(127, 160)))) & set(written + "".join(said))
+    assert screen.type(f"/load {file}")[0] == "The \ufffd]0;mine\ufffdfox\ufffd2J\tand\n" * 2 + "\n"
+    assert talk.type(f"/load {file}")[0] == text * 2 + "\n"
 
 
 def saved(generator: Generator, tmp_path: Path) -> tuple[Path, list[str]]:

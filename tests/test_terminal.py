@@ -17,6 +17,7 @@ import pytest
 
 from gpt2tg.generation import Generator, load
 from gpt2tg.options import DecodingOptions
+from gpt2tg.session.front import Style
 
 pty = pytest.importorskip("pty", reason="no pseudo-terminals on this platform")
 import fcntl  # noqa: E402
@@ -117,10 +118,10 @@ def generator(model_dir: Path) -> Generator:
     return load(str(model_dir))
 
 
-def greedy(generator: Generator, prompt: str, tokens: int = 8) -> str:
-    return generator.generate(prompt, DecodingOptions(decoding="greedy", max_new_tokens=tokens, num_sequences=1))[
-        0
-    ].text
+def greedy(generator: Generator, prompt: str) -> str:
+    """As a terminal shows it."""
+    options = DecodingOptions(decoding="greedy", max_new_tokens=8, num_sequences=1)
+    return Style(hides_orders=True).shown(generator.generate(prompt, options)[0].text)
 
 
 def test_a_session_at_a_terminal(model_dir: Path, tmp_path: Path, generator: Generator) -> None:

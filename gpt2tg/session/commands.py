@@ -183,10 +183,12 @@ def _new(session: Session, words: str) -> None:
 
 
 def _text(session: Session, _: str) -> None:
-    style = session.front.style
+    front = session.front
     if not session.text.turns:
         raise UserError("there is no text yet: type its beginning")
-    session.front.write("".join(style.typed(turn.typed) + turn.written for turn in session.text.turns) + "\n")
+    for turn in session.text.turns:
+        front.write(front.style.typed(front.style.shown(turn.typed)) + front.style.shown(turn.written))
+    front.write("\n")
 
 
 def _tell_end(session: Session) -> None:
@@ -195,7 +197,7 @@ def _tell_end(session: Session) -> None:
     if not text:
         session.front.say("The text is empty.")
     else:
-        session.front.say(f"The text ends: {'...' if len(text) > TAIL else ''}{end}")
+        session.front.say(f"The text ends: {'...' if len(text) > TAIL else ''}{session.front.style.shown(end)}")
 
 
 def _model(session: Session, name: str) -> None:

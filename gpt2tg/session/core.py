@@ -156,10 +156,10 @@ class Session:
         front, written, reason = self.front, "", "interrupted"
         chunks = self.generator.stream(prompt, options)
         try:
-            front.write(front.style.typed(typed))
+            front.write(front.style.typed(front.style.shown(typed)))
             for chunk in chunks:
                 written += chunk.text
-                front.write(chunk.text)
+                front.write(front.style.shown(chunk.text))
                 reason = chunk.sample.finish_reason if chunk.sample else reason
         except KeyboardInterrupt:
             if not front.at_terminal:
@@ -174,7 +174,7 @@ class Session:
         for number, sample in enumerate(samples, start=1):
             if len(samples) > 1:
                 front.say(f"--- text {number} of {len(samples)} ---")
-            front.write(f"{front.style.typed(typed)}{sample.completion}\n\n")
+            front.write(f"{front.style.typed(front.style.shown(typed))}{front.style.shown(sample.completion)}\n\n")
         choice = min(choice, len(samples) - 1)
         if len(samples) > 1:
             front.say(f"The text goes on with number {choice + 1}; /pick takes another.")

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 RESET = "\x1b[0m"
 
+# Control characters by which a text could move the cursor, rename the window and the like. Line break and tab stay.
+ORDERS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
 # What is typed is bold, errors are red. Both can be read on a light and on a dark ground.
 BOLD, RED = "\x1b[1m", "\x1b[31m"
 
@@ -20,9 +23,15 @@ HEAT = ((0.01, "\x1b[97;41m"), (0.05, "\x1b[30;43m"), (0.2, "\x1b[30;42m"))
 
 @dataclass(frozen=True)
 class Style:
-    """Colours, or none."""
+    """How texts look on stdout."""
 
     has_colours: bool = False
+    hides_orders: bool = False
+    """Whether what a terminal would take for an order is replaced."""
+
+    def shown(self, text: str) -> str:
+        """A text of the model or of a file."""
+        return text.translate(ORDERS) if self.hides_orders else text
 
     def typed(self, text: str) -> str:
         """What the person has typed."""
@@ -88,12 +97,14 @@ def plain_front(write: Callable[[str], None], say: Callable[[str], None]) -> Fro
             raise EOFError
         return line.removesuffix("\n").removesuffix("\r")
 
-    return Front(read, write, say, style=Style(wants_colours()), width=columns, at_terminal=at_terminal)
+    return Front(read, write, say, style=style_of_stdout(), width=columns, at_terminal=at_terminal)
 
 
-def wants_colours() -> bool:
-    """Whether stdout is a terminal that shows colours, and they are not refused (https://no-color.org)."""
-    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
+def style_of_stdout() -> Style:
+    """Colours where stdout is a terminal that shows them, and they are not refused (https://no-color.org)."""
+    is_terminal = sys.stdout.isatty()
+    refused = os.environ.get("TERM") == "dumb" or os.environ.get("NO_COLOR")
+    return Style(has_colours=is_terminal and not refused, hides_orders=is_terminal)
 
 
 def is_able_terminal() -> bool:

@@ -15,7 +15,7 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 from gpt2tg.session.completion import completions
-from gpt2tg.session.front import Front, Style, columns, wants_colours
+from gpt2tg.session.front import Front, columns, style_of_stdout
 
 # Lines kept free below the line that is edited, for the menu of completions.
 MENU_LINES = 6
@@ -39,7 +39,7 @@ def terminal_front(write: Callable[[str], None], say: Callable[[str], None]) -> 
         write=write,
         say=say,
         edit=lambda text: editing.prompt("| ", default=text),
-        style=Style(wants_colours()),
+        style=style_of_stdout(),
         width=columns,
         at_terminal=True,
     )
