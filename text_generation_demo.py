@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Sit with a model: type the beginning of a text and watch it go on, or compare the decoding strategies."""
+"""Sit with a model: type the beginning of a text and watch it go on, compare the decoding strategies,
+or search the settings that suit it."""
 
 from __future__ import annotations
 
@@ -25,6 +26,8 @@ examples:
   python text_generation_demo.py --model_name gpt2-tiny
   python text_generation_demo.py --model_path ./fine_tuned_model --temperature 0.9
   python text_generation_demo.py --model_name gpt2-tiny --compare --prompt "The old king" --seed 7
+  python text_generation_demo.py --model_path ./fine_tuned_model --compare --reference held_out.txt --report report.html
+  python text_generation_demo.py --model_path ./fine_tuned_model --tune --reference held_out.txt --apply
 """
 
 
@@ -39,14 +42,16 @@ def parser() -> cli.Parser:
 
 
 def demonstrate(given: dict[str, Any]) -> None:
-    """A session, or the comparison."""
+    """A session, the comparison, or the search for settings."""
     if "model_name" in given and "model_path" in given:
         raise UserError(
             f"{given['model_path']} and --model_name {given['model_name']}: give one of the two", "model_path"
         )
     option = "model_path" if "model_path" in given else "model_name"
     name = given.get(option) or ModelNameOptions().model_name
-    if cli.pick(CompareOptions, given).compare:
+    if cli.pick(TuneOptions, given).tune:
+        commands.tune(given, name, option)
+    elif cli.pick(CompareOptions, given).compare:
         commands.compare(given, name, option)
     else:
         commands.interactive(given, name, option)

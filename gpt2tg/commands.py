@@ -15,8 +15,13 @@ from gpt2tg.errors import UserError
 from gpt2tg.options import (
     DEFAULT_REFERENCE_PROMPTS,
     FROM_SCRATCH_FLAGS,
+    MOST_TUNING_PROMPTS,
+    NOT_FOR_TUNING,
+    SEARCHED_SETTINGS,
     SESSION_NEW_TOKENS,
     SESSION_SEQUENCES,
+    TUNING_BATCH_SIZE,
+    TUNING_NEW_TOKENS,
     CheckpointOptions,
     CompareOptions,
     DecodingOptions,
@@ -26,6 +31,7 @@ from gpt2tg.options import (
     ModelNameOptions,
     PromptOptions,
     TrainingOptions,
+    TuneOptions,
     decoding_options,
     only,
     unused_options,
@@ -105,6 +111,8 @@ def generate(given: dict[str, Any], name: str | None, option: str, **defaults: A
     decoding = settle_decoding(given, **defaults)
     where = pick(PromptOptions, given)
     device = pick(DeviceOptions, given).device
+    if own := checkpoint_settings(given, name, option):
+        decoding = decoding_options(only(DecodingOptions, given), **{**only(DecodingOptions, defaults), **own})
 
     from gpt2tg.generation import load
     from gpt2tg.inspection import inspect_sample
@@ -254,6 +262,55 @@ def compare(given: dict[str, Any], name: str, option: str) -> None:
         report.write_report(report.page(generator, found, name), page)
 
 
+def tune(given: dict[str, Any], name: str, option: str) -> None:
+    """Search the settings that write most like a human text; the outcome goes to stdout."""
+    where, search = pick(CompareOptions, given), pick(TuneOptions, given)
+    if where.reference is None:
+        raise UserError("is required: give human text that the model has not learned from", "reference")
+    for unused in (*NOT_FOR_TUNING, "compare", "strategies", "train_file", "output", "prompt", "prompts_file"):
+        if unused in given:
+            notice(f"--{unused} is not used: --tune searches settings for --reference, one text to each prompt")
+    for searched in SEARCHED_SETTINGS:
+        if searched in given:
+            notice(f"--{searched} is not used: --tune searches it")
+    left = {k: v for k, v in only(DecodingOptions, given).items() if k not in (*SEARCHED_SETTINGS, *NOT_FOR_TUNING)}
+    base = decoding_options(left, **({} if "max_length" in left else {"max_new_tokens": TUNING_NEW_TOKENS}))
+
+    from gpt2tg.checkpoint_defaults import in_words, kept, write_defaults
+    from gpt2tg.comparison import reference, report, table
+    from gpt2tg.comparison.tune import summary
+    from gpt2tg.comparison.tune import tune as searching
+    from gpt2tg.engine.checkpoints import find_checkpoint
+    from gpt2tg.generation import load, new_seed
+
+    page = table.check_file(where.report, report.FORMATS, "report", where.overwrite)
+    text = reference.read_text(Path(where.reference), "reference")
+    if search.apply:
+        _require_own_directory(name, option)
+    generator = load(name, pick(DeviceOptions, given).device, option)
+    if base.seed is None:
+        base = replace(base, seed=new_seed())
+    notice(f"seed {base.seed}")
+    batch_size = pick(PromptOptions, given, batch_size=TUNING_BATCH_SIZE).batch_size
+    examples = reference.examples_of(text, where.examples)
+    prompts = where.num_prompts or MOST_TUNING_PROMPTS
+    found = searching(generator, examples, base, prompts, search.budget, batch_size, notice)
+    writer()(summary(found.end))
+    settings = in_words(kept(found.end.tuned.options))
+    if page:
+        report.write_report(report.tuning_page(generator, found, name), page)
+    if search.apply:
+        file = write_defaults(find_checkpoint(name, option), found.end.tuned.options)
+        notice(f"{file} now has {settings}: used where no flag says otherwise")
+    else:
+        notice(f"to write with them: {settings}; --apply makes them the checkpoint's own")
+
+
+def _require_own_directory(name: str, option: str) -> None:
+    if not Path(name).expanduser().is_dir():
+        raise UserError(f"writes into the model's directory, and --{option} {name} is none: give one", "apply")
+
+
 def _prompts_to_compare(given: dict[str, Any], where: CompareOptions) -> list[str]:
     """The prompts that were given; none where they come from the reference."""
     from gpt2tg.prompts import read_prompts
@@ -266,6 +323,23 @@ def _prompts_to_compare(given: dict[str, Any], where: CompareOptions) -> list[st
     if any(prompt.settings for prompt in prompts):
         notice("settings in --prompts_file are not used: all prompts go through the same strategies")
     return [prompt.text for prompt in prompts]
+
+
+def checkpoint_settings(given: dict[str, Any], name: str, option: str) -> dict[str, Any]:
+    """Settings that `--tune --apply` left in a directory, and said; none where a flag asks for another strategy."""
+    if not Path(name).expanduser().is_dir():
+        return {}
+
+    from gpt2tg.checkpoint_defaults import in_words, read_defaults
+    from gpt2tg.engine.checkpoints import find_checkpoint
+
+    found = read_defaults(find_checkpoint(name, option))
+    if not found or given.get("decoding", found["decoding"]) != found["decoding"]:
+        return {}
+    found = {setting: value for setting, value in found.items() if setting not in given}
+    if words := in_words(found):
+        notice(f"settings of the checkpoint, found by --tune: {words}")
+    return found
 
 
 # What has no place in a session, which reads its prompts and writes its texts one by one.
@@ -288,6 +362,8 @@ def interactive(given: dict[str, Any], name: str | None, option: str) -> None:
         notice(f"--{flag} is not used: a session writes text by text")
     decoding = settle_decoding(given, num_sequences=SESSION_SEQUENCES)
     device = pick(DeviceOptions, given).device
+    if own := checkpoint_settings(given, name, option):
+        decoding = decoding_options(only(DecodingOptions, given), num_sequences=SESSION_SEQUENCES, **own)
 
     from gpt2tg.generation import load
     from gpt2tg.session import Session

@@ -111,6 +111,12 @@ SESSION_SEQUENCES = 1
 # How many prompts are taken from a human text, where the caller names no number.
 DEFAULT_REFERENCE_PROMPTS = 8
 MOST_TUNING_PROMPTS = 128
+# What --tune writes to each of them, so many side by side, and the settings that it searches.
+TUNING_NEW_TOKENS = 80
+TUNING_BATCH_SIZE = 64
+SEARCHED_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram")
+# Settings that have no meaning there: it writes one text by top_p to each prompt.
+NOT_FOR_TUNING = ("decoding", "replay", "num_sequences", "best_of", "max_time")
 
 
 @dataclass(frozen=True)

@@ -34,13 +34,14 @@ RULES: dict[str, set[str]] = {
     "sinks": {"generation", "inspection", "tables", "errors", "options"},
     "writing": {"generation", "prompts", "sinks", "tables", "errors", "options", "tqdm"},
     "measuring": {"generation", "inspection", "prompts", "sinks", "tables", "errors", "options", "tqdm"},
+    "checkpoint_defaults": {"errors", "options"},
     "comparison": {"comparison", "generation", "inspection", "prompts", "sinks", "errors", "options"}
     | {"numpy", "sacrebleu", "matplotlib", "markupsafe", "jinja2", "optuna", "tqdm"},
     "session": {"session", "generation", "inspection", "tables", "comparison", "prompts", "sinks", "errors", "options"}
     | {"prompt_toolkit", "platformdirs"},
     "selftest": {"__init__", "decoding", "engine", "torch", "transformers"},
-    "commands": {"cli", "engine", "comparison", "errors", "generation", "options", "session", "training"}
-    | {"inspection", "measuring", "prompts", "sinks", "writing"},
+    "commands": {"cli", "checkpoint_defaults", "comparison", "engine", "errors", "generation", "options", "session"}
+    | {"inspection", "measuring", "prompts", "sinks", "training", "writing"},
 }
 
 

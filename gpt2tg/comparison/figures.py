@@ -11,7 +11,7 @@ import random
 import re
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sacrebleu.metrics import BLEU
@@ -192,6 +192,21 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+def differences(found: Figures, human: Figures, scales: Mapping[str, float]) -> dict[str, float]:
+    """For each figure that both sets have, how far the first is from the second, with its sign, in units of scale."""
+    return {
+        name: (own - other) / scale
+        for name, scale in scales.items()
+        if (own := getattr(found, name)) is not None and (other := getattr(human, name)) is not None
+    }
+
+
+def distance(found: Figures, human: Figures, scales: Mapping[str, float]) -> float:
+    """The mean of the absolute differences; infinite for texts of which nothing can be said."""
+    values = differences(found, human, scales).values()
+    return statistics.fmean(map(abs, values)) if values else math.inf
+
+
 class Yardstick:
     """Human text to measure the distance of other texts from.
 
@@ -212,17 +227,11 @@ class Yardstick:
 
     def differences(self, found: Figures) -> dict[str, float]:
         """For each figure that both sets have, how far it is from the human one, with its sign, in units of scale."""
-        human = replace(self.human, zipf=self._zipf_of_sets(found.texts))
-        return {
-            name: (own - other) / scale
-            for name, scale in self.scales.items()
-            if (own := getattr(found, name)) is not None and (other := getattr(human, name)) is not None
-        }
+        return differences(found, replace(self.human, zipf=self._zipf_of_sets(found.texts)), self.scales)
 
     def distance(self, found: Figures) -> float:
         """Mean absolute difference; infinite for texts of which nothing can be said."""
-        differences = self.differences(found)
-        return statistics.fmean(map(abs, differences.values())) if differences else math.inf
+        return distance(found, replace(self.human, zipf=self._zipf_of_sets(found.texts)), self.scales)
 
     def _zipf_of_sets(self, size: int) -> float | None:
         """Zipf's coefficient grows with the number of words: the human one of sets as small as the other one."""

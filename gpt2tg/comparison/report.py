@@ -6,13 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from gpt2tg.comparison.compare import Comparison, Result
-from gpt2tg.comparison.plots import Line, distance_plot, probability_plot
+from gpt2tg.comparison.plots import Line, distance_plot, heat_map, probability_plot
 from gpt2tg.comparison.table import columns_of, shown, write_whole
+from gpt2tg.comparison.tune import SEARCHED, Tuning, cells, verdict
 from gpt2tg.generation import Generator, Sample
 from gpt2tg.inspection import InspectedToken, inspect_sample
 
@@ -94,11 +96,12 @@ class _Page:
         )
 
 
-def page(generator: Generator, comparison: Comparison, model: str) -> str:
+def page(generator: Generator, comparison: Comparison, model: str, tuning: dict[str, Any] | None = None) -> str:
     """The page for a comparison, as HTML.
 
     Args:
         model: the name of the model, to be shown.
+        tuning: what stands on the page of a search.
 
     Raises:
         RunError: the model's logits are not finite.
@@ -108,6 +111,7 @@ def page(generator: Generator, comparison: Comparison, model: str) -> str:
     lines = _lines(collected, comparison)
     return render(
         title=f"How {Path(model).name or model} writes",
+        tuning=tuning,
         lead=_lead(comparison),
         comparison=comparison,
         columns=columns_of(comparison),
@@ -120,6 +124,26 @@ def page(generator: Generator, comparison: Comparison, model: str) -> str:
     )
 
 
+def tuning_page(generator: Generator, found: Tuning, model: str) -> str:
+    """The page for a search: what it found, where it went, and both settings compared.
+
+    Raises:
+        RunError: the model's logits are not finite.
+    """
+    end = found.end
+    best = end.tuned.options
+    mark = (best.temperature, best.effective_top_p or 1.0)
+    tuning = {
+        "names": SEARCHED,
+        "rows": [{"name": standing.name, "cells": cells(standing)} for standing in (end.default, end.tuned)],
+        "verdict": verdict(end),
+        "note": f"{found.tried} settings were tried in {found.seconds:.0f} seconds. Human text is "
+        f"{end.human_distance:.2f} from itself, by chance.",
+        "heat_map": heat_map(found.cells, ("temperature", "top-p"), mark) if found.cells else None,
+    }
+    return page(generator, end.comparison, model, tuning)
+
+
 def render(**values: object) -> str:
     """The template with its values; every text among them is escaped."""
     environment = Environment(
@@ -130,8 +154,7 @@ def render(**values: object) -> str:
         lstrip_blocks=True,
     )
     template = environment.get_template("report.html")
-    defaults: dict[str, object] = dict(shown=shown, shades=SHADES, tuning=None)
-    return template.render(**{**defaults, **values})
+    return template.render(shown=shown, shades=SHADES, **values)
 
 
 def write_report(html: str, path: Path) -> None:

@@ -1,0 +1,116 @@
+"""Settings that a checkpoint brings along: found by `--tune --apply`, used where no flag says otherwise.
+
+They stand in generation_config.json under the names of transformers, which reads them too. An entry of our own says
+which of them we wrote: settings that came there in any other way change nothing here.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gpt2tg.errors import RunError, UserError
+from gpt2tg.options import STRATEGIES, DecodingOptions, default_of, plain_type
+
+FILE = "generation_config.json"
+
+# The entry that says which settings are ours.
+OURS = "gpt2tg"
+
+# The strategy that was searched with.
+DECODING = "top_p"
+
+# Our names and those of transformers.
+NAMES = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "no_repeat_ngram": "no_repeat_ngram_size",
+}
+
+# How transformers writes that a filter is off; left out, it would take a default of its own.
+OFF = {"top_k": 0}
+
+
+def read_defaults(directory: Path) -> dict[str, Any]:
+    """The settings that `--apply` left in a checkpoint; empty where there are none.
+
+    Raises:
+        UserError: they are there, but broken.
+    """
+    path = directory / FILE
+    if not path.is_file():
+        return {}
+    config = _read(path)
+    ours = config.get(OURS)
+    if not isinstance(ours, dict):
+        return {}
+    found: dict[str, Any] = {"decoding": ours.get("decoding", DECODING)}
+    if found["decoding"] not in STRATEGIES:
+        raise UserError(f"{path}: {found['decoding']} is no strategy; remove the entry {OURS} to go without")
+    for name in ours.get("settings", ()):
+        if name not in NAMES:
+            raise UserError(f"{path}: {name} is no setting that can be kept there; remove the entry {OURS}")
+        value = config.get(NAMES[name])
+        if value is None or value == OFF.get(name):
+            continue
+        kind = plain_type(DecodingOptions, name)
+        if isinstance(value, bool) or not isinstance(value, (int, kind)):
+            raise UserError(f"{path}: {NAMES[name]} is {value}, expected a number; remove the entry {OURS}")
+        found[name] = kind(value)
+    try:
+        DecodingOptions(**found)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; remove the entry {OURS}") from None
+    return found
+
+
+def write_defaults(directory: Path, options: DecodingOptions) -> Path:
+    """Make settings those of a checkpoint. What else stands in its generation_config.json is kept.
+
+    Returns:
+        The file.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    path = directory / FILE
+    config = _read(path) if path.is_file() else {}
+    values = {name: getattr(options, name) for name in NAMES}
+    config |= {NAMES[name]: OFF.get(name) if value is None else value for name, value in values.items()}
+    config |= {"do_sample": True, OURS: {"decoding": options.decoding, "settings": list(NAMES)}}
+    draft = path.with_name(f".{path.name}.partial")
+    try:
+        draft.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise RunError(f"cannot write {path}: {error.strerror}") from None
+    return path
+
+
+def in_words(settings: dict[str, Any]) -> str:
+    """Settings as flags have them, those at their default left out."""
+    return " ".join(
+        f"--{name} {value:g}" if isinstance(value, float) else f"--{name} {value}"
+        for name, value in settings.items()
+        if value is not None and value != default_of(DecodingOptions, name)
+    )
+
+
+def kept(options: DecodingOptions) -> dict[str, Any]:
+    """Of the options, those that a checkpoint can keep."""
+    return {"decoding": options.decoding, **{name: getattr(options, name) for name in NAMES}}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(f"{path} is no valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return config

@@ -1,0 +1,221 @@
+"""The search for settings: where it goes, what it finds, and how the end is measured."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import FABLES
+
+import text_generation_demo
+from gpt2tg.checkpoint_defaults import FILE, read_defaults
+from gpt2tg.comparison import tune as tuning
+from gpt2tg.comparison.figures import LEAST_SCALES, figures_of, text_figures
+from gpt2tg.comparison.tune import Tuning, interval_of_gain, summary, tune, verdict
+from gpt2tg.errors import UserError
+from gpt2tg.generation import Generator, Sample, load
+from gpt2tg.options import DecodingOptions
+
+Capture = pytest.CaptureFixture[str]
+
+BASE = DecodingOptions(seed=5, max_new_tokens=8)
+
+# The model has learned nothing; long enough is all that this text must be.
+TEXT = "\n".join(FABLES * 4)
+
+
+@pytest.fixture(scope="module")
+def generator(model_dir: Path) -> Generator:
+    return load(str(model_dir))
+
+
+@pytest.fixture(scope="module")
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def found(generator: Generator, said: list[str]) -> Tuning:
+    """A search of a few seconds."""
+    return tune(generator, [TEXT], BASE, 24, 3.0, 32, said.append)
+
+
+def test_the_default_settings_are_tried_first_and_each_better_ones_are_said(found: Tuning, said: list[str]) -> None:
+    assert "temperature=0.7 top_p=0.9 top_k=0 min_p=0 repetition_penalty=1 no_repeat_ngram=0" in said[0]
+    distances = [float(line.split("distance ")[1].split()[0]) for line in said if "distance" in line]
+    assert distances == sorted(distances, reverse=True)
+    assert found.tried > 3
+    assert said[-1].startswith(f"{found.tried} settings tried in ")
+
+
+def test_the_end_has_prompts_and_seeds_of_its_own(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch, found: Tuning
+) -> None:
+    seen: list[tuple[tuple[str, ...], int | None]] = []
+    write = tuning.write
+
+    def spy(generator: Generator, prompts: tuple[str, ...], options: DecodingOptions, size: int) -> tuple[Sample, ...]:
+        seen.append((tuple(prompts), options.seed))
+        return write(generator, prompts, options, size)
+
+    monkeypatch.setattr(tuning, "write", spy)
+    again = tune(generator, [TEXT], BASE, 24, 0.2, 32, lambda _: None)
+    kept = set(again.end.comparison.prompts)
+    while_searching = [(prompts, seed) for prompts, seed in seen if not kept.intersection(prompts)]
+    at_the_end = [(prompts, seed) for prompts, seed in seen if kept.intersection(prompts)]
+    assert len(at_the_end) == 2 * 5
+    assert while_searching + at_the_end == seen
+    assert not {seed for _, seed in while_searching} & {seed for _, seed in at_the_end}
+    assert not {prompt for prompts, _ in while_searching for prompt in prompts} & kept
+
+
+def test_figures_of_the_end_are_those_of_the_texts(generator: Generator, found: Tuning) -> None:
+    """Written and measured once more, from what the outcome says of itself."""
+    end = found.end
+    assert len(end.tuned.distances) == 5
+    assert end.gain == pytest.approx(end.default.mean - end.tuned.mean)
+    default = next(result for result in end.comparison.results if result.name == "default")
+    assert default.distance == pytest.approx(end.default.distances[0])
+    assert default.options.temperature == 0.7
+
+
+def test_the_heat_map_holds_the_distances_of_the_grid(found: Tuning) -> None:
+    assert found.cells
+    assert all(t in tuning.TEMPERATURES and p in tuning.TOP_PS and value > 0 for (t, p), value in found.cells.items())
+
+
+def test_the_same_search_ends_in_the_same_settings(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that counts the tries, the outcome depends on the seed alone."""
+
+    class Clock:
+        now = 0.0
+
+        def monotonic(self) -> float:
+            self.now += 1
+            return self.now
+
+    outcomes = []
+    for _ in range(2):
+        monkeypatch.setattr(tuning, "time", Clock())
+        outcome = tune(generator, [TEXT], BASE, 16, 25, 32, lambda _: None)
+        outcomes.append((outcome.end.tuned, outcome.end.default, outcome.end.interval))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_text_too_short_to_search_with(generator: Generator) -> None:
+    with pytest.raises(UserError, match=r"holds only \d pieces of text to write after.*needs 16") as caught:
+        tune(generator, FABLES, BASE, 24, 1.0, 32, lambda _: None)
+    assert caught.value.option == "reference"
+
+
+def test_the_largest_seed_is_one(generator: Generator) -> None:
+    """The seeds of the end lie beyond it, and must be seeds all the same."""
+    tune(generator, [TEXT], replace(BASE, seed=2**32 - 1), 16, 0.1, 32, lambda _: None)
+
+
+# --- the interval -------------------------------------------------------------------------------------------------
+
+
+def texts_with(logprob: float, spread: float, seed: int) -> list:
+    draw = random.Random(seed)
+    return text_figures(
+        [Sample("", f"w{n}", n, 0, 1, (1,) * 10, "length", 10 * draw.gauss(logprob, spread)) for n in range(40)]
+    )
+
+
+def test_the_interval_holds_a_gain_that_is_known() -> None:
+    """Only log-probabilities differ: the gain is the difference of their distances, over the number of figures."""
+    human = texts_with(-3.0, 0.1, 0)
+    default, tuned = [[texts_with(mean, 0.1, seed) for seed in (1, 2, 3)] for mean in (-2.0, -2.9)]
+    scales = {"logprob": 0.1, "length": LEAST_SCALES["length"]}
+    low, high = interval_of_gain(human, default, tuned, scales)
+    assert low < (1.0 - 0.1) / 0.1 / 2 < high
+    assert high - low < 0.6
+    assert all(figures_of(texts).length == 10 for texts in default)
+
+
+def test_the_interval_of_equal_settings_holds_zero() -> None:
+    human = texts_with(-3.0, 0.1, 0)
+    same = [texts_with(-2.8, 0.2, seed) for seed in (1, 2, 3, 4, 5)]
+    other = [texts_with(-2.8, 0.2, seed) for seed in (6, 7, 8, 9, 10)]
+    low, high = interval_of_gain(human, same, other, {"logprob": 0.1})
+    assert low < 0 < high
+
+
+def test_the_verdict_says_whether_the_gain_is_clear(found: Tuning) -> None:
+    clear = replace(found.end, gain=1.5, interval=(0.9, 2.0))
+    assert verdict(clear).startswith(
+        "The settings found are nearer to human text than the default ones by 1.50 (95 % interval 0.90 to 2.00)"
+    )
+    assert verdict(replace(clear, interval=(-0.1, 2.0))).startswith("No clear gain")
+
+
+def test_the_summary_has_both_settings(found: Tuning) -> None:
+    header, default, tuned, human, *_ = summary(found.end).splitlines()
+    assert header.split()[:3] == ["temperature", "top_p", "top_k"]
+    assert default.split()[:6] == ["default", "0.7", "0.9", "off", "off", "off"]
+    assert tuned.split()[1] == f"{found.end.tuned.options.temperature:g}"
+    assert human.split()[-1] == f"{found.end.human_distance:.2f}"
+
+
+# --- from the command line ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def words(model_dir: Path, tmp_path: Path) -> list[str]:
+    text, model = tmp_path / "held_out.txt", tmp_path / "model"
+    text.write_text(TEXT, encoding="utf-8")
+    shutil.copytree(model_dir, model)
+    return [
+        "--model_path", str(model), "--tune", "--reference", str(text), "--examples", "file", "--max_new_tokens", "8",
+        "--budget", "0.5", "--seed", "1", "--num_prompts", "16",
+    ]  # fmt: skip
+
+
+def test_tuning_leaves_the_checkpoint_alone_unless_told(words: list[str], tmp_path: Path, capsys: Capture) -> None:
+    before = (tmp_path / "model" / FILE).read_bytes()
+    page = tmp_path / "report.html"
+    assert text_generation_demo.main([*words, "--report", str(page)]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1].startswith("default")
+    assert "--apply makes them the checkpoint's own" in err
+    assert (tmp_path / "model" / FILE).read_bytes() == before
+    html = page.read_text(encoding="utf-8")
+    assert "Where the search went" in html
+    assert "Distance from human text by temperature and top-p" in html
+
+
+def test_applied_settings_are_those_that_were_printed(words: list[str], tmp_path: Path, capsys: Capture) -> None:
+    assert text_generation_demo.main([*words, "--apply"]) == 0
+    out, err = capsys.readouterr()
+    found = read_defaults(tmp_path / "model")
+    assert out.splitlines()[2].split()[1] == f"{found['temperature']:g}"
+    assert f"{tmp_path / 'model' / FILE} now has --" in err
+    assert json.loads((tmp_path / "model" / FILE).read_text())["eos_token_id"] == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tune"], "--reference is required"),
+        (["--tune", "--reference", "nowhere.txt"], "--reference nowhere.txt cannot be read"),
+        (["--tune", "--reference", __file__, "--budget", "0"], "--budget 0.0 is out of range"),
+        (["--tune", "--reference", __file__, "--apply"], "--apply writes into the model's directory, and --model_name"),
+    ],
+)
+def test_mistakes_end_in_one_line(flags: list[str], message: str, capsys: Capture) -> None:
+    assert text_generation_demo.main(["--model_name", "gpt2-tiny", *flags]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_flags_without_effect_are_said(words: list[str], capsys: Capture) -> None:
+    assert text_generation_demo.main([*words, "--temperature", "0.3", "--decoding", "beam", "--compare"]) == 0
+    err = capsys.readouterr().err
+    for flag in ("--temperature", "--decoding", "--compare"):
+        assert f"{flag} is not used: --tune " in err

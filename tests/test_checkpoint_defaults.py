@@ -1,0 +1,125 @@
+"""Settings that a checkpoint brings along, and who listens to them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import GenerationConfig
+
+import generate_from_finetuned
+import text_generation_demo
+from gpt2tg.checkpoint_defaults import FILE, in_words, kept, read_defaults, write_defaults
+from gpt2tg.errors import UserError
+from gpt2tg.options import DecodingOptions
+
+Capture = pytest.CaptureFixture[str]
+
+TUNED = DecodingOptions(decoding="top_p", temperature=1.1, top_p=0.85, min_p=0.02, no_repeat_ngram=3)
+
+
+@pytest.fixture
+def tuned_dir(model_dir: Path, tmp_path: Path) -> Path:
+    """A checkpoint of ours with settings of its own."""
+    directory = tmp_path / "tuned"
+    shutil.copytree(model_dir, directory)
+    write_defaults(directory, TUNED)
+    return directory
+
+
+def generated(directory: Path, capsys: Capture, *flags: str) -> tuple[str, str]:
+    """Stdout, and the lines of stderr that are about settings."""
+    command = ["--model_path", str(directory), "--prompt", "The fox", "--max_new_tokens", "12", "--seed", "3", *flags]
+    assert generate_from_finetuned.main([*command, "--num_sequences", "1"]) == 0
+    out, err = capsys.readouterr()
+    return out, "\n".join(line for line in err.splitlines() if "checkpoint" in line)
+
+
+SPELLED_OUT = ["--temperature", "1.1", "--top_p", "0.85", "--min_p", "0.02", "--no_repeat_ngram", "3"]
+
+
+def test_settings_come_back_as_they_went(tuned_dir: Path) -> None:
+    found = read_defaults(tuned_dir)
+    assert found == {
+        "decoding": "top_p", "temperature": 1.1, "top_p": 0.85, "min_p": 0.02, "repetition_penalty": 1.0,
+        "no_repeat_ngram": 3,
+    }  # fmt: skip
+    assert DecodingOptions(**found) == TUNED
+    assert in_words(kept(TUNED)) == "--temperature 1.1 --top_p 0.85 --min_p 0.02 --no_repeat_ngram 3"
+
+
+def test_transformers_reads_the_same_settings(tuned_dir: Path) -> None:
+    config = GenerationConfig.from_pretrained(tuned_dir)
+    read = (config.do_sample, config.temperature, config.top_p, config.top_k, config.min_p, config.no_repeat_ngram_size)
+    assert read == (True, 1.1, 0.85, 0, 0.02, 3)
+
+
+def test_what_else_stands_in_the_file_is_kept(tuned_dir: Path, model_dir: Path) -> None:
+    before = json.loads((model_dir / FILE).read_text())
+    after = json.loads((tuned_dir / FILE).read_text())
+    assert before["eos_token_id"] == after["eos_token_id"] == 0
+    assert before.items() <= after.items()
+
+
+def test_generation_uses_them_and_says_so(tuned_dir: Path, model_dir: Path, capsys: Capture) -> None:
+    out, said = generated(tuned_dir, capsys)
+    assert said == (
+        "settings of the checkpoint, found by --tune: --temperature 1.1 --top_p 0.85 --min_p 0.02 --no_repeat_ngram 3"
+    )
+    assert out == generated(model_dir, capsys, *SPELLED_OUT)[0]
+    assert out != generated(model_dir, capsys)[0]
+
+
+def test_a_flag_goes_before_them(tuned_dir: Path, model_dir: Path, capsys: Capture) -> None:
+    out, said = generated(tuned_dir, capsys, "--temperature", "0.5", "--no_repeat_ngram", "0")
+    assert said.endswith(": --top_p 0.85 --min_p 0.02")
+    same = ["--temperature", "0.5", "--top_p", "0.85", "--min_p", "0.02"]
+    assert out == generated(model_dir, capsys, *same)[0]
+
+
+def test_another_strategy_goes_without_them(tuned_dir: Path, model_dir: Path, capsys: Capture) -> None:
+    out, said = generated(tuned_dir, capsys, "--decoding", "greedy")
+    assert said == ""
+    assert out == generated(model_dir, capsys, "--decoding", "greedy")[0]
+
+
+def test_settings_that_others_wrote_change_nothing(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+    """Guarantee 7: a generation_config.json that came with a model overrides nothing."""
+    directory = tmp_path / "foreign"
+    shutil.copytree(model_dir, directory)
+    config = json.loads((directory / FILE).read_text()) | {"temperature": 1.9, "top_p": 0.3, "do_sample": True}
+    (directory / FILE).write_text(json.dumps(config))
+    assert read_defaults(directory) == {}
+    assert generated(directory, capsys) == generated(model_dir, capsys)
+
+
+def test_a_session_uses_them_too(tuned_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+    import sys
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("The fox\n"))
+    assert text_generation_demo.main(["--model_path", str(tuned_dir), "--seed", "3", "--max_new_tokens", "12"]) == 0
+    out, err = capsys.readouterr()
+    assert "settings of the checkpoint, found by --tune: --temperature 1.1" in err
+    assert out.strip() == generated(tuned_dir, capsys)[0].strip()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperature": "hot"}, "temperature is hot, expected a number"),
+        ({"top_p": 1.5}, "top_p 1.5 is out of range"),
+        ({"no_repeat_ngram_size": True}, "no_repeat_ngram_size is True, expected a number"),
+        ({"gpt2tg": {"decoding": "magic"}}, "magic is no strategy"),
+        ({"gpt2tg": {"settings": ["max_time"]}}, "max_time is no setting that can be kept there"),
+    ],
+)
+def test_broken_settings_are_refused_by_name(tuned_dir: Path, change: dict[str, object], message: str) -> None:
+    config = json.loads((tuned_dir / FILE).read_text()) | change
+    (tuned_dir / FILE).write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message) as caught:
+        read_defaults(tuned_dir)
+    assert FILE in str(caught.value)
+    assert "remove the entry gpt2tg" in str(caught.value)
