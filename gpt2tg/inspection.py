@@ -91,24 +91,17 @@ def inspect_ids(
     wanted = torch.tensor(list(ids), device=generator.model.device)
     for logits in _logits(generator, [*context, *ids], len(context)):
         logprobs = logits.log_softmax(dim=1)  # (t, V)
-        places = range(len(found), len(found) + len(logprobs))
-        own = logprobs.gather(1, wanted[places.start : places.stop, None])  # (t, 1)
-        ranks = 1 + (logprobs > own).sum(dim=1)
-        entropies = torch.special.entr(logprobs.exp()).sum(dim=1)
-        likeliest = _likeliest(generator.tokenizer, logprobs, alternatives)
-        for row, place in enumerate(places):
-            logprob = own[row].item()
-            found.append(
-                InspectedToken(
-                    id=ids[place],
-                    text=texts[place],
-                    logprob=logprob,
-                    probability=own[row].exp().item(),
-                    rank=int(ranks[row]),
-                    entropy=entropies[row].item(),
-                    alternatives=likeliest[row],
-                )
-            )
+        first = len(found)
+        own = logprobs.gather(1, wanted[first : first + len(logprobs), None])  # (t, 1)
+        columns = zip(
+            own[:, 0].tolist(),
+            own[:, 0].exp().tolist(),
+            (1 + (logprobs > own).sum(dim=1)).tolist(),
+            torch.special.entr(logprobs.exp()).sum(dim=1).tolist(),
+            _likeliest(generator.tokenizer, logprobs, alternatives),
+            strict=True,
+        )
+        found += [InspectedToken(ids[place], texts[place], *row) for place, row in enumerate(columns, start=first)]
     return found
 
 
