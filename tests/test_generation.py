@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,8 +170,8 @@ def test_the_default_length_bends_to_a_small_model(generator: Generator) -> None
 
 
 def test_broken_weights_end_in_an_error_and_no_text(generator: Generator) -> None:
-    broken = Generator(GPT2(generator.model.weights, generator.model.shape, torch.device("cpu")), generator.tokenizer)
-    broken.model.weights["ln_f.weight"] = torch.full((32,), torch.nan)
+    broken = Generator(copy.copy(generator.model), generator.tokenizer)
+    broken.model.weights = {**generator.model.weights, "ln_f.weight": torch.full((32,), torch.nan)}
     for decoding in ("greedy", "beam", "top_p"):
         with pytest.raises(RunError, match="not finite at new token 1"):
             broken.generate("The", options(decoding))

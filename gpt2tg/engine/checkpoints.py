@@ -24,6 +24,9 @@ LARGEST = {"n_layer": 512, "n_embd": 65_536, "n_head": 1_024, "vocab_size": 4_00
 # What weights may be stored as; they are computed with in 32 bits.
 WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
+# Bytes of a file of weights that are read before it is mapped anew.
+REMAP_AFTER = 64_000_000
+
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu", "gelu_fast", "relu")
 
 
@@ -197,6 +200,15 @@ def _read_json(path: Path) -> dict[str, Any]:
 def read_weights(directory: Path, shape: ModelShape) -> dict[str, Tensor]:
     """The tensors of a GPT-2 by their plain names (`h.0.attn.c_attn.weight`), memory-mapped where the file allows.
 
+    Raises:
+        UserError: as `stream_weights`.
+    """
+    return dict(stream_weights(directory, shape))
+
+
+def stream_weights(directory: Path, shape: ModelShape) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of `read_weights` one by one: who does not keep them never holds the whole file in memory.
+
     Names and shapes are compared with `shape` before any weight is read.
 
     Raises:
@@ -204,25 +216,29 @@ def read_weights(directory: Path, shape: ModelShape) -> dict[str, Tensor]:
             or a pickle that holds more than weights. Nothing in such a pickle is run.
     """
     files = _weight_files(directory)
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        read = _read_pickle if file.suffix == ".bin" else _read_safetensors
-        tensors.update({_plain_name(name): tensor for name, tensor in read(file).items()})
+    opened = [_Pickle(file) if file.suffix == ".bin" else _Safetensors(file) for file in files]
+    places = {_plain_name(name): (file, name) for file in opened for name in file.shapes}
     wanted = dict(shape.tensors())
     for name, size in wanted.items():
-        if name not in tensors:
+        if name not in places:
             raise UserError(f"{files[0]} lacks {name}: the model is not whole")
-        if tuple(tensors[name].shape) != size:
-            raise UserError(
-                f"{files[0]}: {name} has the shape {tuple(tensors[name].shape)}, but config.json says {size}"
-            )
+        file, stored = places[name]
+        if file.shapes[stored] != size:
+            raise UserError(f"{files[0]}: {name} has the shape {file.shapes[stored]}, but config.json says {size}")
     for name in wanted:
-        kept = tensors[name]
-        if kept.dtype not in WEIGHT_TYPES or kept.layout != torch.strided or kept.is_meta:
-            raise UserError(f"{files[0]}: {name} is of a kind that cannot be computed with ({kept.dtype})")
-        if not torch.isfinite(kept).all():
+        file, stored = places[name]
+        tensor = file.read(stored)
+        if tensor.dtype not in WEIGHT_TYPES or tensor.layout != torch.strided or tensor.is_meta:
+            raise UserError(f"{files[0]}: {name} is of a kind that cannot be computed with ({tensor.dtype})")
+        if not _is_finite(tensor):
             raise UserError(f"{files[0]}: {name} holds numbers that are not finite: the model is broken")
-    return {name: tensors[name] for name in wanted}
+        yield name, tensor
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """A sum is finite only if all its terms are; one that overflowed says nothing yet."""
+    total = tensor.sum(dtype=torch.float32 if tensor.dtype != torch.float64 else None)
+    return bool(torch.isfinite(total)) or bool(torch.isfinite(tensor).all())
 
 
 def _plain_name(name: str) -> str:
@@ -248,14 +264,40 @@ def _weight_files(directory: Path) -> list[Path]:
     raise UserError(f"{directory} holds no weights: expected model.safetensors (or pytorch_model.bin)")
 
 
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+class _Safetensors:
+    """A memory-mapped file of tensors, mapped anew now and then so that what was read need not stay in memory."""
 
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is cut or broken: {error}") from None
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._open()
+        self.shapes = {name: tuple(self._mapped.get_slice(name).get_shape()) for name in self._mapped.keys()}  # noqa: SIM118
+
+    def _open(self) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            self._mapped = safe_open(self._file, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{self._file} is cut or broken: {error}") from None
+        self._read = 0
+
+    def read(self, name: str) -> Tensor:
+        if self._read > REMAP_AFTER:
+            self._open()
+        tensor: Tensor = self._mapped.get_tensor(name)
+        self._read += tensor.nbytes
+        return tensor
+
+
+class _Pickle:
+    """pytorch_model.bin."""
+
+    def __init__(self, file: Path) -> None:
+        self._tensors = _read_pickle(file)
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+
+    def read(self, name: str) -> Tensor:
+        return self._tensors[name]
 
 
 def _read_pickle(file: Path) -> dict[str, Tensor]:

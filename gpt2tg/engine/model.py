@@ -7,7 +7,7 @@ H heads, D width of a head, E width of the model (E = H * D), V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2tg.engine.checkpoints import ModelShape
+from gpt2tg.engine.linear import Matrix, matrix_maker
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": partial(F.gelu, approximate="tanh"),
@@ -24,15 +25,46 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
 }
 
+# Keys (B, H, N, D), values (B, H, N, D), mask or None, whether plain causal masking is meant.
+Attended = tuple[Tensor, Tensor, Tensor | None, bool]
+
 
 class GPT2:
     """The weights of a GPT-2 and what they compute. Holds no state of any text: that is a `Context`."""
 
-    def __init__(self, weights: dict[str, Tensor], shape: ModelShape, device: torch.device) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
+        shape: ModelShape,
+        device: torch.device,
+        precision: str = "fp32",
+    ) -> None:
+        """Take the weights in, one by one, so that no second copy of the model is ever held.
+
+        Args:
+            weights: by their plain names, in the order of `ModelShape.tensors`.
+            precision: `fp32`, `fp16`, `int8` or `auto`; see `matrix_maker`.
+
+        Raises:
+            UserError: a precision that the device does not have, or weights too large for it.
+        """
         self.shape = shape
         self.device = device
-        self.weights = {name: tensor.to(device, torch.float32) for name, tensor in weights.items()}
-        self.head = self.weights["wte.weight" if shape.tied else "lm_head.weight"]
+        self.precision, make = matrix_maker(precision, device, shape.n_embd, shape.n_inner)
+        self.dtype = torch.float16 if self.precision == "fp16" and device.type != "cpu" else torch.float32
+        self.weights: dict[str, Tensor] = {}  # norms, biases, positions
+        self.matrices: dict[str, Matrix] = {}
+        for name, tensor in weights.items() if isinstance(weights, Mapping) else weights:
+            owner = name.removesuffix(".weight")
+            if tensor.dim() == 2 and owner != "wpe":
+                # Token embedding and head are stored as (V, E), what multiplies as (in, out).
+                is_by_token = owner in ("wte", "lm_head")
+                self.matrices[owner] = make(tensor.t() if is_by_token else tensor)
+            else:
+                self.weights[name] = tensor.to(device, self.dtype, copy=True)
+        for name, matrix in self.matrices.items():
+            matrix.bias = self.weights.get(f"{name}.bias")
+        self.head = self.matrices["wte" if shape.tied else "lm_head"]
         self._activation = ACTIVATION_FUNCTIONS[shape.activation]
 
     def context(self, capacity: int, keep_hidden: bool = False) -> Context:
@@ -44,7 +76,12 @@ class GPT2:
         Raises:
             ValueError: the model has fewer positions than that.
         """
-        return Context(self, capacity, keep_hidden)
+        from gpt2tg.engine.stepping import KernelContext, stepper_of
+
+        stepper = stepper_of(self)
+        return (
+            Context(self, capacity, keep_hidden) if stepper is None else KernelContext(stepper, capacity, keep_hidden)
+        )
 
     def hidden(self, ids: Tensor, positions: Tensor, cache: Callable[[int, Tensor, Tensor], Attended]) -> Tensor:
         """Run all layers.
@@ -57,7 +94,7 @@ class GPT2:
         Returns:
             (B, T, E) after the final layer norm.
         """
-        x = F.embedding(ids, self.weights["wte.weight"]) + F.embedding(positions, self.weights["wpe.weight"])
+        x = self.matrices["wte"].columns(ids) + F.embedding(positions, self.weights["wpe.weight"])
         for layer in range(self.shape.n_layer):
             x = x + self._attention(layer, self._norm(f"h.{layer}.ln_1", x), cache)
             x = x + self._feed_forward(layer, self._norm(f"h.{layer}.ln_2", x))
@@ -65,7 +102,12 @@ class GPT2:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, E) -> (B, V)"""
-        return F.linear(hidden, self.head)
+        return self.head(hidden).float()
+
+    def attention_scale(self, layer: int) -> float:
+        """What the products of queries and keys are multiplied with."""
+        scale = 1 / math.sqrt(self.shape.n_embd // self.shape.n_head) if self.shape.scale_attention else 1.0
+        return scale / (layer + 1) if self.shape.scale_by_layer else scale
 
     @torch.inference_mode()
     def all_logits(self, ids: Sequence[int], chunk: int = 64) -> Iterator[Tensor]:
@@ -91,23 +133,16 @@ class GPT2:
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
         keys, values, mask, is_causal = cache(layer, key, value)
         mixed = F.scaled_dot_product_attention(
-            query, keys, values, attn_mask=mask, is_causal=is_causal, scale=self._scale(layer)
+            query, keys, values, attn_mask=mask, is_causal=is_causal, scale=self.attention_scale(layer)
         )
         return self._linear(f"h.{layer}.attn.c_proj", mixed.transpose(1, 2).reshape(batch, tokens, width))
-
-    def _scale(self, layer: int) -> float:
-        scale = 1 / math.sqrt(self.shape.n_embd // self.shape.n_head) if self.shape.scale_attention else 1.0
-        return scale / (layer + 1) if self.shape.scale_by_layer else scale
 
     def _feed_forward(self, layer: int, x: Tensor) -> Tensor:
         inner = self._activation(self._linear(f"h.{layer}.mlp.c_fc", x))
         return self._linear(f"h.{layer}.mlp.c_proj", inner)
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
-        """GPT-2 keeps its matrices as (in, out), the other way round than torch's Linear."""
-        weight = self.weights[f"{name}.weight"]
-        flat = torch.addmm(self.weights[f"{name}.bias"], x.reshape(-1, weight.shape[0]), weight)
-        return flat.view(*x.shape[:-1], weight.shape[1])
+        return self.matrices[name](x.flatten(0, -2)).unflatten(0, x.shape[:-1])
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
@@ -134,26 +169,39 @@ class Context:
         if capacity > model.shape.n_positions:
             raise ValueError(f"{capacity} tokens asked for, but the model has {model.shape.n_positions} positions")
         self._model = model
-        self._capacity = capacity
+        self.capacity = capacity
         self._cache = torch.empty(0)  # (layers, keys and values, B, H, C, D)
-        self._lengths: list[int] = []  # tokens in each row
+        self._ids: list[list[int]] = []  # tokens of each row
         self._keep_hidden = keep_hidden
         self._hidden: list[Tensor] = []
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many tokens each row holds."""
+        return [len(ids) for ids in self._ids]
+
+    def hidden(self) -> list[Tensor]:
+        """For each row, the final states of the tokens that the last `start` or `step` read. Each (T, E)."""
+        return self._hidden
 
     @torch.inference_mode()
     def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Read the prompts (none of them empty), a row each; what the context held before is forgotten.
 
+        A single prompt that begins as a row does which is still held is read only from where they part.
+
         Returns:
             (B, V) logits of the token after each prompt.
         """
-        model, shape = self._model, self._model.shape
-        head_width = shape.n_embd // shape.n_head
-        # Zeros, not whatever memory held: a masked slot has no weight in attention, but nothing times NaN is NaN.
-        self._cache = torch.zeros(
-            shape.n_layer, 2, len(prompts), shape.n_head, self._capacity, head_width, device=model.device
-        )
-        self._lengths = [0] * len(prompts)
+        if len(prompts) == 1 and self._ids and not self._keep_hidden:
+            shared = [_shared(ids, prompts[0][:-1]) for ids in self._ids]
+            row = max(range(len(shared)), key=shared.__getitem__)
+            if shared[row]:
+                self.select([row])
+                self.take_back(len(self._ids[0]) - shared[row])
+                return self.extend(prompts[0][shared[row] :])[-1:]
+        self._allocate(len(prompts))
+        self._ids = [[] for _ in prompts]
         return self.read(dict(enumerate(prompts)))
 
     @torch.inference_mode()
@@ -166,25 +214,26 @@ class Context:
         Returns:
             (B, V) logits of the token after each of the texts.
         """
-        model, rows = self._model, list(texts)
+        model = self._model
+        slots = self._slots_for(list(texts))
         lengths = [len(text) for text in texts.values()]
         longest = max(lengths)
         padded = [[*text, *[0] * (longest - len(text))] for text in texts.values()]
-        positions = torch.arange(longest, device=model.device).expand(len(rows), -1)
+        positions = torch.arange(longest, device=model.device).expand(len(slots), -1)
 
         def remember(layer: int, key: Tensor, value: Tensor) -> Attended:
             # Padding stands on the right, where the causal mask hides it from every token of the text.
-            self._cache[layer, 0, rows, :, :longest] = key
-            self._cache[layer, 1, rows, :, :longest] = value
+            self._cache[layer, 0, slots, :, :longest] = key
+            self._cache[layer, 1, slots, :, :longest] = value
             return key, value, None, True
 
         hidden = model.hidden(torch.tensor(padded, device=model.device), positions, remember)
-        for row, length in zip(rows, lengths, strict=True):
-            self._lengths[row] = length
+        for row, text in texts.items():
+            self._ids[row] = list(text)
         if self._keep_hidden:
             self._hidden = [hidden[row, :length] for row, length in enumerate(lengths)]
         last = torch.tensor(lengths, device=model.device) - 1
-        return model.logits(hidden[torch.arange(len(rows)), last])
+        return model.logits(hidden[torch.arange(len(slots)), last])
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
@@ -197,9 +246,9 @@ class Context:
             (B, V) logits of the token after each row.
         """
         model = self._model
-        lengths = torch.tensor(self._lengths, device=model.device)  # (B,)
-        longest = max(self._lengths) + 1
-        is_even = min(self._lengths) == longest - 1
+        lengths = torch.tensor(self.lengths, device=model.device)  # (B,)
+        longest = max(self.lengths) + 1
+        is_even = min(self.lengths) == longest - 1
         mask = None if is_even else (torch.arange(longest, device=model.device) <= lengths[:, None])[:, None, None]
         rows = torch.arange(len(lengths), device=model.device)
 
@@ -214,19 +263,31 @@ class Context:
             return keys[:, :, :longest], values[:, :, :longest], mask, False
 
         hidden = model.hidden(tokens.to(model.device)[:, None], lengths[:, None], remember)
-        self._lengths = [length + 1 for length in self._lengths]
+        self._append(tokens.tolist())
         if self._keep_hidden:
             self._hidden = list(hidden)
         return model.logits(hidden[:, 0])
 
-    def hidden(self) -> list[Tensor]:
-        """For each row, the final states of the tokens that the last `start` or `step` read. Each (T, E)."""
-        return self._hidden
+    @torch.inference_mode()
+    def extend(self, tokens: Sequence[int]) -> Tensor:
+        """Append several tokens to the only row. Returns (T, V) logits of the token after each."""
+        model, held = self._model, len(self._ids[0])
+        places = torch.arange(held, held + len(tokens), device=model.device)
+        mask = (torch.arange(held + len(tokens), device=model.device) <= places[:, None])[None, None]
 
-    @property
-    def lengths(self) -> Sequence[int]:
-        """How many tokens each row holds."""
-        return self._lengths
+        def remember(layer: int, key: Tensor, value: Tensor) -> Attended:
+            keys, values = self._cache[layer]
+            keys[:, :, held : held + len(tokens)] = key
+            values[:, :, held : held + len(tokens)] = value
+            return keys[:, :, : held + len(tokens)], values[:, :, : held + len(tokens)], mask, False
+
+        hidden = model.hidden(torch.tensor([list(tokens)], device=model.device), places[None], remember)
+        self._ids[0] += tokens
+        return model.logits(hidden[0])
+
+    def take_back(self, count: int) -> None:
+        """Forget the last `count` tokens of the only row."""
+        del self._ids[0][len(self._ids[0]) - count :]
 
     @torch.inference_mode()
     def select(self, rows: Sequence[int]) -> None:
@@ -234,8 +295,8 @@ class Context:
 
         Where the number of rows stays, only those are copied that change, and only as far as they are filled.
         """
-        filled = max(self._lengths)
-        if len(rows) == len(self._lengths):
+        filled = max(self.lengths)
+        if len(rows) == len(self._ids):
             changed = [row for row, source in enumerate(rows) if source != row]
             if changed:
                 sources = [rows[row] for row in changed]
@@ -244,4 +305,31 @@ class Context:
             kept = self._cache.new_zeros(*self._cache.shape[:2], len(rows), *self._cache.shape[3:])
             kept[:, :, :, :, :filled] = self._cache[:, :, list(rows), :, :filled]
             self._cache = kept
-        self._lengths = [self._lengths[row] for row in rows]
+        self._ids = [list(self._ids[row]) for row in rows]
+
+    def _allocate(self, rows: int) -> None:
+        shape = self._model.shape
+        # Zeros, not whatever memory held: a masked slot has no weight in attention, but nothing times NaN is NaN.
+        self._cache = torch.zeros(
+            *(shape.n_layer, 2, rows, shape.n_head, self.capacity, shape.n_embd // shape.n_head),
+            device=self._model.device,
+            dtype=self._model.dtype,
+        )
+
+    def _slots_for(self, rows: Sequence[int]) -> list[int]:
+        """Where in the cache the keys and values of these rows are to be written."""
+        return list(rows)
+
+    def _append(self, tokens: Sequence[int]) -> None:
+        for ids, token in zip(self._ids, tokens, strict=True):
+            ids.append(token)
+
+
+def _shared(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens two texts have in common at their beginning."""
+    length = 0
+    for a, b in zip(left, right, strict=False):
+        if a != b:
+            break
+        length += 1
+    return length

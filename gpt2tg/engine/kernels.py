@@ -1,0 +1,160 @@
+"""Our own kernels for a processor's vector units (kernels.c): compiled once per machine, called through ctypes.
+
+Where there is no C compiler that knows OpenMP, `load` gives None and torch does the work.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("kernels.c")
+
+COMPILERS = ("cc", "gcc", "clang")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+
+# Set to 0, torch does the work.
+SWITCH = "GPT2TG_KERNELS"
+
+PRECISIONS = {"fp32": 0, "fp16": 1, "int8": 2}
+ACTIVATIONS = {"gelu_new": 1, "gelu_pytorch_tanh": 1, "gelu_fast": 1, "gelu": 2, "relu": 3}
+
+Floats = ctypes.c_void_p
+Int = ctypes.c_int32
+
+
+class Matrix(ctypes.Structure):
+    """As in kernels.c."""
+
+    _fields_ = (
+        ("panels", ctypes.c_void_p),
+        ("scale", Floats),
+        ("bias", Floats),
+        ("inputs", Int),
+        ("outputs", Int),
+        ("precision", Int),
+    )
+
+
+class Layer(ctypes.Structure):
+    """As in kernels.c."""
+
+    _fields_ = (
+        *((name, Floats) for name in ("norm_1_weight", "norm_1_bias", "norm_2_weight", "norm_2_bias")),
+        *((name, Matrix) for name in ("attend", "attended", "up", "down")),
+        ("scale", ctypes.c_float),
+    )
+
+
+class Model(ctypes.Structure):
+    """As in kernels.c."""
+
+    _fields_ = (
+        ("layers", ctypes.POINTER(Layer)),
+        *((name, Floats) for name in ("positions", "norm_weight", "norm_bias")),
+        ("embedding", Matrix),
+        ("head", Matrix),
+        *((name, Int) for name in ("depth", "width", "heads", "activation")),
+        ("epsilon", ctypes.c_float),
+    )
+
+
+class Cache(ctypes.Structure):
+    """As in kernels.c."""
+
+    _fields_ = (("numbers", Floats), ("rows", Int), ("capacity", Int))
+
+
+class Kernels:
+    """The compiled library."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.panel: int = library.panel_width()
+        """How many outputs of a matrix lie side by side in a panel."""
+        self.linear = library.linear
+        self.linear.argtypes = [ctypes.POINTER(Matrix), Int, Floats, Floats, Int]
+        self.linear.restype = None
+        self.step = library.step
+        self.step.argtypes = [ctypes.POINTER(Model), Cache, Int, *[Floats] * 3, Int, *[Floats] * 4, Int]
+        self.step.restype = None
+
+
+@functools.cache
+def load() -> Kernels | None:
+    """The kernels, compiled if need be (about a second, once per machine); None where that cannot be done."""
+    if os.environ.get(SWITCH) == "0" or sys.platform == "win32":
+        return None
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    try:
+        path = cache_directory() / f"kernels-{_fingerprint()}.so"
+        if not path.exists():
+            if compiler is None:
+                return None
+            _compile(compiler, path)
+        return Kernels(ctypes.CDLL(str(path)))
+    except (OSError, subprocess.SubprocessError, AttributeError):
+        return None
+
+
+def cache_directory() -> Path:
+    """Where what was compiled and measured for this machine is kept, for this user alone.
+
+    Raises:
+        OSError: it cannot be written, or belongs to someone else.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or (Path.home() / ".cache")
+    directory = Path(home) / "gpt2tg"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if hasattr(os, "getuid") and directory.stat().st_uid != os.getuid():
+        raise PermissionError(f"{directory} belongs to another user")
+    return directory
+
+
+def machine() -> str:
+    """What a compiled or measured thing depends on: the processor, its features, the threads, torch."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        processor = "".join(sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))}))
+    except OSError:
+        processor = platform.processor()
+    return f"{platform.machine()} {processor} {torch.get_num_threads()} {torch.__version__}"
+
+
+def _fingerprint() -> str:
+    parts = (SOURCE.read_text(encoding="utf-8"), " ".join(FLAGS), machine())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _compile(compiler: str, path: Path) -> None:
+    """Compile beside the place and move there, so that nobody loads half a file."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+        made = Path(directory) / path.name
+        subprocess.run(
+            [compiler, *FLAGS, str(SOURCE), "-o", str(made), *_threads_of_torch(), "-lm"],
+            check=True,
+            capture_output=True,
+            timeout=120,
+        )
+        os.replace(made, path)
+
+
+def _threads_of_torch() -> list[str]:
+    """The OpenMP library that torch brings: a second one would have threads of its own, in the way of torch's."""
+    found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    return [str(path) for path in found[:1]]
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    """Where the numbers of a contiguous tensor lie."""
+    return None if tensor is None else tensor.data_ptr()

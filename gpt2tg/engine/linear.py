@@ -1,0 +1,242 @@
+"""The matrices of a GPT-2 and the ways to multiply with them: by precision, by device, by what is fastest here.
+
+Letters in shapes: M items, K inputs, N outputs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gpt2tg.engine import kernels
+from gpt2tg.errors import UserError
+
+# Beyond so many items torch's matrix product beats the split sum, or is no slower.
+SPLIT_AT_MOST = 5
+SPLITS = 4
+
+# Bytes of a matrix that a core's own cache holds.
+SMALL = 4_000_000
+
+
+class Matrix(Protocol):
+    """A matrix (K, N), held in some precision."""
+
+    bias: Tensor | None
+    """(N), added to every product."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(M, K) -> (M, N)"""
+
+    def columns(self, ids: Tensor) -> Tensor:
+        """Some columns, by their numbers: (...) -> (..., K). What a token embedding is asked for."""
+
+
+# (K, N) weights -> the matrix that holds them.
+Maker = Callable[[Tensor], Matrix]
+
+
+class Plain:
+    """A tensor as torch holds it, on any device."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+        self.bias: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
+
+    def columns(self, ids: Tensor) -> Tensor:
+        return self.weight.t()[ids]
+
+
+class SplitSum(Plain):
+    """For few items, the inputs are split and the parts multiplied as a batch: on some processors both cores read
+    weights then, where torch's product of a vector and a matrix keeps one waiting. The arithmetic is fp32 still."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        items, inputs = x.shape
+        if items > SPLIT_AT_MOST or inputs % SPLITS or not self.weight.is_contiguous():
+            return super().__call__(x)
+        parts = x.view(items, SPLITS, inputs // SPLITS).transpose(0, 1)
+        total = torch.bmm(parts, self.weight.view(SPLITS, inputs // SPLITS, -1)).sum(0)
+        return total if self.bias is None else total + self.bias
+
+
+class PackedFp16:
+    """Weights in 16 bits, arithmetic in 32 (FBGEMM, x86 alone)."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._half = weight.t().half()
+        self._packed = torch.ops.quantized.linear_prepack_fp16(weight.t().contiguous().float(), None)
+        self.bias: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        product = torch.ops.quantized.linear_dynamic_fp16(x.contiguous(), self._packed)
+        return product if self.bias is None else product + self.bias
+
+    def columns(self, ids: Tensor) -> Tensor:
+        return self._half[ids].float()
+
+
+class PackedInt8:
+    """Weights in 8 bits with a scale for each output; the inputs are rounded to 8 bits too (FBGEMM, x86 alone)."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._scale, self._rounded = round_to_int8(weight)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch means to move these functions, not to drop them
+            quantized = torch._make_per_channel_quantized_tensor(
+                self._rounded.t().contiguous(), self._scale.double(), torch.zeros(len(self._scale), dtype=torch.long), 0
+            )
+            self._packed = torch.ops.quantized.linear_prepack(quantized, None)
+        self.bias: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        product = torch.ops.quantized.linear_dynamic(x.contiguous(), self._packed, False)
+        return product if self.bias is None else product + self.bias
+
+    def columns(self, ids: Tensor) -> Tensor:
+        return self._rounded.t()[ids].float() * self._scale[ids][..., None]
+
+
+class Panels:
+    """Weights laid out for our own kernels; the arithmetic is fp32 whatever they are held in."""
+
+    def __init__(self, weight: Tensor, precision: str, library: kernels.Kernels) -> None:
+        self.inputs, self.outputs = weight.shape
+        self.precision = precision
+        self._library = library
+        self.scale: Tensor | None = None
+        if precision == "int8":
+            self.scale, weight = round_to_int8(weight)
+        kind = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.int8}[precision]
+        panel = library.panel
+        whole = self.outputs // panel
+        # (panels, K, panel): the last one filled up with zeros.
+        self.panels = torch.empty(-(-self.outputs // panel), self.inputs, panel, dtype=kind)
+        self.panels[:whole] = weight[:, : whole * panel].unflatten(1, (whole, panel)).transpose(0, 1)
+        if self.outputs % panel:
+            self.panels[-1] = 0
+            self.panels[-1, :, : self.outputs % panel] = weight[:, whole * panel :]
+        self.bias: Tensor | None = None
+
+    def structure(self) -> kernels.Matrix:
+        """As the kernels are given it; valid as long as this object lives."""
+        return kernels.Matrix(
+            panels=kernels.pointer(self.panels),
+            scale=kernels.pointer(self.scale),
+            bias=kernels.pointer(self.bias),
+            inputs=self.inputs,
+            outputs=self.outputs,
+            precision=kernels.PRECISIONS[self.precision],
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        product = torch.empty(len(x), self.outputs)
+        threads = torch.get_num_threads()
+        self._library.linear(self.structure(), len(x), kernels.pointer(x), kernels.pointer(product), threads)
+        return product
+
+    def columns(self, ids: Tensor) -> Tensor:
+        panel = self.panels.shape[2]
+        columns = self.panels[ids // panel, :, ids % panel].float()
+        return columns if self.scale is None else columns * self.scale[ids][..., None]
+
+
+def round_to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights as whole numbers from -127 to 127, with what a unit of each output is worth.
+
+    Returns:
+        (N) scales and (K, N) rounded weights.
+    """
+    scale = weight.abs().amax(0).float().div_(127).clamp_(min=1e-12)
+    return scale, (weight / scale).round_().to(torch.int8)
+
+
+def matrix_maker(
+    precision: str, device: torch.device, width: int, inner: int
+) -> tuple[str, Maker]:
+    """How to hold the matrices of a model: the precision that there will be, and what makes a matrix of (K, N) weights.
+
+    A processor for which no 8- or 16-bit kernels are at hand computes in fp32.
+
+    Args:
+        precision: `fp32`, `fp16`, `int8`, or `auto`: fp16 on a CUDA GPU, else fp32.
+        width, inner: of the model, to measure what is fastest.
+
+    Raises:
+        UserError: 8 bits on a GPU.
+    """
+    if precision == "auto":
+        precision = "fp16" if device.type == "cuda" else "fp32"
+    if device.type != "cpu":
+        if precision == "int8":
+            raise UserError(f"int8 is for the CPU; on {device} use fp16 or fp32", "precision")
+        kind = torch.float16 if precision == "fp16" else torch.float32
+        return precision, lambda weight: Plain(weight.to(device, kind))
+    library = kernels.load()
+    if precision == "fp32":
+        return precision, _fastest_in_fp32(library, width, inner)
+    if library is not None:
+        return precision, lambda weight: Panels(weight, precision, library)
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        return "fp32", _fastest_in_fp32(None, width, inner)
+    return precision, PackedFp16 if precision == "fp16" else PackedInt8
+
+
+def _fastest_in_fp32(library: kernels.Kernels | None, width: int, inner: int) -> Maker:
+    makers: dict[str, Maker] = {
+        "plain": lambda weight: Plain(weight.float()),
+        "split": lambda weight: SplitSum(weight.float()),
+    }
+    if library is not None:
+        makers["panels"] = lambda weight: Panels(weight.float(), "fp32", library)
+        if 4 * width * inner < SMALL:  # the calls take longer than the products, and the kernels need one for all
+            return makers["panels"]
+    return makers[_remembered(makers, width, inner)]
+
+
+def _remembered(makers: dict[str, Maker], width: int, inner: int) -> str:
+    """The name of the fastest, measured once per machine, torch version, and shape."""
+    key = f"{' '.join(makers)} {width}x{inner} {kernels.machine()}"
+    try:
+        file = kernels.cache_directory() / "fastest.json"
+        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except (OSError, ValueError):
+        file, known = None, {}
+    if known.get(key) in makers:
+        return str(known[key])
+    fastest = measure(makers, width, inner)
+    if file is not None:
+        try:
+            beside = file.with_suffix(f".{os.getpid()}")
+            beside.write_text(json.dumps({**known, key: fastest}), encoding="utf-8")
+            os.replace(beside, file)
+        except OSError:
+            pass  # it will be measured again
+    return fastest
+
+
+def measure(makers: dict[str, Maker], width: int, inner: int) -> str:
+    """Which of the ways multiplies one item fastest: some matrices, too large for a core's cache, a few turns each."""
+    copies = max(2, min(8, 40_000_000 // (4 * width * inner)))
+    matrices = {name: [make(torch.ones(width, inner)) for _ in range(copies)] for name, make in makers.items()}
+    x = torch.ones(1, width)
+    seconds: dict[str, list[float]] = {name: [] for name in makers}
+    for _ in range(5):
+        for name, held in matrices.items():
+            start = time.perf_counter()
+            for matrix in held:
+                matrix(x)
+            seconds[name].append(time.perf_counter() - start)
+    return min(seconds, key=lambda name: statistics.median(seconds[name]))
