@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from gpt2tg.decoding import beam, contrastive, sampling
+from gpt2tg.decoding import beam, contrastive, lookup, sampling
 from gpt2tg.decoding.interface import NotFiniteError, Token
 from gpt2tg.decoding.stopping import Deadline, Endings, StopStrings, cut_at_stop
-from gpt2tg.engine.checkpoints import find_checkpoint, read_shape, read_weights
+from gpt2tg.engine.checkpoints import find_checkpoint, read_shape, stream_weights
 from gpt2tg.engine.model import GPT2, Context
 from gpt2tg.engine.sliding import SlidingRows
 from gpt2tg.engine.tokenizer import TextTokenizer, load_tokenizer
@@ -87,6 +87,7 @@ class Generator:
     def __init__(self, model: GPT2, tokenizer: TextTokenizer) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self._spare: Context | None = None  # the cache of the last text, while nobody writes to it
 
     def generate(self, prompt: str, options: DecodingOptions) -> list[Sample]:
         """Write texts to one prompt.
@@ -120,14 +121,18 @@ class Generator:
         """Stream texts to several prompts side by side; each chunk says which prompt and text it belongs to."""
         options = with_seed(options)
         write = self._search if options.strategy.beams else self._decode
+        rows = self._rows(requests, options)
         try:
-            yield from write(requests, options)
+            yield from write(rows, requests, options)
         except NotFiniteError as error:
             raise RunError(str(error)) from None
         except torch.OutOfMemoryError:
             raise RunError(
                 "out of memory: lower --batch_size, --num_sequences or --max_length, or use --device cpu"
             ) from None
+        finally:
+            if isinstance(rows, Context) and rows.capacity == self.model.shape.n_positions:
+                self._spare = rows
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a prompt. The empty prompt is the end-of-text token, after which texts begin."""
@@ -180,14 +185,16 @@ class Generator:
             )
         return longest - prompt_tokens
 
-    def _decode(self, requests: Sequence[Request], options: DecodingOptions) -> Iterator[Chunk]:
+    def _decode(
+        self, rows: Context | SlidingRows, requests: Sequence[Request], options: DecodingOptions
+    ) -> Iterator[Chunk]:
         """Texts that are written token by token: greedy, drawn, contrastive."""
         owners = [owner for owner in range(len(requests)) for _ in range(options.draws)]
         numbers = [request.first + number for request in requests for number in range(options.draws)]
         visible = [VisibleText(self.tokenizer, options.stop, options.keep_stop) for _ in owners]
         new_ids: list[list[int]] = [[] for _ in owners]
         logprobs = [0.0] * len(owners)
-        for token in self._tokens(requests, owners, numbers, options):
+        for token in self._tokens(rows, requests, owners, numbers, options):
             sample, request = token.sample, requests[owners[token.sample]]
             new_ids[sample].append(token.id)
             logprobs[sample] += token.logprob
@@ -211,13 +218,17 @@ class Generator:
             yield Chunk(request.index, numbers[sample], piece, finished)
 
     def _tokens(
-        self, requests: Sequence[Request], owners: Sequence[int], numbers: Sequence[int], options: DecodingOptions
+        self,
+        rows: Context | SlidingRows,
+        requests: Sequence[Request],
+        owners: Sequence[int],
+        numbers: Sequence[int],
+        options: DecodingOptions,
     ) -> Iterator[Token]:
         prompts = [request.ids for request in requests]
         filters = filter_chain(options, self.tokenizer, self._end_ids)
         finish = self._endings(options, [requests[owner].room for owner in owners])
         if options.decoding == "contrastive":
-            rows = self._rows(requests, options, keep_hidden=True)
             top_k, alpha = options.effective_top_k or 1, options.penalty_alpha
             return contrastive.contrastive_search(rows, prompts, filters, top_k, alpha, finish)
         choose: sampling.Choose = sampling.most_probable
@@ -229,9 +240,14 @@ class Generator:
                     for owner, number in zip(owners, numbers, strict=True)
                 ]
             )
-        return sampling.decode(self._rows(requests, options), prompts, owners, filters, choose, finish)
+        if len(owners) == 1 and isinstance(rows, Context) and (rows.is_exact or options.prompt_lookup):
+            room = requests[0].room
+            return lookup.decode_with_lookup(rows, prompts[0], filters, choose, finish, room, options.guesses)
+        return sampling.decode(rows, prompts, owners, filters, choose, finish)
 
-    def _search(self, requests: Sequence[Request], options: DecodingOptions) -> Iterator[Chunk]:
+    def _search(
+        self, rows: Context | SlidingRows, requests: Sequence[Request], options: DecodingOptions
+    ) -> Iterator[Chunk]:
         """Texts that are searched by beams."""
         rooms = [request.room for request in requests]
         settings = beam.BeamSettings(
@@ -249,7 +265,7 @@ class Generator:
             for request in requests
         ]
         searches = beam.beam_search(
-            self._rows(requests, options),
+            rows,
             [request.ids for request in requests],
             rooms,
             filter_chain(options, self.tokenizer, self._end_ids),
@@ -285,13 +301,17 @@ class Generator:
             ranking_score=text.ranking_score,
         )
 
-    def _rows(
-        self, requests: Sequence[Request], options: DecodingOptions, keep_hidden: bool = False
-    ) -> Context | SlidingRows:
+    def _rows(self, requests: Sequence[Request], options: DecodingOptions) -> Context | SlidingRows:
+        positions = self.model.shape.n_positions
         longest = max(len(request.ids) + request.room for request in requests)
-        if longest <= self.model.shape.n_positions:
+        keep_hidden = options.decoding == "contrastive"
+        if longest > positions:
+            return SlidingRows(self.model, keep_hidden)
+        if keep_hidden or len(requests) > 1 or not self.model.shares_memory:
             return self.model.context(longest, keep_hidden)
-        return SlidingRows(self.model, keep_hidden)
+        # A single prompt may begin as the text before it did, as in a session: that much is in the cache already.
+        context, self._spare = self._spare, None
+        return self.model.context(positions) if context is None else context
 
     def _endings(self, options: DecodingOptions, rooms: Sequence[int]) -> Endings:
         stop = StopStrings(options.stop, self.tokenizer.decode)
@@ -327,21 +347,22 @@ def _given(samples: list[Sample], options: DecodingOptions) -> list[Sample]:
     return best_first[: options.sequences]
 
 
-def load(name: str, device: str = "auto", option: str = "model_name") -> Generator:
+def load(name: str, device: str = "auto", option: str = "model_name", precision: str = "auto") -> Generator:
     """Load a model by hub name, directory, or the name of the bundled one.
 
     Args:
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         option: the flag that the name came from, for messages.
+        precision: `fp32`, `fp16`, `int8` or `auto`; the model's own `precision` says what it became.
 
     Raises:
-        UserError: no such model, a broken one, or a device that is not there.
+        UserError: no such model, a broken one, a device that is not there, or a precision that it does not have.
     """
     where = choose_device(device)
     directory = find_checkpoint(name, option)
     shape = read_shape(directory)
     tokenizer = load_tokenizer(directory, shape.vocab_size, shape.end_ids[0] if shape.end_ids else None)
-    return Generator(GPT2(read_weights(directory, shape), shape, where), tokenizer)
+    return Generator(GPT2(stream_weights(directory, shape), shape, where, precision), tokenizer)
 
 
 def choose_device(device: str) -> torch.device:

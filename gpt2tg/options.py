@@ -77,20 +77,21 @@ class Strategy:
 # What shapes the distribution that is drawn from; top_k and top_p have strategies of their own.
 SHAPING = ("temperature", "min_p", "typical_p", "seed", "replay")
 DRAWING = (*SHAPING, "top_k", "top_p")
+ALONE = ("best_of", "prompt_lookup")  # for texts that are written without beams
 BEAMS = ("num_beams", "early_stopping", "length_penalty")
 
 STRATEGIES: dict[str, Strategy] = {
-    "greedy": Strategy("the most probable token at every step", uses=()),
+    "greedy": Strategy("the most probable token at every step", ("prompt_lookup",)),
     "beam": Strategy("the most probable of several texts kept side by side", BEAMS, beams=True),
     "diverse_beam": Strategy(
         "beams in groups that keep out of each other's way",
         (*BEAMS, "num_beam_groups", "diversity_penalty"),
         beams=True,
     ),
-    "sample": Strategy("draws from the whole distribution", (*SHAPING, "best_of"), samples=True),
-    "top_k": Strategy("draws from the k most probable tokens", (*DRAWING, "best_of"), samples=True),
+    "sample": Strategy("draws from the whole distribution", (*SHAPING, *ALONE), samples=True),
+    "top_k": Strategy("draws from the k most probable tokens", (*DRAWING, *ALONE), samples=True),
     "top_p": Strategy(
-        "draws from the smallest set of tokens that holds probability p", (*DRAWING, "best_of"), samples=True
+        "draws from the smallest set of tokens that holds probability p", (*DRAWING, *ALONE), samples=True
     ),
     "beam_sample": Strategy("beams that draw their next tokens", (*BEAMS, *DRAWING), samples=True, beams=True),
     "contrastive": Strategy(
@@ -105,6 +106,8 @@ DEFAULT_TOP_P = {"top_p": 0.9}
 # What a caller gets who names no length, and no number of texts.
 DEFAULT_MAX_LENGTH = 200
 DEFAULT_NUM_SEQUENCES = 3
+# How far greedy text, which likes to repeat itself, is guessed ahead.
+DEFAULT_PROMPT_LOOKUP = 8
 # What a session writes at a time unless told otherwise: new tokens, since its texts grow, and one text.
 SESSION_NEW_TOKENS = 100
 SESSION_SEQUENCES = 1
@@ -258,6 +261,15 @@ class DecodingOptions:
         (), "end the text before this string", group="output", metavar="STRING", shown_default="none"
     )
     keep_stop: bool = option(False, "end the text after the stop string instead of before it", group="output")
+    prompt_lookup: int | None = option(
+        None,
+        "guess up to N tokens from what followed the same words before, and read them at once: changes the speed, not "
+        "the text; for one text at a time; 0 is off",
+        group="output",
+        low=0,
+        high=64,
+        shown_default=f"{DEFAULT_PROMPT_LOOKUP} for greedy on the CPU, else off",
+    )
     max_time: float | None = option(
         None, "seconds after which texts end wherever they are", group="output", above=0, shown_default="off"
     )
@@ -325,6 +337,15 @@ class DecodingOptions:
     def draws(self) -> int:
         """How many texts are written for a prompt, of which `sequences` are given."""
         return self.best_of if self.best_of is not None and "best_of" in self.strategy.uses else self.sequences
+
+    @property
+    def guesses(self) -> int:
+        """How many tokens prompt lookup may guess at a time; 0 is none."""
+        if "prompt_lookup" not in self.strategy.uses:
+            return 0
+        if self.prompt_lookup is not None:
+            return self.prompt_lookup
+        return 0 if self.strategy.samples else DEFAULT_PROMPT_LOOKUP
 
     @property
     def groups(self) -> int:
@@ -511,11 +532,19 @@ class DeviceOptions:
     device: str = option(
         "auto", "where to compute; auto takes a GPU where there is one", group="model", metavar="auto|cpu|cuda|mps"
     )
+    precision: str = option(
+        "auto",
+        "what the weights are held in: fewer bits are faster and take less memory, fp32 is exact; "
+        "auto is fp16 on a CUDA GPU, else fp32",
+        group="model",
+        choices=("auto", "fp32", "fp16", "int8"),
+    )
 
     def __post_init__(self) -> None:
         kind, _, index = self.device.partition(":")
         if kind not in ("auto", "cpu", "cuda", "mps") or (index and not index.isdigit()):
             raise UserError(f"{self.device} is not a device: use auto, cpu, cuda, cuda:N or mps", "device")
+        check_ranges(self)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@
 #define CHUNK 16   /* inputs between two calls */
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t integers __attribute__((vector_size(4 * LANES)));
 
 enum precision { FP32, FP16, INT8 };
 enum activation { NONE, GELU_TANH, GELU, RELU };
@@ -58,13 +59,14 @@ typedef struct {
   float epsilon;
 } Model;
 
-/* Keys and values: (depth, 2, R, H, C, D). */
+/* Keys (R, H, D, C) and values (R, H, C, D) of each layer in turn. C is a multiple of LANES. */
 typedef struct {
   float *numbers;
   int32_t rows, capacity;
 } Cache;
 
 int32_t panel_width(void) { return PANEL; }
+int32_t lanes(void) { return LANES; }
 
 /* LANES weights as fp32. */
 
@@ -140,29 +142,42 @@ static void panel_times_items(const Matrix *a, int panel, int M, const float *x,
   }
 }
 
-/* e^x to about one unit in the last place, in a form that a compiler can vectorise: 2^n times a polynomial
-   (Cephes mathematical library, Moshier 1989). */
-static inline float exponential(float x) {
-  x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-  float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* rounded to a whole number */
-  float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  float p = 1.9875691e-4f;
+static inline vector choose(integers where, vector yes, vector no) {
+  return (vector)((where & (integers)yes) | (~where & (integers)no));
+}
+
+/* e^x to about one unit in the last place: 2^n times a polynomial (Cephes mathematical library, Moshier 1989). */
+static inline vector exponential(vector x) {
+  x = choose(x < -87.0f, (vector){0} - 87.0f, x);
+  x = choose(x > 88.0f, (vector){0} + 88.0f, x);
+  vector n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* rounded to a whole number */
+  vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  vector p = (vector){0} + 1.9875691e-4f;
   p = p * r + 1.3981999e-3f;
   p = p * r + 8.3334519e-3f;
   p = p * r + 4.1665795e-2f;
   p = p * r + 1.6666665e-1f;
   p = p * r + 5.0e-1f;
   p = p * r * r + r + 1.0f;
-  union { int32_t i; float f; } power = {((int32_t)n + 127) << 23};
-  return p * power.f;
+  return p * (vector)((__builtin_convertvector(n, integers) + 127) << 23);
 }
 
-static inline float activate(float x, int activation) {
-  switch (activation) {
-    case GELU_TANH: return x / (1.0f + exponential(-1.59576912f * (x + 0.044715f * x * x * x)));
-    case GELU: return 0.5f * x * (1.0f + erff(x * 0.70710678f));
-    case RELU: return x > 0.0f ? x : x * 0.0f; /* NaN stays NaN */
-    default: return x;
+/* Added up in one order, whatever the compiler would prefer. */
+static inline float sum_of(vector x) {
+  float sum = 0;
+  for (int i = 0; i < LANES; i++) sum += x[i];
+  return sum;
+}
+
+static void activate(float *x, int activation) { /* (PANEL) */
+  for (int i = 0; i < PANEL; i += LANES) {
+    vector *v = (vector *)(x + i);
+    if (activation == GELU_TANH)
+      *v = *v / (1.0f + exponential(-1.59576912f * (*v + 0.044715f * *v * *v * *v)));
+    else if (activation == RELU)
+      *v = choose(*v < 0.0f, (vector){0}, *v); /* what is no number stays none */
+    else if (activation == GELU)
+      for (int j = i; j < i + LANES; j++) x[j] = 0.5f * x[j] * (1.0f + erff(x[j] * 0.70710678f));
   }
 }
 
@@ -183,11 +198,7 @@ static void product(const Matrix *a, int M, const float *x, float *y, int activa
           for (int n = 0; n < width; n++) from[n] *= a->scale[first + n];
         if (a->bias)
           for (int n = 0; n < width; n++) from[n] += a->bias[first + n];
-        if (activation == GELU_TANH)
-#pragma omp simd
-          for (int n = 0; n < width; n++) from[n] = activate(from[n], GELU_TANH);
-        else if (activation != NONE)
-          for (int n = 0; n < width; n++) from[n] = activate(from[n], activation);
+        if (activation != NONE) activate(from, activation);
         if (add)
           for (int n = 0; n < width; n++) to[n] += from[n];
         else
@@ -205,16 +216,21 @@ void linear(const Matrix *a, int32_t M, const float *x, float *y, int32_t thread
 
 /* Layer norm of M items. (M, E) -> (M, E). Every thread makes its own copy: that is cheaper than waiting for others. */
 static void norm(int M, int E, const float *x, const float *weight, const float *bias, float epsilon, float *y) {
-  for (int m = 0; m < M; m++) {
-    const float *from = x + (int64_t)m * E;
-    float *to = y + (int64_t)m * E, mean = 0, variance = 0;
-#pragma omp simd reduction(+ : mean)
-    for (int e = 0; e < E; e++) mean += from[e];
+  int whole = E / LANES * LANES;
+  for (int m = 0; m < M; m++, x += E, y += E) {
+    vector sums = {0}, squares = {0};
+    for (int e = 0; e < whole; e += LANES) sums += *(const vector *)(x + e);
+    float mean = sum_of(sums);
+    for (int e = whole; e < E; e++) mean += x[e];
     mean /= E;
-#pragma omp simd reduction(+ : variance)
-    for (int e = 0; e < E; e++) variance += (from[e] - mean) * (from[e] - mean);
+    for (int e = 0; e < whole; e += LANES) {
+      vector apart = *(const vector *)(x + e) - mean;
+      squares += apart * apart;
+    }
+    float variance = sum_of(squares);
+    for (int e = whole; e < E; e++) variance += (x[e] - mean) * (x[e] - mean);
     float scale = 1.0f / sqrtf(variance / E + epsilon);
-    for (int e = 0; e < E; e++) to[e] = (from[e] - mean) * scale * weight[e] + bias[e];
+    for (int e = 0; e < E; e++) y[e] = (x[e] - mean) * scale * weight[e] + bias[e];
   }
 }
 
@@ -235,29 +251,43 @@ static void embed(const Model *model, int32_t token, int32_t position, float *x)
   }
 }
 
-/* One head of one item: what it attends to, mixed. `origin` names the cache row that holds each earlier token. */
-static void attend(const float *query, const float *keys, const float *values, int64_t row_size, const int32_t *origin,
-                   int length, int D, float scale, float *scores, float *mixed) {
-  float largest = -INFINITY, total = 0;
-  for (int p = 0; p < length; p++) {
-    const float *key = keys + origin[p] * row_size + (int64_t)p * D;
+/* One head of one item: what it attends to, mixed. `origins` names the cache row that holds each token of its text.
+   keys: (D, C) of the first cache row, values: (C, D); scores: room for `length` numbers and LANES more. */
+static void attend(const float *query, const float *keys, const float *values, int64_t row_size,
+                   const int32_t *origins, int length, int C, int D, float scale, float *scores, float *mixed) {
+  for (int start = 0, end; start < length; start = end) { /* a run of tokens that one cache row holds */
+    const float *held = keys + origins[start] * row_size;
+    for (end = start + 1; end < length && origins[end] == origins[start];) end++;
+    for (int p = start; p < end; p += LANES) { /* what this writes beyond the run, the next one overwrites */
+      vector sum = {0};
+      for (int d = 0; d < D; d++) sum += query[d] * *(const vector *)(held + (int64_t)d * C + p);
+      *(vector *)(scores + p) = sum * scale;
+    }
+  }
+  for (int p = length; p < length + LANES; p++) scores[p] = -INFINITY;
+  float largest = scores[0];
+  for (int p = 1; p < length; p++) largest = scores[p] > largest ? scores[p] : largest;
+  vector totals = {0};
+  for (int p = 0; p < length; p += LANES) {
+    vector share = exponential(*(vector *)(scores + p) - largest);
+    *(vector *)(scores + p) = share;
+    totals += share;
+  }
+  float total = sum_of(totals);
+  int d = 0;
+  for (; d + 4 * LANES <= D; d += 4 * LANES) {
+    vector a = {0}, b = {0}, c = {0}, e = {0};
+    for (int p = 0; p < length; p++) {
+      const vector *value = (const vector *)(values + origins[p] * row_size + (int64_t)p * D + d);
+      a += scores[p] * value[0], b += scores[p] * value[1], c += scores[p] * value[2], e += scores[p] * value[3];
+    }
+    vector *to = (vector *)(mixed + d);
+    to[0] = a / total, to[1] = b / total, to[2] = c / total, to[3] = e / total;
+  }
+  for (; d < D; d++) {
     float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int d = 0; d < D; d++) sum += query[d] * key[d];
-    scores[p] = sum * scale;
-    largest = scores[p] > largest ? scores[p] : largest;
-  }
-#pragma omp simd reduction(+ : total)
-  for (int p = 0; p < length; p++) {
-    scores[p] = exponential(scores[p] - largest);
-    total += scores[p];
-  }
-  memset(mixed, 0, 4 * D);
-  for (int p = 0; p < length; p++) {
-    const float *value = values + origin[p] * row_size + (int64_t)p * D;
-    float share = scores[p] / total;
-#pragma omp simd
-    for (int d = 0; d < D; d++) mixed[d] += share * value[d];
+    for (int p = 0; p < length; p++) sum += scores[p] * values[origins[p] * row_size + (int64_t)p * D + d];
+    mixed[d] = sum / total;
   }
 }
 
@@ -268,7 +298,7 @@ static void attend(const float *query, const float *keys, const float *values, i
      position names the row to write to. Items of one row read each other's, so that several may be read at once.
    wanted (wanted_count): the items whose logits are asked for.
    logits (wanted_count, V); hidden (M, E): the states after the last norm, where they are to be kept, or NULL.
-   scratch: room for M * (3 E + max(3 E, inner)) + threads * (M E + C) numbers. */
+   scratch: room for M * (3 E + max(3 E, inner)) + threads * (M E + C + LANES) numbers. */
 void step(const Model *model, Cache cache, int32_t M, const int32_t *tokens, const int32_t *positions,
           const int32_t *origins, int32_t wanted_count, const int32_t *wanted, float *logits, float *hidden,
           float *scratch, int32_t threads) {
@@ -279,7 +309,7 @@ void step(const Model *model, Cache cache, int32_t M, const int32_t *tokens, con
   float *projected = states + (int64_t)M * E, *shared_end = projected + (int64_t)M * wide;
 #pragma omp parallel num_threads(threads)
   {
-    float *normed = shared_end + omp_get_thread_num() * ((int64_t)M * E + C), *scores = normed + (int64_t)M * E;
+    float *normed = shared_end + omp_get_thread_num() * ((int64_t)M * E + C + LANES), *scores = normed + (int64_t)M * E;
 #pragma omp for schedule(static)
     for (int m = 0; m < M; m++) embed(model, tokens[m], positions[m], x + (int64_t)m * E);
     for (int l = 0; l < model->depth; l++) {
@@ -290,13 +320,14 @@ void step(const Model *model, Cache cache, int32_t M, const int32_t *tokens, con
 #pragma omp for schedule(static)
       for (int h = 0; h < H; h++) { /* heads know nothing of each other: a thread has no need to wait in between */
         for (int m = 0; m < M; m++) {
-          int64_t slot = origins[(int64_t)m * C + positions[m]] * row_size + ((int64_t)h * C + positions[m]) * D;
-          memcpy(keys + slot, projected + (int64_t)m * 3 * E + E + h * D, 4 * D);
-          memcpy(values + slot, projected + (int64_t)m * 3 * E + 2 * E + h * D, 4 * D);
+          int64_t head = origins[(int64_t)m * C + positions[m]] * row_size + (int64_t)h * C * D;
+          const float *key = projected + (int64_t)m * 3 * E + E + h * D;
+          for (int d = 0; d < D; d++) keys[head + (int64_t)d * C + positions[m]] = key[d];
+          memcpy(values + head + (int64_t)positions[m] * D, key + E, 4 * D);
         }
         for (int m = 0; m < M; m++)
           attend(projected + (int64_t)m * 3 * E + h * D, keys + (int64_t)h * C * D, values + (int64_t)h * C * D,
-                 row_size, origins + (int64_t)m * C, positions[m] + 1, D, layer->scale, scores,
+                 row_size, origins + (int64_t)m * C, positions[m] + 1, C, D, layer->scale, scores,
                  mixed + (int64_t)m * E + h * D);
       }
       product(&layer->attended, M, mixed, x, NONE, 1);

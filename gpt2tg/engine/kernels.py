@@ -82,6 +82,8 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self.panel: int = library.panel_width()
         """How many outputs of a matrix lie side by side in a panel."""
+        self.lanes: int = library.lanes()
+        """How many numbers a register holds; the capacity of a cache is a multiple of it."""
         self.linear = library.linear
         self.linear.argtypes = [ctypes.POINTER(Matrix), Int, Floats, Floats, Int]
         self.linear.restype = None

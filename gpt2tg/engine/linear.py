@@ -163,9 +163,7 @@ def round_to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     return scale, (weight / scale).round_().to(torch.int8)
 
 
-def matrix_maker(
-    precision: str, device: torch.device, width: int, inner: int
-) -> tuple[str, Maker]:
+def matrix_maker(precision: str, device: torch.device, width: int, inner: int) -> tuple[str, Maker]:
     """How to hold the matrices of a model: the precision that there will be, and what makes a matrix of (K, N) weights.
 
     A processor for which no 8- or 16-bit kernels are at hand computes in fp32.

@@ -83,6 +83,13 @@ class GPT2:
             Context(self, capacity, keep_hidden) if stepper is None else KernelContext(stepper, capacity, keep_hidden)
         )
 
+    @property
+    def shares_memory(self) -> bool:
+        """Whether rows of a context that begin alike hold their beginning once."""
+        from gpt2tg.engine.stepping import stepper_of
+
+        return stepper_of(self) is not None
+
     def hidden(self, ids: Tensor, positions: Tensor, cache: Callable[[int, Tensor, Tensor], Attended]) -> Tensor:
         """Run all layers.
 
@@ -165,6 +172,9 @@ class Context:
     and what a shorter row holds beyond its end is masked until its own tokens overwrite it.
     """
 
+    is_exact = False
+    """Whether `extend` computes the very numbers that as many steps would, to the last bit."""
+
     def __init__(self, model: GPT2, capacity: int, keep_hidden: bool = False) -> None:
         if capacity > model.shape.n_positions:
             raise ValueError(f"{capacity} tokens asked for, but the model has {model.shape.n_positions} positions")
@@ -188,18 +198,9 @@ class Context:
     def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Read the prompts (none of them empty), a row each; what the context held before is forgotten.
 
-        A single prompt that begins as a row does which is still held is read only from where they part.
-
         Returns:
             (B, V) logits of the token after each prompt.
         """
-        if len(prompts) == 1 and self._ids and not self._keep_hidden:
-            shared = [_shared(ids, prompts[0][:-1]) for ids in self._ids]
-            row = max(range(len(shared)), key=shared.__getitem__)
-            if shared[row]:
-                self.select([row])
-                self.take_back(len(self._ids[0]) - shared[row])
-                return self.extend(prompts[0][shared[row] :])[-1:]
         self._allocate(len(prompts))
         self._ids = [[] for _ in prompts]
         return self.read(dict(enumerate(prompts)))
@@ -215,7 +216,7 @@ class Context:
             (B, V) logits of the token after each of the texts.
         """
         model = self._model
-        slots = self._slots_for(list(texts))
+        slots = list(texts)
         lengths = [len(text) for text in texts.values()]
         longest = max(lengths)
         padded = [[*text, *[0] * (longest - len(text))] for text in texts.values()]
@@ -316,20 +317,6 @@ class Context:
             dtype=self._model.dtype,
         )
 
-    def _slots_for(self, rows: Sequence[int]) -> list[int]:
-        """Where in the cache the keys and values of these rows are to be written."""
-        return list(rows)
-
     def _append(self, tokens: Sequence[int]) -> None:
         for ids, token in zip(self._ids, tokens, strict=True):
             ids.append(token)
-
-
-def _shared(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens two texts have in common at their beginning."""
-    length = 0
-    for a, b in zip(left, right, strict=False):
-        if a != b:
-            break
-        length += 1
-    return length

@@ -5,7 +5,8 @@ Letters in shapes as in model.py; R rows of the cache, of which each text uses a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from weakref import WeakKeyDictionary
 
 import torch
@@ -74,13 +75,17 @@ class Stepper:
         assert isinstance(matrix, Panels)
         return matrix.structure()
 
+    def padded(self, capacity: int) -> int:
+        """The capacity that a cache has which is asked for so much."""
+        return -(-capacity // self._library.lanes) * self._library.lanes
+
     def step(
         self, cache: Tensor, tokens: Tensor, positions: Tensor, origins: Tensor, wanted: Tensor, hidden: Tensor | None
     ) -> Tensor:
         """Read M tokens; `step` in kernels.c says what is what.
 
         Args:
-            cache: (layers, 2, R, H, C, D); the keys and values of the tokens are written to it.
+            cache: (layers, 2, R, H * C * D); the keys and values of the tokens are written to it.
             tokens, positions: (M,) 32-bit.
             origins: (M, C) 32-bit.
             wanted: (W,) 32-bit.
@@ -90,9 +95,11 @@ class Stepper:
             (W, V) logits after the items that are wanted.
         """
         shape, items, threads = self.model.shape, len(tokens), torch.get_num_threads()
-        capacity = cache.shape[4]
+        capacity = origins.shape[1]
+        if int(positions.max()) >= capacity:
+            raise IndexError(f"the cache holds {capacity} tokens a row, and one has no more room")
         shared = items * (3 * shape.n_embd + max(3 * shape.n_embd, shape.n_inner))
-        room = shared + threads * (items * shape.n_embd + capacity)
+        room = shared + threads * (items * shape.n_embd + capacity + self._library.lanes)
         if len(self._scratch) < room:
             self._scratch = torch.empty(room)
         logits = torch.empty(len(wanted), shape.vocab_size)
@@ -115,6 +122,8 @@ class KernelContext(Context):
     of one prompt, share the origins of what they have in common, and write on to a row of the cache of their own.
     """
 
+    is_exact = True
+
     def __init__(self, stepper: Stepper, capacity: int, keep_hidden: bool = False) -> None:
         super().__init__(stepper.model, capacity, keep_hidden)
         self._stepper = stepper
@@ -123,20 +132,19 @@ class KernelContext(Context):
 
     def _allocate(self, rows: int) -> None:
         shape = self._model.shape
-        self._cache = torch.empty(shape.n_layer, 2, rows, shape.n_head, self.capacity, shape.n_embd // shape.n_head)
+        # Each layer's keys (R, H, D, C), then its values (R, H, C, D). Memory is taken only where it is written to.
+        self._cache = torch.empty(shape.n_layer, 2, rows, shape.n_embd * self._stepper.padded(self.capacity))
         self._slots = list(range(rows))
-        self._origins = torch.arange(rows, dtype=torch.int32)[:, None].repeat(1, self.capacity)
+        self._origins = torch.arange(rows, dtype=torch.int32)[:, None].repeat(1, self._stepper.padded(self.capacity))
 
-    def _slots_for(self, rows: Sequence[int]) -> list[int]:
-        """These rows begin anew, so each needs a row of the cache that no other row refers to."""
-        others = {slot for row in range(len(self._ids)) if row not in rows for slot in self._used_by(row)}
-        taken = set(others)
+    def _begin_anew(self, rows: Sequence[int]) -> None:
+        """Each of these rows needs a row of the cache that no other row refers to."""
+        taken = {slot for row in range(len(self._ids)) if row not in rows for slot in self._used_by(row)}
         for row in rows:
             if self._slots[row] in taken:
                 self._slots[row] = self._free(taken)
             taken.add(self._slots[row])
             self._origins[row] = self._slots[row]
-        return [self._slots[row] for row in rows]
 
     def _used_by(self, row: int) -> set[int]:
         return {self._slots[row], *self._origins[row, : len(self._ids[row])].unique().tolist()}
@@ -148,35 +156,62 @@ class KernelContext(Context):
         if free is not None:
             return free
         grown = self._cache.new_empty(*self._cache.shape[:2], 2 * count, *self._cache.shape[3:])
-        filled = max(self.lengths, default=0)
-        grown[:, :, :count, :, :filled] = self._cache[:, :, :, :, :filled]
+        grown[:, :, :count] = self._cache
         self._cache = grown
         return count
 
     @torch.inference_mode()
+    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """As `Context.start`, but a single prompt that begins as a row does which is still held is read only from
+        where they part."""
+        if len(prompts) == 1 and self._ids and not self._keep_hidden:
+            shared = [_shared(ids, prompts[0][:-1]) for ids in self._ids]
+            row = max(range(len(shared)), key=shared.__getitem__)
+            if shared[row]:
+                self.select([row])
+                self.take_back(len(self._ids[0]) - shared[row])
+                return self._read({0: prompts[0][shared[row] :]}, logits_of_all=False)
+        return super().start(prompts)
+
+    @torch.inference_mode()
+    def read(self, texts: Mapping[int, Sequence[int]]) -> Tensor:
+        """As `Context.read`. What is computed for a text does not depend on those beside it, to the last bit."""
+        self._begin_anew(list(texts))
+        for row in texts:
+            self._ids[row] = []
+        return self._read(texts, logits_of_all=False)
+
+    @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
         """As `Context.step`."""
-        rows = len(tokens)
-        positions = torch.tensor(self.lengths, dtype=torch.int32)
-        hidden = torch.empty(rows, self._model.shape.n_embd) if self._keep_hidden else None
-        logits = self._stepper.step(
-            self._cache, tokens.int(), positions, self._origins, torch.arange(rows, dtype=torch.int32), hidden
-        )
-        self._append(tokens.tolist())
-        if hidden is not None:
-            self._hidden = list(hidden[:, None])
-        return logits
+        return self._read({row: [token] for row, token in enumerate(tokens.tolist())}, logits_of_all=False)
 
     @torch.inference_mode()
     def extend(self, tokens: Sequence[int]) -> Tensor:
         """As `Context.extend`."""
-        count, held = len(tokens), len(self._ids[0])
-        items = torch.arange(count, dtype=torch.int32)
-        origins = self._origins[:1].expand(count, -1).contiguous()
+        return self._read({0: tokens}, logits_of_all=True)
+
+    def _read(self, texts: Mapping[int, Sequence[int]], logits_of_all: bool) -> Tensor:
+        """Append tokens to rows. Returns the logits after each token, or after the last of each row."""
+        tokens = [token for text in texts.values() for token in text]
+        places = [len(self._ids[row]) + n for row, text in texts.items() for n in range(len(text))]
+        rows = [row for row, text in texts.items() for _ in text]
+        ends = list(accumulate(len(text) for text in texts.values()))
+        hidden = torch.empty(len(tokens), self._model.shape.n_embd) if self._keep_hidden else None
         logits = self._stepper.step(
-            self._cache, torch.tensor(tokens, dtype=torch.int32), items + held, origins, items, None
+            self._cache,
+            torch.tensor(tokens, dtype=torch.int32),
+            torch.tensor(places, dtype=torch.int32),
+            self._origins if rows == list(range(len(self._ids))) else self._origins[rows],
+            torch.arange(len(tokens), dtype=torch.int32)
+            if logits_of_all
+            else torch.tensor([end - 1 for end in ends], dtype=torch.int32),
+            hidden,
         )
-        self._ids[0] += tokens
+        for row, text in texts.items():
+            self._ids[row] += text
+        if hidden is not None:
+            self._hidden = list(hidden.split([len(text) for text in texts.values()]))
         return logits
 
     @torch.inference_mode()
@@ -204,3 +239,13 @@ class KernelContext(Context):
             slots.append(slot)
             taken.add(slot)
         self._slots = slots
+
+
+def _shared(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens two texts have in common at their beginning."""
+    length = 0
+    for a, b in zip(left, right, strict=False):
+        if a != b:
+            break
+        length += 1
+    return length
