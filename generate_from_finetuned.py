@@ -14,6 +14,7 @@ from gpt2tg.options import (
     DeviceOptions,
     InspectionOptions,
     ModelPathOptions,
+    PrecisionOptions,
     PromptOptions,
     SessionOptions,
 )
@@ -36,6 +37,7 @@ def parser() -> cli.Parser:
         ModelPathOptions,
         CheckpointOptions,
         DeviceOptions,
+        PrecisionOptions,
         DecodingOptions,
         PromptOptions,
         SessionOptions,

@@ -17,6 +17,7 @@ from gpt2tg.options import (
     DeviceOptions,
     ModelNameOptions,
     ModelPathOptions,
+    PrecisionOptions,
     PromptOptions,
     TuneOptions,
 )
@@ -34,7 +35,15 @@ examples:
 def parser() -> cli.Parser:
     """The flags of this script."""
     script = cli.Parser(prog="text_generation_demo.py", description=__doc__, examples=EXAMPLES)
-    for options in (ModelNameOptions, ModelPathOptions, DeviceOptions, CompareOptions, TuneOptions, DecodingOptions):
+    for options in (
+        ModelNameOptions,
+        ModelPathOptions,
+        DeviceOptions,
+        PrecisionOptions,
+        CompareOptions,
+        TuneOptions,
+        DecodingOptions,
+    ):
         script.add_options(options)
     script.add_options(CheckpointOptions, only=("checkpoint",))
     script.add_options(PromptOptions, only=("prompt", "prompts_file", "batch_size"))

@@ -29,6 +29,7 @@ from gpt2tg.options import (
     EvaluationOptions,
     InspectionOptions,
     ModelNameOptions,
+    PrecisionOptions,
     PromptOptions,
     TrainingOptions,
     TuneOptions,
@@ -39,6 +40,7 @@ from gpt2tg.options import (
 )
 
 if TYPE_CHECKING:
+    from gpt2tg.generation import Generator
     from gpt2tg.session import Front
 
 
@@ -110,11 +112,10 @@ def generate(given: dict[str, Any], name: str | None, option: str, **defaults: A
         return
     decoding = settle_decoding(given, **defaults)
     where = pick(PromptOptions, given)
-    device = pick(DeviceOptions, given).device
+    load = model_loader(given, option)
     if own := checkpoint_settings(given, name, option):
         decoding = decoding_options(only(DecodingOptions, given), **{**only(DecodingOptions, defaults), **own})
 
-    from gpt2tg.generation import load
     from gpt2tg.inspection import inspect_sample
     from gpt2tg.prompts import read_prompts
     from gpt2tg.sinks import check_output, earlier_run
@@ -125,7 +126,7 @@ def generate(given: dict[str, Any], name: str | None, option: str, **defaults: A
     check_output(where)
     prompts = read_prompts(where)
     earlier = earlier_run(where, inspection.show_probabilities)
-    generator = load(chosen_model(given, name), device, option)
+    generator = load(chosen_model(given, name))
     inspect = partial(inspect_sample, generator) if inspection.show_probabilities else None
     jobs = plan_jobs(generator, prompts, decoding, earlier, notice)
     if len(jobs) == 1 and jobs[0].options.draws == 1 and where.output is None and where.format == "text":
@@ -151,9 +152,8 @@ def measure(given: dict[str, Any], inspection: InspectionOptions, name: str, opt
                 notice(f"--{flag} is not used: {why}")
     decoding = decoding_options(only(DecodingOptions, given))
     where = pick(PromptOptions, given)
-    device = pick(DeviceOptions, given).device
+    load = model_loader(given, option)
 
-    from gpt2tg.generation import load
     from gpt2tg.measuring import lines_to_score, write_candidates, write_scores
     from gpt2tg.prompts import read_prompts
     from gpt2tg.sinks import check_output
@@ -162,10 +162,10 @@ def measure(given: dict[str, Any], inspection: InspectionOptions, name: str, opt
     name = chosen_model(given, name)
     if inspection.score is not None:
         lines = lines_to_score(inspection.score)
-        write_scores(load(name, device, option), lines, where, inspection)
+        write_scores(load(name), lines, where, inspection)
     elif inspection.candidates is not None:
         prompts = read_prompts(where)
-        write_candidates(load(name, device, option), prompts, where, inspection.candidates, decoding.overflow)
+        write_candidates(load(name), prompts, where, inspection.candidates, decoding.overflow)
 
 
 def chosen_model(given: dict[str, Any], name: str) -> str:
@@ -178,6 +178,25 @@ def chosen_model(given: dict[str, Any], name: str) -> str:
     found = str(choose_checkpoint(name, which))
     notice(f"model: {found}")
     return found
+
+
+def model_loader(given: dict[str, Any], option: str) -> Callable[..., Generator]:
+    """What loads a model by its name, on the device and in the precision that the flags ask for.
+
+    Args:
+        option: the flag that the name comes from, for messages.
+    """
+    device, precision = pick(DeviceOptions, given).device, pick(PrecisionOptions, given).precision
+
+    def load_model(name: str, option: str = option) -> Generator:
+        from gpt2tg.generation import load
+
+        generator = load(name, device, option, precision)
+        if precision not in ("auto", generator.model.precision):
+            notice(f"--precision {precision} is not to be had on this processor: {generator.model.precision} is used")
+        return generator
+
+    return load_model
 
 
 def evaluate(given: dict[str, Any]) -> None:
@@ -229,7 +248,7 @@ def compare(given: dict[str, Any], name: str, option: str) -> None:
 
     from gpt2tg.comparison import compare as comparing
     from gpt2tg.comparison import reference, report, table
-    from gpt2tg.generation import load, new_seed
+    from gpt2tg.generation import new_seed
 
     output = table.check_file(where.output, table.FORMATS, "output", where.overwrite)
     page = table.check_file(where.report, report.FORMATS, "report", where.overwrite)
@@ -239,7 +258,7 @@ def compare(given: dict[str, Any], name: str, option: str) -> None:
         human_examples = reference.examples_of(reference.read_text(Path(where.reference), "reference"), where.examples)
     training = None if where.train_file is None else reference.read_text(Path(where.train_file), "train_file")
 
-    generator = load(chosen_model(given, name), pick(DeviceOptions, given).device, option)
+    generator = model_loader(given, option)(chosen_model(given, name))
     human = None
     if human_examples is not None:
         human = comparing.human_text(
@@ -281,13 +300,13 @@ def tune(given: dict[str, Any], name: str, option: str) -> None:
     from gpt2tg.comparison.tune import summary
     from gpt2tg.comparison.tune import tune as searching
     from gpt2tg.engine.checkpoints import find_checkpoint
-    from gpt2tg.generation import load, new_seed
+    from gpt2tg.generation import new_seed
 
     page = table.check_file(where.report, report.FORMATS, "report", where.overwrite)
     text = reference.read_text(Path(where.reference), "reference")
     if search.apply:
         _require_own_directory(name, option)
-    generator = load(name, pick(DeviceOptions, given).device, option)
+    generator = model_loader(given, option)(name)
     if base.seed is None:
         base = replace(base, seed=new_seed())
     notice(f"seed {base.seed}")
@@ -361,20 +380,19 @@ def interactive(given: dict[str, Any], name: str | None, option: str) -> None:
     for flag in given.keys() & {"overwrite", "batch_size"}:
         notice(f"--{flag} is not used: a session writes text by text")
     decoding = settle_decoding(given, num_sequences=SESSION_SEQUENCES)
-    device = pick(DeviceOptions, given).device
+    load = model_loader(given, option)
     if own := checkpoint_settings(given, name, option):
         decoding = decoding_options(only(DecodingOptions, given), num_sequences=SESSION_SEQUENCES, **own)
 
-    from gpt2tg.generation import load
     from gpt2tg.session import Session
 
     name = chosen_model(given, name)
-    generator = load(name, device, option)
+    generator = load(name)
     if "max_length" not in given and "max_new_tokens" not in given:
         length = min(SESSION_NEW_TOKENS, generator.model.shape.n_positions // 2)
         decoding = replace(decoding, max_new_tokens=length)
     front = _front()
-    session = Session(generator, decoding, name, front, lambda other: load(other, device, "model"))
+    session = Session(generator, decoding, name, front, partial(load, option="model"))
     if front.at_terminal:
         session.welcome()
     session.run(given.get("prompt"))

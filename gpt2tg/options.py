@@ -532,6 +532,17 @@ class DeviceOptions:
     device: str = option(
         "auto", "where to compute; auto takes a GPU where there is one", group="model", metavar="auto|cpu|cuda|mps"
     )
+
+    def __post_init__(self) -> None:
+        kind, _, index = self.device.partition(":")
+        if kind not in ("auto", "cpu", "cuda", "mps") or (index and not index.isdigit()):
+            raise UserError(f"{self.device} is not a device: use auto, cpu, cuda, cuda:N or mps", "device")
+
+
+@dataclass(frozen=True)
+class PrecisionOptions:
+    """What the model's weights are held in while it writes."""
+
     precision: str = option(
         "auto",
         "what the weights are held in: fewer bits are faster and take less memory, fp32 is exact; "
@@ -541,9 +552,6 @@ class DeviceOptions:
     )
 
     def __post_init__(self) -> None:
-        kind, _, index = self.device.partition(":")
-        if kind not in ("auto", "cpu", "cuda", "mps") or (index and not index.isdigit()):
-            raise UserError(f"{self.device} is not a device: use auto, cpu, cuda, cuda:N or mps", "device")
         check_ranges(self)
 
 

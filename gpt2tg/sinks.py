@@ -128,10 +128,11 @@ def record(sample: Sample, texts: int, options: DecodingOptions) -> dict[str, An
 
 
 def settings(options: DecodingOptions) -> dict[str, Any]:
-    """The options as JSON has them, defaults of the strategy filled in; the seed has a field of its own."""
+    """The options as JSON has them, defaults of the strategy filled in. The seed has a field of its own, and what
+    changes the speed alone has none."""
     values = dataclasses.asdict(options)
     values |= {"top_k": options.effective_top_k, "top_p": options.effective_top_p}
-    kept = {name: value for name, value in values.items() if name not in ("seed", "replay")}
+    kept = {name: value for name, value in values.items() if name not in ("seed", "replay", "prompt_lookup")}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
 
 

@@ -24,6 +24,7 @@ from gpt2tg.options import (
     InspectionOptions,
     ModelNameOptions,
     ModelPathOptions,
+    PrecisionOptions,
     PromptOptions,
     SessionOptions,
     TrainingOptions,
@@ -77,14 +78,16 @@ def test_every_flag_reaches_its_option(script: ModuleType) -> None:
     groups = {
         finetune_gpt2: (ModelNameOptions, TrainingOptions),
         generate_from_finetuned: (
-            ModelPathOptions, DeviceOptions, DecodingOptions, PromptOptions, SessionOptions, InspectionOptions
+            ModelPathOptions, DeviceOptions, PrecisionOptions, DecodingOptions, PromptOptions, SessionOptions,
+            InspectionOptions
         ),
         gpt2_text_generation: (
-            ModelNameOptions, TrainingOptions, DeviceOptions, DecodingOptions, PromptOptions, InspectionOptions
+            ModelNameOptions, TrainingOptions, DeviceOptions, PrecisionOptions, DecodingOptions, PromptOptions,
+            InspectionOptions
         ),
         text_generation_demo: (
-            ModelNameOptions, ModelPathOptions, DeviceOptions, CompareOptions, TuneOptions, DecodingOptions,
-            PromptOptions,
+            ModelNameOptions, ModelPathOptions, DeviceOptions, PrecisionOptions, CompareOptions, TuneOptions,
+            DecodingOptions, PromptOptions,
         ),
     }[script]  # fmt: skip
     for options in groups:

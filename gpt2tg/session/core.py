@@ -55,8 +55,7 @@ class Session:
     def description(self) -> str:
         """Model, device, precision, settings and seed."""
         model = self.generator.model
-        precision = str(model.head.dtype).removeprefix("torch.")
-        return f"{self.name} on {model.device}, {precision}, {in_force(self.options)}"
+        return f"{self.name} on {model.device}, {model.precision}, {in_force(self.options)}"
 
     def run(self, first: str | None = None) -> None:
         """Answer line by line until /quit or the end of the input.
