@@ -121,6 +121,6 @@ def test_equally_probable_tokens_share_a_rank(model_dir: Path) -> None:
 
 def test_broken_weights_are_an_error_and_no_figure(model_dir: Path) -> None:
     broken = load(str(model_dir))
-    broken.model.head = torch.full_like(broken.model.head, torch.nan)
+    broken.model.head = lambda hidden: torch.full((len(hidden), broken.model.shape.vocab_size), torch.nan)  # type: ignore[assignment]
     with pytest.raises(RunError, match="not finite at new token 1"):
         inspect_ids(broken, [0], [5, 6])

@@ -366,7 +366,7 @@ def test_settings_are_changed_shown_and_used(generator: Generator) -> None:
         "(seed 3)",
         "decoding=top_p temperature=0.7 top_p=0.5 max_new_tokens=8, a new seed for each text",
     ]
-    assert said[3] == f"tiny on cpu, float32, {said[2]}"
+    assert said[3] == f"tiny on cpu, fp32, {said[2]}"
     assert said[4].endswith("tokens; the model sees 64")
 
 
@@ -591,7 +591,7 @@ def test_another_model_goes_on_with_the_text(generator: Generator, model_dir: Pa
     talk = Talk(generator, settings())
     talk.type("The fox")
     before = talk.text
-    assert talk.type(f"/model {model_dir}")[1][0].startswith(f"{model_dir} on cpu, float32, decoding=greedy")
+    assert talk.type(f"/model {model_dir}")[1][0].startswith(f"{model_dir} on cpu, fp32, decoding=greedy")
     assert talk.session.generator is not generator
     assert talk.type("/continue")[0] == greedy_text(generator, before).removeprefix(before) + "\n"
 

@@ -129,7 +129,7 @@ def test_a_session_at_a_terminal(model_dir: Path, tmp_path: Path, generator: Gen
     flags = ["--decoding", "greedy", "--max_new_tokens", "8"]
     with Terminal(tmp_path, *words(model_dir, *flags)) as screen:
         before = screen.wait_for(HELLO)
-        assert f"{model_dir} on cpu, float32, decoding=greedy max_new_tokens=8\n" in before
+        assert f"{model_dir} on cpu, fp32, decoding=greedy max_new_tokens=8\n" in before
         screen.type_line("The fx" + LEFT + "o" + ENTER)
         screen.wait_for(greedy(generator, "The fox") + "\n")
         screen.type_line("thrown away")
@@ -196,7 +196,7 @@ def test_the_transcript_of_a_dumb_terminal(model_dir: Path, tmp_path: Path, gene
         screen.type(CTRL_D)
         assert screen.end() == 0
         assert screen.raw.replace("\r\n", "\n") == (
-            f"{model_dir} on cpu, float32, decoding=greedy max_new_tokens=8\n{HELLO}\n"
+            f"{model_dir} on cpu, fp32, decoding=greedy max_new_tokens=8\n{HELLO}\n"
             f"> The fox\n{greedy(generator, 'The fox')}\n"
             "> /shw\nerror: no command /shw; did you mean /show?\n"
             "> \n"
