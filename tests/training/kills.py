@@ -12,6 +12,7 @@ import collections
 import os
 import random
 import re
+import resource
 import signal
 import sys
 import tempfile
@@ -36,7 +37,7 @@ from gpt2tg.training.durable import UNFINISHED, damage
 from gpt2tg.training.model import train_tokenizer, transformers_tokenizer
 from gpt2tg.training.sources import plan_sources
 
-STEPS = 40
+STEPS = 30
 SETTINGS = (
     f"--max_steps {STEPS} --save_steps 3 --save_total_limit 2 --logging_steps 4 --eval_steps 7 --sample_steps 10 "
     "--num_samples 1 --block_size 16 --batch_size 2 --gradient_accumulation_steps 2 --learning_rate 1e-3 --dropout 0.2"
@@ -83,13 +84,12 @@ class Experiment:
 
     def run(self, kills: int, seed: int) -> int:
         straight, rounds = self._directory / "straight", 0
-        started = time.monotonic()
         self._expect(self._train(straight, None, None) == 0, "the run that nobody killed failed")
-        whole_run = time.monotonic() - started
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        whole_run = used.ru_utime + used.ru_stime  # seconds, of one thread
         while self._kills() < kills and not self._faults:
             rounds += 1
             self._round(self._directory / f"round-{rounds}", straight, whole_run, kills)
-            print(f"{self._kills()} kills", file=sys.stderr, flush=True)
         counts = ", ".join(f"{number} {name}" for name, number in sorted(self._counts.items()))
         print(f"seed {seed}: {self._kills()} kills in {rounds} runs ({counts}); faults: {self._faults or 'none'}")
         return len(self._faults)
@@ -107,6 +107,7 @@ class Experiment:
             if code == 0:
                 break
             self._counts[number.name] += 1
+            print(f"{self._kills()}: {number.name} after {after or 0:.2f} s", file=sys.stderr, flush=True)
             self._check(out, number, code, saved)
             saved = bool(saved_checkpoints(out)) if out.is_dir() else False
             if not saved and out.is_dir():  # nothing to resume: the next begins anew
