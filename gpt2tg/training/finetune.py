@@ -184,9 +184,10 @@ def told_when_full(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and (isinstance(error, RunError) or TORCH_WRITER not in str(error)):
             raise
-        free = f" ({shutil.disk_usage(path).free / 1e9:.1f} GB free)" if path.is_dir() else ""
+        free = f" ({shutil.disk_usage(path).free / 1e9:.2f} GB free)" if path.is_dir() else ""
+        cause = "a file could not be written whole" if isinstance(error, RuntimeError) else one_line(error)
         raise RunError(
-            f"cannot write to {path}{free}: {one_line(error)}; earlier checkpoints are whole, "
+            f"cannot write to {path}{free}: {cause}; earlier checkpoints are whole, "
             "go on from them with --resume once there is room"
         ) from None
 
