@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
-from gpt2tg.errors import RunError
+from gpt2tg.errors import Interrupted, RunError
 from gpt2tg.training.callbacks import Stopwatch, best_step, held_step, is_due, memory_gb
 from gpt2tg.training.data import NO_LOSS
 from gpt2tg.training.directory import RunDirectory, make_readable
@@ -140,8 +141,7 @@ class LanguageTrainer(Trainer):
                 total += self._loss_and_tokens(batch)
             self.model.train()
         if not total[1]:
-            if self.state.global_step > self._first_step:  # else there is nothing to save before the next step
-                self.control.should_save = self.control.should_training_stop = True
+            self._end_unmeasured()
             return {}
         loss = (total[0] / total[1]).item()
         if not math.isfinite(loss):
@@ -150,6 +150,15 @@ class LanguageTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _end_unmeasured(self) -> None:
+        """Save before the measurement, which the resumed run will make; nothing is saved where no step was taken."""
+        if self.state.global_step > self._first_step:
+            self.control.should_save = self.control.should_training_stop = True
+            return
+        way_out = "" if self._first_step else ": start again with --overwrite"
+        number = self._interruption.signal or signal.SIGTERM
+        raise Interrupted(f"interrupted before the first step{way_out}", number, is_saved=self._first_step > 0)
 
     @torch.no_grad()
     def _loss_and_tokens(self, batch: dict[str, Tensor]) -> Tensor:

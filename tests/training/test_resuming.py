@@ -101,6 +101,44 @@ def test_an_interrupted_run_ends_like_the_uninterrupted_one(
     same_run(tmp_path / "straight", tmp_path / "broken")
 
 
+@contextmanager
+def interrupted_while_measuring(step: int) -> Iterator[None]:
+    """A real signal in the measurement after this step."""
+    compute = LanguageTrainer._loss_and_tokens
+
+    def loss_and_tokens(self: LanguageTrainer, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        if self.state.global_step == step and not self.is_interrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+        return compute(self, batch)
+
+    LanguageTrainer._loss_and_tokens = loss_and_tokens
+    try:
+        yield
+    finally:
+        LanguageTrainer._loss_and_tokens = compute
+
+
+def test_an_interrupted_measurement_is_made_when_the_run_goes_on(
+    text_file: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    settings = {**BASE, "batch_size": 1, "max_steps": 3, "eval_steps": 2, "validation_split": 0.4, "logging_steps": 1}
+    options = TrainingOptions(train_file=str(text_file), output_dir=str(tmp_path / "straight"), **settings)
+    finetune(options, str(model_dir))
+    broken = replace(options, output_dir=str(tmp_path / "broken"))
+    with interrupted_while_measuring(0), pytest.raises(Interrupted, match="before the first step") as stopped:
+        finetune(broken, str(model_dir))
+    assert stopped.value.exit_code == 130
+    assert not stopped.value.is_saved
+    broken = replace(broken, overwrite=True)
+    for _ in range(2):  # the second time before a step was taken
+        with interrupted_while_measuring(2), pytest.raises(Interrupted) as stopped:
+            finetune(broken, str(model_dir))
+        assert stopped.value.is_saved
+        broken = replace(broken, resume="newest", overwrite=False)
+    finetune(broken, str(model_dir))
+    same_run(tmp_path / "straight", tmp_path / "broken")
+
+
 @pytest.fixture(scope="module")
 def whole(text_file: Path, model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of 6 steps, saved after each second one; to be copied, not changed."""
