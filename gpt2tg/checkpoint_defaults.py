@@ -6,10 +6,12 @@ which of them we wrote: settings that came there in any other way change nothing
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from gpt2tg.engine.runs import MANIFEST
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.options import STRATEGIES, DecodingOptions, default_of, plain_type
 
@@ -82,14 +84,32 @@ def write_defaults(directory: Path, options: DecodingOptions) -> Path:
     values = {name: getattr(options, name) for name in NAMES}
     config |= {NAMES[name]: OFF.get(name) if value is None else value for name, value in values.items()}
     config |= {"do_sample": True, OURS: {"decoding": options.decoding, "settings": list(NAMES)}}
+    content = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    _write(path, content)
+    _tell_manifest(directory, content)
+    return path
+
+
+def _tell_manifest(directory: Path, content: str) -> None:
+    """Training goes on only from a checkpoint whose files are those of its manifest: it has to know of the new one."""
+    manifest = directory / MANIFEST
+    if not manifest.is_file():
+        return
+    known = _read(manifest)
+    if FILE in known.get("files", {}):
+        data = content.encode()
+        known["files"][FILE] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        _write(manifest, json.dumps(known, indent=2) + "\n")
+
+
+def _write(path: Path, content: str) -> None:
     draft = path.with_name(f".{path.name}.partial")
     try:
-        draft.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        draft.write_bytes(content.encode())
         draft.replace(path)
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise RunError(f"cannot write {path}: {error.strerror}") from None
-    return path
 
 
 def in_words(settings: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ import text_generation_demo
 from gpt2tg.checkpoint_defaults import FILE, in_words, kept, read_defaults, write_defaults
 from gpt2tg.errors import UserError
 from gpt2tg.options import DecodingOptions
+from gpt2tg.training.durable import damage, seal
 
 Capture = pytest.CaptureFixture[str]
 
@@ -61,6 +62,14 @@ def test_what_else_stands_in_the_file_is_kept(tuned_dir: Path, model_dir: Path) 
     after = json.loads((tuned_dir / FILE).read_text())
     assert before["eos_token_id"] == after["eos_token_id"] == 0
     assert before.items() <= after.items()
+
+
+def test_training_can_still_go_on_from_the_checkpoint(tuned_dir: Path) -> None:
+    """A manifest that did not know of the settings would call them damage."""
+    seal(tuned_dir, {"step": 3})
+    write_defaults(tuned_dir, DecodingOptions(decoding="top_p", temperature=0.9))
+    assert damage(tuned_dir) is None
+    assert json.loads((tuned_dir / "manifest.json").read_text())["step"] == 3
 
 
 def test_generation_uses_them_and_says_so(tuned_dir: Path, model_dir: Path, capsys: Capture) -> None:

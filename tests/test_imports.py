@@ -34,7 +34,7 @@ RULES: dict[str, set[str]] = {
     "sinks": {"generation", "inspection", "tables", "errors", "options"},
     "writing": {"generation", "prompts", "sinks", "tables", "errors", "options", "tqdm"},
     "measuring": {"generation", "inspection", "prompts", "sinks", "tables", "errors", "options", "tqdm"},
-    "checkpoint_defaults": {"errors", "options"},
+    "checkpoint_defaults": {"engine", "errors", "options"},
     "comparison": {"comparison", "generation", "inspection", "prompts", "sinks", "errors", "options"}
     | {"numpy", "sacrebleu", "matplotlib", "markupsafe", "jinja2", "optuna", "tqdm"},
     "session": {"session", "generation", "inspection", "tables", "comparison", "prompts", "sinks", "errors", "options"}

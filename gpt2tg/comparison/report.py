@@ -108,7 +108,6 @@ def page(generator: Generator, comparison: Comparison, model: str, tuning: dict[
     """
     collected = _Page(generator)
     prompts = [_prompt(collected, comparison, number) for number in range(len(comparison.prompts[:MOST_PROMPTS]))]
-    lines = _lines(collected, comparison)
     return render(
         title=f"How {Path(model).name or model} writes",
         tuning=tuning,
@@ -117,9 +116,10 @@ def page(generator: Generator, comparison: Comparison, model: str, tuning: dict[
         columns=columns_of(comparison),
         prompts=prompts,
         details=collected.details,
-        probability_plot=probability_plot(lines) if lines else None,
+        probability_plot=_probabilities(collected, comparison),
         has_human=comparison.human is not None,
-        distance_plot=_distances(comparison),
+        has_beams=any(result.options and result.options.strategy.beams for result in comparison.results),
+        distance_plot=distances(comparison),
         chance=comparison.human.distance if comparison.human else None,
     )
 
@@ -197,28 +197,38 @@ def _human_to(comparison: Comparison, prompt: str) -> Sample | None:
     return next((sample for sample in samples if sample.prompt == prompt), None)
 
 
-def _lines(collected: _Page, comparison: Comparison) -> list[Line]:
-    """A text searched by beams, one that is drawn, and a human one."""
-    found = []
-    for is_wanted in (lambda s: s.beams and not s.samples, lambda s: s.samples and not s.beams):
-        results = [r for r in comparison.results if r.options and is_wanted(r.options.strategy)]
-        if results:
-            found.append((results[0].name, results[0].samples[0], False))
+def probabilities(generator: Generator, comparison: Comparison) -> Markup | None:
+    """The picture of probabilities along a text searched by beams, one that is drawn, and a human one.
+
+    Without beams, two that are drawn.
+    """
+    return _probabilities(_Page(generator), comparison)
+
+
+def _probabilities(collected: _Page, comparison: Comparison) -> Markup | None:
+    beams, drawn = (
+        [r for r in comparison.results if r.options and (r.options.strategy.beams, r.options.strategy.samples) == kind]
+        for kind in ((True, False), (False, True))
+    )
+    results = [*beams[:1], *drawn[: 1 if beams else 2]]
+    found = [(result.name, result.samples[0], False) for result in results]
     if comparison.human is not None:
-        prompt = comparison.prompts[0]
-        found.append(("human text", _human_to(comparison, prompt) or comparison.human.samples[0], True))
-    return [
+        human = _human_to(comparison, comparison.prompts[0]) or comparison.human.samples[0]
+        found.append(("human text", human, True))
+    lines = [
         Line(name, [token.probability for token in collected.inspect(sample)], is_human)
         for name, sample, is_human in found
         if sample.ids
     ]
+    return probability_plot(lines) if lines else None
 
 
-def _distances(comparison: Comparison) -> Markup | None:
+def distances(comparison: Comparison) -> Markup | None:
+    """The picture of how far each strategy is from human text; None without any."""
     if comparison.human is None or comparison.human.distance is None:
         return None
-    distances = {r.name: r.distance for r in comparison.results if r.distance is not None and math.isfinite(r.distance)}
-    return distance_plot(distances, comparison.human.distance) if distances else None
+    known = {r.name: r.distance for r in comparison.results if r.distance is not None and math.isfinite(r.distance)}
+    return distance_plot(known, comparison.human.distance) if known else None
 
 
 def _short(probability: float) -> float:

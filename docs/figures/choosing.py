@@ -1,0 +1,59 @@
+"""The pictures of docs/choosing-a-strategy.md, from runs of the bundled model: python docs/figures/choosing.py"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a checkout, nothing installed
+
+from gpt2tg import DecodingOptions, load
+from gpt2tg.comparison.compare import compare, human_text
+from gpt2tg.comparison.plots import heat_map
+from gpt2tg.comparison.reference import examples_of, read_text
+from gpt2tg.comparison.report import distances, probabilities
+from gpt2tg.comparison.strategies import strategies_to_compare
+from gpt2tg.comparison.table import terminal_table
+from gpt2tg.comparison.tune import summary, tune
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+
+# The page of the documentation is light or dark as its reader has it: a picture brings its own paper.
+LIGHT = {
+    "ink": "#22211f", "faint": "#6d6a63", "rule": "#e2ded5", "paper": "#fcfbf8", "machine": "#2b6777",
+    "human": "#b4552d",
+}  # fmt: skip
+
+NEW_TOKENS, SEED, BUDGET = 40, 1, 240.0
+
+
+def save(name: str, drawings: str) -> None:
+    """The wide one of both drawings as a file of its own."""
+    svg = drawings[: drawings.index("</svg>") + len("</svg>")]
+    for variable, colour in LIGHT.items():
+        svg = svg.replace(f"var(--{variable})", colour)
+    namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    style = f'style="background: {LIGHT["paper"]}; font-family: sans-serif"'
+    (HERE / name).write_text(svg.replace("<svg ", f"<svg {namespaces} {style} ", 1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Compare the strategies on sample_data.txt, which the model has not read, and search settings for it."""
+    model = load("gpt2-tiny")
+    examples = examples_of(read_text(ROOT / "sample_data.txt", "reference"), "line")
+    base = DecodingOptions(seed=SEED, max_new_tokens=NEW_TOKENS, num_sequences=1)
+    human = human_text(model, examples, base, (), 32)
+    found = compare(model, human.prompts, strategies_to_compare(base, None, print), human, batch_size=32)
+    print(terminal_table(found, 80))
+    save("distance.svg", str(distances(found)))
+    save("probability.svg", str(probabilities(model, found)))
+    search = tune(model, examples, base, 128, BUDGET, 64, print)
+    print(summary(search.end))
+    best = search.end.tuned.options
+    marked = (best.temperature, best.effective_top_p or 1.0)
+    save("heat.svg", str(heat_map(search.cells, ("temperature", "top-p"), marked)))
+
+
+if __name__ == "__main__":
+    main()
