@@ -20,6 +20,7 @@ from gpt2tg.options import (
     PrecisionOptions,
     PromptOptions,
     TuneOptions,
+    only,
 )
 
 EXAMPLES = """\
@@ -63,7 +64,16 @@ def demonstrate(given: dict[str, Any]) -> None:
     elif cli.pick(CompareOptions, given).compare:
         commands.compare(given, name, option)
     else:
-        commands.interactive(given, name, option)
+        commands.interactive(_without_effect_dropped(given), name, option)
+
+
+def _without_effect_dropped(given: dict[str, Any]) -> dict[str, Any]:
+    """The flags without those that only a comparison listens to; says which they are."""
+    unused = ("prompts_file", *only(CompareOptions, given), *only(TuneOptions, given))
+    for flag in unused:
+        if flag in given:
+            cli.notice(f"--{flag} is not used: it does nothing without --compare or --tune")
+    return {flag: value for flag, value in given.items() if flag not in unused}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

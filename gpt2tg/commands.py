@@ -239,6 +239,8 @@ def compare(given: dict[str, Any], name: str, option: str) -> None:
     for unused in ("decoding", "replay"):
         if unused in given:
             notice(f"--{unused} is not used: --compare goes through the strategies; --strategies chooses among them")
+    for unused in only(TuneOptions, given):
+        notice(f"--{unused} is not used: it does nothing without --tune")
     shared = {key: value for key, value in only(DecodingOptions, given).items() if key not in ("decoding", "replay")}
     base = decoding_options(shared)
 

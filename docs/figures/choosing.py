@@ -1,4 +1,7 @@
-"""The pictures of docs/choosing-a-strategy.md, from runs of the bundled model: python docs/figures/choosing.py"""
+"""The pictures of docs/choosing-a-strategy.md, after its first commands:
+
+python docs/figures/choosing.py fables_model held_out.txt
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,6 @@ from gpt2tg.comparison.table import terminal_table
 from gpt2tg.comparison.tune import summary, tune
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 
 # The page of the documentation is light or dark as its reader has it: a picture brings its own paper.
 LIGHT = {
@@ -25,7 +27,7 @@ LIGHT = {
     "human": "#b4552d",
 }  # fmt: skip
 
-NEW_TOKENS, SEED, BUDGET = 40, 1, 240.0
+NEW_TOKENS, SEED, BUDGET = 40, 1, 150.0
 
 
 def save(name: str, drawings: str) -> None:
@@ -38,10 +40,10 @@ def save(name: str, drawings: str) -> None:
     (HERE / name).write_text(svg.replace("<svg ", f"<svg {namespaces} {style} ", 1) + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    """Compare the strategies on sample_data.txt, which the model has not read, and search settings for it."""
-    model = load("gpt2-tiny")
-    examples = examples_of(read_text(ROOT / "sample_data.txt", "reference"), "line")
+def main(name: str, reference: str) -> None:
+    """Compare the strategies of a model on a text that it has not learned from, and search settings for it."""
+    model = load(name)
+    examples = examples_of(read_text(Path(reference), "reference"), "line")
     base = DecodingOptions(seed=SEED, max_new_tokens=NEW_TOKENS, num_sequences=1)
     human = human_text(model, examples, base, (), 32)
     found = compare(model, human.prompts, strategies_to_compare(base, None, print), human, batch_size=32)
@@ -56,4 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -145,3 +147,16 @@ def test_mistakes_end_in_one_line_before_a_model_is_loaded(flags: list[str], mes
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_flags_of_a_comparison_are_said_where_there_is_none(
+    model_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    flags = ["--reference", "human.txt", "--prompts_file", "prompts.txt", "--output", "out.md", "--budget", "3"]
+    assert text_generation_demo.main(["--model_path", str(model_dir), *flags]) == 0
+    err = capsys.readouterr().err
+    for flag in flags[::2]:
+        assert f"{flag} is not used: it does nothing without --compare or --tune" in err
+    assert text_generation_demo.main(words(model_dir, "--prompt", "The fox", "--strategies", "greedy", "--apply")) == 0
+    assert "--apply is not used: it does nothing without --tune" in capsys.readouterr().err
