@@ -11,13 +11,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a checkout, nothing installed
 
 from gpt2tg import DecodingOptions, load
-from gpt2tg.comparison.compare import compare, human_text
+from gpt2tg.comparison.compare import Comparison, compare, human_text
 from gpt2tg.comparison.plots import heat_map
 from gpt2tg.comparison.reference import examples_of, read_text
 from gpt2tg.comparison.report import distances, probabilities
 from gpt2tg.comparison.strategies import strategies_to_compare
 from gpt2tg.comparison.table import terminal_table
 from gpt2tg.comparison.tune import summary, tune
+from gpt2tg.generation import Generator
 
 HERE = Path(__file__).resolve().parent
 
@@ -40,6 +41,13 @@ def save(name: str, drawings: str) -> None:
     (HERE / name).write_text(svg.replace("<svg ", f"<svg {namespaces} {style} ", 1) + "\n", encoding="utf-8")
 
 
+def long_texts(model: Generator, reference: str) -> Comparison:
+    """Texts long enough to repeat themselves, beside one fable after the other."""
+    base = DecodingOptions(seed=SEED, max_new_tokens=160, num_sequences=1, suppress_eos=True)
+    human = human_text(model, examples_of(read_text(Path(reference), "reference"), "file"), base, (), 1)
+    return compare(model, human.prompts, strategies_to_compare(base, "beam,sample:temperature=1", print), human)
+
+
 def main(name: str, reference: str) -> None:
     """Compare the strategies of a model on a text that it has not learned from, and search settings for it."""
     model = load(name)
@@ -49,7 +57,7 @@ def main(name: str, reference: str) -> None:
     found = compare(model, human.prompts, strategies_to_compare(base, None, print), human, batch_size=32)
     print(terminal_table(found, 80))
     save("distance.svg", str(distances(found)))
-    save("probability.svg", str(probabilities(model, found)))
+    save("probability.svg", str(probabilities(model, long_texts(model, reference))))
     search = tune(model, examples, base, 128, BUDGET, 64, print)
     print(summary(search.end))
     best = search.end.tuned.options
