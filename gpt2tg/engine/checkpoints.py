@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpt2tg.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, add_adapter, base_name, is_adapter
 from gpt2tg.engine.hub import WEIGHT_FILES, fetch_model
 from gpt2tg.errors import UserError, one_line
 from gpt2tg.options import BUNDLED_MODEL
@@ -99,7 +100,7 @@ def find_checkpoint(name: str, option: str = "model_name") -> Path:
 
 
 def _inside(directory: Path, option: str) -> Path:
-    if (directory / "config.json").is_file():
+    if (directory / "config.json").is_file() or is_adapter(directory):
         return directory
     steps = numbered_checkpoints(directory)
     if steps:
@@ -115,18 +116,36 @@ def numbered_checkpoints(directory: Path) -> list[Path]:
         int(match[1]): path
         for path in directory.glob("checkpoint-*")
         if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
-        and (path / "config.json").is_file()
-        and any((path / name).is_file() for name in WEIGHT_FILES)
+        and any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
+        and any((path / name).is_file() for name in (*WEIGHT_FILES, ADAPTER_WEIGHTS))
     }
     return [numbers[step] for step in sorted(numbers)]
 
 
+def base_directory(adapter: Path) -> Path:
+    """The directory of the model that an adapter was trained on.
+
+    Raises:
+        UserError: it cannot be found.
+    """
+    name = base_name(adapter)
+    try:
+        base = find_checkpoint(name)
+    except UserError as error:
+        raise UserError(f"{adapter} is an adapter for {name}, which cannot be had: {error.message}") from None
+    if base.resolve() == adapter.resolve():
+        raise UserError(f"{adapter} is an adapter for itself: it cannot be read")
+    return base
+
+
 def read_shape(directory: Path) -> ModelShape:
-    """Read config.json and refuse what is no GPT-2 or no sane size.
+    """Read config.json and refuse what is no GPT-2 or no sane size. An adapter may leave it to its model.
 
     Raises:
         UserError: names the file and what is wrong with it.
     """
+    if is_adapter(directory) and not (directory / "config.json").is_file():
+        return read_shape(base_directory(directory))
     config = _read_json(directory / "config.json")
     return shape_of(config, directory, _end_ids(directory, config))
 
@@ -209,12 +228,16 @@ def read_weights(directory: Path, shape: ModelShape) -> dict[str, Tensor]:
 def stream_weights(directory: Path, shape: ModelShape) -> Iterator[tuple[str, Tensor]]:
     """The tensors of `read_weights` one by one: who does not keep them never holds the whole file in memory.
 
-    Names and shapes are compared with `shape` before any weight is read.
+    Names and shapes are compared with `shape` before any weight is read. Those of an adapter are the weights of its
+    model with the adapter added.
 
     Raises:
         UserError: no weights, weights that are cut, miss a layer, have another shape or are not numbers,
             or a pickle that holds more than weights. Nothing in such a pickle is run.
     """
+    if is_adapter(directory):
+        yield from add_adapter(stream_weights(base_directory(directory), shape), directory)
+        return
     files = _weight_files(directory)
     opened = [_Pickle(file) if file.suffix == ".bin" else _Safetensors(file) for file in files]
     places = {_plain_name(name): (file, name) for file in opened for name in file.shapes}

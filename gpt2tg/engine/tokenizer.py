@@ -7,6 +7,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
+from gpt2tg.engine.adapters import is_adapter
+from gpt2tg.engine.checkpoints import base_directory
 from gpt2tg.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -100,6 +102,8 @@ def _read(directory: Path) -> Tokenizer:
             return byte_level(BPE.from_file(str(vocab), str(merges)), adds_end=False)
     except Exception as error:  # the library raises plain Exception for broken files
         raise UserError(f"{directory}: the tokenizer cannot be read: {error}") from None
+    if is_adapter(directory):
+        return _read(base_directory(directory))
     raise UserError(f"{directory} holds no tokenizer: expected tokenizer.json, or vocab.json with merges.txt")
 
 

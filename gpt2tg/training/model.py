@@ -10,7 +10,7 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from gpt2tg.engine.checkpoints import find_checkpoint, read_shape, read_weights, shape_of
+from gpt2tg.engine.checkpoints import base_directory, find_checkpoint, read_shape, read_weights, shape_of
 from gpt2tg.engine.model import GPT2
 from gpt2tg.engine.tokenizer import END_OF_TEXT, TextTokenizer, byte_level, load_tokenizer
 from gpt2tg.errors import UserError
@@ -38,7 +38,7 @@ def existing_model(directory: Path, dropout: float | None = None) -> tuple[GPT2L
     """Read a model through the same checks that generation uses; weights in fp32, dropout its own unless given."""
     shape = read_shape(directory)
     weights = {name: tensor.float() for name, tensor in read_weights(directory, shape).items()}
-    config = GPT2Config.from_pretrained(directory, local_files_only=True)
+    config = GPT2Config.from_pretrained(_config_directory(directory), local_files_only=True)
     if dropout is not None:
         config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = dropout
     model = GPT2LMHeadModel(config)
@@ -48,6 +48,13 @@ def existing_model(directory: Path, dropout: float | None = None) -> tuple[GPT2L
         model.lm_head.load_state_dict({"weight": output})
     tokenizer = load_tokenizer(directory, shape.vocab_size, shape.end_ids[0] if shape.end_ids else None)
     return _prepared(model), tokenizer
+
+
+def _config_directory(directory: Path) -> Path:
+    """Where the config of a model stands: an adapter may leave it to its model."""
+    while not (directory / "config.json").is_file():
+        directory = base_directory(directory)
+    return directory
 
 
 def new_model(source: TextSource, options: TrainingOptions) -> tuple[GPT2LMHeadModel, TextTokenizer]:
