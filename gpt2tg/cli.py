@@ -32,6 +32,7 @@ GROUPS = {
     "output": "length and end of the texts",
     "inspection": "look inside",
     "training": "training",
+    "memory": "memory and speed of training",
     "run": "output directory and log",
     "samples": "samples after training",
     "from scratch": "training from scratch",

@@ -691,6 +691,9 @@ class TaskOptions:
         check_ranges(self)
 
 
+# The linear layers of a GPT-2, as its files call them; c_proj is in attention and in the MLP.
+LORA_TARGETS = ("c_attn", "c_proj", "c_fc")
+
 TEXT_COLUMN = option(
     None,
     "the column of a .csv, .tsv or .jsonl that holds the text",
@@ -734,6 +737,13 @@ class TrainingOptions:
     block_size: int = option(128, "tokens the model sees at once; examples are packed into blocks", group="data", low=4)
     no_cross_examples: bool = option(
         False, "examples that share a block do not see each other: positions and attention restart", group="data"
+    )
+
+    dry_run: bool = option(
+        False, "print what the run would do, how much memory and time it would take, and end", group="data"
+    )
+    show_blocks: int = option(
+        0, "print the first N blocks as the model will see them, with what carries no loss marked", group="data", low=0
     )
 
     output_dir: str = option("./fine_tuned_model", "where the model goes", group="run", metavar="DIR")
@@ -810,11 +820,39 @@ class TrainingOptions:
         below=1,
         shown_default="the model's own",
     )
-    fp16: bool = option(False, "compute in 16-bit floats, weights in 32 bits (CUDA)", group="training")
-    bf16: bool = option(False, "compute in bfloat16, weights in 32 bits", group="training")
+    fp16: bool = option(False, "compute in 16-bit floats, weights in 32 bits (CUDA)", group="memory")
+    bf16: bool = option(False, "compute in bfloat16, weights in 32 bits", group="memory")
     gradient_checkpointing: bool = option(
-        False, "recompute activations instead of keeping them: a third slower, far less memory", group="training"
+        False, "recompute activations instead of keeping them: a third slower, far less memory", group="memory"
     )
+    auto_batch_size: bool = option(
+        False,
+        "when memory runs out, halve the batch and accumulate twice as often, as often as need be",
+        group="memory",
+    )
+    optim: str = option(
+        "adamw_torch_fused",
+        "the optimizer; adafactor keeps far less memory, sgd none",
+        group="memory",
+        choices=("adamw_torch_fused", "adamw_torch", "adafactor", "sgd"),
+    )
+    lora: bool = option(
+        False, "train a small adapter (LoRA) and leave the model itself as it is: far less memory", group="memory"
+    )
+    lora_rank: int = option(8, "rank of the adapter's matrices", group="memory", low=1)
+    lora_alpha: float = option(16, "what the adapter adds is scaled by this over the rank", group="memory", above=0)
+    lora_dropout: float = option(0.0, "share of the adapter's input dropped", group="memory", low=0, below=1)
+    lora_targets: tuple[str, ...] = option(
+        ("c_attn",),
+        "the layers that get an adapter: c_attn, c_proj, c_fc",
+        group="memory",
+        metavar="NAME",
+        shown_default="c_attn",
+    )
+    no_merge: bool = option(
+        False, "write the adapter alone, not also the whole model with the adapter added", group="memory"
+    )
+    freeze_layers: int = option(0, "leave the lowest N layers and the embeddings as they are", group="memory", low=0)
 
     from_scratch: bool = option(
         False, "train a new tokenizer and a new model instead of fine-tuning one", group="from scratch"
@@ -841,6 +879,7 @@ class TrainingOptions:
         check_ranges(self)
         if self.fp16 and self.bf16:
             raise UserError("and --bf16 contradict each other: give one of the two", "fp16")
+        self._check_adapter()
         if self.resume and self.overwrite:
             raise UserError("and --overwrite contradict each other: give one of the two", "resume")
         if self.resume_anyway and not self.resume:
@@ -858,6 +897,13 @@ class TrainingOptions:
                 "lower it, or raise --n_positions",
                 "block_size",
             )
+
+    def _check_adapter(self) -> None:
+        if unknown := [name for name in self.lora_targets if name not in LORA_TARGETS]:
+            raise UserError(f"{unknown[0]} is unknown: choose from {', '.join(LORA_TARGETS)}", "lora_targets")
+        if self.lora and (self.from_scratch or self.freeze_layers):
+            other = "from_scratch" if self.from_scratch else "freeze_layers"
+            raise UserError(f"and --{other} contradict each other: give one of the two", "lora")
 
 
 @dataclass(frozen=True)

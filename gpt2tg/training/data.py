@@ -31,6 +31,15 @@ class TrainingData:
     validation: Dataset | None
     train_examples: int
     validation_examples: int
+    train_tokens: int
+    block_size: int
+    overlong: int  # examples that are longer than a block
+    longest: int  # tokens of the longest example
+
+    @property
+    def padding(self) -> float:
+        """Share of the training blocks that holds nothing."""
+        return 1 - self.train_tokens / (len(self.train) * self.block_size)
 
     @property
     def fingerprints(self) -> dict[str, str | None]:
@@ -50,19 +59,34 @@ def load_data(
     """
     source, measured = sources
     tokens = tokenize(source.found, tokenizer)
-    train = pack(tokens, source.chosen, options)
+    train, validation = pack(tokens, source.chosen, options), None
     if measured is not None:
-        if measured.found is not source.found:
-            tokens = tokenize(measured.found, tokenizer)
-        return TrainingData(train, pack(tokens, measured.chosen, options), source.count, measured.count)
-    if options.validation_split and len(train) > 1:  # one stream: its end is held out
+        others = tokens if measured.found is source.found else tokenize(measured.found, tokenizer)
+        validation = pack(others, measured.chosen, options)
+    elif options.validation_split and len(train) > 1:  # one stream: its end is held out
         held_out = min(max(1, round(len(train) * options.validation_split)), len(train) - 1)
         border = len(train) - held_out
-        return TrainingData(Subset(train, range(border)), Subset(train, range(border, len(train))), 1, 1)
-    return TrainingData(train, None, source.count, 0)
+        train, validation = Subset(train, range(border)), Subset(train, range(border, len(train)))
+    lengths = np.diff(tokens.ends, prepend=0)
+    return TrainingData(
+        train,
+        validation,
+        train_examples=source.count,
+        validation_examples=measured.count if measured is not None else int(validation is not None),
+        train_tokens=_tokens_in(train),
+        block_size=options.block_size,
+        overlong=int((lengths > options.block_size).sum()),
+        longest=int(lengths.max()),
+    )
 
 
-def pack(tokens: Tokens, chosen: np.ndarray, options: TrainingOptions) -> Dataset:
+def _tokens_in(blocks: Dataset) -> int:
+    if isinstance(blocks, Subset):
+        return int(blocks.dataset.lengths[list(blocks.indices)].sum())
+    return int(blocks.lengths.sum())
+
+
+def pack(tokens: Tokens, chosen: np.ndarray, options: TrainingOptions) -> Blocks:
     """Blocks of `block_size` ids from the chosen examples; nothing that can be learned is dropped.
 
     Args:
@@ -92,12 +116,24 @@ class Blocks(Dataset):
         self._starts, self._ends, self._first, self._restart = starts, ends, first, restart
 
     @property
+    def lengths(self) -> np.ndarray:
+        """(blocks,) in tokens."""
+        return np.add.reduceat(self._ends - self._starts, self._first[:-1])
+
+    @property
     def fingerprint(self) -> str:
         """Names what the blocks hold."""
         digest = hashlib.sha256(repr((self.tokens.fingerprint, self._restart)).encode())
         for array in (self._starts, self._ends, self._first):
             digest.update(array.astype("<i8").tobytes())
         return digest.hexdigest()[:32]
+
+    def only(self, kept: np.ndarray) -> Blocks:
+        """Some of the blocks. kept: (blocks,) bool"""
+        sizes = np.diff(self._first)
+        spans = np.repeat(kept, sizes)
+        first = np.r_[0, np.cumsum(sizes[kept])]
+        return Blocks(self.tokens, self._starts[spans], self._ends[spans], first, self._restart)
 
     def __len__(self) -> int:
         return len(self._first) - 1
@@ -192,12 +228,12 @@ def fill(starts: np.ndarray, ends: np.ndarray, block_size: int) -> tuple[np.ndar
 
 def _fingerprint(blocks: Dataset) -> str:
     if isinstance(blocks, Subset):
-        inner = repr((_fingerprint(blocks.dataset), list(blocks.indices)))
+        inner = repr((blocks.dataset.fingerprint, list(blocks.indices)))
         return hashlib.sha256(inner.encode()).hexdigest()[:32]
     return blocks.fingerprint
 
 
-def _require_loss(blocks: Blocks) -> Dataset:
+def _require_loss(blocks: Blocks) -> Blocks:
     """The blocks that hold something to learn: those of a long prompt alone would give a loss of 0 / 0.
 
     Raises:
@@ -205,10 +241,10 @@ def _require_loss(blocks: Blocks) -> Dataset:
     """
     if blocks.tokens.learned is None:
         return blocks
-    kept = [number for number, row in enumerate(blocks) if (row["labels"][1:] != NO_LOSS).any()]
-    if not kept:
+    learns = np.array([(row["labels"][1:] != NO_LOSS).any() for row in blocks])
+    if not learns.any():
         raise UserError("holds no completion that a block has room for: raise --block_size", "train_file")
-    return blocks if len(kept) == len(blocks) else Subset(blocks, kept)
+    return blocks.only(learns)
 
 
 def collate(block_size: int, pad_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:

@@ -47,7 +47,7 @@ def existing_model(directory: Path, dropout: float | None = None) -> tuple[GPT2L
     if not shape.tied:
         model.lm_head.load_state_dict({"weight": output})
     tokenizer = load_tokenizer(directory, shape.vocab_size, shape.end_ids[0] if shape.end_ids else None)
-    return _prepared(model), tokenizer
+    return for_training(model), tokenizer
 
 
 def _config_directory(directory: Path) -> Path:
@@ -71,7 +71,7 @@ def new_model(source: TextSource, options: TrainingOptions) -> tuple[GPT2LMHeadM
     )
     if options.dropout is not None:
         config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = options.dropout
-    return _prepared(GPT2LMHeadModel(config)), tokenizer
+    return for_training(GPT2LMHeadModel(config)), tokenizer
 
 
 def train_tokenizer(source: TextSource, vocab_size: int) -> TextTokenizer:
@@ -102,7 +102,7 @@ def transformers_tokenizer(tokenizer: TextTokenizer, positions: int) -> PreTrain
     )
 
 
-def _prepared(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
+def for_training(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
     """Mend two things of transformers, for training alone: the config, and so the checkpoint, stays as it is."""
     # The Trainer counts the labels that carry loss, and counts one too many a block unless it knows this loss.
     model.loss_type = "ForCausalLM"

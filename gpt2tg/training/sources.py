@@ -21,6 +21,9 @@ from gpt2tg.training.text import Piece, pieces, require_utf8
 # What is taken from a folder; a file that is named is read whatever its name.
 TEXT_SUFFIXES = (".txt", ".md", *SUFFIXES)
 
+# What is left where text was read in another encoding than it was written in.
+GARBLED = ("\N{REPLACEMENT CHARACTER}", "â€", "Ã¤", "Ã¶", "Ã¼", "Ã©", "Ã¨")
+
 BUFFER_BYTES = 1 << 20
 
 
@@ -41,6 +44,7 @@ class Survey:
     bytes: int  # of the files
     text_bytes: int  # of the examples in them
     empty: int  # rows without text, passed over
+    garbled: int  # examples with letters that an earlier conversion broke
     digest: str  # of the content of the files and of how they are read, not of their names
     hashes: np.ndarray  # (examples,) int64: equal for equal examples, within this process
 
@@ -128,7 +132,7 @@ def survey(names: tuple[str, ...], reading: Reading, option: str) -> Survey:
     files = tuple(path for name in names for path in find_files(name, option))
     if reading.text_column is not None and not any(path.suffix.lower() in SUFFIXES for path in files):
         raise UserError(f"{reading.text_column} is for {', '.join(SUFFIXES)}: {files[0]} is plain text", "text_column")
-    size = text_bytes = empty = running = 0
+    size = text_bytes = empty = garbled = running = 0
     digest, hashes = hashlib.sha256(), array("q")
     for path in files:
         file = _WatchedFile(path)
@@ -137,6 +141,7 @@ def survey(names: tuple[str, ...], reading: Reading, option: str) -> Survey:
                 empty += 1
                 continue
             text_bytes += len(piece.text.encode())
+            garbled += any(sign in piece.text for sign in GARBLED)
             running = hash((running, piece))
             if piece.ends:
                 hashes.append(running)
@@ -146,7 +151,7 @@ def survey(names: tuple[str, ...], reading: Reading, option: str) -> Survey:
     if not hashes:
         where = files[0] if len(files) == 1 else f"none of {len(files)} files"
         raise UserError(f"{where} holds no text ({size} bytes): give a file with at least one example", option)
-    return Survey(files, reading, size, text_bytes, empty, digest.hexdigest(), np.array(hashes))
+    return Survey(files, reading, size, text_bytes, empty, garbled, digest.hexdigest(), np.array(hashes))
 
 
 def find_files(name: str, option: str) -> list[Path]:

@@ -1,0 +1,65 @@
+"""What is worth saying about the data before a run, in a line each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gpt2tg.options import TrainingOptions
+from gpt2tg.training.data import TrainingData
+from gpt2tg.training.sources import TextSource
+
+# Fewer examples than this and a model learns them by heart before it learns their style.
+FEW_EXAMPLES = 1000
+
+# Shares below which a thing is not worth a line.
+MANY_COPIES, MANY_LONG, MUCH_PADDING = 0.01, 0.05, 0.1
+
+
+def advice(
+    sources: tuple[TextSource, TextSource | None], data: TrainingData, options: TrainingOptions
+) -> Iterator[str]:
+    """Lines of advice, none where all is well."""
+    found, measured = sources[0].found, sources[1]
+    if found.garbled:
+        yield (
+            f"{counted(found.garbled, 'example')} with letters that an earlier conversion broke, "
+            "\N{REPLACEMENT CHARACTER} or Ã¤ for ä: convert the text anew from its source"
+        )
+    if found.empty:
+        yield f"{counted(found.empty, 'row')} without text passed over"
+    if (found.examples > 1 or options.examples != "file") and found.examples < FEW_EXAMPLES:
+        yield (
+            f"{counted(found.examples, 'example')} is little, {FEW_EXAMPLES:,} or more is better: "
+            "watch the validation loss, and train fewer --epochs when it rises"
+        )
+    copies = found.examples - len(np.unique(found.hashes))
+    if copies > MANY_COPIES * found.examples:
+        yield f"{_share(copies, found.examples)} of the examples are copies of others, and are learned by heart first"
+    if measured is not None and (known := _known(sources[0], measured)):
+        yield (
+            f"{known:,} of {counted(measured.count, 'held-out example')} are learned from too: "
+            "the validation loss looks better than it is"
+        )
+    if data.overlong > (0 if options.no_cross_examples else MANY_LONG * found.examples) and found.examples > 1:
+        yield (
+            f"{counted(data.overlong, 'example')} longer than a block of {options.block_size} tokens, the longest of "
+            f"{data.longest:,}: the model never sees them whole, unless you raise --block_size"
+        )
+    if data.padding > MUCH_PADDING:
+        yield f"{data.padding:.0%} of the blocks is padding, which costs time and teaches nothing: lower --block_size"
+
+
+def counted(number: int, what: str) -> str:
+    """1 block, 2 blocks."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if part / whole >= 0.01 else f"{part / whole:.1%}"
+
+
+def _known(learned: TextSource, measured: TextSource) -> int:
+    """How many of the examples to measure on are among those to learn from."""
+    return int(np.isin(measured.found.hashes[measured.chosen], learned.found.hashes[learned.chosen]).sum())

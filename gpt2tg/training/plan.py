@@ -1,0 +1,137 @@
+"""What a run would do, before it does it: its size, its memory, its time, and the blocks as the model sees them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from gpt2tg.engine.checkpoints import ModelShape
+from gpt2tg.engine.tokenizer import TextTokenizer
+from gpt2tg.options import TrainingOptions
+from gpt2tg.training.advice import counted
+from gpt2tg.training.callbacks import duration
+from gpt2tg.training.data import NO_LOSS, TrainingData
+from gpt2tg.training.lora import with_adapter
+from gpt2tg.training.memory import checkpoint_bytes, estimate, gigabytes
+from gpt2tg.training.model import for_training
+
+# Around what carries no loss.
+MARKS = ("⟦", "⟧")
+
+
+def plan(
+    options: TrainingOptions, config: GPT2Config, shape: ModelShape, data: TrainingData, device: torch.device
+) -> Iterator[str]:
+    """The plan of a run, a line each."""
+    steps = total_steps(options, len(data.train))
+    blocks = 0 if data.validation is None else len(data.validation)
+    held_out = f", {counted(data.validation_examples, 'example')} held out" if blocks else ", none held out"
+    yield f"examples: {data.train_examples:,} to learn from{held_out}"
+    yield f"tokens: {data.train_tokens:,} to learn from, {data.padding:.1%} of the blocks is padding"
+    yield f"blocks: {len(data.train):,} of {options.block_size} tokens, {blocks:,} held out"
+    yield f"steps: {steps:,} of {counted(options.batch_size * options.gradient_accumulation_steps, 'block')}"
+    size, number = checkpoint_bytes(shape, options), math.ceil(steps / options.save_steps)
+    kept = min(number, options.save_total_limit or number)
+    yield f"checkpoints: {kept:,} of {gigabytes(size)}, in all {gigabytes(kept * size)} on disk"
+    memory = estimate(shape, options, fused_attention(config, options, device))
+    yield f"memory: about {memory} at its peak, libraries not counted"
+    pace = measure_pace(options, config, device)
+    measurements = math.ceil(steps / max(steps_per_epoch(options, len(data.train)), 1)) + 1 if blocks else 0
+    seconds = steps * pace.step(options) + measurements * math.ceil(blocks / options.batch_size) * pace.forward
+    yield f"time: about {duration(seconds)} on {device.type}"
+
+
+def steps_per_epoch(options: TrainingOptions, blocks: int) -> int:
+    """Steps in one round over the blocks; the last batch may be short."""
+    return math.ceil(math.ceil(blocks / options.batch_size) / options.gradient_accumulation_steps)
+
+
+def total_steps(options: TrainingOptions, blocks: int) -> int:
+    """Steps of the whole run, as the Trainer counts them."""
+    return options.max_steps or math.ceil(options.epochs * steps_per_epoch(options, blocks))
+
+
+def fused_attention(config: GPT2Config, options: TrainingOptions, device: torch.device) -> bool:
+    """Whether torch computes attention without holding a matrix of tokens by tokens."""
+    dropout = config.attn_pdrop if options.dropout is None else options.dropout
+    return device.type == "cuda" or not dropout
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of a forward pass over a batch, of the pass back, and of the optimizer."""
+
+    forward: float
+    backward: float
+    update: float
+
+    def step(self, options: TrainingOptions) -> float:
+        """Seconds of a step."""
+        return (self.forward + self.backward) * options.gradient_accumulation_steps + self.update
+
+
+def measure_pace(options: TrainingOptions, config: GPT2Config, device: torch.device) -> Pace:
+    """Time models of one layer and of two on random tokens: what the second adds, each further layer will."""
+    one, two = (_time(options, config, layers, device) for layers in (1, 2))
+    times = [max(a + (config.n_layer - 1) * (b - a), a) for a, b in zip(one, two, strict=True)]
+    return Pace(*times)
+
+
+def _time(options: TrainingOptions, config: GPT2Config, layers: int, device: torch.device) -> list[float]:
+    """The shortest times of some steps: forward, backward, update."""
+    small = GPT2Config.from_dict({**config.to_dict(), "n_layer": layers, "use_cache": False})
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        model = with_adapter(for_training(GPT2LMHeadModel(small)), options, "").to(device).train()
+        ids = torch.randint(small.vocab_size, (options.batch_size, options.block_size), device=device)
+        optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
+        half = torch.bfloat16 if options.bf16 else torch.float16 if options.fp16 and device.type == "cuda" else None
+
+        def forward() -> torch.Tensor:
+            with torch.autocast(device.type, half, enabled=half is not None):
+                return model(input_ids=ids, labels=ids).loss
+
+        times = []
+        for _ in range(4):
+            loss, seconds = _timed(forward, device)
+            _, back = _timed(loss.backward, device)
+            _, update = _timed(optimizer.step, device)
+            optimizer.zero_grad()
+            times.append((seconds, back + (seconds if options.gradient_checkpointing else 0), update))
+    return [min(column) for column in zip(*times[1:], strict=True)]
+
+
+def _timed(work: Callable[[], object], device: torch.device) -> tuple[object, float]:
+    started = time.perf_counter()
+    result = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - started
+
+
+def show_blocks(data: TrainingData, tokenizer: TextTokenizer, options: TrainingOptions) -> Iterator[str]:
+    """The first blocks as text, what carries no loss between marks; examples apart where they do not see each other."""
+    for number in range(min(options.show_blocks, len(data.train))):
+        row = data.train[number]
+        ids = row["input_ids"].tolist()
+        labels = row["labels"].tolist() if "labels" in row else list(ids)
+        labels[0] = NO_LOSS  # nothing comes before it
+        learned = sum(label != NO_LOSS for label in labels)
+        padding = options.block_size - len(ids)
+        yield f"block {number}: {len(ids)} tokens, {learned} carry loss (not those in {''.join(MARKS)}), {padding} padding"
+        starts = [i for i, place in enumerate(row.get("position_ids", range(len(ids)))) if place == 0]
+        for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+            yield "".join(_stretches(ids[start:end], labels[start:end], tokenizer))
+
+
+def _stretches(ids: list[int], labels: list[int], tokenizer: TextTokenizer) -> Iterator[str]:
+    start = 0
+    for i in range(1, len(ids) + 1):
+        if i == len(ids) or (labels[i] == NO_LOSS) != (labels[start] == NO_LOSS):
+            text = tokenizer.raw.decode(ids[start:i], skip_special_tokens=False)
+            yield text.join(MARKS) if labels[start] == NO_LOSS else text
+            start = i

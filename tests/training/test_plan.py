@@ -1,0 +1,104 @@
+"""What is said before work: advice on the data, the plan of a run, the blocks as the model sees them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPT2Config
+
+from gpt2tg.engine.checkpoints import read_shape
+from gpt2tg.engine.tokenizer import TextTokenizer
+from gpt2tg.options import TrainingOptions
+from gpt2tg.training.advice import advice
+from gpt2tg.training.data import load_data
+from gpt2tg.training.plan import plan, show_blocks, total_steps
+from gpt2tg.training.sources import plan_sources
+
+
+def advice_for(path: Path, tokenizer: TextTokenizer, lines: list[str], **settings: Any) -> list[str]:
+    (path / "train.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    options = TrainingOptions(train_file=str(path / "train.txt"), **{"block_size": 64, **settings})
+    sources = plan_sources(options)
+    return list(advice(sources, load_data(sources, tokenizer, options), options))
+
+
+GOOD = [f"fable number {number}" for number in range(1000)]
+
+
+def test_good_text_needs_no_advice(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    assert advice_for(tmp_path, tokenizer, GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "settings", "words"),
+    [
+        (GOOD[:999], {}, "999 examples is little"),
+        (GOOD + GOOD[:250], {}, "20% of the examples are copies of others"),
+        (GOOD[:800] + ["the same"] * 200, {"validation_split": 0.5}, "held-out examples are learned from too"),
+        ([*GOOD, "kÃ¤se"], {}, "1 example with letters that an earlier conversion broke"),
+        ([*GOOD, "k\N{REPLACEMENT CHARACTER}se"], {}, "1 example with letters that an earlier conversion broke"),
+        (GOOD + ["long " * 100] * 3, {"no_cross_examples": True}, "3 examples longer than a block of 64 tokens"),
+        (GOOD, {"no_cross_examples": True, "block_size": 10}, "of the blocks is padding"),
+    ],
+)  # fmt: skip
+def test_each_weakness_of_a_text_is_named(
+    tmp_path: Path, tokenizer: TextTokenizer, lines: list[str], settings: dict, words: str
+) -> None:
+    assert any(words in line for line in advice_for(tmp_path, tokenizer, lines, **settings))
+
+
+def test_copies_on_both_sides_are_counted(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    (tmp_path / "valid.txt").write_text("fable number 3\nsomething else\nfable number 5\n")
+    found = advice_for(tmp_path, tokenizer, GOOD, validation_file=str(tmp_path / "valid.txt"))
+    assert [line for line in found if "2 of 3 held-out examples are learned from too" in line]
+
+
+def test_the_plan_of_a_run(text_file: Path, model_dir: Path, tokenizer: TextTokenizer) -> None:
+    options = TrainingOptions(
+        train_file=str(text_file), validation_file=str(text_file), block_size=32, batch_size=2, epochs=3, save_steps=4
+    )
+    data = load_data(plan_sources(options), tokenizer, options)
+    config = GPT2Config.from_pretrained(model_dir)
+    lines = list(plan(options, config, read_shape(model_dir), data, torch.device("cpu")))
+    names = [line.partition(":")[0] for line in lines]
+    assert names == ["examples", "tokens", "blocks", "steps", "checkpoints", "memory", "time"]
+    steps = 3 * -(-len(data.train) // 2)
+    assert f"steps: {steps} of 2 blocks" in lines
+    assert f"checkpoints: {-(-steps // 4)} of" in lines[4]
+    assert re.search(r"memory: about \d+ MB \(weights", lines[5])
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [({}, 15), ({"epochs": 1.5}, 8), ({"max_steps": 7}, 7), ({"gradient_accumulation_steps": 4}, 6)],
+)
+def test_steps_are_counted_as_the_trainer_does(settings: dict, steps: int) -> None:
+    """17 blocks, 4 in a batch: 5 batches an epoch, the last of them short."""
+    assert total_steps(TrainingOptions(**settings), 17) == steps
+
+
+def test_shown_blocks_mark_what_carries_no_loss(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    rows = [{"prompt": f"Owl {n}:", "completion": " flew."} for n in range(2)]
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = TrainingOptions(train_file=str(path), validation_split=0, block_size=64, show_blocks=3)
+    data = load_data(plan_sources(options), tokenizer, options)
+    head, text = show_blocks(data, tokenizer, options)
+    assert text == "⟦Owl 0:⟧ flew.<|endoftext|>⟦Owl 1:⟧ flew.<|endoftext|>"
+    learned = 2 * (len(tokenizer.encode(" flew.")) + 1)
+    assert head.startswith("block 0: ")
+    assert f"{learned} carry loss" in head
+
+
+def test_shown_examples_that_do_not_see_each_other_stand_apart(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    (tmp_path / "t.txt").write_text("xy\nyz\n")
+    options = TrainingOptions(
+        train_file=str(tmp_path / "t.txt"), validation_split=0, block_size=16, no_cross_examples=True, show_blocks=1
+    )
+    lines = list(show_blocks(load_data(plan_sources(options), tokenizer, options), tokenizer, options))
+    assert sorted(lines[1:]) == ["⟦x⟧y<|endoftext|>", "⟦y⟧z<|endoftext|>"]
