@@ -122,7 +122,7 @@ def show_blocks(data: TrainingData, tokenizer: TextTokenizer, options: TrainingO
         labels[0] = NO_LOSS  # nothing comes before it
         learned = sum(label != NO_LOSS for label in labels)
         padding = options.block_size - len(ids)
-        yield f"block {number}: {len(ids)} tokens, {learned} carry loss (not those in {''.join(MARKS)}), {padding} padding"
+        yield f"block {number}: {len(ids)} tokens, {learned} carry loss, those in {MARKS[0]}{MARKS[1]} do not; {padding} padding"
         starts = [i for i, place in enumerate(row.get("position_ids", range(len(ids)))) if place == 0]
         for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
             yield "".join(_stretches(ids[start:end], labels[start:end], tokenizer))
