@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from gpt2tg import cli, commands
-from gpt2tg.options import ModelNameOptions, TrainingOptions
+from gpt2tg.options import DeviceOptions, ModelNameOptions, TrainingOptions
 
 EXAMPLES = """\
 examples:
@@ -22,6 +22,7 @@ def parser() -> cli.Parser:
     """The flags of this script."""
     script = cli.Parser(prog="finetune_gpt2.py", description=__doc__, examples=EXAMPLES)
     script.add_options(ModelNameOptions)
+    script.add_options(DeviceOptions)
     script.add_options(TrainingOptions)
     return script
 

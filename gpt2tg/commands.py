@@ -59,8 +59,8 @@ def train(given: dict[str, Any], **defaults: Any) -> None:
 
     from gpt2tg.training.finetune import finetune
 
-    finetune(options, model_name)
-    if options.generate_samples:
+    outcome = finetune(options, model_name, pick(DeviceOptions, given).device)
+    if outcome is not None and options.generate_samples:
         _write_samples(options)
 
 

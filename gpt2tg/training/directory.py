@@ -12,12 +12,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from gpt2tg.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter
 from gpt2tg.engine.hub import CONFIG_FILES, TOKENIZER_FILES
 from gpt2tg.engine.runs import LOG_FILE, Saved, saved_checkpoints, step_of_model
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.options import NEWEST
 from gpt2tg.training.callbacks import say
 from gpt2tg.training.durable import UNFINISHED, damage, put_in_place, remove, seal, write_whole
+from gpt2tg.training.model import existing_model
 
 # Written first and read by nobody but us: a directory that holds it was made by a run of ours.
 RUN_FILE = "run.json"
@@ -31,7 +33,11 @@ PLOT_FILE, SAMPLES_FILE, CARD_FILE = "loss.png", "samples.md", "README.md"
 STATE_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 # The files of a model, in the order in which they are replaced: the weights last.
-MODEL_FILES = (*CONFIG_FILES, *TOKENIZER_FILES, "model.safetensors")
+WEIGHTS = "model.safetensors"
+MODEL_FILES = (*CONFIG_FILES, *TOKENIZER_FILES, ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS)
+
+# Where an adapter goes when the directory itself holds the whole model.
+ADAPTER_DIRECTORY = "adapter"
 
 # Large files that stand in a checkpoint and in the directory itself take up the disk once.
 WEIGHTS_SUFFIX = ".safetensors"
@@ -159,6 +165,11 @@ def clear(directory: Path, everything: bool) -> None:
             remove(saved.path)
         for name in RUN_FILES:
             (directory / name).unlink(missing_ok=True)
+        if (directory / ADAPTER_DIRECTORY).is_dir():
+            for name in MODEL_FILES:
+                (directory / ADAPTER_DIRECTORY / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it holds something that is not ours
+                (directory / ADAPTER_DIRECTORY).rmdir()
         shutil.rmtree(directory / UNFINISHED, ignore_errors=True)
 
 
@@ -193,12 +204,33 @@ class RunDirectory:
             return
         unfinished = self.path / UNFINISHED
         unfinished.mkdir(exist_ok=True)
+        if is_adapter(checkpoint):  # what was merged before is of an older one
+            (self.path / WEIGHTS).unlink(missing_ok=True)
         for name in MODEL_FILES:
             if (checkpoint / name).is_file():
                 copy = _link_or_copy if name.endswith(WEIGHTS_SUFFIX) else shutil.copyfile
                 copy(checkpoint / name, unfinished / name)
                 (unfinished / name).replace(self.path / name)
         self.update(model={"step": step})
+
+    def merge_adapter(self) -> None:
+        """Add the adapter to the weights of its model, and let the directory hold the whole; the adapter goes below."""
+        if not is_adapter(self.path):
+            return
+        unfinished = self.path / UNFINISHED
+        unfinished.mkdir(exist_ok=True)
+        existing_model(self.path)[0].save_pretrained(unfinished)
+        below = self.path / ADAPTER_DIRECTORY
+        below.mkdir(exist_ok=True)
+        for name in (*CONFIG_FILES, *TOKENIZER_FILES):
+            if (self.path / name).is_file():
+                shutil.copyfile(self.path / name, below / name)
+        for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+            _link_or_copy(self.path / name, below / name)
+        (unfinished / WEIGHTS).replace(self.path / WEIGHTS)
+        for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+            (self.path / name).unlink()
+        make_readable(self.path)
 
     def prune(self, best_step: int | None) -> None:
         """Remove the oldest checkpoints over the limit, never the best."""

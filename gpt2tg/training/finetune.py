@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import platform
 import shutil
@@ -18,21 +17,29 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 import accelerate
 import torch
 import transformers
+from accelerate.utils import release_memory
+from accelerate.utils.memory import should_reduce_batch_size
 from safetensors import SafetensorError
 from transformers import GPT2LMHeadModel, TrainerState, TrainingArguments
 from transformers.integrations import integration_utils as integrations
 
 from gpt2tg import __version__
-from gpt2tg.engine.runs import step_of_model
+from gpt2tg.engine.runs import saved_checkpoints, step_of_model
+from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.errors import Interrupted, RunError, UserError, one_line
-from gpt2tg.options import DEFAULT_MAX_LENGTH, ModelNameOptions, TrainingOptions
+from gpt2tg.generation import choose_device
+from gpt2tg.options import DEFAULT_MAX_LENGTH, NEWEST, DeviceOptions, ModelNameOptions, TrainingOptions
+from gpt2tg.training.advice import advice, counted
 from gpt2tg.training.callbacks import Pace, Progress, Stopwatch, duration, held_step, is_out_of_patience, say
 from gpt2tg.training.data import TrainingData, collate, load_data
 from gpt2tg.training.directory import RunDirectory, check_output, clear, find_resumable, locked
 from gpt2tg.training.evaluate import perplexity
 from gpt2tg.training.identity import check_same_run, identity
 from gpt2tg.training.interruption import Interruption
-from gpt2tg.training.model import check_existing, existing_model, new_model, transformers_tokenizer
+from gpt2tg.training.lora import base_reference, choose_weights
+from gpt2tg.training.memory import device_bytes, out_of_memory, smaller_batches
+from gpt2tg.training.model import check_existing, existing_model, new_model, shape_of_model, transformers_tokenizer
+from gpt2tg.training.plan import fused_attention, plan, show_blocks, total_steps
 from gpt2tg.training.records import Records
 from gpt2tg.training.samples import Samples
 from gpt2tg.training.sources import plan_sources
@@ -40,9 +47,6 @@ from gpt2tg.training.trainer import LanguageTrainer
 
 # In what torch says when it cannot write a file; it has no class of its own for that.
 TORCH_WRITER = "inline_container"
-
-# Fewer examples than this and a model learns them by heart before it learns their style.
-FEW_EXAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -60,25 +64,41 @@ class Outcome:
     loss_after: float | None
 
 
-def finetune(options: TrainingOptions, model_name: str = ModelNameOptions.model_name) -> Outcome:
+def finetune(
+    options: TrainingOptions, model_name: str = ModelNameOptions.model_name, device: str = DeviceOptions.device
+) -> Outcome | None:
     """Train as the options say and leave a model with its tokenizer in the output directory.
 
     Everything that can be refused is refused before anything is written.
 
     Args:
         model_name: the model to start from; not looked at with `from_scratch`.
+        device: where to compute: auto, cpu, cuda or mps.
+
+    Returns:
+        What was achieved; None after a `dry_run`, which only prints the plan, on stdout.
 
     Raises:
         UserError: an option or a file cannot be used.
-        RunError: the loss is not finite, the directory cannot be written to, or all its checkpoints are broken.
+        RunError: the loss is not finite, the directory cannot be written to, memory ran out, or all its checkpoints
+            are broken.
         Interrupted: a signal ended the run; its `is_saved` tells whether there is something to resume.
     """
     _quiet_libraries()
     with Interruption() as interruption:
-        return _finetune(options, model_name, interruption)
+        return _finetune(options, model_name, _training_device(device), interruption)
 
 
-def _finetune(options: TrainingOptions, model_name: str, interruption: Interruption) -> Outcome:
+def _training_device(name: str) -> torch.device:
+    if name.startswith("cuda:"):
+        number = name.removeprefix("cuda:")
+        raise UserError(f"{name} is for generating: CUDA_VISIBLE_DEVICES={number} in front of the command", "device")
+    return choose_device(name)
+
+
+def _finetune(
+    options: TrainingOptions, model_name: str, device: torch.device, interruption: Interruption
+) -> Outcome | None:
     output_dir = Path(options.output_dir)
     check_output(output_dir, options.resume is not None, options.overwrite)
     checkpoint = None if options.resume is None else find_resumable(output_dir, options.resume)
@@ -86,17 +106,30 @@ def _finetune(options: TrainingOptions, model_name: str, interruption: Interrupt
     start = None if options.from_scratch else check_existing(options, model_name)
     if start is not None and options.overwrite and start.resolve().is_relative_to(output_dir.resolve()):
         raise UserError(f"would remove {start}, the model to start from: choose another --output_dir", "overwrite")
-    arguments = training_arguments(options)
-    _advise(options, sources[0].found.examples)
+    arguments = training_arguments(options, device)
 
-    transformers.set_seed(options.seed)
-    model, tokenizer = new_model(sources[0], options) if start is None else existing_model(start, options.dropout)
+    def make_model() -> tuple[GPT2LMHeadModel, TextTokenizer]:
+        transformers.set_seed(options.seed)
+        return new_model(sources[0], options) if start is None else existing_model(start, options.dropout)
+
+    model, tokenizer = make_model()
     if options.generate_samples or options.sample_steps:
         _check_sample_prompt(options, len(tokenizer.encode(options.prompt)), model.config.n_positions)
     data = load_data(sources, tokenizer, options)
-    traits = identity(options, model, start is None, data, arguments.world_size)
+    for line in advice(sources, data, options):
+        say(f"advice: {line}")
     name = "a new model" if start is None else model_name
     _announce(options, model, data, name)
+    shape = shape_of_model(model, tokenizer.end_id)
+    for line in show_blocks(data, tokenizer, options):
+        print(line)
+    if options.dry_run:
+        for line in plan(options, model.config, shape, data, device):
+            print(line)
+        return None
+    traits = identity(options, model, start is None, data, arguments.world_size)
+    base = "" if start is None else base_reference(model_name, start)
+    model = choose_weights(model, options, base)
     is_over = False
     if checkpoint is not None:
         check_same_run(checkpoint, traits, options.resume_anyway)
@@ -108,41 +141,69 @@ def _finetune(options: TrainingOptions, model_name: str, interruption: Interrupt
 
     with told_when_full(output_dir), _opened(output_dir, options) as directory:
         directory.update(**_run_record(options, None if start is None else model_name, data, arguments))
-        tokens = options.batch_size * options.gradient_accumulation_steps * options.block_size
-        stopwatch = Stopwatch(tokens * arguments.world_size)
-        trainer = LanguageTrainer(
-            directory=directory,
-            identity=traits,
-            keep=options.keep,
-            eval_steps=options.eval_steps,
-            stopwatch=stopwatch,
-            interruption=interruption,
-            model=model,
-            args=arguments,
-            data_collator=collate(options.block_size, tokenizer.end_id),
-            train_dataset=data.train,
-            eval_dataset=data.validation,
-            processing_class=transformers_tokenizer(tokenizer, model.config.n_positions),
-            callbacks=[Progress(stopwatch)],
-        )
-        trainer.remove_callback(transformers.PrinterCallback)
-        records = Records(directory, f"{name} on {_file_names(options)}")
-        trainer.add_callback(records)
-        if options.sample_steps:
-            trainer.add_callback(Samples(options, tokenizer, output_dir, stopwatch))
-        trainer.add_callback(
-            Pace(
-                data.validation is not None, options.eval_steps, options.early_stopping_patience, trainer.is_interrupted
+
+        def assemble(model: torch.nn.Module, arguments: TrainingArguments) -> LanguageTrainer:
+            """A trainer with all that watches it."""
+            tokens = options.batch_size * options.gradient_accumulation_steps * options.block_size
+            stopwatch = Stopwatch(tokens * arguments.world_size)
+            trainer = LanguageTrainer(
+                directory=directory,
+                identity=traits,
+                keep=options.keep,
+                eval_steps=options.eval_steps,
+                stopwatch=stopwatch,
+                interruption=interruption,
+                model=model,
+                args=arguments,
+                data_collator=collate(options.block_size, tokenizer.end_id),
+                train_dataset=data.train,
+                eval_dataset=data.validation,
+                processing_class=transformers_tokenizer(tokenizer, model.config.n_positions),
+                callbacks=[Progress(stopwatch)],
             )
-        )
+            trainer.remove_callback(transformers.PrinterCallback)
+            trainer.add_callback(Records(directory, f"{name} on {_file_names(options)}"))
+            if options.sample_steps:
+                trainer.add_callback(Samples(options, tokenizer, output_dir, stopwatch))
+            measures = data.validation is not None
+            trainer.add_callback(
+                Pace(measures, options.eval_steps, options.early_stopping_patience, trainer.is_interrupted)
+            )
+            return trainer
+
+        geometry = options
+        trainer = assemble(model, arguments)
         if is_over:
             trainer.state = state
-        else:
-            _train(trainer, checkpoint, interruption, options.early_stopping_patience)
+        while not is_over:
+            try:
+                _train(trainer, checkpoint, interruption, options.early_stopping_patience)
+                break
+            except RuntimeError as error:
+                if not (isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)):
+                    raise
+                fused = fused_attention(model.config, options, device)
+                message = out_of_memory(shape, geometry, device_bytes(device), fused)
+            smaller = smaller_batches(geometry) if options.auto_batch_size else None
+            if smaller is None:
+                raise RunError(message)
+            geometry = smaller
+            say(
+                f"out of memory: going on with --batch_size {geometry.batch_size} "
+                f"--gradient_accumulation_steps {geometry.gradient_accumulation_steps}, as much a step as before"
+            )
+            del trainer, model
+            release_memory()
+            model = choose_weights(make_model()[0], options, base)
+            trainer = assemble(model, training_arguments(geometry, device))
+            if saved_checkpoints(output_dir):
+                checkpoint = find_resumable(output_dir, NEWEST)
         if trainer.is_world_process_zero():
             directory.publish(held_step(trainer.state, options.keep))
+            if options.lora and not options.no_merge:
+                directory.merge_adapter()
             if is_over:
-                records.write(trainer.state)
+                Records(directory, f"{name} on {_file_names(options)}").write(trainer.state)
     outcome = _outcome(output_dir, trainer.state)
     _conclude(outcome)
     return outcome
@@ -154,14 +215,6 @@ def _is_over(state: TrainerState, options: TrainingOptions, last_step: int) -> b
         return True
     say(f"resuming at step {state.global_step:,} of {last_step:,}, {last_step - state.global_step:,} to go")
     return False
-
-
-def total_steps(options: TrainingOptions, blocks: int, processes: int = 1) -> int:
-    """Steps of the whole run, as the Trainer counts them: the last batch of an epoch may be short."""
-    if options.max_steps:
-        return options.max_steps
-    batches = math.ceil(math.ceil(blocks / options.batch_size) / processes)
-    return math.ceil(options.epochs * math.ceil(batches / options.gradient_accumulation_steps))
 
 
 @contextlib.contextmanager
@@ -192,13 +245,13 @@ def told_when_full(path: Path) -> Iterator[None]:
         ) from None
 
 
-def training_arguments(options: TrainingOptions) -> TrainingArguments:
+def training_arguments(options: TrainingOptions, device: torch.device) -> TrainingArguments:
     """Our options in the terms of transformers. Nothing else in the project builds TrainingArguments.
 
     When to measure is decided by `Pace`, which checkpoints to remove by `RunDirectory`.
     """
     _check_services(options.report_to)
-    on_gpu = torch.cuda.is_available()
+    on_gpu = device.type == "cuda"
     if options.fp16 and not on_gpu:
         say("--fp16 needs a CUDA GPU and there is none: training in fp32")
     if options.bf16 and on_gpu and not torch.cuda.is_bf16_supported():
@@ -216,10 +269,10 @@ def training_arguments(options: TrainingOptions) -> TrainingArguments:
         weight_decay=options.weight_decay,
         adam_beta2=options.adam_beta2,
         max_grad_norm=options.max_grad_norm,
-        optim="adamw_torch_fused",
+        optim=options.optim,
         fp16=options.fp16 and on_gpu,
         bf16=options.bf16,
-        use_cpu=not on_gpu and not torch.backends.mps.is_available(),  # bf16 on a CPU has to be told so
+        use_cpu=device.type == "cpu",  # bf16 on a CPU has to be told so
         **_checkpointing(options),
         eval_strategy="no",
         save_strategy="steps",
@@ -260,11 +313,6 @@ def _train(trainer: LanguageTrainer, checkpoint: Path | None, interruption: Inte
     interruption.training = True
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except torch.OutOfMemoryError as error:
-        raise RunError(
-            "out of memory: lower --batch_size and raise --gradient_accumulation_steps by the same factor, add "
-            f"--gradient_checkpointing or --bf16, or lower --block_size ({str(error).partition('.')[0]})"
-        ) from None
     finally:
         interruption.training = False
     state = trainer.state
@@ -297,23 +345,11 @@ def _check_sample_prompt(options: TrainingOptions, tokens: int, positions: int) 
         raise UserError(f"of {tokens} tokens leaves no room in samples of {longest}: make it shorter", "prompt")
 
 
-def _advise(options: TrainingOptions, examples: int) -> None:
-    if options.examples != "file" and examples < FEW_EXAMPLES:
-        say(
-            f"advice: {_count(examples, 'example')} is little, {FEW_EXAMPLES:,} or more is better: "
-            "watch the validation loss, and train fewer --epochs when it rises"
-        )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
-
-
 def _announce(options: TrainingOptions, model: GPT2LMHeadModel, data: TrainingData, name: str) -> None:
     say(f"model: {name}, {model.num_parameters() / 1e6:.1f}M parameters")
-    held_out = f"{_count(len(data.validation), 'block')} held out" if data.validation else "nothing held out"
+    held_out = f"{counted(len(data.validation), 'block')} held out" if data.validation else "nothing held out"
     say(
-        f"data: {_count(data.train_examples, 'example')} in {_count(len(data.train), 'block')} of "
+        f"data: {counted(data.train_examples, 'example')} in {counted(len(data.train), 'block')} of "
         f"{options.block_size} tokens, {held_out}"
     )
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from gpt2tg.errors import UserError
 from gpt2tg.options import BUNDLED_MODEL, TrainingOptions
 
 
-def with_adapter(model: GPT2LMHeadModel, options: TrainingOptions, base: str) -> GPT2LMHeadModel | PeftModel:
+def choose_weights(model: GPT2LMHeadModel, options: TrainingOptions, base: str) -> GPT2LMHeadModel | PeftModel:
     """Settle which weights learn.
 
     With `lora` the model itself is frozen, in 16 bits where it is computed in those: it needs no better copy. The
@@ -46,7 +49,24 @@ def with_adapter(model: GPT2LMHeadModel, options: TrainingOptions, base: str) ->
         warnings.simplefilter("ignore", FutureWarning)
         adapted = get_peft_model(model, settings)
     adapted.loss_type = model.loss_type
+    # Else each saving asks the network whether the vocabulary has grown.
+    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
     return adapted
+
+
+def plain_weights(model: GPT2LMHeadModel | PeftModel) -> dict[str, Tensor]:
+    """The weights by their plain names, `h.0.attn.c_attn.weight`, an adapter added."""
+    if not isinstance(model, PeftModel):
+        return {name.removeprefix("transformer."): weight.detach() for name, weight in model.state_dict().items()}
+    found = {}
+    for name, weight in model.get_base_model().state_dict().items():
+        if "lora_" not in name:
+            found[name.removeprefix("transformer.").replace(".base_layer.", ".")] = weight.detach().float()
+    for name, layer in model.get_base_model().named_modules():
+        if isinstance(layer, LoraLayer):
+            key = f"{name.removeprefix('transformer.')}.weight"
+            found[key] = found[key] + layer.get_delta_weight("default").detach().float()
+    return found
 
 
 def base_reference(model_name: str, directory: Path) -> str:

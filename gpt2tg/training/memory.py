@@ -10,6 +10,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import psutil
+import torch
+
 from gpt2tg.engine.checkpoints import ModelShape
 from gpt2tg.options import TrainingOptions
 
@@ -148,6 +151,22 @@ def remedies(shape: ModelShape, options: TrainingOptions, fused_attention: bool 
     now = estimate(shape, options, fused_attention).peak
     ranked = [(flags, estimate(shape, changed, fused_attention)) for flags, changed in found]
     return sorted((entry for entry in ranked if entry[1].peak < now), key=lambda entry: entry[1].peak)
+
+
+def smaller_batches(options: TrainingOptions) -> TrainingOptions | None:
+    """Half the batch or less, and as many blocks a step as before; None where it is one already."""
+    blocks = options.batch_size * options.gradient_accumulation_steps
+    for size in range(options.batch_size // 2, 0, -1):
+        if blocks % size == 0:
+            return replace(options, batch_size=size, gradient_accumulation_steps=blocks // size)
+    return None
+
+
+def device_bytes(device: torch.device) -> int:
+    """The memory of a GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return psutil.virtual_memory().total
 
 
 def out_of_memory(shape: ModelShape, options: TrainingOptions, available: float | None, fused_attention: bool) -> str:

@@ -10,11 +10,12 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from gpt2tg.engine.checkpoints import base_directory, find_checkpoint, read_shape, read_weights, shape_of
+from gpt2tg.engine.checkpoints import ModelShape, base_directory, find_checkpoint, read_shape, read_weights, shape_of
 from gpt2tg.engine.model import GPT2
 from gpt2tg.engine.tokenizer import END_OF_TEXT, TextTokenizer, byte_level, load_tokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
+from gpt2tg.training.lora import plain_weights
 from gpt2tg.training.sources import TextSource
 
 
@@ -89,9 +90,12 @@ def train_tokenizer(source: TextSource, vocab_size: int) -> TextTokenizer:
 
 def engine_model(model: GPT2LMHeadModel, end_id: int) -> GPT2:
     """The model in training as our engine computes it, dropout left out; nothing is copied where it is in fp32."""
-    shape = shape_of({**model.config.to_dict(), "model_type": "gpt2"}, Path("the model in training"), (end_id,))
-    weights = {name.removeprefix("transformer."): weight.detach() for name, weight in model.state_dict().items()}
-    return GPT2(weights, shape, model.device)
+    return GPT2(plain_weights(model), shape_of_model(model, end_id), model.device)
+
+
+def shape_of_model(model: GPT2LMHeadModel, end_id: int) -> ModelShape:
+    """The shape of a model of transformers."""
+    return shape_of({**model.config.to_dict(), "model_type": "gpt2"}, Path("the model in training"), (end_id,))
 
 
 def transformers_tokenizer(tokenizer: TextTokenizer, positions: int) -> PreTrainedTokenizerFast:

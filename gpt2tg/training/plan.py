@@ -16,7 +16,7 @@ from gpt2tg.options import TrainingOptions
 from gpt2tg.training.advice import counted
 from gpt2tg.training.callbacks import duration
 from gpt2tg.training.data import NO_LOSS, TrainingData
-from gpt2tg.training.lora import with_adapter
+from gpt2tg.training.lora import choose_weights
 from gpt2tg.training.memory import checkpoint_bytes, estimate, gigabytes
 from gpt2tg.training.model import for_training
 
@@ -46,14 +46,15 @@ def plan(
     yield f"time: about {duration(seconds)} on {device.type}"
 
 
-def steps_per_epoch(options: TrainingOptions, blocks: int) -> int:
+def steps_per_epoch(options: TrainingOptions, blocks: int, processes: int = 1) -> int:
     """Steps in one round over the blocks; the last batch may be short."""
-    return math.ceil(math.ceil(blocks / options.batch_size) / options.gradient_accumulation_steps)
+    batches = math.ceil(math.ceil(blocks / options.batch_size) / processes)
+    return math.ceil(batches / options.gradient_accumulation_steps)
 
 
-def total_steps(options: TrainingOptions, blocks: int) -> int:
+def total_steps(options: TrainingOptions, blocks: int, processes: int = 1) -> int:
     """Steps of the whole run, as the Trainer counts them."""
-    return options.max_steps or math.ceil(options.epochs * steps_per_epoch(options, blocks))
+    return options.max_steps or math.ceil(options.epochs * steps_per_epoch(options, blocks, processes))
 
 
 def fused_attention(config: GPT2Config, options: TrainingOptions, device: torch.device) -> bool:
@@ -86,7 +87,7 @@ def _time(options: TrainingOptions, config: GPT2Config, layers: int, device: tor
     """The shortest times of some steps: forward, backward, update."""
     small = GPT2Config.from_dict({**config.to_dict(), "n_layer": layers, "use_cache": False})
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        model = with_adapter(for_training(GPT2LMHeadModel(small)), options, "").to(device).train()
+        model = choose_weights(for_training(GPT2LMHeadModel(small)), options, "-").to(device).train()
         ids = torch.randint(small.vocab_size, (options.batch_size, options.block_size), device=device)
         optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
         half = torch.bfloat16 if options.bf16 else torch.float16 if options.fp16 and device.type == "cuda" else None
@@ -122,7 +123,8 @@ def show_blocks(data: TrainingData, tokenizer: TextTokenizer, options: TrainingO
         labels[0] = NO_LOSS  # nothing comes before it
         learned = sum(label != NO_LOSS for label in labels)
         padding = options.block_size - len(ids)
-        yield f"block {number}: {len(ids)} tokens, {learned} carry loss, those in {MARKS[0]}{MARKS[1]} do not; {padding} padding"
+        marks = "".join(MARKS)
+        yield f"block {number}: {len(ids)} tokens, {learned} carry loss, those in {marks} do not; {padding} padding"
         starts = [i for i, place in enumerate(row.get("position_ids", range(len(ids)))) if place == 0]
         for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
             yield "".join(_stretches(ids[start:end], labels[start:end], tokenizer))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import Trainer
 
@@ -212,6 +213,13 @@ class LanguageTrainer(Trainer):
         finally:
             self.model.config.use_cache = before
             self._is_saving = False
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As in transformers; an adapter gets the config that our reader wants, and no card of its own."""
+        super()._save(output_dir, state_dict)
+        if isinstance(self.model, PeftModel) and output_dir is not None:
+            (Path(output_dir) / "README.md").unlink(missing_ok=True)
+            self.model.config.save_pretrained(output_dir)
 
     def _settle(self, draft: Path) -> None:
         make_readable(draft)

@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2tg.engine.checkpoints import ModelShape
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training.lora import with_adapter
+from gpt2tg.training.lora import choose_weights
 from gpt2tg.training.memory import estimate, out_of_memory, remedies
 from gpt2tg.training.model import for_training
 
@@ -38,7 +38,7 @@ def measured_peak(of: ModelShape, options: TrainingOptions) -> int:
     model = for_training(GPT2LMHeadModel(config)).train()
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    model = with_adapter(model, options, "base")
+    model = choose_weights(model, options, "base")
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, fused=True)
     ids = torch.randint(0, of.vocab_size, (options.batch_size, options.block_size))

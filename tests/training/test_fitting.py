@@ -1,0 +1,179 @@
+"""Runs that are made to fit: adapters, frozen layers, smaller batches, and a plan instead of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import GPT2LMHeadModel
+
+import finetune_gpt2
+from gpt2tg.errors import RunError, UserError
+from gpt2tg.generation import load
+from gpt2tg.options import TrainingOptions
+from gpt2tg.training.finetune import finetune
+from gpt2tg.training.memory import smaller_batches
+from gpt2tg.training.trainer import LanguageTrainer
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+
+IDS = [[5, 80, 7, 33, 12, 250, 3]]
+
+
+def quick(text_file: Path, output_dir: Path, **settings: object) -> TrainingOptions:
+    defaults = dict(block_size=16, batch_size=4, max_steps=4, save_steps=2, learning_rate=1e-2, logging_steps=1)
+    return TrainingOptions(train_file=str(text_file), output_dir=str(output_dir), **{**defaults, **settings})
+
+
+def logits(directory: Path) -> torch.Tensor:
+    return load(str(directory)).model.context(64).start(IDS)[0]
+
+
+def by_peft(adapter: Path, base: Path) -> torch.Tensor:
+    model = PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(base, local_files_only=True), adapter).eval()
+    with torch.no_grad():
+        return model(torch.tensor(IDS)).logits[0, -1]
+
+
+def test_an_adapter_is_trained_saved_and_merged(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+    """The directory itself, the adapter below it and the checkpoint are one model, to us and to peft."""
+    out = tmp_path / "out"
+    finetune(quick(text_file, out, lora=True, keep="last", lora_targets=("c_attn", "c_fc")), str(model_dir))
+    expected = by_peft(out / "adapter", model_dir)
+    for directory in (out, out / "adapter", out / "checkpoint-4"):
+        torch.testing.assert_close(logits(directory), expected, atol=1e-4, rtol=0)
+    assert (logits(model_dir) - expected).abs().max() > 1e-3
+    theirs = GPT2LMHeadModel.from_pretrained(out, local_files_only=True).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(torch.tensor(IDS)).logits[0, -1], expected, atol=1e-4, rtol=0)
+    assert not (out / "checkpoint-4" / "model.safetensors").exists()
+
+
+def test_an_adapter_can_be_left_alone(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    finetune(quick(text_file, out, lora=True, keep="last", no_merge=True), str(model_dir))
+    assert not (out / "model.safetensors").exists()
+    torch.testing.assert_close(logits(out), by_peft(out, model_dir), atol=1e-4, rtol=0)
+
+
+def test_a_resumed_adapter_reaches_the_same_weights(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+    def run(name: str, **settings: object) -> bytes:
+        finetune(quick(text_file, tmp_path / name, lora=True, lora_dropout=0.1, **settings), str(model_dir))
+        return (tmp_path / name / "checkpoint-4" / "adapter_model.safetensors").read_bytes()
+
+    straight = run("straight", lr_scheduler_type="constant")
+    finetune(
+        quick(text_file, tmp_path / "b", lora=True, lora_dropout=0.1, lr_scheduler_type="constant", max_steps=2),
+        str(model_dir),
+    )
+    assert run("b", lr_scheduler_type="constant", resume="newest") == straight
+
+
+def test_frozen_layers_stay_as_they_are(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+    finetune(quick(text_file, tmp_path / "out", freeze_layers=1), str(model_dir))
+    before, after = (load_file(path / "model.safetensors") for path in (model_dir, tmp_path / "out"))
+    changed = {name.removeprefix("transformer.") for name in before if not torch.equal(before[name], after[name])}
+    assert {name.partition(".")[0] for name in changed} == {"h", "ln_f"}
+    assert {name.split(".")[1] for name in changed if name.startswith("h.")} == {"1"}
+
+
+@pytest.mark.parametrize("settings", [{"freeze_layers": 3}, {"lora": True, "freeze_layers": 1}], ids=str)
+def test_what_cannot_be_frozen_is_refused(text_file: Path, model_dir: Path, tmp_path: Path, settings: dict) -> None:
+    with pytest.raises(UserError):
+        finetune(quick(text_file, tmp_path / "out", **settings), str(model_dir))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("optim", ["adafactor", "sgd"])
+def test_other_optimizers_train(text_file: Path, model_dir: Path, tmp_path: Path, optim: str) -> None:
+    options = quick(text_file, tmp_path / "out", optim=optim, validation_file=str(text_file), max_steps=10)
+    outcome = finetune(options, str(model_dir))
+    assert outcome is not None
+    assert outcome.loss_after < outcome.loss_before
+
+
+# ---- memory that runs out ----
+
+
+@pytest.fixture
+def small_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that has room for batches of two."""
+    train = LanguageTrainer.training_step
+
+    def limited(self: LanguageTrainer, model: object, inputs: dict, *rest: object) -> object:
+        if len(inputs["input_ids"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.")
+        return train(self, model, inputs, *rest)
+
+    monkeypatch.setattr(LanguageTrainer, "training_step", limited)
+
+
+def test_memory_that_runs_out_is_said_with_numbers_and_flags(
+    text_file: Path, model_dir: Path, tmp_path: Path, small_device: None
+) -> None:
+    with pytest.raises(RunError, match=r"a step takes about .* are there; most effective first: --batch_size 1"):
+        finetune(quick(text_file, tmp_path / "out"), str(model_dir))
+
+
+def test_smaller_batches_learn_what_large_ones_would(
+    text_file: Path, model_dir: Path, tmp_path: Path, small_device: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To the bit what the run with those batches from the beginning gives; and a resumed one needs no other flags."""
+    finetune(quick(text_file, tmp_path / "auto", batch_size=4, auto_batch_size=True), str(model_dir))
+    assert "going on with --batch_size 2 --gradient_accumulation_steps 2" in capsys.readouterr().err
+    finetune(quick(text_file, tmp_path / "set", batch_size=2, gradient_accumulation_steps=2), str(model_dir))
+    name = "checkpoint-4/model.safetensors"
+    assert (tmp_path / "auto" / name).read_bytes() == (tmp_path / "set" / name).read_bytes()
+    options = quick(text_file, tmp_path / "auto", batch_size=4, auto_batch_size=True, max_steps=6, resume="newest")
+    outcome = finetune(options, str(model_dir))
+    assert outcome is not None
+    assert outcome.steps == 6
+
+
+@pytest.mark.parametrize(
+    ("size", "accumulation", "expected"), [(4, 1, (2, 2)), (6, 1, (3, 2)), (5, 1, (1, 5)), (3, 2, (1, 6)), (1, 8, None)]
+)
+def test_halved_batches_keep_the_blocks_of_a_step(
+    size: int, accumulation: int, expected: tuple[int, int] | None
+) -> None:
+    found = smaller_batches(TrainingOptions(batch_size=size, gradient_accumulation_steps=accumulation))
+    assert (found and (found.batch_size, found.gradient_accumulation_steps)) == expected
+
+
+# ---- a plan instead of a run ----
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
+    text_file: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["--train_file", text_file, "--model_name", model_dir, "--output_dir", out, "--block_size", 16]
+    words += ["--dry_run", "--show_blocks", 1, "--device", "cpu"]
+    assert finetune_gpt2.main(list(map(str, words))) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("block 0: 16 tokens, 15 carry loss")
+    assert [line.partition(":")[0] for line in lines[-7:]] == [
+        "examples", "tokens", "blocks", "steps", "checkpoints", "memory", "time",
+    ]  # fmt: skip
+    assert not out.exists()
+
+
+def test_a_device_that_is_not_there_is_refused(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+    for device in ("cuda:1", "mps") if not torch.backends.mps.is_available() else ("cuda:1",):
+        with pytest.raises(UserError) as caught:
+            finetune(quick(text_file, tmp_path / "out"), str(model_dir), device)
+        assert caught.value.option == "device"
+
+
+def test_prompts_and_completions_are_trained(tmp_path: Path, model_dir: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    rows = [{"prompt": f"Owl {n}:", "completion": " flew away."} for n in range(12)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = quick(path, tmp_path / "out", no_cross_examples=True, validation_split=0.25, max_steps=12)
+    outcome = finetune(options, str(model_dir))
+    assert outcome is not None
+    assert outcome.loss_after < outcome.loss_before - 1
