@@ -30,6 +30,7 @@ setup(
         "safetensors>=0.6",
         "huggingface_hub>=1",
         "numpy>=1.26",
+        "peft>=0.17",
         "tqdm>=4.60",
         "prompt_toolkit>=3.0.36",
         "platformdirs>=3",
