@@ -66,3 +66,26 @@ def test_what_is_refused(text_file: Path, model_dir: Path, settings: dict, optio
     with pytest.raises(UserError) as caught:
         evaluate(str(model_dir), EvaluationOptions(**{"eval_file": str(text_file), **settings}), CPU)
     assert caught.value.option == option
+
+
+@pytest.mark.parametrize("stride", [16, 48])
+def test_loss_is_that_of_the_strided_loop_that_transformers_documents(
+    text_file: Path, model_dir: Path, reference: GPT2LMHeadModel, stride: int
+) -> None:
+    """Labels of tokens that were counted before are masked; each window weighs as many tokens as it predicts."""
+    tokenizer = load(str(model_dir)).tokenizer
+    ids = torch.tensor([[*tokenizer.encode(text_file.read_text(encoding="utf-8")), tokenizer.end_id]])
+    total, count, previous_end = 0.0, 0, 0
+    for begin in range(0, ids.shape[1], stride):
+        end = min(begin + 64, ids.shape[1])
+        labels = ids[:, begin:end].clone()
+        labels[:, : previous_end - begin] = -100
+        with torch.no_grad():
+            loss = reference(ids[:, begin:end], labels=labels).loss.item()
+        predicted = int((labels[:, 1:] != -100).sum())
+        total, count, previous_end = total + loss * predicted, count + predicted, end
+        if end == ids.shape[1]:
+            break
+    options = EvaluationOptions(eval_file=str(text_file), stride=stride, examples="file", batch_size=2)
+    found = evaluate(str(model_dir), options, CPU)
+    assert (found.tokens, found.loss) == (count, pytest.approx(total / count, abs=1e-5))
