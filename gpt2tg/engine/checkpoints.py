@@ -201,7 +201,9 @@ def _end_ids(directory: Path, config: dict[str, Any]) -> tuple[int, ...]:
     if ids is None:
         ids = config.get("eos_token_id", 50256)
     ids = ids if isinstance(ids, list) else [ids]
-    return tuple(i for i in ids if isinstance(i, int) and 0 <= i < config["vocab_size"])
+    size = config.get("vocab_size")
+    known = size if isinstance(size, int) else 0  # what is no size is refused by `shape_of`
+    return tuple(i for i in ids if isinstance(i, int) and 0 <= i < known)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
