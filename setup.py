@@ -19,7 +19,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["gpt2tg", "gpt2tg.*"]),
-    package_data={"gpt2tg": ["bundled/*/*", "comparison/templates/*", "py.typed"]},
+    package_data={"gpt2tg": ["bundled/*/*", "comparison/templates/*", "engine/*.c", "py.typed"]},
     py_modules=SCRIPTS,
     entry_points={"console_scripts": [f"{name}={name}:main" for name in SCRIPTS]},
     install_requires=[

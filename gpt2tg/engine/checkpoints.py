@@ -26,7 +26,7 @@ LARGEST = {"n_layer": 512, "n_embd": 65_536, "n_head": 1_024, "vocab_size": 4_00
 WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Bytes of a file of weights that are read before it is mapped anew.
-REMAP_AFTER = 64_000_000
+REMAP_AFTER = 32_000_000
 
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu", "gelu_fast", "relu")
 

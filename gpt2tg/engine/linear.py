@@ -5,6 +5,7 @@ Letters in shapes: M items, K inputs, N outputs.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import statistics
@@ -14,14 +15,20 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2tg.engine import kernels
 from gpt2tg.errors import UserError
 
+# One text, five beams, eight texts: what the ways to multiply are measured with.
+MEASURED_ITEMS = (1, 5, 8)
+
 # Beyond so many items torch's matrix product beats the split sum, or is no slower.
 SPLIT_AT_MOST = 5
 SPLITS = 4
+
+PANELS_AT_A_TIME = 64
 
 # Bytes of a matrix that a core's own cache holds.
 SMALL = 4_000_000
@@ -109,24 +116,28 @@ class PackedInt8:
 
 
 class Panels:
-    """Weights laid out for our own kernels; the arithmetic is fp32 whatever they are held in."""
+    """Weights laid out for our own kernels; the arithmetic is fp32 whatever they are held in.
+
+    They lie in panels, (panels, K, panel width), the last one filled up with zeros.
+    """
 
     def __init__(self, weight: Tensor, precision: str, library: kernels.Kernels) -> None:
         self.inputs, self.outputs = weight.shape
         self.precision = precision
         self._library = library
-        self.scale: Tensor | None = None
-        if precision == "int8":
-            self.scale, weight = round_to_int8(weight)
         kind = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.int8}[precision]
         panel = library.panel
-        whole = self.outputs // panel
-        # (panels, K, panel): the last one filled up with zeros.
-        self.panels = torch.empty(-(-self.outputs // panel), self.inputs, panel, dtype=kind)
-        self.panels[:whole] = weight[:, : whole * panel].unflatten(1, (whole, panel)).transpose(0, 1)
-        if self.outputs % panel:
-            self.panels[-1] = 0
-            self.panels[-1, :, : self.outputs % panel] = weight[:, whole * panel :]
+        count = -(-self.outputs // panel)
+        self.panels = torch.empty(count, self.inputs, panel, dtype=kind)
+        self.scale = torch.empty(self.outputs) if precision == "int8" else None
+        # Some panels at a time, so that no whole copy is made on the way.
+        for start in range(0, count, PANELS_AT_A_TIME):
+            part = weight[:, start * panel : (start + PANELS_AT_A_TIME) * panel]
+            if self.scale is not None:
+                self.scale[start * panel : start * panel + part.shape[1]], part = round_to_int8(part)
+            if missing := -part.shape[1] % panel:
+                part = F.pad(part, (0, missing))
+            self.panels[start : start + PANELS_AT_A_TIME] = part.unflatten(1, (-1, panel)).transpose(0, 1)
         self.bias: Tensor | None = None
 
     def structure(self) -> kernels.Matrix:
@@ -206,7 +217,7 @@ def _fastest_in_fp32(library: kernels.Kernels | None, width: int, inner: int) ->
 
 def _remembered(makers: dict[str, Maker], width: int, inner: int) -> str:
     """The name of the fastest, measured once per machine, torch version, and shape."""
-    key = f"{' '.join(makers)} {width}x{inner} {kernels.machine()}"
+    key = f"{' '.join(makers)} {width}x{inner} {hashlib.sha256(kernels.machine().encode()).hexdigest()[:16]}"
     try:
         file = kernels.cache_directory() / "fastest.json"
         known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
@@ -226,15 +237,19 @@ def _remembered(makers: dict[str, Maker], width: int, inner: int) -> str:
 
 
 def measure(makers: dict[str, Maker], width: int, inner: int) -> str:
-    """Which of the ways multiplies one item fastest: some matrices, too large for a core's cache, a few turns each."""
+    """Which way is fastest over a few numbers of items: some matrices, too large for a core's cache, in turns."""
     copies = max(2, min(8, 40_000_000 // (4 * width * inner)))
     matrices = {name: [make(torch.ones(width, inner)) for _ in range(copies)] for name, make in makers.items()}
-    x = torch.ones(1, width)
-    seconds: dict[str, list[float]] = {name: [] for name in makers}
-    for _ in range(5):
-        for name, held in matrices.items():
-            start = time.perf_counter()
-            for matrix in held:
-                matrix(x)
-            seconds[name].append(time.perf_counter() - start)
-    return min(seconds, key=lambda name: statistics.median(seconds[name]))
+    seconds = dict.fromkeys(makers, 0.0)
+    for items in MEASURED_ITEMS:
+        x = torch.ones(items, width)
+        turns: dict[str, list[float]] = {name: [] for name in makers}
+        for _ in range(5):
+            for name, held in matrices.items():
+                start = time.perf_counter()
+                for matrix in held:
+                    matrix(x)
+                turns[name].append(time.perf_counter() - start)
+        for name, measured in turns.items():
+            seconds[name] += statistics.median(measured)
+    return min(seconds, key=seconds.__getitem__)
