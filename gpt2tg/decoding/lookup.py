@@ -16,10 +16,10 @@ from gpt2tg.decoding.interface import Filter, Finish, Rows, Text, Token, apply, 
 from gpt2tg.decoding.sampling import Choose
 
 # How many tokens at the end of the text have to have stood there before, the most telling first.
-NGRAMS = (3, 2)
+NGRAMS = (3, 2, 1)
 
 # After a guess that failed from its first token on, so many tokens are written without one; doubled each time.
-FIRST_PAUSE, LONGEST_PAUSE = 1, 32
+FIRST_PAUSE, LONGEST_PAUSE = 1, 8
 
 
 class ExtensibleRows(Rows, Protocol):
