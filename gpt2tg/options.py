@@ -26,6 +26,12 @@ DEFAULT_PROMPT = "Once upon a time"
 # What `--resume` means without a path.
 NEWEST = "newest"
 
+# Controls beyond these say nothing that smaller ones do not, and sums and powers of them overflow.
+LARGEST_NUMBER = 1e6
+LARGEST_POWER = 20
+# A temperature between this and 0 is a mistake: dividing by it overflows, and 0 says what it means.
+SMALLEST_TEMPERATURE = 1e-4
+
 # The largest seed that torch, numpy and transformers all accept.
 LARGEST_SEED = 2**32 - 1
 
@@ -130,7 +136,11 @@ class DecodingOptions:
         "top_p", "how the next token is chosen", group="decoding", choices=tuple(STRATEGIES), metavar="STRATEGY"
     )
     temperature: float = option(
-        0.7, "below 1 sharpens the distribution, above 1 flattens it, 0 is greedy", group="decoding", low=0
+        0.7,
+        "below 1 sharpens the distribution, above 1 flattens it, 0 is greedy",
+        group="decoding",
+        low=0,
+        high=LARGEST_NUMBER,
     )
     top_k: int | None = option(
         None,
@@ -187,10 +197,18 @@ class DecodingOptions:
         None, "groups of diverse_beam", group="beams", low=1, shown_default="as many as beams"
     )
     diversity_penalty: float = option(
-        1.0, "what a token costs a group of diverse_beam when an earlier group has just taken it", group="beams", low=0
+        1.0,
+        "what a token costs a group of diverse_beam when an earlier group has just taken it",
+        group="beams",
+        low=0,
+        high=LARGEST_NUMBER,
     )
     length_penalty: float = option(
-        1.0, "power of the length that the score of a beam is divided by: above 0 favours long texts", group="beams"
+        1.0,
+        "power of the length that the score of a beam is divided by: above 0 favours long texts",
+        group="beams",
+        low=-LARGEST_POWER,
+        high=LARGEST_POWER,
     )
     early_stopping: str = option(
         "false",
@@ -202,13 +220,25 @@ class DecodingOptions:
     )
 
     repetition_penalty: float = option(
-        1.0, "above 1 makes tokens that the text already holds less probable; 1 is off", group="repetition", above=0
+        1.0,
+        "above 1 makes tokens that the text already holds less probable; 1 is off",
+        group="repetition",
+        low=0.001,
+        high=LARGEST_NUMBER,
     )
     presence_penalty: float = option(
-        0.0, "taken off the logit of each token that the text already holds", group="repetition"
+        0.0,
+        "taken off the logit of each token that the text already holds",
+        group="repetition",
+        low=-LARGEST_NUMBER,
+        high=LARGEST_NUMBER,
     )
     frequency_penalty: float = option(
-        0.0, "taken off the logit of a token each time the text holds it", group="repetition"
+        0.0,
+        "taken off the logit of a token each time the text holds it",
+        group="repetition",
+        low=-LARGEST_NUMBER,
+        high=LARGEST_NUMBER,
     )
     penalty_window: int | None = option(
         None,
@@ -283,6 +313,10 @@ class DecodingOptions:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if 0 < self.temperature < SMALLEST_TEMPERATURE:
+            raise UserError(
+                f"{self.temperature} is too small: use 0 for greedy, or at least {SMALLEST_TEMPERATURE}", "temperature"
+            )
         self._check_lengths()
         if self.num_sequences is not None and self.num_sequences > self.most_sequences:
             raise UserError(self._too_many_sequences(), "num_sequences")
@@ -381,8 +415,10 @@ class DecodingOptions:
                 found[word] = float(number)
             except ValueError:
                 found[word] = math.nan
-            if not equals or not word or not math.isfinite(found[word]):
-                raise UserError(f"{entry} is no word and number: write it like dragon=+2", "bias")
+            if not equals or not word or not abs(found[word]) <= LARGEST_NUMBER:
+                raise UserError(
+                    f"{entry} is no word and number: write it like dragon=+2, within {LARGEST_NUMBER:g} of 0", "bias"
+                )
         if "" in self.ban_words:
             raise UserError("needs words that are not empty", "ban_words")
         return {**found, **dict.fromkeys(self.ban_words, -math.inf)}

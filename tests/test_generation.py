@@ -197,3 +197,26 @@ def test_a_beam_keeps_a_token_beside_the_one_that_ends_it(generator: Generator, 
     for change in filter_chain(options(decoding, top_k=1), generator.tokenizer, (0,)):
         logits = change(logits, [Text([5], 1)])
     assert int(logits.isfinite().sum()) == alive
+
+
+@pytest.mark.parametrize(
+    ("decoding", "settings"),
+    [
+        ("sample", {"temperature": 1e-4}),
+        ("sample", {"temperature": 1e6}),
+        ("beam_sample", {"temperature": 1e-4}),
+        ("sample", {"repetition_penalty": 0.001}),
+        ("sample", {"repetition_penalty": 1e6}),
+        ("sample", {"presence_penalty": 1e6, "frequency_penalty": 1e6}),
+        ("sample", {"presence_penalty": -1e6, "frequency_penalty": -1e6}),
+        ("sample", {"bias": ("owl=1000000",)}),
+        ("sample", {"bias": ("owl=-1000000",)}),
+        ("beam", {"length_penalty": 20.0}),
+        ("beam", {"length_penalty": -20.0}),
+        ("diverse_beam", {"diversity_penalty": 1e6}),
+    ],
+)
+def test_the_ends_of_the_ranges_give_texts(generator: Generator, decoding: str, settings: dict[str, object]) -> None:
+    for sample in generator.generate("The owl", options(decoding, seed=3, **settings)):
+        assert len(sample.ids) == 20 or sample.finish_reason == "eos"
+        assert sample.logprob > -torch.inf
