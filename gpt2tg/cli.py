@@ -82,7 +82,7 @@ class Parser(argparse.ArgumentParser):
             if only and field.name not in only:
                 continue
             default = defaults.get(field.name, field.default)
-            there = self._option_string_actions.get(f"--{field.name}")
+            there = self._option_string_actions.get(flag(field.name))
             if there is None:
                 self._add_option(options, field, default)
             elif note and (meaning := _help_text(field, default)) != there.help:
@@ -92,7 +92,7 @@ class Parser(argparse.ArgumentParser):
         rule, kind = field.metadata, plain_type(options, field.name)
         group = self._group(GROUPS[rule["group"]])
         if kind is bool:
-            group.add_argument(f"--{field.name}", action="store_true", help=rule["help"])
+            group.add_argument(flag(field.name), action="store_true", help=rule["help"])
             return
         settings: dict[str, Any] = dict(type=kind, help=_help_text(field, default))
         if rule["choices"]:
@@ -105,7 +105,7 @@ class Parser(argparse.ArgumentParser):
             settings.update(type=str, nargs="+", action="extend")
         if rule["flag_value"] is not None:
             settings.update(nargs="?", const=rule["flag_value"])
-        group.add_argument(f"--{field.name}", **settings)
+        group.add_argument(flag(field.name), dest=field.name, **settings)
 
     def _group(self, title: str) -> Any:
         if title not in self._titled:
@@ -132,6 +132,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message.removeprefix("argument "))
+
+
+def flag(name: str) -> str:
+    """The flag of an option; one that is named like a word of Python ends in an underscore there."""
+    return f"--{name.rstrip('_')}"
 
 
 def _with_underscores(word: str) -> str:

@@ -57,9 +57,12 @@ def train(given: dict[str, Any], **defaults: Any) -> None:
         if name in given:
             notice(f"--{name} is not used: {why}")
 
-    from gpt2tg.training.finetune import finetune
+    if options.try_:
+        from gpt2tg.training.search import search as work
+    else:
+        from gpt2tg.training.finetune import finetune as work
 
-    outcome = finetune(options, model_name, pick(DeviceOptions, given).device)
+    outcome = work(options, model_name, pick(DeviceOptions, given).device)
     if outcome is not None and options.generate_samples:
         _write_samples(options)
 
@@ -76,6 +79,8 @@ def _without_effect(options: TrainingOptions) -> dict[str, str]:
         found["validation_split"] = "--validation_file is what is measured on"
     if options.max_steps:
         found["epochs"] = "--max_steps decides when training ends"
+    if options.try_:
+        found |= dict.fromkeys(options.tried_settings()[0], "--try sets it")
     if options.lr_scheduler_type == "constant":
         found["warmup_steps"] = "--lr_scheduler_type constant has no warm-up, constant_with_warmup has"
     return found

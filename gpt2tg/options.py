@@ -7,6 +7,8 @@ than the standard library, so that `--help` answers at once.
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import itertools
 import math
 import types
 import typing
@@ -829,6 +831,28 @@ class TrainingOptions:
         42, "fixes the initial weights, the order of the data and dropout", group="run", low=0, high=LARGEST_SEED
     )
 
+    push_to_hub: bool = option(
+        False,
+        "upload the model to the hub of Hugging Face when training is done, as transformers does; its name there by "
+        "--trainer hub_model_id=NAME",
+        group="run",
+    )
+    try_: tuple[str, ...] = option(
+        (),
+        "try settings, each with each, ending the hopeless early, and keep the best model: learning_rate=1e-5,5e-5 "
+        "epochs=2,3",
+        group="training",
+        metavar="NAME=X,Y",
+        shown_default="off",
+    )
+    trainer: tuple[str, ...] = option(
+        (),
+        "any other field of transformers' TrainingArguments: adam_beta1=0.8",
+        group="training",
+        metavar="NAME=X",
+        shown_default="none",
+    )
+
     epochs: float = option(3.0, "times through the data", group="training", above=0)
     max_steps: int | None = option(None, "end after this many steps, whatever the epochs say", group="training", low=1)
     batch_size: int = option(4, "blocks per step", group="training", low=1)
@@ -860,6 +884,13 @@ class TrainingOptions:
     bf16: bool = option(False, "compute in bfloat16, weights in 32 bits", group="memory")
     gradient_checkpointing: bool = option(
         False, "recompute activations instead of keeping them: a third slower, far less memory", group="memory"
+    )
+    compile: str = option(
+        "auto",
+        "let torch.compile fuse the steps: on, off, or on a CUDA GPU where the run is long enough to repay it",
+        group="memory",
+        choices=("auto", "on", "off"),
+        flag_value="on",
     )
     auto_batch_size: bool = option(
         False,
@@ -911,11 +942,12 @@ class TrainingOptions:
     )
 
     def __post_init__(self) -> None:
-        several(self, "train_file", "validation_file")
+        several(self, "train_file", "validation_file", "try_", "trainer")
         check_ranges(self)
         if self.fp16 and self.bf16:
             raise UserError("and --bf16 contradict each other: give one of the two", "fp16")
         self._check_adapter()
+        self._check_tries()
         if self.resume and self.overwrite:
             raise UserError("and --overwrite contradict each other: give one of the two", "resume")
         if self.resume_anyway and not self.resume:
@@ -940,6 +972,43 @@ class TrainingOptions:
         if self.lora and (self.from_scratch or self.freeze_layers):
             other = "from_scratch" if self.from_scratch else "freeze_layers"
             raise UserError(f"and --{other} contradict each other: give one of the two", "lora")
+
+    def _check_tries(self) -> None:
+        if not self.try_:
+            return
+        if not (self.validation_split or self.validation_file):
+            raise UserError("needs something to measure on: leave out --validation_split 0", "try")
+        if self.resume not in (None, NEWEST):
+            raise UserError(f"{self.resume}: --try goes on with all its runs: give the flag without a path", "resume")
+        if self.push_to_hub:
+            raise UserError("and --try contradict each other: upload the winner when it is found", "push_to_hub")
+        self.tries()
+
+    def tries(self) -> list[TrainingOptions]:
+        """The runs that `try_` asks for: each value of each setting with each of the others, the last changing fastest.
+
+        Raises:
+            UserError: an entry that is no name with values, or a setting that cannot be tried.
+        """
+        return [dataclasses.replace(self, try_=(), **settings) for settings in self.tried_settings()]
+
+    def tried_settings(self) -> list[dict[str, Any]]:
+        """What sets the runs that `try_` asks for apart, in their order."""
+        values: dict[str, list[Any]] = {}
+        for entry in self.try_:
+            name, equals, text = entry.replace("-", "_", entry.partition("=")[0].count("-")).partition("=")
+            if name not in TRIABLE or (name in FROM_SCRATCH_FLAGS and not self.from_scratch):
+                near = difflib.get_close_matches(name, TRIABLE, n=1)
+                way_out = f"did you mean {near[0]}?" if near else "choose what changes the training, not the text"
+                raise UserError(f"{entry}: {name} cannot be tried: {way_out}", "try")
+            try:
+                found = [option_value(TrainingOptions, name, value) for value in text.split(",") if value]
+            except UserError as error:
+                raise UserError(f"{entry}: {error.message}", "try") from None
+            if not equals or not found:
+                raise UserError(f"{entry} is no setting with values: write it like learning_rate=1e-5,5e-5", "try")
+            values.setdefault(name, []).extend(value for value in found if value not in values.get(name, []))
+        return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
 
 
 @dataclass(frozen=True)
@@ -973,6 +1042,15 @@ class EvaluationOptions:
 
 # Flags that shape a new model: they mean nothing when an existing one is fine-tuned.
 FROM_SCRATCH_FLAGS = tuple(f.name for f in dataclasses.fields(TrainingOptions) if f.metadata["group"] == "from scratch")
+
+# What --try may set: what changes the training and leaves the text to measure on, and its tokens, as they are.
+TRIABLE = tuple(
+    f.name
+    for f in dataclasses.fields(TrainingOptions)
+    if f.name == "block_size" or f.metadata["group"] in ("training", "memory", "from scratch")
+    if f.name
+    not in ("try_", "trainer", "from_scratch", "vocab_size", "compile", "auto_batch_size", "no_merge", "lora_targets")
+)
 
 # What gpt2_text_generation.py does differently from the two scripts it joins.
 ALL_IN_ONE_DEFAULTS: dict[str, Any] = {

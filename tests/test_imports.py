@@ -24,7 +24,7 @@ RULES: dict[str, set[str]] = {
     "engine": {"engine", "errors", "options", "torch", "safetensors", "tokenizers", "huggingface_hub"},
     "training": {"training", "engine", "generation", "errors", "options", "__init__"}  # generation: samples on the way
     | {"torch", "safetensors", "tokenizers", "transformers", "accelerate", "tqdm"}
-    | {"numpy", "huggingface_hub", "peft", "filelock", "matplotlib", "psutil"},
+    | {"numpy", "huggingface_hub", "peft", "filelock", "matplotlib", "optuna", "psutil"},
     "filtering": {"engine", "decoding", "options"},
     "streaming": {"engine", "decoding"},
     "generation": {"engine", "decoding", "filtering", "streaming", "errors", "options", "torch"},

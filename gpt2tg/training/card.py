@@ -80,6 +80,7 @@ ALWAYS_SHOWN = ("block_size", "batch_size", "gradient_accumulation_steps", "lear
 # Paths and prompts are nobody's business but theirs who trained the model; the rest shapes no weights.
 NOT_SHOWN = {"train_file", "validation_file", "output_dir", "resume", "resume_anyway", "overwrite", "prompt"}
 NOT_SHOWN |= {"generate_samples", "num_samples", "sample_steps", "logging_steps", "report_to", "save_steps"}
+NOT_SHOWN |= {"try_", "push_to_hub", "trainer"}
 
 
 def _settings(options: dict[str, Any]) -> list[str]:

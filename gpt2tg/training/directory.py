@@ -42,6 +42,9 @@ ADAPTER_DIRECTORY = "adapter"
 # Large files that stand in a checkpoint and in the directory itself take up the disk once.
 WEIGHTS_SUFFIX = ".safetensors"
 
+# Where the runs of --try are, one folder each, and what is told of them.
+TRIES_DIRECTORY, TRIES_TABLE, TRIES_PLOT = "tries", "tries.csv", "tries.png"
+
 # All that a run leaves in its directory beside the checkpoint-N folders.
 RUN_FILES = (RUN_FILE, LOG_FILE, PLOT_FILE, SAMPLES_FILE, CARD_FILE, *MODEL_FILES)
 
@@ -171,6 +174,34 @@ def clear(directory: Path, everything: bool) -> None:
             with contextlib.suppress(OSError):  # it holds something that is not ours
                 (directory / ADAPTER_DIRECTORY).rmdir()
         shutil.rmtree(directory / UNFINISHED, ignore_errors=True)
+        _clear_tries(directory)
+
+
+def _clear_tries(directory: Path) -> None:
+    (directory / TRIES_TABLE).unlink(missing_ok=True)
+    (directory / TRIES_PLOT).unlink(missing_ok=True)
+    if (tries := directory / TRIES_DIRECTORY).is_dir():
+        for folder in filter(_is_ours, tries.iterdir()):
+            clear(folder, everything=True)
+            (folder / LOCK_FILE).unlink(missing_ok=True)
+        for folder in (*tries.iterdir(), tries):
+            with contextlib.suppress(OSError):  # it holds something that is not ours
+                folder.rmdir()
+
+
+def hold_model_of(directory: Path, source: Path) -> None:
+    """Let a directory hold the model of another run, and what that run tells of itself; run.json is left alone."""
+    unfinished = directory / UNFINISHED
+    unfinished.mkdir(exist_ok=True)
+    inside = [f"{ADAPTER_DIRECTORY}/{name}" for name in MODEL_FILES]
+    for name in (*inside, *RUN_FILES):
+        if name != RUN_FILE and (source / name).is_file():
+            (directory / name).parent.mkdir(exist_ok=True)
+            copy = _link_or_copy if name.endswith(WEIGHTS_SUFFIX) else shutil.copyfile
+            copy(source / name, unfinished / Path(name).name)
+            (unfinished / Path(name).name).replace(directory / name)
+        elif name != RUN_FILE:
+            (directory / name).unlink(missing_ok=True)
 
 
 class RunDirectory:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import transformers
 from accelerate.utils import release_memory
 from accelerate.utils.memory import should_reduce_batch_size
 from safetensors import SafetensorError
-from transformers import GPT2LMHeadModel, TrainerState, TrainingArguments
+from transformers import GPT2LMHeadModel, TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations import integration_utils as integrations
 
 from gpt2tg import __version__
@@ -34,6 +34,7 @@ from gpt2tg.training.callbacks import Pace, Progress, Stopwatch, duration, held_
 from gpt2tg.training.data import TrainingData, collate, load_data
 from gpt2tg.training.directory import RunDirectory, check_output, clear, find_resumable, locked
 from gpt2tg.training.evaluate import perplexity
+from gpt2tg.training.fields import trainer_fields
 from gpt2tg.training.identity import check_same_run, identity
 from gpt2tg.training.interruption import Interruption
 from gpt2tg.training.lora import base_reference, choose_weights
@@ -44,6 +45,9 @@ from gpt2tg.training.records import Records
 from gpt2tg.training.samples import Samples
 from gpt2tg.training.sources import plan_sources
 from gpt2tg.training.trainer import LanguageTrainer
+
+# torch.compile takes about a minute for a model of GPT-2's depth, and then saves some tens of milliseconds a pass.
+PASSES_TO_REPAY_COMPILING = 2000
 
 # In what torch says when it cannot write a file; it has no class of its own for that.
 TORCH_WRITER = "inline_container"
@@ -65,7 +69,10 @@ class Outcome:
 
 
 def finetune(
-    options: TrainingOptions, model_name: str = ModelNameOptions.model_name, device: str = DeviceOptions.device
+    options: TrainingOptions,
+    model_name: str = ModelNameOptions.model_name,
+    device: str = DeviceOptions.device,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Outcome | None:
     """Train as the options say and leave a model with its tokenizer in the output directory.
 
@@ -74,6 +81,7 @@ def finetune(
     Args:
         model_name: the model to start from; not looked at with `from_scratch`.
         device: where to compute: auto, cpu, cuda or mps.
+        callbacks: further ones for the Trainer.
 
     Returns:
         What was achieved; None after a `dry_run`, which only prints the plan, on stdout.
@@ -86,7 +94,7 @@ def finetune(
     """
     _quiet_libraries()
     with Interruption() as interruption:
-        return _finetune(options, model_name, _training_device(device), interruption)
+        return _finetune(options, model_name, _training_device(device), interruption, callbacks)
 
 
 def _training_device(name: str) -> torch.device:
@@ -97,7 +105,11 @@ def _training_device(name: str) -> torch.device:
 
 
 def _finetune(
-    options: TrainingOptions, model_name: str, device: torch.device, interruption: Interruption
+    options: TrainingOptions,
+    model_name: str,
+    device: torch.device,
+    interruption: Interruption,
+    callbacks: Sequence[TrainerCallback],
 ) -> Outcome | None:
     output_dir = Path(options.output_dir)
     check_output(output_dir, options.resume is not None, options.overwrite)
@@ -139,11 +151,15 @@ def _finetune(
             say(f"nothing to do: the run has reached its end at step {state.global_step:,}")
             return _outcome(output_dir, state)
 
+    compiles = is_compiled(options, device, total_steps(options, len(data.train), arguments.world_size))
+
     with told_when_full(output_dir), _opened(output_dir, options) as directory:
         directory.update(**_run_record(options, None if start is None else model_name, data, arguments))
 
         def assemble(model: torch.nn.Module, arguments: TrainingArguments) -> LanguageTrainer:
             """A trainer with all that watches it."""
+            if compiles:
+                model.compile()
             tokens = options.batch_size * options.gradient_accumulation_steps * options.block_size
             stopwatch = Stopwatch(tokens * arguments.world_size)
             trainer = LanguageTrainer(
@@ -159,7 +175,7 @@ def _finetune(
                 train_dataset=data.train,
                 eval_dataset=data.validation,
                 processing_class=transformers_tokenizer(tokenizer, model.config.n_positions),
-                callbacks=[Progress(stopwatch)],
+                callbacks=[Progress(stopwatch), *callbacks],
             )
             trainer.remove_callback(transformers.PrinterCallback)
             trainer.add_callback(Records(directory, f"{name} on {_file_names(options)}"))
@@ -204,6 +220,8 @@ def _finetune(
                 directory.merge_adapter()
             if is_over:
                 Records(directory, f"{name} on {_file_names(options)}").write(trainer.state)
+            if options.push_to_hub:
+                trainer.push_to_hub()
     outcome = _outcome(output_dir, trainer.state)
     _conclude(outcome)
     return outcome
@@ -256,7 +274,7 @@ def training_arguments(options: TrainingOptions, device: torch.device) -> Traini
         say("--fp16 needs a CUDA GPU and there is none: training in fp32")
     if options.bf16 and on_gpu and not torch.cuda.is_bf16_supported():
         raise UserError(f"is not supported by {torch.cuda.get_device_name()}: use --fp16", "bf16")
-    return TrainingArguments(
+    settings = dict(
         output_dir=options.output_dir,
         num_train_epochs=options.epochs,
         max_steps=options.max_steps or -1,
@@ -284,7 +302,23 @@ def training_arguments(options: TrainingOptions, device: torch.device) -> Traini
         prediction_loss_only=True,
         disable_tqdm=True,
         report_to=list(options.report_to) or "none",
+        push_to_hub=options.push_to_hub,
     )
+    others = trainer_fields(options.trainer)
+    try:
+        return TrainingArguments(**settings, **others)
+    except (ValueError, TypeError, ImportError) as error:
+        if not others:
+            raise
+        raise UserError(f"{' '.join(options.trainer)}: {one_line(error)}", "trainer") from None
+
+
+def is_compiled(options: TrainingOptions, device: torch.device, steps: int) -> bool:
+    """Whether the steps are compiled: where it was left open, when that is likely to be repaid."""
+    if options.compile != "auto":
+        return options.compile == "on"
+    passes = steps * options.gradient_accumulation_steps
+    return device.type == "cuda" and os.name != "nt" and passes >= PASSES_TO_REPAY_COMPILING
 
 
 def _check_services(names: tuple[str, ...]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from gpt2tg.training.callbacks import History, best_step, measurements
 
 # The palette of Okabe and Ito (2008), which the colour-blind can tell apart too.
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+
+COLOURS = (GREEN, BLUE, ORANGE, "#CC79A7", "#E69F00", "#56B4E9", "0.35", "0.65")
 
 # Lines of the log from which on the mean of neighbours is drawn over the single ones.
 MANY_LINES = 60
@@ -68,6 +71,36 @@ def draw_losses(history: History, path: Path, title: str) -> None:
 
     draft = path.with_name(f".{path.name}.tmp")
     figure.savefig(draft, format="png", pil_kwargs={"compress_level": 3})
+    draft.replace(path)
+
+
+def draw_tries(curves: Sequence[tuple[str, bool, Sequence[tuple[float, float]]]], path: Path) -> None:
+    """The validation losses of several runs by rounds over the text; written whole or not at all.
+
+    Args:
+        curves: the best first; its name, whether the run went to its end, and rounds and loss of each measurement.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for place, (name, is_finished, points) in enumerate(curves):
+        if points:
+            axes.plot(
+                *zip(*points, strict=True), color=COLOURS[place % len(COLOURS)], marker="o" if is_finished else "x",
+                markersize=4, linewidth=2.5 if place == 0 else 1.2, linestyle="-" if is_finished else "--",
+                label=name + (" (the best)" if place == 0 else "" if is_finished else " (ended early)"),
+            )  # fmt: skip
+    axes.set_xlabel("rounds over the text")
+    axes.set_ylabel("validation loss (nats per token)")
+    axes.grid(color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    draft = path.with_name(f".{path.name}.tmp")
+    figure.savefig(draft, format="png")
     draft.replace(path)
 
 

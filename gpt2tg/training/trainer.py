@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from peft import PeftModel
 from torch import Tensor
 from transformers import Trainer
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import PushInProgress
 
-from gpt2tg.errors import Interrupted, RunError
+from gpt2tg.errors import Interrupted, RunError, one_line
 from gpt2tg.training.callbacks import Stopwatch, best_step, held_step, is_due, memory_gb
 from gpt2tg.training.data import NO_LOSS
-from gpt2tg.training.directory import RunDirectory, make_readable
+from gpt2tg.training.directory import RUN_FILE, RunDirectory, make_readable
 from gpt2tg.training.durable import UNFINISHED
 from gpt2tg.training.evaluate import perplexity
 from gpt2tg.training.interruption import Interruption
@@ -221,11 +225,54 @@ class LanguageTrainer(Trainer):
             (Path(output_dir) / "README.md").unlink(missing_ok=True)
             self.model.config.save_pretrained(output_dir)
 
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As in transformers: makes the repository, before any training, so that a missing login is seen at once."""
+        try:
+            super().init_hf_repo(token, private)
+        except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+            name = self.args.hub_model_id or Path(self.args.output_dir).name
+            raise RunError(f"--push_to_hub cannot make {name} on the hub: {one_line(error)}") from None
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing yet: what is uploaded is what the directory itself holds, and this checkpoint is not in its place."""
+
+    def _push_on_the_way(self) -> None:
+        if not self.args.push_to_hub or self.args.hub_strategy == HubStrategy.END:
+            return
+        if self.push_in_progress is None or self.push_in_progress.is_done():
+            message = f"Training in progress, step {self.state.global_step}"
+            self.push_in_progress = PushInProgress([self._upload(message, blocking=False)])
+
+    def push_to_hub(self, commit_message: str | None = "End of training", blocking: bool = True, **_: Any) -> Any:
+        """Upload the model that the directory itself holds, with its card, log and picture. run.json names files of
+        this machine and stays here.
+
+        Raises:
+            RunError: the hub cannot be reached, or refuses.
+        """
+        self._finish_current_push()
+        try:
+            return self._upload(commit_message, blocking)
+        except (HfHubHTTPError, OSError) as error:
+            raise RunError(f"{self.directory.path} was not uploaded: {one_line(error)}") from None
+
+    def _upload(self, message: str | None, blocking: bool) -> Any:
+        return HfApi().upload_folder(
+            repo_id=self.hub_model_id,
+            folder_path=self.directory.path,
+            commit_message=message,
+            token=self.args.hub_token,
+            revision=self.args.hub_revision,
+            ignore_patterns=["_*", ".*", "checkpoint-*", RUN_FILE],
+            run_as_future=not blocking,
+        )
+
     def _settle(self, draft: Path) -> None:
         make_readable(draft)
         self.directory.add_checkpoint(draft, self.state.global_step, {"run": self._identity})
         self.directory.publish(held_step(self.state, self._keep))
         self.directory.prune(best_step(self.state.log_history))
+        self._push_on_the_way()
 
 
 def _lacks_measurement(state: dict[str, Any], eval_steps: int | None) -> bool:
@@ -239,9 +286,13 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
 
 
-def not_finite(what: str, step: int) -> RunError:
+class NotFinite(RunError):
     """The end of a run that has lost its way."""
-    return RunError(
+
+
+def not_finite(what: str, step: int) -> NotFinite:
+    """Says what was no number, and what may help."""
+    return NotFinite(
         f"the {what} is no finite number at step {step}: nothing was saved since the last checkpoint; "
         "lower --learning_rate, or use --bf16 instead of --fp16"
     )

@@ -293,3 +293,18 @@ def test_a_full_disk_is_said_with_its_cause(
     monkeypatch.setattr(module.LanguageTrainer, "_save_checkpoint", full)
     with pytest.raises(RunError, match="No space left on device"):
         finetune(quick(text_file, tmp_path / "out"), str(model_dir))
+
+
+def test_compiling_is_for_long_runs_on_a_gpu(
+    text_file: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auto = quick(text_file, tmp_path)
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert module.is_compiled(auto, cuda, 10_000)
+    assert not module.is_compiled(auto, cuda, 100)
+    assert not module.is_compiled(auto, cpu, 10_000)
+    assert not module.is_compiled(replace(auto, compile="off"), cuda, 10_000)
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    finetune(replace(auto, compile="on", max_steps=1), str(model_dir))
+    assert len(compiled) == 1

@@ -1,0 +1,78 @@
+"""Fields of transformers' TrainingArguments that no flag of ours stands for: `--trainer name=value`."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import HfArgumentParser, TrainingArguments
+
+from gpt2tg.errors import UserError, one_line
+
+# Fields that flags of ours stand for. Where a flag has the name of the field, the field alone is listed.
+FLAGS = {
+    "activation_checkpointing": "gradient_checkpointing",
+    "auto_find_batch_size": "auto_batch_size",
+    "eval_strategy": "eval_steps",
+    "greater_is_better": "keep",
+    "load_best_model_at_end": "keep",
+    "logging_strategy": "logging_steps",
+    "metric_for_best_model": "keep",
+    "num_train_epochs": "epochs",
+    "per_device_eval_batch_size": "batch_size",
+    "per_device_train_batch_size": "batch_size",
+    "resume_from_checkpoint": "resume",
+    "save_strategy": "save_steps",
+    "torch_compile": "compile",
+    "use_cpu": "device",
+} | {
+    name: name
+    for name in (
+        "adam_beta2", "bf16", "eval_steps", "fp16", "gradient_accumulation_steps", "gradient_checkpointing",
+        "learning_rate", "logging_steps", "lr_scheduler_type", "max_grad_norm", "max_steps", "optim", "output_dir",
+        "push_to_hub", "report_to", "save_steps", "save_total_limit", "seed", "warmup_steps", "weight_decay",
+    )
+}  # fmt: skip
+
+# Fields on which our promises rest: exact losses, whole checkpoints, runs that can be resumed, what is said.
+SETTLED = {
+    "activation_checkpointing_kwargs", "dataloader_drop_last", "dataloader_pin_memory", "disable_tqdm", "do_eval",
+    "do_predict", "do_train", "enable_jit_checkpoint", "eval_delay", "eval_on_start", "gradient_checkpointing_kwargs",
+    "ignore_data_skip", "label_names", "local_rank", "log_level", "log_level_replica", "logging_nan_inf_filter",
+    "prediction_loss_only", "remove_unused_columns", "save_on_each_node", "save_only_model", "use_cache",
+}  # fmt: skip
+
+
+def trainer_fields(entries: Sequence[str]) -> dict[str, Any]:
+    """The fields in `name=value` entries, each as the type that TrainingArguments gives it.
+
+    Lists are written with commas, what holds names and values as JSON.
+
+    Raises:
+        UserError: no such field, a value of another type, or a field that is not free to be set.
+    """
+    parser = HfArgumentParser(TrainingArguments, exit_on_error=False, allow_abbrev=False)
+    return dict(_field(entry, parser) for entry in entries)
+
+
+def _field(entry: str, parser: HfArgumentParser) -> tuple[str, Any]:
+    name, equals, text = entry.partition("=")
+    if not name or not equals:
+        raise UserError(f"{entry} is no field and value: write it like adam_beta1=0.8", "trainer")
+    known = {action.dest: action for action in parser._actions if action.dest != "help"}
+    if name in FLAGS:
+        raise UserError(f"{entry}: that is what --{FLAGS[name]} is for", "trainer")
+    if name in SETTLED:
+        raise UserError(f"{entry}: what {name} is follows from the other flags and cannot be chosen", "trainer")
+    if name not in known:
+        near = difflib.get_close_matches(name, set(known) - set(FLAGS) - SETTLED, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"{entry}: TrainingArguments of transformers has no field {name}{hint}", "trainer")
+    values = text.split(",") if known[name].nargs in ("+", "*") else [text]
+    try:
+        found = parser.parse_known_args([f"--{name}", *values] if len(values) > 1 else [f"--{name}={text}"])[0]
+    except argparse.ArgumentError as error:
+        raise UserError(f"{entry}: {one_line(error.message)}", "trainer") from None
+    return name, getattr(found, name)

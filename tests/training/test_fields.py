@@ -1,0 +1,116 @@
+"""--trainer name=value, and --push_to_hub without a network."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from huggingface_hub.errors import LocalTokenNotFoundError
+from transformers import Trainer, TrainingArguments
+
+from gpt2tg.errors import RunError, UserError
+from gpt2tg.options import DeviceOptions, TrainingOptions
+from gpt2tg.training import trainer as module
+from gpt2tg.training.fields import FLAGS, SETTLED, trainer_fields
+from gpt2tg.training.finetune import finetune, training_arguments
+
+
+def test_fields_arrive_with_their_types() -> None:
+    entries = ("adam_beta1=0.8", "dataloader_num_workers=2", "hub_private_repo=true", 'lr_scheduler_kwargs={"a": 1}')
+    given = TrainingOptions(train_file="a.txt", push_to_hub=True, trainer=(*entries, "hub_model_id=me/owl"))
+    arguments = training_arguments(given, torch.device("cpu"))
+    assert (arguments.adam_beta1, arguments.dataloader_num_workers) == (0.8, 2)
+    assert arguments.hub_private_repo is True
+    assert arguments.lr_scheduler_kwargs == {"a": 1}
+    assert (arguments.push_to_hub, arguments.hub_model_id) == (True, "me/owl")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("adam_beta1=x", "invalid float value: 'x'"),
+        ("adam_beta=1", "has no field adam_beta; did you mean adam_beta1"),
+        ("adam_beta1", "is no field and value"),
+        ("num_train_epochs=2", "that is what --epochs is for"),
+        ("learning_rate=1", "that is what --learning_rate is for"),
+        ("hub_strategy=never", "invalid choice: 'never'"),
+        ("hub_private_repo=perhaps", "perhaps"),
+        ("ignore_data_skip=true", "follows from the other flags"),
+    ],
+)
+def test_wrong_fields_are_refused_in_one_line(entry: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as refusal:
+        trainer_fields([entry])
+    assert refusal.value.as_flag().startswith(f"--trainer {entry}")
+    assert "\n" not in str(refusal.value)
+
+
+def test_values_that_transformers_refuses_together_are_one_line_too() -> None:
+    given = TrainingOptions(train_file="a.txt", trainer=("dataloader_prefetch_factor=2",))
+    with pytest.raises(UserError, match="dataloader_num_workers"):
+        training_arguments(given, torch.device("cpu"))
+
+
+def test_each_field_of_ours_names_a_flag_that_is_there() -> None:
+    flags = {f.name for options in (TrainingOptions, DeviceOptions) for f in fields(options)}
+    assert set(FLAGS.values()) <= flags
+
+
+def test_what_we_set_ourselves_cannot_be_set_again() -> None:
+    given = TrainingOptions(train_file="a.txt", gradient_checkpointing=True)
+    default = TrainingArguments(output_dir="x", use_cpu=True)
+    arguments = training_arguments(given, torch.device("cpu"))
+    differing = {
+        f.name for f in fields(TrainingArguments) if getattr(arguments, f.name) != getattr(default, f.name)
+    } - {"logging_dir", "run_name"}
+    assert differing <= set(FLAGS) | SETTLED
+
+
+class Hub:
+    """Stands for the hub; keeps what it is asked."""
+
+    def __init__(self) -> None:
+        self.uploads: list[tuple[str, set[str], list[str]]] = []
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, ignore_patterns: list[str], **_: object) -> object:
+        self.uploads.append((repo_id, {path.name for path in folder_path.iterdir()}, ignore_patterns))
+        return SimpleNamespace(done=lambda: True, result=lambda: None)
+
+
+def test_what_the_directory_holds_is_uploaded(
+    text_file: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub()
+    monkeypatch.setattr(module, "HfApi", lambda: hub)
+
+    def make_repository(self: Trainer, token: str | None = None, private: bool | None = None) -> None:
+        self.hub_model_id, self.push_in_progress = self.args.hub_model_id, None
+
+    monkeypatch.setattr(Trainer, "init_hf_repo", make_repository)
+    given = TrainingOptions(
+        train_file=str(text_file), output_dir=str(tmp_path), block_size=16, max_steps=2, save_steps=1,
+        validation_split=0, push_to_hub=True, trainer=("hub_model_id=me/owl",),
+    )  # fmt: skip
+    finetune(given, str(model_dir))
+    assert len(hub.uploads) == 3
+    name, files, ignored = hub.uploads[-1]
+    assert name == "me/owl"
+    assert {"model.safetensors", "README.md", "tokenizer.json"} <= files
+    assert "run.json" in ignored
+    assert "checkpoint-*" in ignored
+
+
+def test_a_missing_login_is_one_line_before_training(
+    text_file: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Trainer, token: str | None = None, private: bool | None = None) -> None:
+        raise LocalTokenNotFoundError("Token is required, but no token found.")
+
+    monkeypatch.setattr(Trainer, "init_hf_repo", refuse)
+    given = TrainingOptions(train_file=str(text_file), output_dir=str(tmp_path), block_size=16, push_to_hub=True)
+    with pytest.raises(RunError, match="no token found"):
+        finetune(given, str(model_dir))
+    assert not list(tmp_path.glob("checkpoint-*"))

@@ -1,0 +1,165 @@
+"""--try: every combination in a folder of its own, hopeless ones ended early, the best at the top, gone on with."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformers import TrainerCallback, TrainerState
+
+from gpt2tg.errors import Interrupted, UserError
+from gpt2tg.generation import load
+from gpt2tg.options import TrainingOptions, decoding_options
+from gpt2tg.training import search as module
+from gpt2tg.training.search import measured, search
+
+Capture = pytest.CaptureFixture[str]
+
+
+def options(text_file: Path, output_dir: Path, *tries: str, **settings: object) -> TrainingOptions:
+    """Runs of a moment."""
+    quick = dict(block_size=16, batch_size=2, max_steps=4, eval_steps=2, logging_steps=4, validation_split=0.3)
+    return TrainingOptions(
+        train_file=str(text_file), output_dir=str(output_dir), try_=tries, **{**quick, **settings}
+    )  # fmt: skip
+
+
+def table(directory: Path) -> dict[str, dict[str, str]]:
+    """tries.csv by learning rate."""
+    with (directory / "tries.csv").open(encoding="utf-8", newline="") as file:
+        return {row["learning_rate"]: row for row in csv.DictReader(file)}
+
+
+@pytest.fixture(scope="module")
+def searched(
+    text_file: Path, model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TrainingOptions, Path]:
+    """A search with two good settings, a hopeless one, and one that explodes."""
+    directory = tmp_path_factory.mktemp("search") / "out"
+    given = options(text_file, directory, "learning_rate=1e-3,2e-3,1e-9,1e30")
+    search(given, str(model_dir))
+    return given, directory
+
+
+def test_the_table_names_what_came_of_each(searched: tuple[TrainingOptions, Path]) -> None:
+    _, directory = searched
+    rows = table(directory)
+    assert {rate: row["state"] for rate, row in rows.items()} == {
+        "0.001": "finished", "0.002": "finished", "1e-09": "pruned", "1e+30": "diverged",
+    }  # fmt: skip
+    assert (rows["0.001"]["of_steps"], rows["1e-09"]["of_steps"]) == ("4", "2")
+    losses = [float(row["validation_loss"]) for row in rows.values() if row["state"] == "finished"]
+    assert losses == sorted(losses)
+    assert (directory / "tries.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_directory_holds_the_best_model(searched: tuple[TrainingOptions, Path]) -> None:
+    _, directory = searched
+    best = next(iter(table(directory)))
+    winner = directory / "tries" / f"learning_rate={best}"
+    assert (directory / "model.safetensors").read_bytes() == (winner / "model.safetensors").read_bytes()
+    assert json.loads((directory / "run.json").read_text())["options"]["learning_rate"] == float(best)
+    assert load(str(directory)).generate("Two bells", decoding_options({"decoding": "greedy", "max_new_tokens": 2}))
+
+
+def test_a_run_of_a_search_is_an_ordinary_one(
+    searched: tuple[TrainingOptions, Path], model_dir: Path, tmp_path: Path
+) -> None:
+    given, directory = searched
+    alone = replace(given, try_=(), learning_rate=2e-3, output_dir=str(tmp_path / "alone"))
+    module.finetune(alone, str(model_dir))
+    there = directory / "tries" / "learning_rate=0.002" / "checkpoint-4" / "model.safetensors"
+    assert (tmp_path / "alone" / "checkpoint-4" / "model.safetensors").read_bytes() == there.read_bytes()
+
+
+def test_an_ended_search_trains_nothing_again(
+    searched: tuple[TrainingOptions, Path], model_dir: Path, capsys: Capture
+) -> None:
+    given, directory = searched
+    before = (directory / "tries.csv").read_bytes()
+    search(replace(given, resume="newest"), str(model_dir))
+    said = capsys.readouterr().err
+    assert said.count("nothing to do") == 2
+    assert "before training" not in said
+    assert (directory / "tries.csv").read_bytes() == before
+
+
+def test_an_interrupted_search_goes_on_where_it_was(
+    text_file: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    given = options(text_file, tmp_path / "out", "learning_rate=1e-3,2e-3,1e-9")
+    finetune, begun = module.finetune, []
+
+    class Terminate(TrainerCallback):
+        def on_step_end(self, args: object, state: TrainerState, control: object, **_: object) -> None:
+            if state.global_step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def ended_in_the_second(one: TrainingOptions, name: str, device: str, callbacks: list) -> object:
+        begun.append(one.output_dir)
+        return finetune(one, name, device, [*callbacks, Terminate()] if len(begun) == 2 else callbacks)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "finetune", ended_in_the_second)
+        with pytest.raises(Interrupted) as stop:
+            search(given, str(model_dir))
+    assert stop.value.is_saved
+    with pytest.raises(UserError, match="is not empty"):
+        search(given, str(model_dir))
+    capsys.readouterr()
+    search(replace(given, resume="newest"), str(model_dir))
+    assert "resuming at step 2 of 4" in capsys.readouterr().err
+    whole = replace(given, output_dir=str(tmp_path / "whole"))
+    search(whole, str(model_dir))
+    for folder in (tmp_path / "whole" / "tries").iterdir():
+        assert measured(folder) == measured(tmp_path / "out" / "tries" / folder.name)
+    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()
+
+
+def test_overwrite_removes_a_search_and_nothing_else(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+    search(options(text_file, tmp_path, "learning_rate=1e-3,2e-3"), str(model_dir))
+    (tmp_path / "tries" / "learning_rate=0.001" / "notes.txt").write_text("mine")
+    search(options(text_file, tmp_path, "learning_rate=1e-4", overwrite=True), str(model_dir))
+    folders = {path.name for path in (tmp_path / "tries").iterdir()}
+    assert folders == {"learning_rate=0.001", "learning_rate=0.0001"}
+    assert [path.name for path in (tmp_path / "tries" / "learning_rate=0.001").iterdir()] == ["notes.txt"]
+
+
+def test_dry_run_plans_each(text_file: Path, model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+    given = options(text_file, tmp_path / "out", "batch_size=1,2", dry_run=True)
+    assert search(given, str(model_dir)) is None
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "batch_size" in line] == ["batch_size=1:", "batch_size=2:"]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("tries", "message"),
+    [
+        (("learning_rte=1",), "learning_rte cannot be tried: did you mean learning_rate?"),
+        (("learning_rate",), "is no setting with values"),
+        (("learning_rate=x",), "x is no value for it: expected a number"),
+        (("learning_rate=-1",), "-1.0 is out of range"),
+        (("train_file=a,b",), "train_file cannot be tried"),
+        (("n_layer=1,2",), "n_layer cannot be tried"),
+    ],
+)
+def test_what_cannot_be_tried_is_refused_in_one_line(tries: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
+        TrainingOptions(train_file="a.txt", try_=tries)
+
+
+def test_nothing_held_out_leaves_nothing_to_choose_by() -> None:
+    with pytest.raises(UserError, match="needs something to measure on"):
+        TrainingOptions(train_file="a.txt", try_=("epochs=1,2",), validation_split=0)
+
+
+def test_resume_finds_no_search(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+    module.finetune(replace(options(text_file, tmp_path), try_=()), str(model_dir))
+    with pytest.raises(UserError, match="found no search"):
+        search(options(text_file, tmp_path, "learning_rate=1e-3", resume="newest"), str(model_dir))
