@@ -98,7 +98,7 @@ def test_every_flag_reaches_its_option(script: ModuleType) -> None:
                 continue  # the demo writes to the terminal, or a comparison to its own file
             kind = cli.plain_type(options, field.name)
             text = (field.metadata["choices"] or [SAMPLE_VALUES.get(kind)])[0]
-            for flag in {f"--{field.name}", f"--{field.name.replace('_', '-')}"}:
+            for flag in {cli.flag(field.name), cli.flag(field.name).replace("_", "-")}:
                 words = [flag] if kind is bool else [flag, text]
                 given = script.parser().parse(words)
                 given.pop("debug", None)
