@@ -131,7 +131,7 @@ class Generator:
                 "out of memory: lower --batch_size, --num_sequences or --max_length, or use --device cpu"
             ) from None
         finally:
-            if isinstance(rows, Context) and rows.capacity == self.model.shape.n_positions:
+            if isinstance(rows, Context) and self._is_alone(requests, options):
                 self._spare = rows
 
     def encode(self, prompt: str) -> list[int]:
@@ -307,11 +307,16 @@ class Generator:
         keep_hidden = options.decoding == "contrastive"
         if longest > positions:
             return SlidingRows(self.model, keep_hidden)
-        if keep_hidden or len(requests) > 1 or not self.model.shares_memory:
+        if not self._is_alone(requests, options):
             return self.model.context(longest, keep_hidden)
-        # A single prompt may begin as the text before it did, as in a session: that much is in the cache already.
+        # It may begin as the text before it did, as in a session: that much is in the cache already.
         context, self._spare = self._spare, None
         return self.model.context(positions) if context is None else context
+
+    def _is_alone(self, requests: Sequence[Request], options: DecodingOptions) -> bool:
+        """Whether one text is written, a token after the other: a cache of full length for many would be large."""
+        one = len(requests) == options.draws == 1 and not options.strategy.beams
+        return one and options.decoding != "contrastive" and self.model.shares_memory
 
     def _endings(self, options: DecodingOptions, rooms: Sequence[int]) -> Endings:
         stop = StopStrings(options.stop, self.tokenizer.decode)

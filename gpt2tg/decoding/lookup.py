@@ -69,7 +69,7 @@ class Guesser:
         if confirmed == guessed:
             self._length = min(self._longest, max(self._length, 2 * guessed))
         else:
-            self._length = max(1, 2 * confirmed)
+            self._length = min(self._longest, max(1, 2 * confirmed))
         self._pause = 0 if confirmed else min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * self._pause))
         self._waiting = self._pause
 

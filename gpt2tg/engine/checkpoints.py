@@ -230,16 +230,15 @@ def read_weights(directory: Path, shape: ModelShape) -> dict[str, Tensor]:
 def stream_weights(directory: Path, shape: ModelShape) -> Iterator[tuple[str, Tensor]]:
     """The tensors of `read_weights` one by one: who does not keep them never holds the whole file in memory.
 
-    Names and shapes are compared with `shape` before any weight is read. Those of an adapter are the weights of its
-    model with the adapter added.
+    Names and shapes are compared with `shape` at once, before any weight is asked for. Those of an adapter are the
+    weights of its model with the adapter added.
 
     Raises:
         UserError: no weights, weights that are cut, miss a layer, have another shape or are not numbers,
             or a pickle that holds more than weights. Nothing in such a pickle is run.
     """
     if is_adapter(directory):
-        yield from add_adapter(stream_weights(base_directory(directory), shape), directory)
-        return
+        return add_adapter(stream_weights(base_directory(directory), shape), directory)
     files = _weight_files(directory)
     opened = [_Pickle(file) if file.suffix == ".bin" else _Safetensors(file) for file in files]
     places = {_plain_name(name): (file, name) for file in opened for name in file.shapes}
@@ -250,14 +249,16 @@ def stream_weights(directory: Path, shape: ModelShape) -> Iterator[tuple[str, Te
         file, stored = places[name]
         if file.shapes[stored] != size:
             raise UserError(f"{files[0]}: {name} has the shape {file.shapes[stored]}, but config.json says {size}")
-    for name in wanted:
-        file, stored = places[name]
-        tensor = file.read(stored)
-        if tensor.dtype not in WEIGHT_TYPES or tensor.layout != torch.strided or tensor.is_meta:
-            raise UserError(f"{files[0]}: {name} is of a kind that cannot be computed with ({tensor.dtype})")
-        if not _is_finite(tensor):
-            raise UserError(f"{files[0]}: {name} holds numbers that are not finite: the model is broken")
-        yield name, tensor
+    return ((name, _read_tensor(name, *places[name], files[0])) for name in wanted)
+
+
+def _read_tensor(name: str, file: _Safetensors | _Pickle, stored: str, where: Path) -> Tensor:
+    tensor = file.read(stored)
+    if tensor.dtype not in WEIGHT_TYPES or tensor.layout != torch.strided or tensor.is_meta:
+        raise UserError(f"{where}: {name} is of a kind that cannot be computed with ({tensor.dtype})")
+    if not _is_finite(tensor):
+        raise UserError(f"{where}: {name} holds numbers that are not finite: the model is broken")
+    return tensor
 
 
 def _is_finite(tensor: Tensor) -> bool:

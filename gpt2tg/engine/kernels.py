@@ -5,6 +5,7 @@ Where there is no C compiler that knows OpenMP, `load` gives None and torch does
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -97,16 +98,14 @@ def load() -> Kernels | None:
     """The kernels, compiled if need be (about a second, once per machine); None where that cannot be done."""
     if os.environ.get(SWITCH) == "0" or sys.platform == "win32":
         return None
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    try:
+    with contextlib.suppress(OSError, subprocess.SubprocessError, AttributeError):
         path = cache_directory() / f"kernels-{_fingerprint()}.so"
-        if not path.exists():
-            if compiler is None:
-                return None
+        with contextlib.suppress(OSError, AttributeError):  # not there, or of no use: broken, or made for another libc
+            return Kernels(ctypes.CDLL(str(path)))
+        if compiler := next(filter(None, map(shutil.which, COMPILERS)), None):
             _compile(compiler, path)
-        return Kernels(ctypes.CDLL(str(path)))
-    except (OSError, subprocess.SubprocessError, AttributeError):
-        return None
+            return Kernels(ctypes.CDLL(str(path)))
+    return None
 
 
 def cache_directory() -> Path:
@@ -115,7 +114,9 @@ def cache_directory() -> Path:
     Raises:
         OSError: it cannot be written, or belongs to someone else.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or (Path.home() / ".cache")
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if home.startswith("~"):
+        raise FileNotFoundError("nobody knows where this user is at home")
     directory = Path(home) / "gpt2tg"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if hasattr(os, "getuid") and directory.stat().st_uid != os.getuid():

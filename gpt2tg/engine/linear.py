@@ -5,6 +5,7 @@ Letters in shapes: M items, K inputs, N outputs.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -29,6 +31,9 @@ SPLIT_AT_MOST = 5
 SPLITS = 4
 
 PANELS_AT_A_TIME = 64
+
+# No model is measured wider than this.
+WIDEST = 2048
 
 # Bytes of a matrix that a core's own cache holds.
 SMALL = 4_000_000
@@ -124,7 +129,7 @@ class Panels:
     def __init__(self, weight: Tensor, precision: str, library: kernels.Kernels) -> None:
         self.inputs, self.outputs = weight.shape
         self.precision = precision
-        self._library = library
+        self.library = library
         kind = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.int8}[precision]
         panel = library.panel
         count = -(-self.outputs // panel)
@@ -155,7 +160,7 @@ class Panels:
         x = x.contiguous()
         product = torch.empty(len(x), self.outputs)
         threads = torch.get_num_threads()
-        self._library.linear(self.structure(), len(x), kernels.pointer(x), kernels.pointer(product), threads)
+        self.library.linear(self.structure(), len(x), kernels.pointer(x), kernels.pointer(product), threads)
         return product
 
     def columns(self, ids: Tensor) -> Tensor:
@@ -220,24 +225,35 @@ def _remembered(makers: dict[str, Maker], width: int, inner: int) -> str:
     key = f"{' '.join(makers)} {width}x{inner} {hashlib.sha256(kernels.machine().encode()).hexdigest()[:16]}"
     try:
         file = kernels.cache_directory() / "fastest.json"
-        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except (OSError, ValueError):
-        file, known = None, {}
+    except OSError:
+        return measure(makers, width, inner)
+    known = _known(file)
     if known.get(key) in makers:
-        return str(known[key])
+        return known[key]
     fastest = measure(makers, width, inner)
-    if file is not None:
-        try:
-            beside = file.with_suffix(f".{os.getpid()}")
-            beside.write_text(json.dumps({**known, key: fastest}), encoding="utf-8")
-            os.replace(beside, file)
-        except OSError:
-            pass  # it will be measured again
+    with contextlib.suppress(OSError):  # it will be measured again
+        beside = file.with_suffix(f".{os.getpid()}")
+        beside.write_text(json.dumps({**known, key: fastest}), encoding="utf-8")
+        os.replace(beside, file)
     return fastest
 
 
+def _known(file: Path) -> dict[str, str]:
+    """What was measured before, as far as it can be read."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    entries = content.items() if isinstance(content, dict) else ()
+    return {key: name for key, name in entries if isinstance(name, str)}
+
+
 def measure(makers: dict[str, Maker], width: int, inner: int) -> str:
-    """Which way is fastest over a few numbers of items: some matrices, too large for a core's cache, in turns."""
+    """Which way is fastest over a few numbers of items: some matrices, too large for a core's cache, in turns.
+
+    Of a matrix beyond reason a part is enough.
+    """
+    width, inner = min(width, WIDEST), min(inner, 4 * WIDEST)
     copies = max(2, min(8, 40_000_000 // (4 * width * inner)))
     matrices = {name: [make(torch.ones(width, inner)) for _ in range(copies)] for name, make in makers.items()}
     seconds = dict.fromkeys(makers, 0.0)

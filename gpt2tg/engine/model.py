@@ -61,7 +61,7 @@ class GPT2:
                 is_by_token = owner in ("wte", "lm_head")
                 self.matrices[owner] = make(tensor.t() if is_by_token else tensor)
             else:
-                self.weights[name] = tensor.to(device, self.dtype, copy=True)
+                self.weights[name] = tensor.to(device, self.dtype, copy=True, memory_format=torch.contiguous_format)
         for name, matrix in self.matrices.items():
             matrix.bias = self.weights.get(f"{name}.bias")
         self.head = self.matrices["wte" if shape.tied else "lm_head"]
@@ -80,7 +80,9 @@ class GPT2:
 
         stepper = stepper_of(self)
         return (
-            Context(self, capacity, keep_hidden) if stepper is None else KernelContext(stepper, capacity, keep_hidden)
+            Context(self, capacity, keep_hidden)
+            if stepper is None
+            else KernelContext(self, stepper, capacity, keep_hidden)
         )
 
     @property
@@ -201,8 +203,8 @@ class Context:
         Returns:
             (B, V) logits of the token after each prompt.
         """
+        self._ids = [[] for _ in prompts]  # first: interrupted here, it holds no text
         self._allocate(len(prompts))
-        self._ids = [[] for _ in prompts]
         return self.read(dict(enumerate(prompts)))
 
     @torch.inference_mode()

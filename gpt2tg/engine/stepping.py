@@ -29,15 +29,16 @@ def stepper_of(model: GPT2) -> Stepper | None:
 
 
 class Stepper:
-    """A model as the kernels are given it."""
+    """A model as the kernels are given it. It keeps the model's numbers, but not the model."""
 
     def __init__(self, model: GPT2) -> None:
-        library = kernels.load()
-        assert library is not None, "panels were made with it"
-        self._library = library
-        self.model = model
-        shape = model.shape
-        self._layers = (kernels.Layer * shape.n_layer)(*(self._layer(layer) for layer in range(shape.n_layer)))
+        self._shape = shape = model.shape
+        self._weights, self._matrices = dict(model.weights), dict(model.matrices)
+        wte = self._matrices["wte"]
+        assert isinstance(wte, Panels)
+        self._library = wte.library
+        scales = map(model.attention_scale, range(shape.n_layer))
+        self._layers = (kernels.Layer * shape.n_layer)(*(self._layer(*layer) for layer in enumerate(scales)))
         self._structure = kernels.Model(
             layers=self._layers,
             positions=self._numbers("wpe.weight"),
@@ -51,9 +52,8 @@ class Stepper:
             activation=kernels.ACTIVATIONS[shape.activation],
             epsilon=shape.epsilon,
         )
-        self._scratch = torch.empty(0)
 
-    def _layer(self, layer: int) -> kernels.Layer:
+    def _layer(self, layer: int, scale: float) -> kernels.Layer:
         name = f"h.{layer}"
         return kernels.Layer(
             norm_1_weight=self._numbers(f"{name}.ln_1.weight"),
@@ -64,14 +64,14 @@ class Stepper:
             attended=self._matrix(f"{name}.attn.c_proj"),
             up=self._matrix(f"{name}.mlp.c_fc"),
             down=self._matrix(f"{name}.mlp.c_proj"),
-            scale=self.model.attention_scale(layer),
+            scale=scale,
         )
 
     def _numbers(self, name: str) -> int | None:
-        return kernels.pointer(self.model.weights[name])
+        return kernels.pointer(self._weights[name])
 
     def _matrix(self, name: str) -> kernels.Matrix:
-        matrix = self.model.matrices[name]
+        matrix = self._matrices[name]
         assert isinstance(matrix, Panels)
         return matrix.structure()
 
@@ -94,14 +94,11 @@ class Stepper:
         Returns:
             (W, V) logits after the items that are wanted.
         """
-        shape, items, threads = self.model.shape, len(tokens), torch.get_num_threads()
+        shape, items, threads = self._shape, len(tokens), torch.get_num_threads()
         capacity = origins.shape[1]
-        if int(positions.max()) >= capacity:
-            raise IndexError(f"the cache holds {capacity} tokens a row, and one has no more room")
         shared = items * (3 * shape.n_embd + max(3 * shape.n_embd, shape.n_inner))
         room = shared + threads * (items * shape.n_embd + capacity + self._library.lanes)
-        if len(self._scratch) < room:
-            self._scratch = torch.empty(room)
+        scratch = torch.empty(room)  # not kept: threads may step through one model at once
         logits = torch.empty(len(wanted), shape.vocab_size)
         self._library.step(
             self._structure,
@@ -109,7 +106,7 @@ class Stepper:
             items,
             *map(kernels.pointer, (tokens, positions, origins)),
             len(wanted),
-            *map(kernels.pointer, (wanted, logits, hidden, self._scratch)),
+            *map(kernels.pointer, (wanted, logits, hidden, scratch)),
             threads,
         )
         return logits
@@ -124,8 +121,8 @@ class KernelContext(Context):
 
     is_exact = True
 
-    def __init__(self, stepper: Stepper, capacity: int, keep_hidden: bool = False) -> None:
-        super().__init__(stepper.model, capacity, keep_hidden)
+    def __init__(self, model: GPT2, stepper: Stepper, capacity: int, keep_hidden: bool = False) -> None:
+        super().__init__(model, capacity, keep_hidden)
         self._stepper = stepper
         self._origins = torch.empty(0)  # (B, C) 32-bit; beyond a row's end, the row of the cache that it writes to
         self._slots: list[int] = []  # for each row, the row of the cache that it writes to
@@ -176,9 +173,9 @@ class KernelContext(Context):
     @torch.inference_mode()
     def read(self, texts: Mapping[int, Sequence[int]]) -> Tensor:
         """As `Context.read`. What is computed for a text does not depend on those beside it, to the last bit."""
-        self._begin_anew(list(texts))
         for row in texts:
             self._ids[row] = []
+        self._begin_anew(list(texts))
         return self._read(texts, logits_of_all=False)
 
     @torch.inference_mode()
@@ -195,9 +192,14 @@ class KernelContext(Context):
         """Append tokens to rows. Returns the logits after each token, or after the last of each row."""
         tokens = [token for text in texts.values() for token in text]
         places = [len(self._ids[row]) + n for row, text in texts.items() for n in range(len(text))]
+        shape = self._model.shape
+        if max(places) >= self.capacity:
+            raise IndexError(f"the cache holds {self.capacity} tokens a row, and one has no more room")
+        if min(tokens) < 0 or max(tokens) >= shape.vocab_size:
+            raise IndexError(f"a token is outside the vocabulary of {shape.vocab_size}")
         rows = [row for row, text in texts.items() for _ in text]
         ends = list(accumulate(len(text) for text in texts.values()))
-        hidden = torch.empty(len(tokens), self._model.shape.n_embd) if self._keep_hidden else None
+        hidden = torch.empty(len(tokens), shape.n_embd) if self._keep_hidden else None
         logits = self._stepper.step(
             self._cache,
             torch.tensor(tokens, dtype=torch.int32),
