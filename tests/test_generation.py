@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -220,3 +221,95 @@ def test_the_ends_of_the_ranges_give_texts(generator: Generator, decoding: str, 
     for sample in generator.generate("The owl", options(decoding, seed=3, **settings)):
         assert len(sample.ids) == 20 or sample.finish_reason == "eos"
         assert sample.logprob > -torch.inf
+
+
+# However a text is read
+
+
+@pytest.fixture
+def exact(model_dir: Path) -> Generator:
+    """A generator of its own, whose cache holds nothing yet, and which computes to the same bit whatever is read."""
+    made = load(str(model_dir))
+    if not made.model.context(8).is_exact:
+        pytest.skip("no kernels here")
+    return made
+
+
+@pytest.mark.parametrize(
+    "decoding", ["greedy", "sample", "top_p", "beam", "beam_sample", "diverse_beam", "contrastive"]
+)
+def test_streamed_in_a_batch_and_after_other_texts_a_sample_is_the_same_to_the_last_bit(
+    exact: Generator, model_dir: Path, decoding: str
+) -> None:
+    """Ids and log-probability, from a cache that holds another text, a beginning of this one, or nothing."""
+    wanted = options(decoding, seed=3, num_sequences=1)
+    prompts = ["The fox counted", "The fox counted the stars twice", "Two bells"]
+    fresh = [load(str(model_dir)).generate(prompt, wanted) for prompt in prompts]
+    for prompt, expected in (*zip(prompts, fresh, strict=True), *zip(prompts, fresh, strict=True)):
+        assert exact.generate(prompt, wanted) == expected
+        assert [chunk.sample for chunk in exact.stream(prompt, wanted) if chunk.sample] == expected
+    batch = exact.generate_batch([exact.fit(prompt, wanted, index) for index, prompt in enumerate(prompts)], wanted)
+    if decoding in ("greedy", "beam", "contrastive", "diverse_beam"):  # what is drawn depends on the prompt's number
+        assert [[replace(sample, prompt_index=0) for sample in samples] for samples in batch] == fresh
+    assert batch[0] == fresh[0]
+
+
+def test_a_text_that_goes_on_reads_only_what_is_new(exact: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpt2tg.engine.stepping import KernelContext
+
+    read: list[int] = []
+    original = KernelContext._read
+
+    def counted(self: KernelContext, texts: dict, logits_of_all: bool) -> torch.Tensor:
+        read.append(sum(map(len, texts.values())))
+        return original(self, texts, logits_of_all)
+
+    monkeypatch.setattr(KernelContext, "_read", counted)
+    wanted = options("greedy", suppress_eos=True)
+    exact.generate("The fox counted the stars", wanted)
+    read.clear()
+    exact.generate("The fox counted the bells", wanted)
+    first, second = (exact.encode(f"The fox counted the {things}") for things in ("stars", "bells"))
+    common = next(n for n, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)
+    assert common > 5
+    assert read[0] == len(second) - common
+
+
+def test_two_texts_written_in_turns_do_not_disturb_each_other(exact: Generator) -> None:
+    wanted = options("greedy", suppress_eos=True)
+    alone = [exact.generate(prompt, wanted) for prompt in ("The fox", "The fox counted")]
+    streams = [exact.stream(prompt, wanted) for prompt in ("The fox", "The fox counted")]
+    finished: list[list[Sample]] = [[], []]
+    for pair in zip_longest(*streams):
+        for samples, chunk in zip(finished, pair, strict=True):
+            if chunk and chunk.sample:
+                samples.append(chunk.sample)
+    assert finished == alone
+    assert exact.generate("The fox", wanted) == alone[0]
+
+
+def test_a_text_that_is_left_in_the_middle_leaves_nothing_wrong(exact: Generator) -> None:
+    wanted = options("greedy", suppress_eos=True)
+    expected = exact.generate("The fox", wanted)
+    stream = exact.stream("The fox", wanted)
+    next(stream)
+    stream.close()
+    assert exact.generate("The fox", wanted) == expected
+
+
+def test_many_texts_do_not_keep_their_cache(exact: Generator) -> None:
+    """As long as the model's positions allow, side by side: what a single text may leave is one row."""
+    exact.generate("The", decoding_options({"decoding": "sample", "max_length": 64, "num_sequences": 8, "seed": 1}))
+    exact.generate("The", decoding_options({"decoding": "beam", "max_length": 64}))
+    assert exact._spare is None
+    exact.generate("The", options("greedy"))
+    assert exact._spare._cache.shape[2] == 1
+
+
+@pytest.mark.parametrize("decoding", [*STRATEGIES, "diverse_beam", "contrastive"])
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_every_strategy_writes_with_fewer_bits(model_dir: Path, precision: str, decoding: str) -> None:
+    narrow = load(str(model_dir), precision=precision)
+    samples = narrow.generate("The fox", options(decoding, seed=4))
+    assert samples
+    assert samples == narrow.generate("The fox", options(decoding, seed=4))

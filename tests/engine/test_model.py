@@ -11,9 +11,26 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from gpt2tg.decoding.sampling import decode, most_probable
+from gpt2tg.engine import kernels, linear
 from gpt2tg.engine.model import GPT2
 
 TOLERANCE = 1e-4
+
+
+@pytest.fixture(autouse=True, params=["kernels", "torch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who computes: our kernels, or torch as it does where there are none."""
+    if request.param == "torch":
+        monkeypatch.setattr(kernels, "load", lambda: None)
+        monkeypatch.setattr(linear, "_remembered", lambda *_: "split")
+    elif kernels.load() is None:
+        pytest.skip("no kernels here")
+
+
+@pytest.fixture
+def gpt2(model_dir: Path, way: None) -> GPT2:
+    """The tiny model, computed either way."""
+    return read_gpt2(model_dir)
 
 
 def reference_logits(model: GPT2LMHeadModel, ids: list[int]) -> Tensor:

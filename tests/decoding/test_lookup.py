@@ -1,0 +1,305 @@
+"""Several tokens for one reading of the model: the text must not show it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from gpt2tg.decoding import lookup, sampling
+from gpt2tg.decoding.interface import NotFiniteError, Text, Token
+from gpt2tg.decoding.lookup import Guesser, decode_with_lookup
+from gpt2tg.decoding.sampling import most_probable
+from gpt2tg.engine.model import Context
+from gpt2tg.generation import Generator, load
+from gpt2tg.options import DecodingOptions, decoding_options
+
+VOCABULARY = 40
+END = 0
+
+
+class Script:
+    """A model that knows a text by heart: after its first tokens the next one is probable. Counts its readings."""
+
+    def __init__(self, text: Sequence[int]) -> None:
+        self.text = list(text)
+        self.held: list[int] = []
+        self.readings: list[int] = []
+
+    def _logits(self, length: int) -> Tensor:
+        """What follows so many tokens; after others than those of the text, what no text has."""
+        logits = torch.linspace(0, 1, VOCABULARY)
+        right = self.held[:length] == self.text[:length]
+        logits[self.text[length] if right and length < len(self.text) else VOCABULARY - 1] = 9.0
+        return logits
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        (prompt,) = prompts
+        self.held = list(prompt)
+        return self._logits(len(prompt))[None]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        return self.extend(tokens.tolist())
+
+    def extend(self, tokens: Sequence[int]) -> Tensor:
+        before = len(self.held)
+        self.held += tokens
+        self.readings.append(len(tokens))
+        assert len(self.readings) < 300, "the text does not end"
+        return torch.stack([self._logits(before + n + 1) for n in range(len(tokens))])
+
+    def take_back(self, count: int) -> None:
+        assert 0 <= count < len(self.held)
+        del self.held[len(self.held) - count :]
+
+    def select(self, rows: Sequence[int]) -> None:
+        assert list(rows) == [0]
+
+
+def written(script: Script, prompt: int, room: int, longest: int = 10, filters: Sequence = ()) -> list[Token]:
+    """Tokens that follow the first `prompt` ones of a script."""
+
+    def finish(sample: int, ids: Sequence[int]) -> str | None:
+        return "eos" if ids[-1] == END else "length" if len(ids) == room else None
+
+    ids = script.text[:prompt]
+    return list(decode_with_lookup(script, ids, filters, most_probable, finish, room, longest))
+
+
+REFRAIN = [*range(1, 9)]
+SONG = [*REFRAIN, 20, *REFRAIN, 21, *REFRAIN, 22, *REFRAIN, END]
+PROSE = [*range(1, 38), END]
+
+
+def test_the_script_is_written_to_its_end() -> None:
+    for text in (SONG, PROSE):
+        tokens = written(Script(text), 1, room=100)
+        assert [token.id for token in tokens] == text[1:]
+        assert [token.finish_reason for token in tokens] == [None] * (len(text) - 2) + ["eos"]
+
+
+def test_a_refrain_is_read_in_fewer_goes_than_it_has_tokens() -> None:
+    song = Script(SONG)
+    written(song, 9, room=100)
+    assert len(song.readings) < (len(SONG) - 9) / 2
+    assert max(song.readings) > 5
+
+
+def test_text_that_never_repeats_itself_is_read_token_by_token() -> None:
+    prose = Script(PROSE)
+    written(prose, 1, room=100)
+    assert set(prose.readings) == {1}
+    assert len(prose.readings) == len(PROSE) - 2
+
+
+def test_without_guesses_every_token_is_read_alone() -> None:
+    song = Script(SONG)
+    assert [token.id for token in written(song, 9, room=100, longest=0)] == SONG[9:]
+    assert set(song.readings) == {1}
+
+
+@pytest.mark.parametrize("longest", [1, 2, 3, 5, 10])
+@pytest.mark.parametrize("room", range(1, 28))
+def test_guesses_stay_within_the_room_and_their_length(room: int, longest: int) -> None:
+    """Neither the cache nor the positions hold more: the prompt, and all new tokens but the last."""
+    song = Script(SONG)
+    longest_held = 0
+    original = song.extend
+
+    def watched(tokens: Sequence[int]) -> Tensor:
+        nonlocal longest_held
+        logits = original(tokens)
+        longest_held = max(longest_held, len(song.held))
+        return logits
+
+    song.extend = watched
+    tokens = written(song, 9, room=room, longest=longest)
+    assert [token.id for token in tokens] == SONG[9 : 9 + room]
+    assert tokens[-1].finish_reason == ("eos" if room == 27 else "length")
+    assert longest_held <= 9 + room - 1
+    assert max(song.readings, default=0) <= 1 + longest
+
+
+def test_a_guess_that_comes_half_true_is_taken_back_from_there() -> None:
+    text = [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 30, 31, 32, END]
+    script = Script(text)
+    assert [token.id for token in written(script, 9, room=20)] == text[9:]
+    assert script.readings[0] > 1, "1 2 3 has stood there before: something was guessed"
+
+
+def test_the_end_inside_a_guess_that_is_right_ends_the_text() -> None:
+    """The end-of-text token stands between two texts of the prompt, so it is guessed together with what follows it."""
+    text = [1, 2, 3, 4, END, 1, 2, 3, 4, END, 1, 2, 3, 4, END, 1, 2]
+    script = Script(text)
+    tokens = written(script, 12, room=50)
+    assert [token.id for token in tokens] == [3, 4, END]
+    assert [token.finish_reason for token in tokens] == [None, None, "eos"]
+    assert script.readings[0] > 3, "the guess went on beyond the end"
+
+
+def test_filters_see_the_text_up_to_each_token_of_a_guess() -> None:
+    seen: list[list[int]] = []
+
+    def note(logits: Tensor, texts: Sequence[Text]) -> Tensor:
+        (text,) = texts
+        assert logits.shape == (1, VOCABULARY)
+        seen.append(list(text.ids))
+        return logits
+
+    written(Script(SONG), 9, room=100, filters=[note])
+    assert seen == [SONG[:length] for length in range(9, len(SONG))]
+
+
+def test_what_is_no_number_is_refused_at_its_token_though_it_was_read_ahead() -> None:
+    class Broken(Script):
+        def _logits(self, length: int) -> Tensor:
+            return torch.full((VOCABULARY,), torch.nan) if length == 13 else super()._logits(length)
+
+    tokens = decode_with_lookup(Broken(SONG), SONG[:9], [], most_probable, lambda *_: None, 50, 10)
+    assert [next(tokens).id for _ in range(4)] == SONG[9:13]
+    with pytest.raises(NotFiniteError, match="new token 5"):
+        next(tokens)
+
+
+# What is guessed
+
+
+def test_the_longest_of_the_last_ngrams_decides_and_its_latest_place() -> None:
+    assert Guesser([1, 2, 3, 7, 9, 2, 3, 8, 1, 2, 3], 1).guess(9) == [7]
+    assert Guesser([1, 2, 3, 7, 1, 2, 3, 8, 1, 2, 3], 1).guess(9) == [8]
+    assert Guesser([5, 2, 3, 7, 6, 2, 3], 1).guess(9) == [7]
+    assert Guesser([1, 2, 3, 4], 5).guess(9) == []
+
+
+def test_a_guess_ends_with_what_is_known() -> None:
+    assert Guesser([1, 2, 3, 7, 1, 2, 3], 9).guess(9) == [7, 1, 2, 3]
+    assert Guesser([1, 2, 3, 7, 1, 2, 3], 9).guess(2) == [7, 1]
+    assert Guesser([1, 2, 3, 7, 1, 2, 3], 3).guess(9) == [7, 1, 2]
+    assert Guesser([1, 2, 3, 7, 1, 2, 3], 9).guess(0) == []
+
+
+def known(longest: int) -> Guesser:
+    """One that always knows what follows."""
+    return Guesser([*range(30), *range(30), 0, 1, 2], longest)
+
+
+def test_luck_lengthens_guesses_and_its_lack_shortens_them() -> None:
+    guesser, lengths = known(8), []
+    for share in (1.0, 0.25, 1.0, 1.0, 0.5, 0.75, 1.0):
+        guessed = len(guesser.guess(99))
+        lengths.append(guessed)
+        guesser.learn(guessed, int(share * guessed))
+    assert lengths == [8, 8, 4, 8, 8, 8, 8]
+
+
+def test_after_guesses_that_fail_at_once_it_waits_longer_and_longer() -> None:
+    guesser = known(8)
+    pauses = []
+    for _ in range(6):
+        waited = 0
+        while not (guess := guesser.guess(99)):
+            waited += 1
+        pauses.append(waited)
+        guesser.learn(len(guess), 0)
+    longest = lookup.LONGEST_PAUSE
+    assert pauses == [0, *(min(longest, lookup.FIRST_PAUSE * 2**n) for n in range(5))]
+    while not (guess := guesser.guess(99)):
+        pass
+    guesser.learn(len(guess), len(guess))
+    assert guesser.guess(99), "after a guess that was right there is nothing to wait for"
+
+
+# On a trained model
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Generator:
+    return load("gpt2-tiny")
+
+
+@pytest.fixture
+def readings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How many tokens the model reads at once, after the prompt."""
+    from gpt2tg.engine.stepping import KernelContext
+
+    noted: list[int] = []
+    for kind in (Context, KernelContext):
+        original = kind.__dict__["extend"]
+
+        def extend(self: Context, tokens: Sequence[int], original=original) -> Tensor:
+            noted.append(len(tokens))
+            return original(self, tokens)
+
+        monkeypatch.setattr(kind, "extend", extend)
+    return noted
+
+
+PROMPTS = ["Once upon a time", "The dog said: run, run, run, and the cat said: run, run,"]
+
+GREEDY: dict[str, dict] = {
+    "plain": {},
+    "repetition penalty": {"repetition_penalty": 1.2},
+    "n-grams": {"no_repeat_ngram": 3},
+    "bias": {"bias": ("the=-2",)},
+    "minimum": {"min_new_tokens": 60},
+    "stop string": {"stop": ("and",)},
+    "no end": {"suppress_eos": True},
+}
+
+
+def both(tiny: Generator, prompt: str, wanted: DecodingOptions) -> tuple[list, list]:
+    return tiny.generate(prompt, replace(wanted, prompt_lookup=0)), tiny.generate(prompt, wanted)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("settings", GREEDY.values(), ids=GREEDY)
+def test_greedy_text_and_its_probability_are_those_without_guesses(
+    tiny: Generator, settings: dict, prompt: str
+) -> None:
+    wanted = decoding_options({"decoding": "greedy", "max_new_tokens": 100, "prompt_lookup": 10, **settings})
+    plain, guessed = both(tiny, prompt, wanted)
+    assert [sample.ids for sample in guessed] == [sample.ids for sample in plain]
+    if tiny.model.context(8).is_exact:
+        assert guessed == plain
+
+
+@pytest.mark.parametrize("decoding", ["sample", "top_p"])
+def test_a_drawn_text_is_the_same_with_guesses(tiny: Generator, decoding: str) -> None:
+    settings = {"decoding": decoding, "seed": 5, "num_sequences": 1, "temperature": 0.3, "max_new_tokens": 80}
+    plain, guessed = both(tiny, PROMPTS[1], decoding_options({**settings, "prompt_lookup": 6}))
+    assert [sample.ids for sample in guessed] == [sample.ids for sample in plain]
+
+
+def test_text_with_repetition_takes_fewer_readings_than_tokens(tiny: Generator, readings: list[int]) -> None:
+    wanted = decoding_options({"decoding": "greedy", "max_new_tokens": 150, "suppress_eos": True, "prompt_lookup": 10})
+    (sample,) = tiny.generate(PROMPTS[1], wanted)
+    assert len(sample.ids) == 150
+    assert len(readings) < 100
+    assert sum(readings) >= 149
+
+
+def test_a_text_is_guessed_to_the_last_position(tiny: Generator, readings: list[int]) -> None:
+    positions = tiny.model.shape.n_positions
+    settings = {"decoding": "greedy", "max_length": positions, "suppress_eos": True}
+    prompt = " ".join(["run, run, and"] * (positions // 6))
+    plain, guessed = both(tiny, prompt, decoding_options({**settings, "prompt_lookup": 16}))
+    assert guessed[0].ids == plain[0].ids
+    assert guessed[0].prompt_tokens + len(guessed[0].ids) == positions
+    assert max(readings) > 4
+
+
+def test_greedy_alone_is_the_loop_of_sampling(tiny: Generator) -> None:
+    """The same tokens and probabilities from the loop that knows nothing of guesses."""
+    ids = tiny.encode(PROMPTS[0])
+
+    def finish(sample: int, new: Sequence[int]) -> str | None:
+        return "length" if len(new) == 60 else None
+
+    plain = sampling.decode(tiny.model.context(len(ids) + 60), [ids], [0], [], most_probable, finish)
+    guessed = decode_with_lookup(tiny.model.context(len(ids) + 60), ids, [], most_probable, finish, 60, 10)
+    for one, other in zip(plain, guessed, strict=True):
+        assert one.id == other.id
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-5)
