@@ -148,14 +148,24 @@ class KernelContext(Context):
 
     def _free(self, taken: set[int]) -> int:
         """A row of the cache that is not taken; the cache grows if there is none."""
-        count = self._cache.shape[2]
-        free = next((slot for slot in range(count) if slot not in taken), None)
-        if free is not None:
-            return free
-        grown = self._cache.new_empty(*self._cache.shape[:2], 2 * count, *self._cache.shape[3:])
-        grown[:, :, :count] = self._cache
+        free = next((slot for slot in range(self._cache.shape[2]) if slot not in taken), None)
+        return self._grow(1) if free is None else free
+
+    def _grow(self, rows: int) -> int:
+        """Add rows to the cache. Only what holds tokens is copied. Returns the first of the new rows."""
+        count, filled = self._cache.shape[2], max(self.lengths, default=0)
+        grown = self._cache.new_empty(*self._cache.shape[:2], count + rows, self._cache.shape[3])
+        for old, new in zip(self._parts(self._cache), self._parts(grown), strict=True):
+            new.narrow(1, 0, count).narrow(new.dim() - 2, 0, filled).copy_(old.narrow(old.dim() - 2, 0, filled))
         self._cache = grown
         return count
+
+    def _parts(self, cache: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of all layers as views with the tokens last but one: (layers, R, H, C, D)."""
+        shape = self._model.shape
+        width = shape.n_embd // shape.n_head
+        keys = cache[:, 0].unflatten(2, (shape.n_head, width, -1)).transpose(3, 4)
+        return keys, cache[:, 1].unflatten(2, (shape.n_head, -1, width))
 
     @torch.inference_mode()
     def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -235,6 +245,9 @@ class KernelContext(Context):
         taken = {self._slots[row] for row in rows}
         for row, text in enumerate(ids):
             taken.update(self._origins[row, : len(text)].unique().tolist())
+        missing = len(rows) - len(set(rows)) - (self._cache.shape[2] - len(taken))
+        if missing > 0:  # all at once
+            self._grow(missing)
         slots: list[int] = []
         for row in rows:
             slot = self._slots[row] if self._slots[row] not in slots else self._free(taken)
