@@ -172,8 +172,9 @@ def pick(options: type[Options], given: dict[str, Any], **defaults: Any) -> Opti
 
 
 def notice(text: str) -> None:
-    """One line of talk, on stderr: stdout carries the product alone."""
-    print(text, file=sys.stderr, flush=True)
+    """One line of talk, on stderr: stdout carries the product alone. Of several processes on a machine one speaks."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
 
 
 def run(parser: Parser, body: Callable[[dict[str, Any]], None], argv: Sequence[str] | None) -> int:
@@ -197,7 +198,8 @@ def run(parser: Parser, body: Callable[[dict[str, Any]], None], argv: Sequence[s
     except Interrupted as stop:
         notice(str(stop))
         if stop.is_saved:
-            notice(f"go on with: {_resuming(parser, words)}")
+            is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
+            notice(f"go on with: {_resuming(parser, words) if is_alone else 'the same command and --resume'}")
         return stop.exit_code
     except KeyboardInterrupt:
         notice("interrupted")

@@ -5,6 +5,7 @@ At a terminal there is a bar, elsewhere plain lines, all on stderr.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -187,9 +188,15 @@ def memory_gb() -> float:
     return psutil.Process().memory_info().rss / 1e9
 
 
+def is_main_process() -> bool:
+    """Whether this is the process that speaks and writes, of those that torchrun or accelerate started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(text: str) -> None:
-    """One line on stderr that does not tear a progress bar."""
-    tqdm.write(text, file=sys.stderr)
+    """One line on stderr that does not tear a progress bar, from the main process alone."""
+    if is_main_process():
+        tqdm.write(text, file=sys.stderr)
 
 
 def duration(seconds: float) -> str:

@@ -29,8 +29,10 @@ LOCK_FILE = ".lock"
 
 PLOT_FILE, SAMPLES_FILE, CARD_FILE = "loss.png", "samples.md", "README.md"
 
-# What a run needs to go on, beside the model.
+# What a run needs to go on, beside the model. Where accelerate's FSDP cuts the model among processes, it has its own
+# name for the optimizer.
 STATE_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
+FSDP_WEIGHTS, FSDP_OPTIMIZER = "pytorch_model_fsdp.bin", "optimizer.bin"
 
 # The files of a model, in the order in which they are replaced: the weights last.
 WEIGHTS = "model.safetensors"
@@ -128,7 +130,7 @@ def find_resumable(directory: Path, resume: str) -> Path:
         way_out = "start over with --overwrite" if _is_ours(directory) else "start without --resume"
         raise UserError(f"found no checkpoint-N in {directory}: {way_out}", "resume")
     for saved in reversed(checkpoints):
-        if not (found := damage(saved.path, STATE_FILES)):
+        if not (found := damage(saved.path, _state_files(saved.path))):
             return saved.path
         say(f"{saved.path} is broken and passed over: {found}")
     raise RunError(
@@ -140,11 +142,15 @@ def find_resumable(directory: Path, resume: str) -> Path:
 def _named(directory: Path, checkpoints: list[Saved], path: Path) -> Path:
     for saved in checkpoints:
         if _same(saved.path, path):
-            if found := damage(saved.path, STATE_FILES):
+            if found := damage(saved.path, _state_files(saved.path)):
                 raise RunError(f"{path} is broken: {found}; --resume alone goes on from the newest that is whole")
             return saved.path
     steps = ", ".join(saved.path.name for saved in checkpoints) or "no checkpoint-N"
     raise UserError(f"{path} is no checkpoint of --output_dir {directory}, which holds {steps}", "resume")
+
+
+def _state_files(checkpoint: Path) -> tuple[str, ...]:
+    return (FSDP_OPTIMIZER, *STATE_FILES[1:]) if (checkpoint / FSDP_WEIGHTS).is_file() else STATE_FILES
 
 
 def _same(one: Path, other: Path) -> bool:

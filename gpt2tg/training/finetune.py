@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -30,7 +31,16 @@ from gpt2tg.errors import Interrupted, RunError, UserError, one_line
 from gpt2tg.generation import choose_device
 from gpt2tg.options import DEFAULT_MAX_LENGTH, NEWEST, DeviceOptions, ModelNameOptions, TrainingOptions
 from gpt2tg.training.advice import advice, counted
-from gpt2tg.training.callbacks import Pace, Progress, Stopwatch, duration, held_step, is_out_of_patience, say
+from gpt2tg.training.callbacks import (
+    Pace,
+    Progress,
+    Stopwatch,
+    duration,
+    held_step,
+    is_main_process,
+    is_out_of_patience,
+    say,
+)
 from gpt2tg.training.data import TrainingData, collate, load_data
 from gpt2tg.training.directory import RunDirectory, check_output, clear, find_resumable, locked
 from gpt2tg.training.evaluate import perplexity
@@ -112,13 +122,16 @@ def _finetune(
     callbacks: Sequence[TrainerCallback],
 ) -> Outcome | None:
     output_dir = Path(options.output_dir)
-    check_output(output_dir, options.resume is not None, options.overwrite)
+    arguments = training_arguments(options, device)
+    if arguments.world_size > 1:
+        _check_processes(options)
+    with arguments.main_process_first(local=False):
+        check_output(output_dir, options.resume is not None, options.overwrite)
     checkpoint = None if options.resume is None else find_resumable(output_dir, options.resume)
     sources = plan_sources(options)
     start = None if options.from_scratch else check_existing(options, model_name)
     if start is not None and options.overwrite and start.resolve().is_relative_to(output_dir.resolve()):
         raise UserError(f"would remove {start}, the model to start from: choose another --output_dir", "overwrite")
-    arguments = training_arguments(options, device)
 
     def make_model() -> tuple[GPT2LMHeadModel, TextTokenizer]:
         transformers.set_seed(options.seed)
@@ -127,16 +140,18 @@ def _finetune(
     model, tokenizer = make_model()
     if options.generate_samples or options.sample_steps:
         _check_sample_prompt(options, len(tokenizer.encode(options.prompt)), model.config.n_positions)
-    data = load_data(sources, tokenizer, options)
+    with arguments.main_process_first():  # the others find the tokens in the cache
+        data = load_data(sources, tokenizer, options)
     for line in advice(sources, data, options):
         say(f"advice: {line}")
     name = "a new model" if start is None else model_name
-    _announce(options, model, data, name)
+    _announce(options, model, data, name, arguments.world_size)
     shape = shape_of_model(model, tokenizer.end_id)
-    for line in show_blocks(data, tokenizer, options):
-        print(line)
+    if is_main_process():
+        for line in show_blocks(data, tokenizer, options):
+            print(line)
     if options.dry_run:
-        for line in plan(options, model.config, shape, data, device):
+        for line in plan(options, model.config, shape, data, device) if is_main_process() else ():
             print(line)
         return None
     traits = identity(options, model, start is None, data, arguments.world_size)
@@ -153,8 +168,9 @@ def _finetune(
 
     compiles = is_compiled(options, device, total_steps(options, len(data.train), arguments.world_size))
 
-    with told_when_full(output_dir), _opened(output_dir, options) as directory:
-        directory.update(**_run_record(options, None if start is None else model_name, data, arguments))
+    with told_when_full(output_dir), _opened(output_dir, options, arguments) as directory:
+        if is_main_process():
+            directory.update(**_run_record(options, None if start is None else model_name, data, arguments))
 
         def assemble(model: torch.nn.Module, arguments: TrainingArguments) -> LanguageTrainer:
             """A trainer with all that watches it."""
@@ -236,13 +252,22 @@ def _is_over(state: TrainerState, options: TrainingOptions, last_step: int) -> b
 
 
 @contextlib.contextmanager
-def _opened(path: Path, options: TrainingOptions) -> Iterator[RunDirectory]:
-    """The output directory, made if need be, cleared as the flags say, and kept from other runs."""
+def _opened(path: Path, options: TrainingOptions, arguments: TrainingArguments) -> Iterator[RunDirectory]:
+    """The output directory, made if need be, cleared as the flags say, and kept from other runs.
+
+    Of several processes the main one sees to that; the others have the directory as long as it has.
+    """
+    directory = RunDirectory(path, options.save_total_limit)
+    if not is_main_process():
+        with arguments.main_process_first(local=False):
+            yield directory
+        return
     path.mkdir(parents=True, exist_ok=True)
     with locked(path):
-        clear(path, everything=options.overwrite)
+        with arguments.main_process_first(local=False):
+            clear(path, everything=options.overwrite)
         try:
-            yield RunDirectory(path, options.save_total_limit)
+            yield directory
         finally:
             clear(path, everything=False)
 
@@ -313,6 +338,14 @@ def training_arguments(options: TrainingOptions, device: torch.device) -> Traini
         raise UserError(f"{' '.join(options.trainer)}: {one_line(error)}", "trainer") from None
 
 
+def _check_processes(options: TrainingOptions) -> None:
+    """Refuse what one process alone could do."""
+    if options.auto_batch_size:
+        raise UserError("is for a single process: choose a --batch_size that fits", "auto_batch_size")
+    if options.sample_steps and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise UserError("needs the whole model in one process, and FSDP cuts it: leave the flag out", "sample_steps")
+
+
 def is_compiled(options: TrainingOptions, device: torch.device, steps: int) -> bool:
     """Whether the steps are compiled: where it was left open, when that is likely to be repaid."""
     if options.compile != "auto":
@@ -351,10 +384,12 @@ def _train(trainer: LanguageTrainer, checkpoint: Path | None, interruption: Inte
         interruption.training = False
     state = trainer.state
     is_over = state.global_step >= state.max_steps or is_out_of_patience(state.log_history, patience)
-    if interruption.signal and not is_over:
+    if trainer.is_interrupted() and not is_over:
         saved = trainer.directory.path / f"checkpoint-{state.global_step}"
         raise Interrupted(
-            f"step {state.global_step:,} of {state.max_steps:,} is saved in {saved}", interruption.signal, is_saved=True
+            f"step {state.global_step:,} of {state.max_steps:,} is saved in {saved}",
+            interruption.signal or signal.SIGTERM,  # it may have come to another process
+            is_saved=True,
         )
 
 
@@ -379,13 +414,19 @@ def _check_sample_prompt(options: TrainingOptions, tokens: int, positions: int) 
         raise UserError(f"of {tokens} tokens leaves no room in samples of {longest}: make it shorter", "prompt")
 
 
-def _announce(options: TrainingOptions, model: GPT2LMHeadModel, data: TrainingData, name: str) -> None:
+def _announce(options: TrainingOptions, model: GPT2LMHeadModel, data: TrainingData, name: str, processes: int) -> None:
     say(f"model: {name}, {model.num_parameters() / 1e6:.1f}M parameters")
     held_out = f"{counted(len(data.validation), 'block')} held out" if data.validation else "nothing held out"
     say(
         f"data: {counted(data.train_examples, 'example')} in {counted(len(data.train), 'block')} of "
         f"{options.block_size} tokens, {held_out}"
     )
+    if processes > 1:
+        blocks = processes * options.batch_size * options.gradient_accumulation_steps
+        say(
+            f"each step: {processes} processes x batch {options.batch_size} x accumulation "
+            f"{options.gradient_accumulation_steps} = {blocks} blocks, {blocks * options.block_size:,} tokens"
+        )
 
 
 def _conclude(outcome: Outcome) -> None:

@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -121,6 +122,8 @@ def search(
         RunError: as `finetune`; a loss that is not finite ends one run alone, unless all end so.
         Interrupted: a signal ended the search; `--resume` goes on with it.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError("trains in a single process: start it without torchrun or accelerate launch", "try")
     top = Path(options.output_dir)
     tries = {attempt.folder: attempt for attempt in map(Try, options.tried_settings())}
     if options.dry_run:

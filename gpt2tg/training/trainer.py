@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from peft import PeftModel
@@ -40,9 +41,10 @@ class LossSum:
     run are those of the uninterrupted one.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._total = torch.zeros((), device=device)
-        self._broken = torch.full((), -1, device=device)
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._total = torch.zeros((), device=accelerator.device)
+        self._broken = torch.full((), -1, device=accelerator.device)
         self._since = 0
 
     def add(self, loss: Tensor, step: int) -> None:
@@ -51,24 +53,24 @@ class LossSum:
         self._broken = torch.where((self._broken < 0) & ~torch.isfinite(loss), step, self._broken)
 
     def take(self, step: int) -> float:
-        """The mean since the last call."""
-        mean = self._total.item() / max(step - self._since, 1)
+        """The mean since the last call, over all processes."""
+        mean = self._accelerator.gather(self._total).mean().item() / max(step - self._since, 1)
         self._total.zero_()
         self._since = step
         return mean
 
     def require_finite(self) -> None:
-        """Raises RunError where a loss was no number."""
-        if (step := int(self._broken.item())) >= 0:
+        """Raises NotFinite where a loss was no number, in any of the processes."""
+        if (step := int(self._accelerator.gather(self._broken).max().item())) >= 0:
             raise not_finite("loss", step)
 
-    def state(self) -> dict[str, float]:
-        """What a checkpoint keeps of it."""
-        return {"loss_sum": self._total.item(), "logged_step": self._since}
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it: the sum of each process."""
+        return {"loss_sums": self._accelerator.gather(self._total).reshape(-1).tolist(), "logged_step": self._since}
 
-    def restore(self, state: dict[str, float]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Go on from what a checkpoint kept."""
-        self._total.fill_(state["loss_sum"])
+        self._total.fill_(state["loss_sums"][self._accelerator.process_index % len(state["loss_sums"])])
         self._since = int(state["logged_step"])
 
 
@@ -94,7 +96,7 @@ class LanguageTrainer(Trainer):
         self._eval_steps = eval_steps
         self.stopwatch = stopwatch
         self._interruption = interruption
-        self._losses = LossSum(self.args.device)
+        self._losses = LossSum(self.accelerator)
         self._is_saving = False
         self._first_step = 0
 
@@ -167,11 +169,20 @@ class LanguageTrainer(Trainer):
 
     @torch.no_grad()
     def _loss_and_tokens(self, batch: dict[str, Tensor]) -> Tensor:
+        batch["labels"][self._repeated(len(batch["labels"]))] = NO_LOSS
         tokens = (batch["labels"][:, 1:] != NO_LOSS).sum()
         with self.compute_loss_context_manager():
             loss = self.compute_loss(self.model, self._prepare_inputs(batch))
-        both = torch.stack([loss.detach() * tokens, tokens]).to(torch.float32)
+        total = torch.where(tokens > 0, loss.detach() * tokens, 0)
+        both = torch.stack([total, tokens]).to(torch.float32)
         return self.accelerator.reduce(both).cpu().double()
+
+    def _repeated(self, rows: int) -> Tensor:
+        """(B,) the rows of a last batch that accelerate repeats from the first, so that all processes have as many."""
+        real = self.accelerator.gradient_state.remainder
+        if self.args.world_size == 1 or not self.accelerator.gradient_state.end_of_dataloader or real <= 0:
+            return torch.zeros(rows, dtype=torch.bool)
+        return torch.arange(rows) + self.args.process_index * rows >= real
 
     def is_interrupted(self) -> bool:
         """Whether a signal has come, to any of the processes."""
