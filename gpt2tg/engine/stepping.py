@@ -16,6 +16,9 @@ from gpt2tg.engine import kernels
 from gpt2tg.engine.linear import Panels
 from gpt2tg.engine.model import GPT2, Context
 
+# Tokens read in one go: what is noted of each grows with the cache, and a long prompt is no slower in pieces.
+PIECE = 1024
+
 _STEPPERS: WeakKeyDictionary[GPT2, Stepper] = WeakKeyDictionary()
 
 
@@ -208,23 +211,27 @@ class KernelContext(Context):
         if min(tokens) < 0 or max(tokens) >= shape.vocab_size:
             raise IndexError(f"a token is outside the vocabulary of {shape.vocab_size}")
         rows = [row for row, text in texts.items() for _ in text]
-        ends = list(accumulate(len(text) for text in texts.values()))
+        is_step = rows == list(range(len(self._ids)))  # no row is left out, none reads more than a token
+        wanted = range(len(tokens)) if logits_of_all else [end - 1 for end in accumulate(map(len, texts.values()))]
         hidden = torch.empty(len(tokens), shape.n_embd) if self._keep_hidden else None
-        logits = self._stepper.step(
-            self._cache,
-            torch.tensor(tokens, dtype=torch.int32),
-            torch.tensor(places, dtype=torch.int32),
-            self._origins if rows == list(range(len(self._ids))) else self._origins[rows],
-            torch.arange(len(tokens), dtype=torch.int32)
-            if logits_of_all
-            else torch.tensor([end - 1 for end in ends], dtype=torch.int32),
-            hidden,
-        )
+        logits = []
+        for start in range(0, len(tokens), PIECE):
+            piece = slice(start, start + PIECE)
+            logits.append(
+                self._stepper.step(
+                    self._cache,
+                    torch.tensor(tokens[piece], dtype=torch.int32),
+                    torch.tensor(places[piece], dtype=torch.int32),
+                    self._origins[piece] if is_step else self._origins[rows[piece]],
+                    torch.tensor([item - start for item in wanted if start <= item < start + PIECE], dtype=torch.int32),
+                    None if hidden is None else hidden[piece],
+                )
+            )
         for row, text in texts.items():
             self._ids[row] += text
         if hidden is not None:
             self._hidden = list(hidden.split([len(text) for text in texts.values()]))
-        return logits
+        return logits[0] if len(logits) == 1 else torch.cat(logits)
 
     @torch.inference_mode()
     def select(self, rows: Sequence[int]) -> None:

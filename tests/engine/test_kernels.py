@@ -19,7 +19,7 @@ from conftest import random_model, read_gpt2
 from test_model import random_ids
 from torch import Tensor
 
-from gpt2tg.engine import kernels
+from gpt2tg.engine import kernels, stepping
 from gpt2tg.engine.checkpoints import read_shape, read_weights
 from gpt2tg.engine.linear import Panels, round_to_int8
 from gpt2tg.engine.model import GPT2, Context
@@ -248,6 +248,26 @@ def test_the_number_of_threads_changes_no_bit(library: kernels.Kernels, model_di
     finally:
         torch.set_num_threads(1)
     assert torch.equal(alone, together)
+
+
+@pytest.mark.parametrize("piece", [1, 3, 7])
+def test_long_texts_are_read_in_pieces_and_no_bit_differs(
+    gpt2: GPT2, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    texts = [random_ids(length, seed=length) for length in (20, 1, 9, 6)]
+
+    def read() -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        rows = rows_of(gpt2, 40, keep_hidden=True)
+        started, hidden = rows.start(texts), rows.hidden()
+        stepped = rows.step(torch.tensor([5, 6, 7, 8]))
+        rows.select([0])
+        return started, stepped, rows.extend([9, 10, 11, 12, 13]), hidden
+
+    whole = read()
+    monkeypatch.setattr(stepping, "PIECE", piece)
+    in_pieces = read()
+    assert all(torch.equal(a, b) for a, b in zip(whole[:3], in_pieces[:3], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(whole[3], in_pieces[3], strict=True))
 
 
 def test_final_states_are_kept_where_they_are_asked_for(library: kernels.Kernels, model_dir: Path) -> None:
