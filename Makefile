@@ -56,7 +56,7 @@ bench-setup: setup
 
 bench: bench-setup
 	mkdir -p benchmarks/results
-	for name in decode scaling startup; do \
+	for name in decode scaling startup data; do \
 		$(BIN)/python benchmarks/$$name.py > $$name.new || exit 1; \
 		mv $$name.new benchmarks/results/$$name.json; \
 	done

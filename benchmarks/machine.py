@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def cores() -> int:
     return min(physical, allowed)
 
 
-def description() -> dict:
+def description(packages: Iterable[str] = PACKAGES) -> dict:
     """Processor, cores, memory, system and versions."""
     return {
         "processor": _processor(),
@@ -28,7 +29,7 @@ def description() -> dict:
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": {name: found for name in packages if (found := _version(name))},
     }
 
 

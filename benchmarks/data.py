@@ -1,0 +1,217 @@
+"""Preparing a text for training, from the file to blocks of ids: ours beside `datasets`, as run_clm uses it.
+
+    python benchmarks/data.py                       # 50 MB made of sample_data.txt
+    python benchmarks/data.py --file stories.txt --block_size 256
+
+Each line is an example, and both use the bundled tokenizer. gpt2tg looks through the file, tokenises and cuts it into
+blocks; run_clm, the example of transformers, loads the lines with their line breaks and maps over them twice, once to
+tokenise and once to group, in batches of 1000, each of which loses its last ids. So the two make nearly the same
+tokens: an end-of-text token after each example there, a line break here.
+
+Each run is a process of its own with an empty cache, then a second one that finds what the first one left. The rivals
+take turns. Times are those of the work, imports and the loading of the tokenizer left out; the peak of memory is that
+of the process, with its libraries and the mapped files it has read. The table goes to stderr, JSON to the last line of
+stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+
+import formats
+import machine
+from workers import report, spread
+
+SAMPLE = formats.ROOT / "sample_data.txt"
+MEGABYTE = 10**6
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "datasets", "pyarrow")
+
+
+def write_text(path: Path, size: int) -> None:
+    """At least `size` bytes of the sample, again and again, each line with a number, so that no two are alike."""
+    lines = SAMPLE.read_text(encoding="utf-8").splitlines()
+    written = number = 0
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        while written < size:
+            line = f"{number}. {lines[number % len(lines)]}\n"
+            file.write(line)
+            written += len(line.encode())
+            number += 1
+
+
+def ours(file: str, block_size: int) -> Callable[[], dict]:
+    """gpt2tg, ready to prepare the file."""
+    from gpt2tg.engine.checkpoints import BUNDLED_DIRECTORY, read_shape
+    from gpt2tg.engine.tokenizer import load_tokenizer
+    from gpt2tg.options import TrainingOptions
+    from gpt2tg.training.data import load_data
+    from gpt2tg.training.sources import plan_sources
+
+    shape = read_shape(BUNDLED_DIRECTORY)
+    tokenizer = load_tokenizer(BUNDLED_DIRECTORY, shape.vocab_size, shape.end_ids[0])
+    options = TrainingOptions(train_file=(file,), validation_split=0, block_size=block_size)
+
+    def prepare() -> dict:
+        start = time.perf_counter()
+        sources = plan_sources(options)
+        surveyed = time.perf_counter()
+        data = load_data(sources, tokenizer, options)
+        steps = {"survey": surveyed - start, "tokenize_and_cut": time.perf_counter() - surveyed}
+        return {"steps": steps, "tokens": data.train_tokens, "blocks": len(data.train)}
+
+    return prepare
+
+
+def run_clm(file: str, block_size: int) -> Callable[[], dict]:
+    """`datasets`, ready to prepare the file with one map each for tokenising and grouping."""
+    import datasets
+    from transformers import AutoTokenizer
+
+    from gpt2tg.engine.checkpoints import BUNDLED_DIRECTORY
+
+    datasets.disable_progress_bars()
+    tokenizer = AutoTokenizer.from_pretrained(
+        BUNDLED_DIRECTORY, model_max_length=sys.maxsize
+    )  # no warning of long lines
+
+    def tokenize(batch: dict[str, list]) -> dict[str, list]:
+        return tokenizer(batch["text"])
+
+    def group(batch: dict[str, list]) -> dict[str, list]:
+        blocks = {}
+        for name, rows in batch.items():
+            joined = list(chain.from_iterable(rows))
+            starts = range(0, len(joined) - block_size + 1, block_size)
+            blocks[name] = [joined[start : start + block_size] for start in starts]
+        return {**blocks, "labels": blocks["input_ids"]}
+
+    def prepare() -> dict:
+        start = time.perf_counter()
+        lines = datasets.load_dataset("text", data_files=file, split="train", keep_linebreaks=True)
+        loaded = time.perf_counter()
+        tokenized = lines.map(tokenize, batched=True, remove_columns=["text"])
+        mapped = time.perf_counter()
+        blocks = tokenized.map(group, batched=True)
+        steps = {"load": loaded - start, "tokenize": mapped - loaded, "group": time.perf_counter() - mapped}
+        return {"steps": steps, "tokens": len(blocks) * block_size, "blocks": len(blocks)}
+
+    return prepare
+
+
+RIVALS = {"gpt2tg": ours, "run_clm": run_clm}
+
+
+def work(name: str, file: str, block_size: int) -> dict:
+    """What one process does and measures."""
+    prepare = RIVALS[name](file, block_size)
+    libraries = _peak_memory()
+    told = prepare()
+    return {
+        **told,
+        "seconds": sum(told["steps"].values()),
+        "peak_mb": _peak_memory() / MEGABYTE,
+        "libraries_mb": libraries / MEGABYTE,
+    }
+
+
+def _peak_memory() -> int:
+    """Bytes that this process has held at most."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def measure(name: str, file: Path, block_size: int) -> dict:
+    """A run that starts with an empty cache, and under `again` the one after it."""
+    with tempfile.TemporaryDirectory(prefix="gpt2tg-benchmark-") as cache:
+        environment = {**os.environ, "HF_HOME": cache, "HF_HUB_OFFLINE": "1"}
+        for variable in ("HF_DATASETS_CACHE", "HF_HUB_CACHE"):
+            environment.pop(variable, None)
+        command = [sys.executable, __file__, "--only", name, "--file", str(file), "--block_size", str(block_size)]
+        first, again = (
+            json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout)
+            for _ in range(2)
+        )
+    return {**first, "again": again}
+
+
+def race(file: Path, block_size: int, runs: int) -> dict[str, list[dict]]:
+    """The runs of each rival, in turns. The first of each only warms the file cache of the system."""
+    measured: dict[str, list[dict]] = {name: [] for name in RIVALS}
+    for run in range(runs + 1):
+        for name, kept in measured.items():
+            figures = measure(name, file, block_size)
+            if run:
+                kept.append(figures)
+    return measured
+
+
+def summary(runs: list[dict], megabytes: float) -> dict:
+    """Median and ends of what the runs of a rival measured."""
+    return {
+        "tokens": runs[0]["tokens"],
+        "blocks": runs[0]["blocks"],
+        "mb_per_second": spread([megabytes / run["seconds"] for run in runs]),
+        "seconds": spread([run["seconds"] for run in runs]),
+        "steps": {step: spread([run["steps"][step] for run in runs]) for step in runs[0]["steps"]},
+        "peak_mb": spread([run["peak_mb"] for run in runs]),
+        "libraries_mb": spread([run["libraries_mb"] for run in runs]),
+        "again_seconds": spread([run["again"]["seconds"] for run in runs]),
+        "again_peak_mb": spread([run["again"]["peak_mb"] for run in runs]),
+    }
+
+
+def line(name: str, figures: dict) -> str:
+    """A rival's figures for people."""
+    speed, seconds, memory = (figures[key] for key in ("mb_per_second", "seconds", "peak_mb"))
+    steps = ", ".join(f"{step} {taken['median']:.2f}" for step, taken in figures["steps"].items())
+    return (
+        f"{name:>8}: {speed['median']:6.2f} MB/s ({speed['min']:.2f} to {speed['max']:.2f}), "
+        f"{seconds['median']:.2f} s ({steps}), {memory['median']:.0f} MB "
+        f"({memory['min']:.0f} to {memory['max']:.0f}; libraries {figures['libraries_mb']['median']:.0f}), "
+        f"again {figures['again_seconds']['median']:.2f} s; {figures['tokens']:,} tokens, {figures['blocks']:,} blocks"
+    )
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument("--file", type=Path, help="a text of your own, each line an example")
+    text.add_argument("--megabytes", type=float, default=50, help="size of the text that is made (default: 50)")
+    parser.add_argument("--block_size", type=int, default=128, help="ids of a block (default: 128)")
+    parser.add_argument("--runs", type=int, default=5, help="counted runs of each (default: 5)")
+    parser.add_argument("--only", choices=RIVALS, help=argparse.SUPPRESS)  # what one process is started with
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print a table and the JSON."""
+    options = parsed()
+    if options.only:
+        print(json.dumps(work(options.only, str(options.file), options.block_size)))
+        return
+    with tempfile.TemporaryDirectory(prefix="gpt2tg-benchmark-") as directory:
+        file = options.file or Path(directory) / "text.txt"
+        if not options.file:
+            write_text(file, int(options.megabytes * MEGABYTE))
+        megabytes = file.stat().st_size / MEGABYTE
+        measured = race(file, options.block_size, options.runs)
+    results = {name: summary(runs, megabytes) for name, runs in measured.items()}
+    for name, figures in results.items():
+        report(line(name, figures))
+    told = {"machine": machine.description(PACKAGES), "runs": options.runs, "block_size": options.block_size}
+    print(json.dumps({**told, "megabytes": megabytes, "own_text": bool(options.file), "rivals": results}))
+
+
+if __name__ == "__main__":
+    main()
