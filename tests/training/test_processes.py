@@ -116,6 +116,7 @@ def test_the_config_for_fsdp_is_one_that_accelerate_reads() -> None:
     assert config.distributed_type == "FSDP"
     settings = {name.removeprefix("fsdp_"): value for name, value in config.fsdp_config.items()}
     settings["transformer_cls_names_to_wrap"] = [settings.pop("transformer_layer_cls_to_wrap")]
+    assert settings.pop("sync_module_states") is True  # which only a machine with a GPU accepts
     plugin = FullyShardedDataParallelPlugin(fsdp_version=settings.pop("version"), **settings)
     assert plugin.state_dict_type == StateDictType.FULL_STATE_DICT  # a checkpoint that anyone can read
     assert GPT2Block.__name__ in plugin.transformer_cls_names_to_wrap
