@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+
+from torch import Tensor
 
 from gpt2tg.decoding import filters
 from gpt2tg.decoding.interface import Filter, Text
 from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.options import DecodingOptions
 
+# (B, V) -> (B, V), whatever the text; with the settings as keywords.
+Shaping = partial[Tensor]
+
 
 def filter_chain(options: DecodingOptions, tokenizer: TextTokenizer, end_ids: Sequence[int]) -> list[Filter]:
     """The filters that the options ask for. The order is that of `decoding/filters.py`."""
-    return [*_on_the_text_so_far(options, tokenizer, end_ids), *_on_the_distribution(options, len(end_ids))]
+    shaping = [_whatever_the_text(change) for change in on_the_distribution(options, len(end_ids))]
+    return [*on_the_text_so_far(options, tokenizer, end_ids), *shaping]
 
 
-def _on_the_text_so_far(options: DecodingOptions, tokenizer: TextTokenizer, end_ids: Sequence[int]) -> list[Filter]:
+def _whatever_the_text(change: Shaping) -> Filter:
+    return lambda logits, _: change(logits)
+
+
+def on_the_text_so_far(options: DecodingOptions, tokenizer: TextTokenizer, end_ids: Sequence[int]) -> list[Filter]:
+    """The filters that look at the text, in their order."""
     chain: list[Filter] = []
     window = options.penalty_window
     biases = token_biases(options.biases(), tokenizer)
@@ -37,22 +49,26 @@ def _on_the_text_so_far(options: DecodingOptions, tokenizer: TextTokenizer, end_
     return chain
 
 
-def _on_the_distribution(options: DecodingOptions, end_tokens: int) -> list[Filter]:
-    """What shapes the distribution that is drawn from; nothing where nothing is drawn."""
-    chain: list[Filter] = []
+def on_the_distribution(options: DecodingOptions, end_tokens: int) -> list[Shaping]:
+    """What shapes the distribution that is drawn from, in its order: (B, V) -> (B, V); nothing where nothing is drawn.
+
+    Args:
+        end_tokens: how many tokens end a text.
+    """
+    chain: list[Shaping] = []
     if not options.strategy.samples:
         return chain
     keep = end_tokens + 1 if options.strategy.beams else 1  # a beam needs a token beside those that end it
     if options.temperature != 1:
-        chain.append(lambda x, _: filters.temperature(x, options.temperature))
+        chain.append(partial(filters.temperature, value=options.temperature))
     if (k := options.effective_top_k) is not None:
-        chain.append(lambda x, _: filters.top_k(x, k, keep))
+        chain.append(partial(filters.top_k, k=k, keep=keep))
     if (p := options.effective_top_p) is not None and p < 1:
-        chain.append(lambda x, _: filters.top_p(x, p, keep))
+        chain.append(partial(filters.top_p, p=p, keep=keep))
     if (least := options.min_p) is not None and least > 0:
-        chain.append(lambda x, _: filters.min_p(x, least, keep))
+        chain.append(partial(filters.min_p, p=least, keep=keep))
     if (typical := options.typical_p) is not None and typical < 1:
-        chain.append(lambda x, _: filters.typical_p(x, typical, keep))
+        chain.append(partial(filters.typical_p, p=typical, keep=keep))
     return chain
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 
+from gpt2tg import captured
 from gpt2tg.decoding import beam, contrastive, lookup, sampling
 from gpt2tg.decoding.interface import NotFiniteError, Token
 from gpt2tg.decoding.stopping import Deadline, Endings, StopStrings, cut_at_stop
 from gpt2tg.engine.checkpoints import find_checkpoint, read_shape, stream_weights
+from gpt2tg.engine.cuda_graph import ContinuousBatch, Entry
 from gpt2tg.engine.model import GPT2, Context
 from gpt2tg.engine.sliding import SlidingRows
 from gpt2tg.engine.tokenizer import TextTokenizer, load_tokenizer
@@ -87,6 +90,7 @@ class Generator:
     def __init__(self, model: GPT2, tokenizer: TextTokenizer) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.captured_steps = captured.CapturedSteps(model, tokenizer, self._end_ids)
         self._spare: Context | None = None  # the cache of the last text, while nobody writes to it
 
     def generate(self, prompt: str, options: DecodingOptions) -> list[Sample]:
@@ -109,6 +113,33 @@ class Generator:
                 samples[chunk.prompt_index].append(chunk.sample)
         return [_given(samples[request.index], options) for request in requests]
 
+    def generate_each(
+        self, requests: Sequence[Request], options: DecodingOptions, batch_size: int
+    ) -> Iterator[list[Sample]]:
+        """Write texts to many prompts, about `batch_size` side by side, and give the samples of each in their order.
+
+        The texts of a prompt stay together, so that there may be more of them. In captured steps a prompt takes the
+        place of another as soon as that one is done; otherwise, and where there is a time limit, batch follows batch.
+        """
+        options = with_seed(options)
+        if requests and options.max_time is None and self._in_captured_steps(requests, options):
+            yield from self._refilled(requests, options, max(batch_size, options.draws))
+            return
+        together = max(1, batch_size // options.draws)
+        for start in range(0, len(requests), together):
+            yield from self.generate_batch(requests[start : start + together], options)
+
+    def _refilled(self, requests: Sequence[Request], options: DecodingOptions, rows: int) -> Iterator[list[Sample]]:
+        finished: dict[int, list[Sample]] = {request.index: [] for request in requests}
+        waiting = iter(requests)
+        first = next(waiting, None)
+        for chunk in self.stream_batch(requests, options, rows):
+            if chunk.sample:
+                finished[chunk.prompt_index].append(chunk.sample)
+            while first is not None and len(finished[first.index]) == options.draws:
+                yield _given(finished.pop(first.index), options)
+                first = next(waiting, None)
+
     def stream(self, prompt: str, options: DecodingOptions) -> Iterator[Chunk]:
         """Write as `generate` does, and give each piece of text as soon as its characters are whole.
 
@@ -117,22 +148,25 @@ class Generator:
         """
         return self.stream_batch([self.fit(prompt, options)], options)
 
-    def stream_batch(self, requests: Sequence[Request], options: DecodingOptions) -> Iterator[Chunk]:
-        """Stream texts to several prompts side by side; each chunk says which prompt and text it belongs to."""
+    def stream_batch(
+        self, requests: Sequence[Request], options: DecodingOptions, rows: int | None = None
+    ) -> Iterator[Chunk]:
+        """Stream texts to several prompts side by side; each chunk says which prompt and text it belongs to.
+
+        Args:
+            rows: how many texts have a row at a time where they are written in captured steps; None is all of them.
+        """
         options = with_seed(options)
         write = self._search if options.strategy.beams else self._decode
-        rows = self._rows(requests, options)
         try:
-            yield from write(rows, requests, options)
+            with self._rows(requests, options, rows) as lent:
+                yield from write(lent, requests, options)
         except NotFiniteError as error:
             raise RunError(str(error)) from None
         except torch.OutOfMemoryError:
             raise RunError(
                 "out of memory: lower --batch_size, --num_sequences or --max_length, or use --device cpu"
             ) from None
-        finally:
-            if isinstance(rows, Context) and self._is_alone(requests, options):
-                self._spare = rows
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a prompt. The empty prompt is the end-of-text token, after which texts begin."""
@@ -186,7 +220,7 @@ class Generator:
         return longest - prompt_tokens
 
     def _decode(
-        self, rows: Context | SlidingRows, requests: Sequence[Request], options: DecodingOptions
+        self, rows: Context | SlidingRows | ContinuousBatch, requests: Sequence[Request], options: DecodingOptions
     ) -> Iterator[Chunk]:
         """Texts that are written token by token: greedy, drawn, contrastive."""
         owners = [owner for owner in range(len(requests)) for _ in range(options.draws)]
@@ -219,27 +253,29 @@ class Generator:
 
     def _tokens(
         self,
-        rows: Context | SlidingRows,
+        rows: Context | SlidingRows | ContinuousBatch,
         requests: Sequence[Request],
         owners: Sequence[int],
         numbers: Sequence[int],
         options: DecodingOptions,
     ) -> Iterator[Token]:
         prompts = [request.ids for request in requests]
-        filters = filter_chain(options, self.tokenizer, self._end_ids)
         finish = self._endings(options, [requests[owner].room for owner in owners])
+        seed, samples = options.seed or 0, options.strategy.samples
+        streams = (
+            sampling.stream(seed, requests[owner].index, number) for owner, number in zip(owners, numbers, strict=True)
+        )
+        if isinstance(rows, ContinuousBatch):
+            entries = (
+                Entry(sample, prompts[owner], requests[owner].room, stream.random if samples else None)
+                for sample, (owner, stream) in enumerate(zip(owners, streams, strict=True))
+            )
+            return captured.decode(rows, entries, finish)
+        filters = filter_chain(options, self.tokenizer, self._end_ids)
         if options.decoding == "contrastive":
             top_k, alpha = options.effective_top_k or 1, options.penalty_alpha
             return contrastive.contrastive_search(rows, prompts, filters, top_k, alpha, finish)
-        choose: sampling.Choose = sampling.most_probable
-        if options.strategy.samples:
-            seed = options.seed or 0
-            choose = sampling.Draw(
-                [
-                    sampling.stream(seed, requests[owner].index, number)
-                    for owner, number in zip(owners, numbers, strict=True)
-                ]
-            )
+        choose: sampling.Choose = sampling.Draw(list(streams)) if samples else sampling.most_probable
         if len(owners) == 1 and isinstance(rows, Context) and (rows.is_exact or options.prompt_lookup):
             room = requests[0].room
             return lookup.decode_with_lookup(rows, prompts[0], filters, choose, finish, room, options.guesses)
@@ -301,9 +337,30 @@ class Generator:
             ranking_score=text.ranking_score,
         )
 
-    def _rows(self, requests: Sequence[Request], options: DecodingOptions) -> Context | SlidingRows:
-        positions = self.model.shape.n_positions
-        longest = max(len(request.ids) + request.room for request in requests)
+    def _in_captured_steps(self, requests: Sequence[Request], options: DecodingOptions) -> bool:
+        return self.captured_steps.suit(options, _longest(requests))
+
+    @contextmanager
+    def _rows(
+        self, requests: Sequence[Request], options: DecodingOptions, rows: int | None
+    ) -> Iterator[Context | SlidingRows | ContinuousBatch]:
+        """What the texts are written in; kept for the next ones, which may ask for the same."""
+        if self._in_captured_steps(requests, options):
+            texts = options.draws * len(requests)
+            length = _longest(requests) if texts > 1 else self.model.shape.n_positions
+            with self.captured_steps.lend(options, min(rows or texts, texts), length) as batch:
+                yield batch
+            return
+        self.captured_steps.drop()
+        context = self._context(requests, options)
+        try:
+            yield context
+        finally:
+            if isinstance(context, Context) and self._is_alone(requests, options):
+                self._spare = context
+
+    def _context(self, requests: Sequence[Request], options: DecodingOptions) -> Context | SlidingRows:
+        positions, longest = self.model.shape.n_positions, _longest(requests)
         keep_hidden = options.decoding == "contrastive"
         if longest > positions:
             return SlidingRows(self.model, keep_hidden)
@@ -327,6 +384,11 @@ class Generator:
     @property
     def _end_ids(self) -> tuple[int, ...]:
         return self.model.shape.end_ids or (self.tokenizer.end_id,)
+
+
+def _longest(requests: Sequence[Request]) -> int:
+    """Tokens of the longest text that there may be."""
+    return max(len(request.ids) + request.room for request in requests)
 
 
 def with_seed(options: DecodingOptions) -> DecodingOptions:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from tqdm import tqdm
 
@@ -146,26 +147,13 @@ def write_all(
         earlier.drop_the_rest()
     sink = open_sink(where, say, inspect)
     started, tokens = time.monotonic(), 0
-    batches = list(_batches(jobs, where.batch_size))
-    hidden = not sys.stderr.isatty() or len(batches) < 2
+    hidden = not sys.stderr.isatty() or len(jobs) < 2
     with tqdm(total=len(jobs), desc="writing", unit=" prompts", disable=hidden) as bar:
-        for batch in batches:
-            found = generator.generate_batch([job.request for job in batch], batch[0].options)
-            for job, samples in zip(batch, found, strict=True):
-                sink.put(samples, job.options)
+        for options, alike in groupby(jobs, key=lambda job: job.options):
+            requests = [job.request for job in alike]
+            for samples in generator.generate_each(requests, options, where.batch_size):
+                sink.put(samples, options)
                 tokens += sum(len(sample.ids) for sample in samples)
-            bar.set_postfix_str(f"{tokens / (time.monotonic() - started):,.0f} tokens/s")
-            bar.update(len(batch))
+                bar.set_postfix_str(f"{tokens / (time.monotonic() - started):,.0f} tokens/s", refresh=False)
+                bar.update()
     sink.close()
-
-
-def _batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
-    """Neighbouring jobs with equal options, so many that their texts fill a batch; those of a prompt stay together."""
-    batch: list[Job] = []
-    for job in jobs:
-        if batch and (job.options != batch[0].options or (len(batch) + 1) * job.options.draws > size):
-            yield batch
-            batch = []
-        batch.append(job)
-    if batch:
-        yield batch

@@ -187,7 +187,7 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_greedy_ids_on_a_gpu_equal_the_cpu(model_dir: Path, generator: Generator) -> None:
-    on_gpu = load(str(model_dir), "cuda")
+    on_gpu = load(str(model_dir), "cuda", precision="fp32")
     for prompt in PROMPTS:
         assert on_gpu.generate(prompt, options("greedy"))[0].ids == generator.generate(prompt, options("greedy"))[0].ids
 

@@ -25,9 +25,10 @@ RULES: dict[str, set[str]] = {
     "training": {"training", "engine", "generation", "errors", "options", "__init__"}  # generation: samples on the way
     | {"torch", "safetensors", "tokenizers", "transformers", "accelerate", "tqdm"}
     | {"numpy", "huggingface_hub", "peft", "filelock", "matplotlib", "optuna", "psutil"},
-    "filtering": {"engine", "decoding", "options"},
+    "filtering": {"engine", "decoding", "options", "torch"},
     "streaming": {"engine", "decoding"},
-    "generation": {"engine", "decoding", "filtering", "streaming", "errors", "options", "torch"},
+    "captured": {"engine", "decoding", "filtering", "options", "torch"},
+    "generation": {"captured", "engine", "decoding", "filtering", "streaming", "errors", "options", "torch"},
     "inspection": {"generation", "engine", "decoding", "errors", "torch"},
     "prompts": {"errors", "options"},
     "tables": {"inspection"},

@@ -160,13 +160,7 @@ def write(
 ) -> tuple[Sample, ...]:
     """The texts of all prompts, prompt by prompt."""
     requests = [generator.fit(prompt, options, index) for index, prompt in enumerate(prompts)]
-    together = max(1, batch_size // options.draws)
-    return tuple(
-        sample
-        for start in range(0, len(requests), together)
-        for samples in generator.generate_batch(requests[start : start + together], options)
-        for sample in samples
-    )
+    return tuple(sample for samples in generator.generate_each(requests, options, batch_size) for sample in samples)
 
 
 def _result(

@@ -68,7 +68,12 @@ def require_finite(logits: Tensor, step: int) -> None:
     """
     # One look at the maximum finds both: it is NaN where any entry is.
     if not torch.isfinite(logits.amax(dim=1)).all():
-        raise NotFiniteError(f"the model's logits are not finite at new token {step}: its weights are broken")
+        raise not_finite(step)
+
+
+def not_finite(step: int) -> NotFiniteError:
+    """The error, with what the user is told."""
+    return NotFiniteError(f"the model's logits are not finite at new token {step}: its weights are broken")
 
 
 def apply(filters: Sequence[Filter], logits: Tensor, texts: Sequence[Text]) -> Tensor:

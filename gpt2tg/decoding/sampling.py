@@ -59,7 +59,7 @@ def decode(
         logits = rows.step(tokens)
 
 
-def most_probable(logits: Tensor, samples: Sequence[int]) -> Tensor:
+def most_probable(logits: Tensor, samples: Sequence[int] = ()) -> Tensor:
     """Greedy choice. (B, V) -> (B,)"""
     return logits.argmax(dim=1)
 
@@ -76,10 +76,14 @@ class Draw:
     def __call__(self, logits: Tensor, samples: Sequence[int]) -> Tensor:
         """(B, V) -> (B,)"""
         uniform = torch.tensor([self._streams[sample].random() for sample in samples], dtype=torch.float64)
-        probabilities = logits.softmax(dim=1)
-        if probabilities.device.type == "mps":  # Apple's GPUs have no 64-bit floats
-            probabilities = probabilities.cpu()
-        return inverse_distribution(probabilities, uniform.to(probabilities.device)).to(logits.device)
+        if logits.device.type == "mps":  # Apple's GPUs have no 64-bit floats
+            return drawn(logits.cpu(), uniform).to(logits.device)
+        return drawn(logits, uniform.to(logits.device))
+
+
+def drawn(logits: Tensor, uniform: Tensor) -> Tensor:
+    """The tokens that (B,) uniform 64-bit numbers in [0, 1) choose. (B, V) -> (B,)"""
+    return inverse_distribution(logits.softmax(dim=1), uniform)
 
 
 def inverse_distribution(probabilities: Tensor, uniform: Tensor) -> Tensor:

@@ -63,6 +63,7 @@ class Samples(TrainerCallback):
     @torch.no_grad()
     def _texts(self, model: GPT2LMHeadModel) -> list[str]:
         generator = Generator(engine_model(model, self._tokenizer.end_id), self._tokenizer)
+        generator.captured_steps.are_used = False  # nothing is captured in the middle of a training step's memory
         return [sample.text for sample in generator.generate(self._prompt, self._decoding)]
 
     def _write(self, step: int, texts: list[str]) -> None:

@@ -1,0 +1,333 @@
+"""Continuous batches and captured steps. Their logic is tested on the CPU, where the same steps run one by one; what
+only a CUDA GPU can show is skipped where there is none."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FABLES
+
+from gpt2tg.captured import choice
+from gpt2tg.decoding import filters, sampling
+from gpt2tg.decoding.stopping import Endings, StopStrings
+from gpt2tg.engine import cuda_graph
+from gpt2tg.engine.checkpoints import BUNDLED_DIRECTORY, read_shape, read_weights
+from gpt2tg.engine.cuda_graph import Board, Choose, ContinuousBatch, Entry, StepProgram, bucket_for
+from gpt2tg.engine.model import GPT2
+from gpt2tg.engine.tokenizer import load_tokenizer
+from gpt2tg.filtering import on_the_distribution
+from gpt2tg.options import DecodingOptions, decoding_options
+
+GREEDY = decoding_options({"decoding": "greedy"})
+DRAWN = decoding_options({"decoding": "sample", "temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.01})
+TYPICAL = decoding_options({"decoding": "sample", "typical_p": 0.7})
+END_IDS = tuple(range(12))  # one token in 25 of the tiny model's vocabulary: texts end anywhere in a chunk
+
+Texts = dict[int, tuple[list[int], list[float], str | None]]
+"""Ids, log-probabilities and reason of the end, by sample."""
+
+
+def a_model(directory: Path, device: str = "cpu", precision: str = "fp32") -> GPT2:
+    shape = read_shape(directory)
+    return GPT2(read_weights(directory, shape), shape, torch.device(device), precision)
+
+
+@pytest.fixture
+def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8, 16, 32 and the 64 positions of the tiny model."""
+    monkeypatch.setattr(cuda_graph, "SMALLEST_BUCKET", 8)
+
+
+def prompts_and_rooms(count: int, vocabulary: int = 300, longest: int = 30) -> list[tuple[list[int], int]]:
+    """Prompts of 1 to `longest` tokens and rooms of 1 to 34 tokens."""
+    chance = random.Random(count)
+    return [
+        ([chance.randrange(vocabulary) for _ in range(chance.randint(1, longest))], chance.randint(1, 34))
+        for _ in range(count)
+    ]
+
+
+def chosen_with(options: DecodingOptions) -> Choose:
+    return choice(on_the_distribution(options, len(END_IDS)), options.strategy.samples)
+
+
+def in_steps(
+    batch: ContinuousBatch,
+    work: Sequence[tuple[list[int], int]],
+    options: DecodingOptions,
+    end_ids: Sequence[int] = END_IDS,
+) -> Texts:
+    entries = (
+        Entry(sample, prompt, room, sampling.stream(7, sample, 0).random if options.strategy.samples else None)
+        for sample, (prompt, room) in enumerate(work)
+    )
+    finish = Endings(end_ids, StopStrings((), lambda _: ""), [room for _, room in work])
+    return collected(batch.write(entries, finish))
+
+
+def one_by_one(
+    model: GPT2, work: Sequence[tuple[list[int], int]], options: DecodingOptions, end_ids: Sequence[int] = END_IDS
+) -> Texts:
+    """The ordinary path, every text alone."""
+    shaping = on_the_distribution(options, len(end_ids))
+    texts: Texts = {}
+    for sample, (prompt, room) in enumerate(work):
+        choose = sampling.Draw([sampling.stream(7, sample, 0)]) if options.strategy.samples else sampling.most_probable
+        written = sampling.decode(
+            model.context(len(prompt) + room),
+            [prompt],
+            [0],
+            [lambda x, _, change=change: change(x) for change in shaping],
+            choose,
+            Endings(end_ids, StopStrings((), lambda _: ""), [room]),
+        )
+        texts[sample] = collected(written)[0]
+    return texts
+
+
+def collected(written: Iterator) -> Texts:
+    texts: Texts = {}
+    for token in written:
+        ids, logprobs, reason = texts.get(token.sample, ([], [], None))
+        assert reason is None, "a token after the end"
+        texts[token.sample] = [*ids, token.id], [*logprobs, token.logprob], token.finish_reason
+    return texts
+
+
+def assert_equal(texts: Texts, expected: Texts, tolerance: float = 1e-4) -> None:
+    assert texts.keys() == expected.keys()
+    for sample, (ids, logprobs, reason) in expected.items():
+        assert (texts[sample][0], texts[sample][2]) == (ids, reason), sample
+        assert texts[sample][1] == pytest.approx(logprobs, abs=tolerance)
+
+
+@pytest.mark.parametrize("options", [GREEDY, DRAWN, TYPICAL], ids=["greedy", "drawn", "typical"])
+@pytest.mark.parametrize(("rows", "steps"), [(1, 24), (3, 1), (3, 5), (7, 24), (40, 24)])
+@pytest.mark.usefixtures("small_buckets")
+def test_texts_are_those_of_the_ordinary_path(gpt2: GPT2, options: DecodingOptions, rows: int, steps: int) -> None:
+    """Prompts of unequal lengths, one token among them; rooms that end and texts that end; rows taken over and over."""
+    work = prompts_and_rooms(40)
+    batch = ContinuousBatch(gpt2, rows, 64, chosen_with(options), END_IDS, steps)
+    texts = in_steps(batch, work, options)
+    assert_equal(texts, one_by_one(gpt2, work, options))
+    assert {reason for _, _, reason in texts.values()} == {"eos", "length"}
+
+
+def test_buckets_double_up_to_the_positions() -> None:
+    assert [bucket_for(length, 1000) for length in (1, 128, 129, 512, 513, 1000)] == [128, 128, 256, 512, 1000, 1000]
+    assert bucket_for(5, 64) == 64
+
+
+@pytest.mark.usefixtures("small_buckets")
+def test_a_text_that_grows_goes_through_the_buckets(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step looks at the smallest bucket that holds the chunk."""
+    seen: list[int] = []
+    genuine = StepProgram.run
+    monkeypatch.setattr(StepProgram, "run", lambda self: (seen.append(self._bucket), genuine(self))[1])
+    work = [([5, 6, 7], 60)]
+    batch = ContinuousBatch(gpt2, 1, 63, chosen_with(GREEDY), (), steps=4)
+    assert_equal(in_steps(batch, work, GREEDY, ()), one_by_one(gpt2, work, GREEDY, ()))
+    # The cache holds 2 tokens of the prompt at first, and 4 more after each chunk.
+    assert seen[::4] == [8] + [16] * 2 + [32] * 4 + [64] * 8
+
+
+def test_no_row_waits_for_the_longest_text(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text of 40 tokens in one row, four of 10 in the other: no more steps than the long one has tokens."""
+    steps: list[StepProgram] = []
+    genuine = StepProgram.run
+    monkeypatch.setattr(StepProgram, "run", lambda self: (steps.append(self), genuine(self))[1])
+    work = [([1, 2], 40), *[([3, 4, 5], 10)] * 4]
+    in_steps(ContinuousBatch(gpt2, 2, 64, chosen_with(GREEDY), (), steps=5), work, GREEDY, ())
+    assert len(steps) == 40
+
+
+def test_a_text_that_the_caller_ends_leaves_its_row(gpt2: GPT2) -> None:
+    """As stop strings and time limits do: the steps know nothing of it, and what they wrote beyond it is dropped."""
+    work = prompts_and_rooms(12)
+    whole = one_by_one(gpt2, work, GREEDY, ())
+    entries = [Entry(sample, prompt, room) for sample, (prompt, room) in enumerate(work)]
+
+    def finish(sample: int, ids: Sequence[int]) -> str | None:
+        return "stop" if len(ids) == 3 + sample else "length" if len(ids) == work[sample][1] else None
+
+    texts = collected(ContinuousBatch(gpt2, 2, 64, chosen_with(GREEDY), (), steps=7).write(entries, finish))
+    assert {sample: ids for sample, (ids, _, _) in texts.items()} == {
+        sample: ids[: 3 + sample] for sample, (ids, _, _) in whole.items()
+    }
+    assert "stop" in {reason for _, _, reason in texts.values()}
+
+
+def test_the_next_steps_run_while_tokens_are_given(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[StepProgram] = []
+    genuine = StepProgram.run
+    monkeypatch.setattr(StepProgram, "run", lambda self: (steps.append(self), genuine(self))[1])
+    batch = ContinuousBatch(gpt2, 1, 64, chosen_with(GREEDY), (), steps=5)
+    written = batch.write([Entry(0, [1, 2], 40)], lambda _, ids: "length" if len(ids) == 40 else None)
+    counts = [len(steps) for _ in written]
+    assert counts == [*(n for n in range(10, 41, 5) for _ in range(5)), *[40] * 5]
+
+
+def test_texts_are_taken_from_the_queue_when_a_row_is_free(gpt2: GPT2) -> None:
+    """So a run over very many prompts does not hold them all."""
+    taken: list[int] = []
+
+    def queue() -> Iterator[Entry]:
+        for sample in range(6):
+            taken.append(sample)
+            yield Entry(sample, [sample + 1], 10)
+
+    batch = ContinuousBatch(gpt2, 2, 64, chosen_with(GREEDY), (), steps=5)
+    written = batch.write(queue(), lambda _, ids: "length" if len(ids) == 10 else None)
+    next(written)
+    assert taken == [0, 1]
+    assert {token.sample for token in written} == set(range(6))
+
+
+def test_samples_of_a_prompt_read_it_once(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[torch.Size] = []
+    genuine = GPT2.hidden
+    monkeypatch.setattr(GPT2, "hidden", lambda self, ids, *rest: (read.append(ids.shape), genuine(self, ids, *rest))[1])
+    work = [([9, 8, 7, 6], 5)] * 3 + [([9, 8], 5)]
+    batch = ContinuousBatch(gpt2, 4, 64, chosen_with(DRAWN), (), steps=5)
+    texts = in_steps(batch, work, DRAWN, ())
+    assert [tuple(shape) for shape in read] == [(2, 3)] + [(4, 1)] * 5  # the last token of a prompt is a step's
+    monkeypatch.undo()
+    assert_equal(texts, one_by_one(gpt2, work, DRAWN, ()))
+
+
+def test_many_prompts_are_read_in_pieces(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graph, "READ_AT_ONCE", 40)
+    read: list[int] = []
+    genuine = GPT2.hidden
+    monkeypatch.setattr(
+        GPT2, "hidden", lambda self, ids, *rest: (read.append(ids.numel()), genuine(self, ids, *rest))[1]
+    )
+    work = prompts_and_rooms(20)
+    texts = in_steps(ContinuousBatch(gpt2, 20, 64, chosen_with(GREEDY), END_IDS), work, GREEDY)
+    assert max(read) <= 40
+    monkeypatch.undo()
+    assert_equal(texts, one_by_one(gpt2, work, GREEDY))
+
+
+def test_a_batch_that_was_left_begins_anew(gpt2: GPT2) -> None:
+    work = prompts_and_rooms(9)
+    batch = ContinuousBatch(gpt2, 3, 64, chosen_with(GREEDY), END_IDS, steps=4)
+    abandoned = batch.write([Entry(n, [n + 1] * 20, 30) for n in range(5)], lambda *_: None)
+    list(islice(abandoned, 5))
+    abandoned.close()
+    assert_equal(in_steps(batch, work, GREEDY), one_by_one(gpt2, work, GREEDY))
+
+
+@pytest.mark.usefixtures("small_buckets")
+def test_a_program_is_captured_when_it_is_wanted_again(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries set themselves up in the first chunk of a bucket, and a short text ends in it."""
+    log: list[str] = []
+    genuine = StepProgram.run
+    monkeypatch.setattr(StepProgram, "capture", lambda self, pool: log.append(f"capture {self._bucket}"))
+    monkeypatch.setattr(StepProgram, "run", lambda self: (log.append(f"run {self._bucket}"), genuine(self))[1])
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    batch = ContinuousBatch(gpt2, 1, 64, chosen_with(GREEDY), (), steps=4, captured=True)
+    in_steps(batch, [([1, 2, 3, 4, 5], 13)], GREEDY, ())
+    assert log == ["run 8"] * 4 + ["run 16"] * 4 + ["capture 16"] + ["run 16"] * 4 + ["run 32"]
+
+
+def test_a_row_that_is_over_stays_where_it_is(gpt2: GPT2) -> None:
+    """Its steps are computed like the others', however long the others go on."""
+    board = Board(gpt2, 2, 16, 4)
+    program = StepProgram(gpt2, board, 16, chosen_with(GREEDY), ())
+    board.seat(*map(torch.tensor, ([0, 1], [5, 6], [0, 0], [16, 3])))
+    for _ in range(20):
+        board.begin(None)
+        with torch.inference_mode():
+            program.run()
+    assert board.lengths.tolist() == [16, 3]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("options", [GREEDY, DRAWN, TYPICAL], ids=["greedy", "drawn", "typical"])
+def test_a_step_never_looks_at_a_value(model_dir: Path, options: DecodingOptions, precision: str) -> None:
+    """Tensors that have shapes and kinds but no values refuse to be looked at, as they do while a graph is captured."""
+    model = a_model(model_dir, "meta", precision)
+    batch = ContinuousBatch(model, 3, 64, chosen_with(options), END_IDS, steps=4)
+    texts = {0: (5, 6, 7), 1: (), 2: (5, 6)}
+    with torch.inference_mode():
+        batch._read(texts)
+        batch._program(64).run()
+    assert batch._board.cache.dtype == (torch.float16 if precision == "fp16" else torch.float32)
+
+
+def test_a_choice_that_looks_is_found_out(model_dir: Path) -> None:
+    """The test above would notice."""
+    batch = ContinuousBatch(
+        a_model(model_dir, "meta"), 1, 64, lambda x, _: filters.ban(x, [0], [0]).argmax(dim=1), END_IDS
+    )
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="meta"):
+        batch._program(64).run()
+
+
+def bundled_prompts(count: int) -> list[list[int]]:
+    """Beginnings of the fables, of unequal lengths, in the tokens of the bundled model."""
+    shape = read_shape(BUNDLED_DIRECTORY)
+    tokenizer = load_tokenizer(BUNDLED_DIRECTORY, shape.vocab_size, None)
+    texts = [tokenizer.encode(fable) for fable in FABLES]
+    prompts = [text[start:end] for text in texts for start in range(8) for end in range(start + 1, len(text))]
+    return [list(ids) for ids in dict.fromkeys(map(tuple, prompts))][:count]
+
+
+def test_there_are_prompts_enough_for_a_gpu() -> None:
+    assert len(bundled_prompts(128)) == 128
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA GPU here")
+
+
+@needs_gpu
+class TestOnAGPU:
+    """Captured steps, on trained weights."""
+
+    END = (read_shape(BUNDLED_DIRECTORY).end_ids or (0,))[:1]
+
+    def work(self, count: int = 128) -> list[tuple[list[int], int]]:
+        return [(prompt, 20 + number % 150) for number, prompt in enumerate(bundled_prompts(count))]
+
+    def batch(self, precision: str, options: DecodingOptions, rows: int = 16, captured: bool = True) -> ContinuousBatch:
+        model = a_model(BUNDLED_DIRECTORY, "cuda", precision)
+        return ContinuousBatch(model, rows, 256, chosen_with(options), self.END, captured=captured)
+
+    def test_greedy_ids_in_fp32_are_those_of_the_cpu(self) -> None:
+        """Rows are taken over, and texts grow from one bucket into the next."""
+        texts = in_steps(self.batch("fp32", GREEDY), self.work(), GREEDY, self.END)
+        expected = one_by_one(a_model(BUNDLED_DIRECTORY), self.work(), GREEDY, self.END)
+        assert_equal(texts, expected, tolerance=1e-2)
+
+    @pytest.mark.parametrize("options", [GREEDY, DRAWN, TYPICAL], ids=["greedy", "drawn", "typical"])
+    def test_captured_steps_are_the_steps(self, options: DecodingOptions) -> None:
+        captured = in_steps(self.batch("fp32", options), self.work(), options, self.END)
+        step_by_step = in_steps(self.batch("fp32", options, captured=False), self.work(), options, self.END)
+        assert_equal(captured, step_by_step)
+
+    @pytest.mark.parametrize("options", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+    def test_fp16_writes_nearly_the_same(self, options: DecodingOptions) -> None:
+        """The first token of nearly every text, and about its log-probability."""
+        half = in_steps(self.batch("fp16", options), self.work(), options, self.END)
+        whole = in_steps(self.batch("fp32", options), self.work(), options, self.END)
+        same = [sample for sample in whole if half[sample][0][0] == whole[sample][0][0]]
+        assert len(same) >= 0.9 * len(whole)
+        assert all(half[sample][1][0] == pytest.approx(whole[sample][1][0], abs=0.1) for sample in same)
+        assert all(reason for _, _, reason in half.values())
+
+    def test_nobody_waits_while_steps_run(self) -> None:
+        """But for the tokens of a chunk: torch refuses every other wait."""
+        batch = self.batch("fp16", DRAWN)
+        for _ in range(2):  # captures what is needed
+            in_steps(batch, self.work(), DRAWN, self.END)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            in_steps(batch, self.work(), DRAWN, self.END)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
