@@ -236,16 +236,17 @@ def test_a_program_is_captured_when_it_is_wanted_again(gpt2: GPT2, monkeypatch: 
     assert log == ["run 8"] * 4 + ["run 16"] * 4 + ["capture 16"] + ["run 16"] * 4 + ["run 32"]
 
 
-def test_a_row_that_is_over_stays_where_it_is(gpt2: GPT2) -> None:
+@pytest.mark.parametrize(("end_ids", "lengths"), [((), [16, 3]), (range(300), [1, 1])], ids=["full", "ended"])
+def test_a_row_that_is_over_stays_where_it_is(gpt2: GPT2, end_ids: Sequence[int], lengths: list[int]) -> None:
     """Its steps are computed like the others', however long the others go on."""
     board = Board(gpt2, 2, 16, 4)
-    program = StepProgram(gpt2, board, 16, chosen_with(GREEDY), ())
+    program = StepProgram(gpt2, board, 16, chosen_with(GREEDY), end_ids)
     board.seat(*map(torch.tensor, ([0, 1], [5, 6], [0, 0], [16, 3])))
     for _ in range(20):
         board.begin(None)
         with torch.inference_mode():
             program.run()
-    assert board.lengths.tolist() == [16, 3]
+    assert board.lengths.tolist() == lengths
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
