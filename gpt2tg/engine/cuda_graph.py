@@ -117,11 +117,6 @@ class Board:
         """Texts take these rows; each (N,)."""
         self.tokens[rows], self.lengths[rows], self.limits[rows] = tokens, lengths, limits
 
-    def clear(self) -> None:
-        """No row goes on."""
-        self.lengths.zero_()
-        self.limits.zero_()
-
     def upload(self, values: Sequence[object], dtype: torch.dtype = torch.int64) -> Tensor:
         """Numbers to the device. Nobody waits for it."""
         return _pinned(torch.tensor(values, dtype=dtype), self.device).to(self.device, non_blocking=True)
@@ -257,7 +252,7 @@ class ContinuousBatch:
                 end at an end token, and where the room is full.
         """
         queue = iter(entries)
-        self._clear()
+        self._seats = [None] * len(self._seats)  # whatever rows go on with, nobody looks at it
         running: Chunk | None = None
         while True:
             self._take_seats(queue)
@@ -267,11 +262,6 @@ class ContinuousBatch:
             elif following is None:
                 return
             running = following
-
-    @torch.inference_mode()
-    def _clear(self) -> None:
-        self._board.clear()
-        self._seats = [None] * len(self._seats)
 
     @torch.inference_mode()
     def _take_seats(self, queue: Iterator[Entry]) -> None:
