@@ -114,11 +114,21 @@ def _write(path: Path, content: str) -> None:
 
 def in_words(settings: dict[str, Any]) -> str:
     """Settings as flags have them, those at their default left out."""
-    return " ".join(
-        f"--{name} {value:g}" if isinstance(value, float) else f"--{name} {value}"
+    return " ".join(f"--{name} {value}" for name, value in _changed(settings).items())
+
+
+def as_strategy(settings: dict[str, Any]) -> str:
+    """The strategy of the settings with them, as `--strategies` has it."""
+    changed = {name: value for name, value in _changed(settings).items() if name != "decoding"}
+    return ":".join([settings["decoding"], *(f"{name}={value}" for name, value in changed.items())])
+
+
+def _changed(settings: dict[str, Any]) -> dict[str, str]:
+    return {
+        name: f"{value:g}" if isinstance(value, float) else str(value)
         for name, value in settings.items()
         if value is not None and value != default_of(DecodingOptions, name)
-    )
+    }
 
 
 def kept(options: DecodingOptions) -> dict[str, Any]:

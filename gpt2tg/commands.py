@@ -20,6 +20,7 @@ from gpt2tg.options import (
     SEARCHED_SETTINGS,
     SESSION_NEW_TOKENS,
     SESSION_SEQUENCES,
+    STRATEGIES,
     TUNING_BATCH_SIZE,
     TUNING_NEW_TOKENS,
     CheckpointOptions,
@@ -118,6 +119,7 @@ def generate(given: dict[str, Any], name: str | None, option: str, **defaults: A
     decoding = settle_decoding(given, **defaults)
     where = pick(PromptOptions, given)
     load = model_loader(given, option)
+    name = chosen_model(given, name)
     if own := checkpoint_settings(given, name, option):
         decoding = decoding_options(only(DecodingOptions, given), **{**only(DecodingOptions, defaults), **own})
 
@@ -131,7 +133,7 @@ def generate(given: dict[str, Any], name: str | None, option: str, **defaults: A
     check_output(where)
     prompts = read_prompts(where)
     earlier = earlier_run(where, inspection.show_probabilities)
-    generator = load(chosen_model(given, name))
+    generator = load(name)
     inspect = partial(inspect_sample, generator) if inspection.show_probabilities else None
     jobs = plan_jobs(generator, prompts, decoding, earlier, notice)
     if len(jobs) == 1 and jobs[0].options.draws == 1 and where.output is None and where.format == "text":
@@ -265,7 +267,9 @@ def compare(given: dict[str, Any], name: str, option: str) -> None:
         human_examples = reference.examples_of(reference.read_text(Path(where.reference), "reference"), where.examples)
     training = None if where.train_file is None else reference.read_text(Path(where.train_file), "train_file")
 
-    generator = model_loader(given, option)(chosen_model(given, name))
+    name = chosen_model(given, name)
+    chosen = where.strategies or _all_strategies(given, name, option)
+    generator = model_loader(given, option)(name)
     human = None
     if human_examples is not None:
         human = comparing.human_text(
@@ -277,7 +281,7 @@ def compare(given: dict[str, Any], name: str, option: str) -> None:
     if base.seed is None:
         base = replace(base, seed=new_seed())
     notice(f"seed {base.seed}")
-    strategies = strategies_to_compare(base, where.strategies, notice)
+    strategies = strategies_to_compare(base, chosen, notice)
     show = None if output or page else table.text_writer(writer())
     batch_size = pick(PromptOptions, given).batch_size
     found = comparing.compare(generator, prompts, strategies, human, training, batch_size, show)
@@ -286,6 +290,14 @@ def compare(given: dict[str, Any], name: str, option: str) -> None:
         table.write_table(found, output)
     if page:
         report.write_report(report.page(generator, found, name), page)
+
+
+def _all_strategies(given: dict[str, Any], name: str, option: str) -> str:
+    """All there are, and after them the settings that the checkpoint brings along, where it does."""
+    from gpt2tg.checkpoint_defaults import as_strategy
+
+    own = checkpoint_settings({flag: value for flag, value in given.items() if flag != "decoding"}, name, option)
+    return ",".join([*STRATEGIES, *([as_strategy(own)] if own else [])])
 
 
 def tune(given: dict[str, Any], name: str, option: str) -> None:
@@ -311,6 +323,7 @@ def tune(given: dict[str, Any], name: str, option: str) -> None:
 
     page = table.check_file(where.report, report.FORMATS, "report", where.overwrite)
     text = reference.read_text(Path(where.reference), "reference")
+    name = chosen_model(given, name)
     if search.apply:
         _require_own_directory(name, option)
     generator = model_loader(given, option)(name)
@@ -388,12 +401,12 @@ def interactive(given: dict[str, Any], name: str | None, option: str) -> None:
         notice(f"--{flag} is not used: a session writes text by text")
     decoding = settle_decoding(given, num_sequences=SESSION_SEQUENCES)
     load = model_loader(given, option)
+    name = chosen_model(given, name)
     if own := checkpoint_settings(given, name, option):
         decoding = decoding_options(only(DecodingOptions, given), num_sequences=SESSION_SEQUENCES, **own)
 
     from gpt2tg.session import Session
 
-    name = chosen_model(given, name)
     generator = load(name)
     if "max_length" not in given and "max_new_tokens" not in given:
         length = min(SESSION_NEW_TOKENS, generator.model.shape.n_positions // 2)

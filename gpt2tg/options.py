@@ -29,7 +29,7 @@ DEFAULT_PROMPT = "Once upon a time"
 NEWEST = "newest"
 
 # Controls beyond these say nothing that smaller ones do not, and sums and powers of them overflow.
-LARGEST_NUMBER = 1e6
+LARGEST_NUMBER = 1_000_000
 LARGEST_POWER = 20
 # A temperature between this and 0 is a mistake: dividing by it overflows, and 0 says what it means.
 SMALLEST_TEMPERATURE = 1e-4
@@ -1123,7 +1123,9 @@ def check_ranges(options: Any) -> None:
             continue
         rule = f.metadata
         if rule["choices"] and value not in rule["choices"]:
-            raise UserError(f"{value} is unknown: choose from {', '.join(rule['choices'])}", f.name)
+            near = difflib.get_close_matches(str(value), rule["choices"], n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(rule['choices'])}"
+            raise UserError(f"{value} is unknown: {hint}", f.name)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and not _within(value, rule):
             raise UserError(f"{value} is out of range: it must be {_range_in_words(rule, value)}", f.name)
 

@@ -13,7 +13,7 @@ import generate_from_finetuned
 import text_generation_demo
 from gpt2tg.checkpoint_defaults import FILE, in_words, kept, read_defaults, write_defaults
 from gpt2tg.errors import UserError
-from gpt2tg.options import DecodingOptions
+from gpt2tg.options import STRATEGIES, DecodingOptions
 from gpt2tg.training.durable import damage, seal
 
 Capture = pytest.CaptureFixture[str]
@@ -113,6 +113,29 @@ def test_a_session_uses_them_too(tuned_dir: Path, capsys: Capture, monkeypatch: 
     out, err = capsys.readouterr()
     assert "settings of the checkpoint, found by --tune: --temperature 1.1" in err
     assert out.strip() == generated(tuned_dir, capsys)[0].strip()
+
+
+def test_a_comparison_shows_them_beside_the_strategies(tuned_dir: Path, capsys: Capture) -> None:
+    command = ["--model_path", str(tuned_dir), "--compare", "--prompt", "The fox", "--max_new_tokens", "4"]
+    assert text_generation_demo.main([*command, "--num_sequences", "1", "--seed", "3"]) == 0
+    out, err = capsys.readouterr()
+    headings = [line.split(":")[0].removeprefix("=== ") for line in out.splitlines() if line.startswith("===")]
+    assert headings == [*STRATEGIES, "top_p temperature=1.1 top_p=0.85 min_p=0.02 no_repeat_ngram=3"]
+    assert "settings of the checkpoint, found by --tune" in err
+
+
+def test_they_are_those_of_the_checkpoint_that_is_chosen(
+    tuned_dir: Path, model_dir: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """Not those of the model in the directory of the run."""
+    run = tmp_path / "run"
+    shutil.copytree(model_dir, run)
+    shutil.copytree(tuned_dir, run / "checkpoint-5")
+    seal(run / "checkpoint-5", {"step": 5})
+    assert generated(run, capsys)[1] == ""
+    out, said = generated(run, capsys, "--checkpoint", "5")
+    assert "--temperature 1.1" in said
+    assert out == generated(tuned_dir, capsys)[0]
 
 
 @pytest.mark.parametrize(

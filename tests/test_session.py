@@ -373,7 +373,7 @@ def test_settings_are_changed_shown_and_used(generator: Generator) -> None:
 def test_short_ways_to_settings(generator: Generator) -> None:
     talk = Talk(generator, settings())
     assert talk.type("/decoding beam")[1] == ["decoding=beam num_beams=5 max_new_tokens=8"]
-    assert talk.type("/decoding beem")[1][0].startswith("error: decoding beem is unknown: choose from greedy, beam")
+    assert talk.type("/decoding beem")[1] == ["error: decoding beem is unknown: did you mean beam?"]
     assert any(line.startswith("  * beam ") for line in talk.type("/decoding")[1])
     assert talk.type("/seed 9")[1] == ["decoding=beam num_beams=5 max_new_tokens=8"]
     assert talk.session.options.seed == 9
@@ -420,7 +420,7 @@ def test_what_is_shown_can_be_typed_again(generator: Generator) -> None:
         ("/set xyzzy=1", "error: no setting xyzzy; /set lists them"),
         ("/set temperature", "error: temperature is no setting: write name=value, such as temperature=0.8"),
         ("/set temperature=hot", "error: temperature hot is no value for it: expected a number"),
-        ("/set temperature=-1", "error: temperature -1.0 is out of range: it must be at least 0"),
+        ("/set temperature=-1", "error: temperature -1.0 is out of range: it must be at least 0 and at most 1000000"),
         ("/set top_k=2.5", "error: top_k 2.5 is no value for it: expected a whole number"),
         ("/set num_sequences=4", "error: num_sequences 4 asked for, but greedy gives 1 text: "
          "ask for 1, or choose a strategy that draws, such as decoding=top_p with a temperature above 0"),
@@ -541,7 +541,7 @@ def test_why(generator: Generator) -> None:
     talk = Talk(generator, drawing(seed=3))
     talk.type("The fox")
     turn = talk.session.text.turns[0]
-    tokens = inspect_ids(generator, generator.encode("The fox"), generator.tokenizer.encode(turn.written), 3)
+    tokens = inspect_ids(generator, generator.encode("The fox"), turn.ids, 3)
     written, _ = talk.type("/why")
     text, legend, heading, *rows = [line for line in written.splitlines() if line]
     assert text.replace("[", "").replace("]", "") == turn.written.rstrip("\n")
@@ -555,6 +555,48 @@ def test_why(generator: Generator) -> None:
         assert f", rank {token.rank}; likely were " in row
         assert json.dumps(token.alternatives[0].text, ensure_ascii=False) in row
     assert talk.type("/why all")[0].startswith(talk.text[:1].replace("T", "[T") or "The")
+
+
+def unusual_tokens(generator: Generator, text: str) -> tuple[int, ...]:
+    """Tokens of the text, one to a byte where the vocabulary has them: not how the tokenizer divides it."""
+    ids = tuple(token for letter in text for token in generator.tokenizer.encode(letter))
+    assert generator.tokenizer.decode(list(ids)) == text
+    assert list(ids) != generator.tokenizer.encode(text)
+    return ids
+
+
+def test_why_is_about_the_tokens_that_were_written(generator: Generator, tmp_path: Path) -> None:
+    """A model may write a text in other tokens than the tokenizer divides it into; a saved session knows them too."""
+    ids = unusual_tokens(generator, " the fox")
+    talk, file = Talk(generator, settings()), tmp_path / "session.jsonl"
+    talk.session.text.change((Turn("Once", " the fox", ids=ids),))
+    assert f"{len(ids)} tokens, mean" in talk.type("/why")[0]
+    talk.type(f"/save {file}", "/new", f"/load {file}")
+    assert f"{len(ids)} tokens, mean" in talk.type("/why")[0]
+
+
+def test_why_of_a_text_that_was_cut_at_a_stop_string(generator: Generator) -> None:
+    ids = unusual_tokens(generator, " the fox ran")
+    talk = Talk(generator, settings())
+    talk.session.text.change((Turn("Once", " the fox", ids=ids),))
+    assert f"{len(ids) - 4} tokens, mean" in talk.type("/why")[0]
+
+
+def test_why_reads_a_text_anew_whose_tokens_are_not_known(generator: Generator) -> None:
+    """As those of another model are not."""
+    talk, anew = Talk(generator, settings()), len(generator.tokenizer.encode(" the fox"))
+    for ids in ((), (5, 6, 7), (10**9,)):
+        talk.session.text.change((Turn("Once", " the fox", ids=ids),))
+        assert f"{anew} tokens, mean" in talk.type("/why")[0]
+
+
+def test_the_tokens_that_were_written_are_kept(generator: Generator) -> None:
+    talk = Talk(generator, drawing(seed=3))
+    talk.type("The fox")
+    sample = generator.generate("The fox", drawing(seed=3))[0]
+    assert talk.session.text.turns[0].ids == sample.ids
+    talk.type("/set num_sequences=2", "The fox", "/pick 2")
+    assert talk.session.text.turns[0].ids == talk.session.beside[1].ids
 
 
 def test_the_colours_of_why(generator: Generator) -> None:
@@ -582,6 +624,18 @@ def test_compare_takes_the_last_prompt_or_another(generator: Generator) -> None:
     assert written.count(prompt) > 3
     assert talk.type("/compare The owl")[0].count("The owl") == written.count(prompt)
     assert talk.text == before
+
+
+def test_compare_with_chosen_strategies(generator: Generator) -> None:
+    talk = Talk(generator, drawing(seed=3, num_sequences=4))
+    written, said = talk.type("/compare strategies=greedy,sample:temperature=0.5 The owl")
+    headings = [line.split(":")[0] for line in written.splitlines() if line.startswith("===")]
+    assert headings == ["=== greedy", "=== sample temperature=0.5"]
+    assert written.count("The owl") == 1 + 4
+    assert said == []
+    assert talk.type("/compare strategies=gredy The owl")[1] == [
+        "error: strategies gredy is unknown: did you mean greedy?"
+    ]
 
 
 # --- another model, and files -------------------------------------------------------------------------------------
@@ -666,6 +720,8 @@ def saved(generator: Generator, tmp_path: Path) -> tuple[Path, list[str]]:
         (lambda lines: [lines[0].replace('"temperature": 1.0', '"temperature": "hot"'), *lines[1:]],
          'line 1: temperature is "hot", expected a number'),
         (lambda lines: [lines[0], lines[1].replace('"choice": 0', '"choice": -1'), lines[2]], "line 2 is no turn"),
+        (lambda lines: [lines[0], lines[1].replace('"ids": [', '"ids": [-1, '), lines[2]],
+         'line 2 has "ids" that are no tokens'),
     ],
 )  # fmt: skip
 def test_spoilt_files_are_refused_and_nothing_changes(

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from gpt2tg.comparison.compare import Comparison, Result
-from gpt2tg.errors import RunError, UserError
+from gpt2tg.errors import UserError
 from gpt2tg.generation import Sample
 from gpt2tg.options import STRATEGIES, DecodingOptions
-from gpt2tg.sinks import record
+from gpt2tg.sinks import record, write_whole
 
 FORMATS = (".json", ".csv", ".md")
 
@@ -184,18 +184,3 @@ def write_table(comparison: Comparison, path: Path) -> None:
     else:
         text = csv_text(comparison) if path.suffix == ".csv" else markdown(comparison)
     write_whole(path, text)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that appears when it is whole.
-
-    Raises:
-        RunError: it cannot be written; what was there is left as it was.
-    """
-    draft = path.with_name(f".{path.name}.partial")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path}: {error.strerror}") from None

@@ -146,7 +146,7 @@ def _pick(session: Session, words: str) -> None:
         raise UserError("there is one text only: /set num_sequences=3 writes several")
     choice = number(words, len(session.beside), "a text") - 1
     sample, last = session.beside[choice], session.text.turns[-1]
-    turn = replace(last, written=sample.completion, choice=choice, finish_reason=sample.finish_reason)
+    turn = replace(last, written=sample.completion, choice=choice, finish_reason=sample.finish_reason, ids=sample.ids)
     session.text.change((*session.text.turns[:-1], turn))
     _tell_end(session)
 
@@ -268,7 +268,7 @@ COMMANDS = {
     "/stop": Command("[STRING]", "end texts before a string; alone undoes it", _stop),
     "/candidates": Command("[N]", "what may come next, with its probabilities", looking.candidates),
     "/why": Command("[all]", "how probable each token of the last turn was, or of all", looking.why),
-    "/compare": Command("[TEXT]", "the last prompt, or another, through all strategies", looking.compare),
+    "/compare": Command("[TEXT]", "a prompt through all strategies, or strategies=A,B", looking.compare),
     "/model": Command("NAME", "go on with another model", _model),
     "/save": Command("FILE", "write the session to a file", _save),
     "/load": Command("FILE", "read a saved session", _load),

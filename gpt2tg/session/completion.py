@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gpt2tg.options import BUNDLED_MODEL, HUB_MODELS, STRATEGIES
+from gpt2tg.session import looking
 from gpt2tg.session.commands import COMMANDS
 from gpt2tg.session.settings import FIELDS
 
@@ -44,6 +45,7 @@ def _arguments(command: str, word: str) -> Completions:
         "/model": dict.fromkeys((BUNDLED_MODEL, *HUB_MODELS), ""),
         "/why": {"all": "the whole text, its prompts too"},
         "/stop": {"off": "end nowhere"},
+        "/compare": {looking.CHOSEN: "only these, as strategies=greedy,top_p:temperature=1"},
         "/seed": {"off": "a new seed for each text"},
     }.get(command, {})
 

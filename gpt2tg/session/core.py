@@ -152,21 +152,22 @@ class Session:
 
     def _write_one(self, prompt: str, typed: str, options: DecodingOptions) -> Turn:
         """Stream it. Ctrl-C ends it there."""
-        front, written, reason = self.front, "", "interrupted"
+        front, written, reason, ids = self.front, "", "interrupted", ()
         chunks = self.generator.stream(prompt, options)
         try:
             front.write(front.style.typed(front.style.shown(typed)))
             for chunk in chunks:
                 written += chunk.text
                 front.write(front.style.shown(chunk.text))
-                reason = chunk.sample.finish_reason if chunk.sample else reason
+                if chunk.sample:
+                    reason, ids = chunk.sample.finish_reason, chunk.sample.ids
         except KeyboardInterrupt:
             if not front.at_terminal:
                 raise
         finally:
             front.write("\n")
         self.beside = ()
-        return Turn(typed, written, options, 0, reason)
+        return Turn(typed, written, options, 0, reason, ids)
 
     def _write_several(self, prompt: str, typed: str, options: DecodingOptions, choice: int) -> Turn:
         front, samples = self.front, self.generator.generate(prompt, options)
@@ -178,7 +179,8 @@ class Session:
         if len(samples) > 1:
             front.say(f"The text goes on with number {choice + 1}; /pick takes another.")
         self.beside = samples
-        return Turn(typed, samples[choice].completion, options, choice, samples[choice].finish_reason)
+        chosen = samples[choice]
+        return Turn(typed, chosen.completion, options, choice, chosen.finish_reason, chosen.ids)
 
     def _options_now(self) -> DecodingOptions:
         return self.options if self.options.replay else with_seed(self.options)

@@ -17,6 +17,9 @@ from gpt2tg.sinks import write_whole
 # The form of the file. A file of a later form is refused, not guessed at.
 VERSION = 1
 
+# Of a token, in any vocabulary.
+LARGEST_ID = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class SavedSession:
@@ -80,6 +83,7 @@ def _turn_entry(turn: Turn) -> dict[str, Any]:
         "settings": None if turn.options is None else _to_json(turn.options),
         "choice": turn.choice,
         "finish_reason": turn.finish_reason,
+        "ids": turn.ids,
     }
 
 
@@ -97,8 +101,11 @@ def _turn(entry: dict[str, Any], where: str) -> Turn:
     choice, reason, settings = entry.get("choice", 0), entry.get("finish_reason"), entry.get("settings")
     if type(choice) is not int or choice < 0 or not isinstance(reason, str | None):
         raise UserError(f"{where} is no turn of a session")
+    ids = entry.get("ids", [])
+    if not isinstance(ids, list) or not all(type(token) is int and 0 <= token <= LARGEST_ID for token in ids):
+        raise UserError(f'{where} has "ids" that are no tokens')
     options = None if settings is None else _from_json(settings, where)
-    return Turn(_text(entry, "typed", where), _text(entry, "written", where), options, choice, reason)
+    return Turn(_text(entry, "typed", where), _text(entry, "written", where), options, choice, reason, tuple(ids))
 
 
 def _text(entry: dict[str, Any], name: str, where: str) -> str:

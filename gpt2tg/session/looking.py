@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,14 +11,19 @@ from gpt2tg.comparison.strategies import strategies_to_compare
 from gpt2tg.errors import UserError
 from gpt2tg.generation import with_seed
 from gpt2tg.inspection import InspectedToken, inspect_ids, next_token
+from gpt2tg.options import SESSION_SEQUENCES
 from gpt2tg.session.settings import number
 from gpt2tg.tables import candidate_table, percent, quoted
 
 if TYPE_CHECKING:
     from gpt2tg.session.core import Session
+    from gpt2tg.session.state import Turn
 
 # How many tokens /candidates shows unless told, how many /why explains, and with how many alternatives.
 CANDIDATES, LEAST_LIKELY, ALTERNATIVES = 10, 5, 3
+
+# What stands before the strategies that /compare shall go through.
+CHOSEN = "strategies="
 
 
 def candidates(session: Session, words: str) -> None:
@@ -35,7 +41,7 @@ def why(session: Session, words: str) -> None:
     if not turns:
         raise UserError("there is no text yet: type its beginning")
     before, text = ("", str(session.text)) if words else (session.text.before_last + turns[-1].typed, turns[-1].written)
-    ids = session.generator.tokenizer.encode(text)
+    ids = session.generator.tokenizer.encode(text) if words else _written_ids(session, turns[-1])
     if not ids:
         raise UserError("nothing was written here: /why all explains the whole text")
     tokens = inspect_ids(session.generator, session.generator.encode(before), ids, ALTERNATIVES)
@@ -48,6 +54,17 @@ def why(session: Session, words: str) -> None:
         write(f"  {_explained(token)}\n")
 
 
+def _written_ids(session: Session, turn: Turn) -> Sequence[int]:
+    """The tokens that were written, up to a stop string; where they are not known, those of the text read anew.
+
+    Another model may have taken over: tokens that are not the text in its vocabulary are none of its own.
+    """
+    tokenizer = session.generator.tokenizer
+    ids = [token for token in turn.ids if token != tokenizer.end_id]
+    ends = (end for end in range(len(ids), 0, -1) if tokenizer.decode(ids[:end]) == turn.written)
+    return ids[:end] if (end := next(ends, None)) else tokenizer.encode(turn.written)
+
+
 def _explained(token: InspectedToken) -> str:
     others = [
         f"{quoted(other.text)} {percent(other.probability)}" for other in token.alternatives if other.id != token.id
@@ -56,16 +73,21 @@ def _explained(token: InspectedToken) -> str:
 
 
 def compare(session: Session, words: str) -> None:
-    """One prompt through all strategies."""
-    turns = session.text.turns
-    prompt = words or (session.text.before_last + turns[-1].typed if turns else "")
+    """One prompt through all strategies, or through those named after `strategies=`."""
+    turns, chosen = session.text.turns, None
+    if words.startswith(CHOSEN):
+        chosen, _, words = words.removeprefix(CHOSEN).partition(" ")
+    prompt = words.strip() or (session.text.before_last + turns[-1].typed if turns else "")
     if not prompt:
         raise UserError("there is no prompt yet: write /compare and the beginning of a text")
     # What counts words takes a second to import, which a session need not wait for when it begins.
     from gpt2tg.comparison.compare import compare as compared
     from gpt2tg.comparison.table import terminal_table, text_writer
 
-    options = replace(session.options, decoding="top_p", num_sequences=None, best_of=None, replay=None)
-    strategies = strategies_to_compare(with_seed(options), None, session.front.say)
+    count = session.options.num_sequences if session.options.num_sequences != SESSION_SEQUENCES else None
+    options = replace(session.options, decoding="top_p", num_sequences=count, best_of=None, replay=None)
+    strategies = strategies_to_compare(
+        with_seed(options), chosen, lambda note: session.front.say(note.replace("--", ""))
+    )
     found = compared(session.generator, [prompt], strategies, show=text_writer(session.front.write))
     session.front.write(terminal_table(found, shutil.get_terminal_size().columns))

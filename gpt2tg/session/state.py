@@ -21,6 +21,8 @@ class Turn:
     """Which of the texts that were written side by side it is."""
     finish_reason: str | None = None
     """As in `Sample`, or `interrupted`."""
+    ids: tuple[int, ...] = ()
+    """The tokens that were written, as in `Sample`; none where the text was interrupted."""
 
 
 class GrowingText:

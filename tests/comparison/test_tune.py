@@ -19,6 +19,7 @@ from gpt2tg.comparison.tune import Tuning, interval_of_gain, summary, tune, verd
 from gpt2tg.errors import UserError
 from gpt2tg.generation import Generator, Sample, load
 from gpt2tg.options import DecodingOptions
+from gpt2tg.training.durable import seal
 
 Capture = pytest.CaptureFixture[str]
 
@@ -196,6 +197,15 @@ def test_applied_settings_are_those_that_were_printed(words: list[str], tmp_path
     assert out.splitlines()[2].split()[1] == f"{found['temperature']:g}"
     assert f"{tmp_path / 'model' / FILE} now has --" in err
     assert json.loads((tmp_path / "model" / FILE).read_text())["eos_token_id"] == 0
+
+
+def test_the_checkpoint_that_is_chosen_is_tuned(words: list[str], tmp_path: Path, model_dir: Path) -> None:
+    saved = tmp_path / "model" / "checkpoint-5"
+    shutil.copytree(model_dir, saved)
+    seal(saved, {"step": 5})
+    assert text_generation_demo.main([*words, "--checkpoint", "5", "--apply"]) == 0
+    assert read_defaults(saved)
+    assert not read_defaults(tmp_path / "model")
 
 
 @pytest.mark.parametrize(
