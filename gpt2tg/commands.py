@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ from gpt2tg.options import (
 )
 
 if TYPE_CHECKING:
-    from gpt2tg.generation import Generator
+    from gpt2tg.generation import Generator, Sample
     from gpt2tg.session import Front
 
 
@@ -282,7 +282,7 @@ def compare(given: dict[str, Any], name: str, option: str) -> None:
         base = replace(base, seed=new_seed())
     notice(f"seed {base.seed}")
     strategies = strategies_to_compare(base, chosen, notice)
-    show = None if output or page else table.text_writer(writer())
+    show = _count_texts if output or page else table.text_writer(writer())
     batch_size = pick(PromptOptions, given).batch_size
     found = comparing.compare(generator, prompts, strategies, human, training, batch_size, show)
     writer()(table.terminal_table(found, shutil.get_terminal_size().columns))
@@ -290,6 +290,11 @@ def compare(given: dict[str, Any], name: str, option: str) -> None:
         table.write_table(found, output)
     if page:
         report.write_report(report.page(generator, found, name), page)
+
+
+def _count_texts(name: str, _: DecodingOptions, samples: Sequence[Sample]) -> None:
+    """That it goes on, where the texts themselves are not shown."""
+    notice(f"{name}: {len(samples)} text{'' if len(samples) == 1 else 's'}")
 
 
 def _all_strategies(given: dict[str, Any], name: str, option: str) -> str:
@@ -330,6 +335,7 @@ def tune(given: dict[str, Any], name: str, option: str) -> None:
     if base.seed is None:
         base = replace(base, seed=new_seed())
     notice(f"seed {base.seed}")
+    notice(f"measuring the reference; then settings are tried for {search.budget:g} s")
     batch_size = pick(PromptOptions, given, batch_size=TUNING_BATCH_SIZE).batch_size
     examples = reference.examples_of(text, where.examples)
     prompts = where.num_prompts or MOST_TUNING_PROMPTS

@@ -108,7 +108,9 @@ def test_output_files(model_dir: Path, tmp_path: Path, capsys: Capture, ending: 
     assert text_generation_demo.main(command) == 0
     content = path.read_text(encoding="utf-8")
     assert "greedy" in content
-    assert "The fox" not in capsys.readouterr().out  # the texts are in the file, if anywhere
+    out, err = capsys.readouterr()
+    assert "The fox" not in out  # the texts are in the file, if anywhere
+    assert err.splitlines() == ["seed 3", "greedy: 1 text", "sample: 3 texts"]  # that it goes on is said
     if ending == "json":
         assert json.loads(content)["seed"] == 3
     assert text_generation_demo.main(command) == 2

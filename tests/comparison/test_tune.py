@@ -183,6 +183,7 @@ def test_tuning_leaves_the_checkpoint_alone_unless_told(words: list[str], tmp_pa
     assert text_generation_demo.main([*words, "--report", str(page)]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines()[1].startswith("default")
+    assert err.splitlines()[1] == "measuring the reference; then settings are tried for 0.5 s"
     assert "--apply makes them the checkpoint's own" in err
     assert (tmp_path / "model" / FILE).read_bytes() == before
     html = page.read_text(encoding="utf-8")
