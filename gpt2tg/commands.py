@@ -82,6 +82,9 @@ def _without_effect(options: TrainingOptions) -> dict[str, str]:
         found["epochs"] = "--max_steps decides when training ends"
     if options.try_:
         found |= dict.fromkeys(options.tried_settings()[0], "--try sets it")
+    if not options.lora and not options.try_:
+        adapter = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "no_merge")
+        found |= dict.fromkeys(adapter, "there is an adapter with --lora only")
     if options.lr_scheduler_type == "constant":
         found["warmup_steps"] = "--lr_scheduler_type constant has no warm-up, constant_with_warmup has"
     return found

@@ -19,6 +19,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 History = Sequence[dict[str, float]]
 
+# Short enough for a terminal of 80 columns, with large numbers in all places.
+BAR_FORMAT = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
+
 
 class Pace(TrainerCallback):
     """Decides when to log, to measure, to save and to end, beyond what transformers decides from its arguments."""
@@ -134,7 +137,7 @@ class Progress(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero and sys.stderr.isatty():
             self._bar = tqdm(
-                total=state.max_steps, initial=state.global_step, desc="training", unit="step", dynamic_ncols=True
+                total=state.max_steps, initial=state.global_step, bar_format=BAR_FORMAT, dynamic_ncols=True
             )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -89,5 +89,4 @@ def _settings(options: dict[str, Any]) -> list[str]:
 
 
 def _matters(name: str, value: Any) -> bool:
-    default = default_of(TrainingOptions, name)
-    return name in ALWAYS_SHOWN or value != (list(default) if isinstance(default, tuple) else default)
+    return name in ALWAYS_SHOWN or value != default_of(TrainingOptions, name)

@@ -25,7 +25,8 @@ from transformers import GPT2LMHeadModel, TrainerCallback, TrainerState, Trainin
 from transformers.integrations import integration_utils as integrations
 
 from gpt2tg import __version__
-from gpt2tg.engine.runs import saved_checkpoints, step_of_model
+from gpt2tg.engine.adapters import is_adapter
+from gpt2tg.engine.runs import step_of_model
 from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.errors import Interrupted, RunError, UserError, one_line
 from gpt2tg.generation import choose_device
@@ -162,7 +163,8 @@ def _finetune(
         check_same_run(checkpoint, traits, options.resume_anyway)
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         is_over = _is_over(state, options, total_steps(options, len(data.train), arguments.world_size))
-        if is_over and step_of_model(output_dir) == held_step(state, options.keep):
+        waits = options.lora and not options.no_merge and is_adapter(output_dir)  # to be merged
+        if is_over and not waits and step_of_model(output_dir) == held_step(state, options.keep):
             say(f"nothing to do: the run has reached its end at step {state.global_step:,}")
             return _outcome(output_dir, state)
 
@@ -228,7 +230,7 @@ def _finetune(
             release_memory()
             model = choose_weights(make_model()[0], options, base)
             trainer = assemble(model, training_arguments(geometry, device))
-            if saved_checkpoints(output_dir):
+            if directory.has_added:
                 checkpoint = find_resumable(output_dir, NEWEST)
         if trainer.is_world_process_zero():
             directory.publish(held_step(trainer.state, options.keep))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ MAY_DIFFER |= {"save_steps", "save_total_limit", "logging_steps", "report_to"}
 MAY_DIFFER |= {"dry_run", "show_blocks", "auto_batch_size", "no_merge"}
 MAY_DIFFER |= {"try_", "push_to_hub"}
 MAY_DIFFER |= {"generate_samples", "sample_steps", "prompt", "num_samples"}
+
+# What is trained, and by which optimizer: what a checkpoint holds of these does not fit into others.
+MUST_AGREE = ("lora", "lora_rank", "lora_targets", "freeze_layers", "optim")
 
 
 def identity(
@@ -59,12 +63,17 @@ def check_same_run(checkpoint: Path, now: dict[str, Any], anyway: bool) -> None:
     """Compare with the run that wrote a checkpoint.
 
     Raises:
-        UserError: names all that differs, with both values; with `anyway` only where the weights do not fit.
+        UserError: names all that differs, with both values; with `anyway` only where weights or optimizer do not fit.
     """
     before = read_manifest(checkpoint)["run"]
     if before["shape"] != now["shape"]:
         raise UserError(
             f"cannot go on with another model: {_words(before['shape'])} then, {_words(now['shape'])} now", "resume"
+        )
+    if anyway and (unfit := _option_differences(before, now, MUST_AGREE)):
+        raise UserError(
+            f"cannot go on with this: {'; '.join(unfit)}; give the same flags, or start anew in another --output_dir",
+            "resume",
         )
     found = list(_differences(before, now))
     if not found:
@@ -79,11 +88,7 @@ def check_same_run(checkpoint: Path, now: dict[str, Any], anyway: bool) -> None:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    found = []
-    for name in sorted({*before["options"], *now["options"]}):
-        then, given = before["options"].get(name), now["options"].get(name)
-        if then != given:
-            found.append(f"--{name} {given} now, {then} then")
+    found = _option_differences(before, now, sorted({*before["options"], *now["options"]}))
     if before["processes"] != now["processes"]:
         found.append(f"{now['processes']} processes now, {before['processes']} then")
     if before["weights"] != now["weights"]:
@@ -93,6 +98,11 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
             if now["data"].get(name) != fingerprint:
                 found.append(f"the {name} text is another")
     return found
+
+
+def _option_differences(before: dict[str, Any], now: dict[str, Any], names: Iterable[str]) -> list[str]:
+    both = ((name, before["options"].get(name), now["options"].get(name)) for name in names)
+    return [f"--{name} {given} now, {then} then" for name, then, given in both if then != given]
 
 
 def _words(shape: dict[str, int]) -> str:

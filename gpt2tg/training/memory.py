@@ -178,4 +178,6 @@ def out_of_memory(shape: ModelShape, options: TrainingOptions, available: float 
     there = f", and {gigabytes(available)} are there" if available else ""
     ways = [f"{flags} (then {gigabytes(memory.peak)})" for flags, memory in remedies(shape, options, fused_attention)]
     advice = f"; most effective first: {', '.join(ways)}" if ways else "; a smaller model would fit"
+    if options.batch_size > 1 and not options.auto_batch_size:
+        advice += "; --auto_batch_size finds a batch that fits by itself, also with --resume"
     return f"out of memory: a step takes about {estimate(shape, options, fused_attention)}{there}{advice}"

@@ -35,14 +35,14 @@ def plan(
     yield f"tokens: {data.train_tokens:,} to learn from, {data.padding:.1%} of the blocks is padding"
     yield f"blocks: {len(data.train):,} of {options.block_size} tokens, {blocks:,} held out"
     yield f"steps: {steps:,} of {counted(options.batch_size * options.gradient_accumulation_steps, 'block')}"
-    size, number = checkpoint_bytes(shape, options), math.ceil(steps / options.save_steps)
-    kept = min(number, options.save_total_limit or number)
-    yield f"checkpoints: {kept:,} of {gigabytes(size)}, in all {gigabytes(kept * size)} on disk"
+    measured = measured_steps(options, steps, steps_per_epoch(options, len(data.train))) if blocks else set()
+    size, kept = checkpoint_bytes(shape, options), most_checkpoints(options, steps, measured)
+    yield f"checkpoints: {kept:,} at most, of {gigabytes(size)}, in all {gigabytes(kept * size)} on disk"
     memory = estimate(shape, options, fused_attention(config, options, device))
     yield f"memory: about {memory} at its peak, libraries not counted"
     pace = measure_pace(options, config, device)
-    measurements = math.ceil(steps / max(steps_per_epoch(options, len(data.train)), 1)) + 1 if blocks else 0
-    seconds = steps * pace.step(options) + measurements * math.ceil(blocks / options.batch_size) * pace.forward
+    batches = (len(measured) + 1) * math.ceil(blocks / options.batch_size)  # the first of them before training
+    seconds = steps * pace.step(options) + batches * pace.forward
     yield f"time: about {duration(seconds)} on {device.type}"
 
 
@@ -55,6 +55,20 @@ def steps_per_epoch(options: TrainingOptions, blocks: int, processes: int = 1) -
 def total_steps(options: TrainingOptions, blocks: int, processes: int = 1) -> int:
     """Steps of the whole run, as the Trainer counts them."""
     return options.max_steps or math.ceil(options.epochs * steps_per_epoch(options, blocks, processes))
+
+
+def measured_steps(options: TrainingOptions, steps: int, epoch: int) -> set[int]:
+    """The steps after which the validation loss is measured, where an epoch has so many."""
+    between = options.eval_steps or steps
+    return {*range(epoch, steps + 1, epoch), *range(between, steps + 1, between), steps}
+
+
+def most_checkpoints(options: TrainingOptions, steps: int, measured: set[int]) -> int:
+    """How many checkpoints are left at the end, where each measurement was the best so far; over the limit, one was."""
+    saved = len({*range(options.save_steps, steps + 1, options.save_steps), *measured, steps})
+    if options.save_total_limit is None:
+        return saved
+    return min(saved, options.save_total_limit + bool(measured))
 
 
 def fused_attention(config: GPT2Config, options: TrainingOptions, device: torch.device) -> bool:

@@ -37,11 +37,10 @@ from gpt2tg.training.durable import UNFINISHED, damage
 from gpt2tg.training.model import train_tokenizer, transformers_tokenizer
 from gpt2tg.training.sources import plan_sources
 
-STEPS = 30
 SETTINGS = (
-    f"--max_steps {STEPS} --save_steps 3 --save_total_limit 2 --logging_steps 4 --eval_steps 7 --sample_steps 10 "
-    "--num_samples 1 --block_size 16 --batch_size 2 --gradient_accumulation_steps 2 --learning_rate 1e-3 --dropout 0.2"
-).split()
+    "--save_steps 3 --save_total_limit 2 --logging_steps 4 --eval_steps 7 --sample_steps 10 --num_samples 1 "
+    "--block_size 16 --batch_size 2 --gradient_accumulation_steps 2 --learning_rate 1e-3 --dropout 0.2"
+)
 
 # How a run that a signal ended exits, beside 0 where it was at its end anyway; -15 before the script begins.
 EXIT_CODES = {signal.SIGKILL: (-9,), signal.SIGINT: (130,), signal.SIGTERM: (143, -15)}
@@ -51,19 +50,21 @@ def main() -> int:
     """Kill and resume until there were enough kills; returns the number of things that went wrong."""
     flags = argparse.ArgumentParser(description=__doc__)
     flags.add_argument("--kills", type=int, default=60)
+    flags.add_argument("--steps", type=int, default=30, help="of each run")
     flags.add_argument("--seed", type=int, default=None)
     given = flags.parse_args()
     seed = random.randrange(10**6) if given.seed is None else given.seed
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        return Experiment(Path(name), random.Random(seed)).run(given.kills, seed)
+        return Experiment(Path(name), random.Random(seed), given.steps).run(given.kills, seed)
 
 
 class Experiment:
     """Runs in a directory of their own, next to one that nobody kills."""
 
-    def __init__(self, directory: Path, chance: random.Random) -> None:
+    def __init__(self, directory: Path, chance: random.Random, steps: int) -> None:
         self._directory = directory
+        self._steps = steps
         self._chance = chance
         self._counts: collections.Counter[str] = collections.Counter()
         self._faults: list[str] = []
@@ -80,7 +81,8 @@ class Experiment:
         config = GPT2Config(**shape, bos_token_id=0, eos_token_id=0)
         GPT2LMHeadModel(config).save_pretrained(self._directory / "model")
         transformers_tokenizer(tokenizer, 64).save_pretrained(self._directory / "model")
-        return ["--train_file", str(text), "--model_name", str(self._directory / "model"), *SETTINGS]
+        model = str(self._directory / "model")
+        return ["--train_file", str(text), "--model_name", model, "--max_steps", str(self._steps), *SETTINGS.split()]
 
     def run(self, kills: int, seed: int) -> int:
         straight, rounds = self._directory / "straight", 0
@@ -113,7 +115,7 @@ class Experiment:
             if not saved and out.is_dir():  # nothing to resume: the next begins anew
                 self._counts["before the first save"] += 1
         self._expect(log_of(out) == log_of(straight), f"{out.name}: the log is another")
-        for name in ("model.safetensors", f"checkpoint-{STEPS}/model.safetensors", "samples.md"):
+        for name in ("model.safetensors", f"checkpoint-{self._steps}/model.safetensors", "samples.md"):
             self._expect((out / name).read_bytes() == (straight / name).read_bytes(), f"{out.name}: {name} is another")
 
     def _train(self, out: Path, number: signal.Signals | None, after: float | None, resumes: bool = False) -> int:

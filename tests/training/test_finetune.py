@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import finetune_gpt2
 from gpt2tg.engine.checkpoints import numbered_checkpoints
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.generation import load
@@ -261,27 +260,37 @@ def test_a_sample_prompt_without_room_is_refused_before_training(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("limit", [20_000, 200_000])  # less than the weights, and less than the optimizer's state
 def test_a_disk_that_fills_up_is_said_and_spares_the_checkpoints(
-    text_file: Path, model_dir: Path, tmp_path: Path
+    text_file: Path,
+    model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    limit: int,
 ) -> None:
     """A limit on the size of files stands in for the disk: what is written fails for real, in each library's way."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    save = module.LanguageTrainer._save_checkpoint
+
+    def limited(self: module.LanguageTrainer, *rest: object) -> None:
+        if self.state.global_step == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        save(self, *rest)
+
+    monkeypatch.setattr(module.LanguageTrainer, "_save_checkpoint", limited)
     words = ["--train_file", text_file, "--model_name", model_dir, "--output_dir", tmp_path / "out", "--block_size", 16]
-    code = (
-        "import resource, sys; sys.path.insert(0, '.'); import finetune_gpt2, gpt2tg.training.finetune as f\n"
-        "save = f.LanguageTrainer._save_checkpoint\n"
-        "def limited(self, *rest):\n"
-        "    if self.state.global_step == 4: resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)\n"
-        "    save(self, *rest)\n"
-        "f.LanguageTrainer._save_checkpoint = limited\n"
-        "sys.exit(finetune_gpt2.main(sys.argv[2:]))"
-    )
-    for limit in (20_000, 200_000):  # less than the weights, and less than the optimizer's state
-        command = [sys.executable, "-c", code, limit, *words, "--max_steps", 6, "--save_steps", 2, "--overwrite"]
-        result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-        assert result.returncode == 1
-        assert "cannot write to" in result.stderr.splitlines()[-1]
-        assert "error: unexpected" not in result.stderr
-        load(str(tmp_path / "out" / "checkpoint-2"))
+    words += ["--max_steps", 6, "--save_steps", 2, "--overwrite"]
+    try:
+        code = finetune_gpt2.main(list(map(str, words)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    told = capsys.readouterr().err
+    assert code == 1
+    assert "cannot write to" in told.splitlines()[-1]
+    assert "error: unexpected" not in told
+    load(str(tmp_path / "out" / "checkpoint-2"))
 
 
 def test_a_full_disk_is_said_with_its_cause(

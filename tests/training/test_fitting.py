@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,19 @@ def test_an_adapter_can_be_left_alone(text_file: Path, model_dir: Path, tmp_path
     finetune(quick(text_file, out, lora=True, keep="last", no_merge=True), str(model_dir))
     assert not (out / "model.safetensors").exists()
     torch.testing.assert_close(logits(out), by_peft(out, model_dir), atol=1e-4, rtol=0)
+
+
+def test_an_adapter_that_was_not_merged_is_when_the_run_is_resumed(
+    text_file: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    """As after a kill between the last checkpoint and the end."""
+    out = tmp_path / "out"
+    finetune(quick(text_file, out, lora=True, no_merge=True), str(model_dir))
+    expected = logits(out)
+    finetune(quick(text_file, out, lora=True, resume="newest"), str(model_dir))
+    assert (out / "model.safetensors").exists()
+    torch.testing.assert_close(logits(out), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits(out / "adapter"), expected, atol=1e-4, rtol=0)
 
 
 def test_a_resumed_adapter_reaches_the_same_weights(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
@@ -132,6 +146,20 @@ def test_smaller_batches_learn_what_large_ones_would(
     outcome = finetune(options, str(model_dir))
     assert outcome is not None
     assert outcome.steps == 6
+
+
+def test_memory_that_runs_out_keeps_to_the_checkpoint_that_was_named(
+    text_file: Path, model_dir: Path, tmp_path: Path, small_device: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first step after the resume finds no room: what is gone on from is still the older checkpoint."""
+    options = quick(text_file, tmp_path / "out", auto_batch_size=True)
+    finetune(options, str(model_dir))
+    named = str(tmp_path / "out" / "checkpoint-2")
+    capsys.readouterr()
+    finetune(replace(options, max_steps=6, resume=named, logging_steps=1), str(model_dir))
+    told = capsys.readouterr().err
+    assert "going on with --batch_size 2" in told
+    assert "step 3/6" in told
 
 
 @pytest.mark.parametrize(

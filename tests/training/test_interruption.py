@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_kills_at_random_moments() -> None:
-    """A few of them; `make test-kills` does many."""
-    command = [sys.executable, "tests/training/kills.py", "--kills", "4"]
+    """A few of them, of shorter runs; `make test-kills` does many."""
+    command = [sys.executable, "tests/training/kills.py", "--kills", "4", "--steps", "12"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "faults: none" in result.stdout

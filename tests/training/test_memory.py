@@ -121,6 +121,8 @@ def test_the_message_has_the_numbers_and_the_flags() -> None:
     assert "8.0 GB are there" in message
     assert "--batch_size 1 --gradient_accumulation_steps 16" in message
     assert "weights 0.5 GB" in message
+    assert "--auto_batch_size finds" in message
+    assert "--auto_batch_size" not in out_of_memory(GPT2, replace(options, auto_batch_size=True), None, True)
 
 
 def test_nothing_more_to_lower_is_said() -> None:

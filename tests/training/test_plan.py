@@ -16,7 +16,7 @@ from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.advice import advice
 from gpt2tg.training.data import load_data
-from gpt2tg.training.plan import plan, show_blocks, total_steps
+from gpt2tg.training.plan import measured_steps, most_checkpoints, plan, show_blocks, total_steps
 from gpt2tg.training.sources import plan_sources
 
 
@@ -69,7 +69,8 @@ def test_the_plan_of_a_run(text_file: Path, model_dir: Path, tokenizer: TextToke
     assert names == ["examples", "tokens", "blocks", "steps", "checkpoints", "memory", "time"]
     steps = 3 * -(-len(data.train) // 2)
     assert f"steps: {steps} of 2 blocks" in lines
-    assert f"checkpoints: {-(-steps // 4)} of" in lines[4]
+    saved = {*range(4, steps + 1, 4), *(epoch * steps // 3 for epoch in (1, 2, 3))}  # each epoch may be the best
+    assert f"checkpoints: {len(saved)} at most, of" in lines[4]
     assert re.search(r"memory: about \d+ MB \(weights", lines[5])
 
 
@@ -80,6 +81,19 @@ def test_the_plan_of_a_run(text_file: Path, model_dir: Path, tokenizer: TextToke
 def test_steps_are_counted_as_the_trainer_does(settings: dict, steps: int) -> None:
     """17 blocks, 4 in a batch: 5 batches an epoch, the last of them short."""
     assert total_steps(TrainingOptions(**settings), 17) == steps
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [({}, {10, 20, 25}), ({"eval_steps": 8}, {8, 10, 16, 20, 24, 25}), ({"save_total_limit": 2}, {10, 20, 25})],
+)
+def test_checkpoints_on_disk_are_those_saved_and_measured(settings: dict, kept: set[int]) -> None:
+    """25 steps, 20 of them an epoch, saved every 10; with a limit of 2 the best may stay beside the newest."""
+    options = TrainingOptions(save_steps=10, **settings)
+    measured = measured_steps(options, steps=25, epoch=20)
+    assert measured == {20, 25} | {step for step in (8, 16, 24) if options.eval_steps}
+    assert most_checkpoints(options, 25, measured) == len(kept)
+    assert most_checkpoints(options, 25, set()) == min(3, options.save_total_limit or 3)
 
 
 def test_shown_blocks_mark_what_carries_no_loss(tmp_path: Path, tokenizer: TextTokenizer) -> None:

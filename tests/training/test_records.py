@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import TrainerControl, TrainerState
 
 import finetune_gpt2
 import generate_from_finetuned
@@ -17,7 +20,7 @@ from gpt2tg.engine.runs import choose_checkpoint, saved_checkpoints
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training import samples as sampling
-from gpt2tg.training.callbacks import best_step, is_due, is_out_of_patience, measurements
+from gpt2tg.training.callbacks import Progress, Stopwatch, best_step, is_due, is_out_of_patience, measurements
 from gpt2tg.training.finetune import Outcome, finetune
 
 Capture = pytest.CaptureFixture[str]
@@ -102,6 +105,7 @@ def test_run_json_and_the_card(outcome: Outcome, options: TrainingOptions, model
     assert "![Loss by step](loss.png)" in card
     assert str(model_dir.parent) not in card, "the paths of whoever trained it are nobody's business"
     assert str(outcome.output_dir) not in card
+    assert "lora" not in card, "settings that were left alone say nothing"
 
 
 def test_samples_on_the_way(outcome: Outcome) -> None:
@@ -162,6 +166,16 @@ def test_flags_that_need_something_to_measure_on(capsys: Capture, text_file: Pat
     assert "--early_stopping_patience 2 needs something to measure on" in capsys.readouterr().err
 
 
+def test_flags_of_an_adapter_without_one_are_named(capsys: Capture, tmp_path: Path) -> None:
+    words = ["--train_file", str(tmp_path / "nothing.txt"), "--output_dir", str(tmp_path / "out"), "--no_merge"]
+    assert finetune_gpt2.main([*words, "--lora_rank", "4"]) == 2
+    told = capsys.readouterr().err
+    assert "--lora_rank is not used: there is an adapter with --lora only" in told
+    assert "--no_merge is not used" in told
+    assert finetune_gpt2.main([*words, "--lora"]) == 2
+    assert "not used" not in capsys.readouterr().err
+
+
 HISTORY = [
     {"step": 0, "eval_loss": 1.0},
     {"step": 5, "loss": 4.0},
@@ -179,6 +193,25 @@ def test_the_best_and_patience_by_hand() -> None:
     assert len(measurements(HISTORY)) == 4
     assert [is_out_of_patience(HISTORY, patience) for patience in (None, 1, 2, 3)] == [False, True, True, False]
     assert not is_out_of_patience(HISTORY[:2], 1)
+
+
+def test_the_bar_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "24")
+    progress, state = Progress(Stopwatch(512)), TrainerState(max_steps=100_000, global_step=50_000)
+    progress.on_train_begin(None, state, TrainerControl())
+    logs = {"loss": 3.14159, "tokens_per_second": 432_100.0, "memory_gb": 101.25, "epoch": 1.5, "learning_rate": 1e-4}
+    progress.on_log(None, state, TrainerControl(), logs)
+    state.global_step += 1
+    progress.on_step_end(None, state, TrainerControl())
+    progress.on_train_end(None, state, TrainerControl())
+    bar = terminal.getvalue().rstrip().split("\r")[-1]
+    assert len(bar) <= 80
+    assert "/100000" in bar
+    assert "left, loss 3.142, 432,100 tokens/s, 101.25 GB" in bar
 
 
 def test_when_to_measure() -> None:

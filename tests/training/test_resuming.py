@@ -259,6 +259,9 @@ def test_what_differs_is_refused_by_name_unless_told_anyway(
         finetune(run, str(other_model))
     with pytest.raises(UserError, match="cannot go on with another model: vocab_size 300"):
         finetune(replace(run, block_size=24, resume_anyway=True), "gpt2-tiny")
+    for name, value in {"lora": True, "freeze_layers": 1, "optim": "sgd"}.items():
+        with pytest.raises(UserError, match=f"cannot go on with this: --{name} {value} now, .* then; give the same"):
+            finetune(replace(run, max_steps=8, resume_anyway=True, **{name: value}), str(model_dir))
     changed = replace(run, train_file=str(other_text), batch_size=1, max_steps=8, resume_anyway=True)
     assert finetune(changed, str(model_dir)).steps == 8
     err = capsys.readouterr().err
