@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
+import os
 import re
+import struct
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -196,11 +197,10 @@ def test_the_best_and_patience_by_hand() -> None:
 
 
 def test_the_bar_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = io.StringIO()
-    monkeypatch.setattr(terminal, "isatty", lambda: True)
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("LINES", "24")
+    pty, fcntl, termios = map(pytest.importorskip, ("pty", "fcntl", "termios"))
+    reader, writer = pty.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    monkeypatch.setattr(sys, "stderr", terminal := os.fdopen(writer, "w", encoding="utf-8"))
     progress, state = Progress(Stopwatch(512)), TrainerState(max_steps=100_000, global_step=50_000)
     progress.on_train_begin(None, state, TrainerControl())
     logs = {"loss": 3.14159, "tokens_per_second": 432_100.0, "memory_gb": 101.25, "epoch": 1.5, "learning_rate": 1e-4}
@@ -208,7 +208,9 @@ def test_the_bar_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) 
     state.global_step += 1
     progress.on_step_end(None, state, TrainerControl())
     progress.on_train_end(None, state, TrainerControl())
-    bar = terminal.getvalue().rstrip().split("\r")[-1]
+    bar = os.read(reader, 10_000).decode().rstrip().split("\r")[-1]
+    terminal.close()
+    os.close(reader)
     assert len(bar) <= 80
     assert "/100000" in bar
     assert "left, loss 3.142, 432,100 tokens/s, 101.25 GB" in bar
