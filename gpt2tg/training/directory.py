@@ -215,7 +215,6 @@ class RunDirectory:
 
     def __init__(self, path: Path, save_total_limit: int | None) -> None:
         self.path = path
-        self.has_added = False  # a checkpoint
         self._limit = save_total_limit
         self._record: dict[str, Any] = {}
 
@@ -234,7 +233,6 @@ class RunDirectory:
         order = 1 + max((saved.order or 0 for saved in saved_checkpoints(self.path)), default=0)
         seal(draft, {"step": step, "order": order, **facts})
         put_in_place(draft, self.path / f"checkpoint-{step}")
-        self.has_added = True
 
     def publish(self, step: int) -> None:
         """Let the directory itself hold the model of a checkpoint. Where that has been removed, nothing changes."""

@@ -226,12 +226,12 @@ def _finetune(
                 f"out of memory: going on with --batch_size {geometry.batch_size} "
                 f"--gradient_accumulation_steps {geometry.gradient_accumulation_steps}, as much a step as before"
             )
+            if trainer.has_saved:
+                checkpoint = find_resumable(output_dir, NEWEST)
             del trainer, model
             release_memory()
             model = choose_weights(make_model()[0], options, base)
             trainer = assemble(model, training_arguments(geometry, device))
-            if directory.has_added:
-                checkpoint = find_resumable(output_dir, NEWEST)
         if trainer.is_world_process_zero():
             directory.publish(held_step(trainer.state, options.keep))
             if options.lora and not options.no_merge:

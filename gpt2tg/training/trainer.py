@@ -99,6 +99,7 @@ class LanguageTrainer(Trainer):
         self._losses = LossSum(self.accelerator)
         self._is_saving = False
         self._first_step = 0
+        self.has_saved = False
 
     def train(self, resume_from_checkpoint: str | None = None, **settings: Any) -> Any:
         """Train, or go on from a checkpoint that is known to be whole."""
@@ -217,6 +218,7 @@ class LanguageTrainer(Trainer):
                 shutil.rmtree(self.directory.path / UNFINISHED, ignore_errors=True)
                 raise
             self.accelerator.wait_for_everyone()
+        self.has_saved = True
 
     @contextlib.contextmanager
     def _as_saved(self) -> Iterator[None]:
