@@ -30,6 +30,16 @@ CTRL_C, CTRL_D, ENTER, ALT_ENTER, UP, LEFT, TAB = "\x03", "\x04", "\r", "\x1b\r"
 HELLO = "Type the beginning of a text and press Enter. /help lists the commands, /quit leaves."
 
 
+def at_a_terminal_of_its_own() -> None:
+    """What the terminal does for a program: a session of its own, and Ctrl-C that is not ignored.
+
+    Whoever runs the tests in the background may ignore it, and programs inherit that.
+    """
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """A script that believes to sit at a terminal."""
 
@@ -41,7 +51,7 @@ class Terminal:
         self._process = subprocess.Popen(
             [sys.executable, *words],
             cwd=ROOT, env={**kept, **own}, stdin=other_end, stdout=other_end, stderr=other_end,
-            preexec_fn=lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),
+            preexec_fn=at_a_terminal_of_its_own,
         )  # fmt: skip
         os.close(other_end)
         self.raw = ""
