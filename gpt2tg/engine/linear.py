@@ -128,7 +128,7 @@ class Panels:
     def __init__(self, weight: Tensor, precision: str, library: kernels.Kernels) -> None:
         self.inputs, self.outputs = weight.shape
         self.precision = precision
-        self.library = library
+        self.compiled = library
         kind = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.int8}[precision]
         panel = library.panel
         count = -(-self.outputs // panel)
@@ -159,7 +159,7 @@ class Panels:
         x = x.contiguous()
         product = torch.empty(len(x), self.outputs)
         threads = torch.get_num_threads()
-        self.library.linear(self.structure(), len(x), kernels.pointer(x), kernels.pointer(product), threads)
+        self.compiled.linear(self.structure(), len(x), kernels.pointer(x), kernels.pointer(product), threads)
         return product
 
     def columns(self, ids: Tensor) -> Tensor:

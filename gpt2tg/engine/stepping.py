@@ -39,7 +39,7 @@ class Stepper:
         self._weights, self._matrices = dict(model.weights), dict(model.matrices)
         wte = self._matrices["wte"]
         assert isinstance(wte, Panels)
-        self._library = wte.library
+        self._library = wte.compiled
         scales = map(model.attention_scale, range(shape.n_layer))
         self._layers = (kernels.Layer * shape.n_layer)(*(self._layer(*layer) for layer in enumerate(scales)))
         self._structure = kernels.Model(
