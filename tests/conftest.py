@@ -19,6 +19,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from gpt2tg.engine import kernels
 from gpt2tg.engine.checkpoints import read_shape, read_weights
 from gpt2tg.engine.model import GPT2
 from gpt2tg.engine.tokenizer import TextTokenizer
@@ -98,3 +99,16 @@ def oracle_counts() -> Iterator[Counter]:
 def read_gpt2(directory: Path) -> GPT2:
     shape = read_shape(directory)
     return GPT2(read_weights(directory, shape), shape, torch.device("cpu"))
+
+
+def kernels_here() -> kernels.Kernels:
+    """The compiled kernels. A test that needs them is skipped only where they cannot be; where gcc and the processor
+    are there and they are missing nevertheless, it fails."""
+    found = kernels.load()
+    if found is not None:
+        return found
+    information = Path("/proc/cpuinfo")
+    able = information.exists() and {"avx2", "fma", "f16c"} <= set(information.read_text(encoding="utf-8").split())
+    if os.environ.get(kernels.SWITCH) != "0" and able and shutil.which("gcc"):
+        pytest.fail("there is gcc and a processor for the kernels, but they could not be compiled or loaded")
+    pytest.skip("the kernels need gcc and a processor with AVX2, and are not switched off")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_model, read_gpt2
+from conftest import kernels_here, random_model, read_gpt2
 from test_model import random_ids
 from torch import Tensor
 
@@ -47,7 +47,7 @@ def compiled_for(processor: str, directory: Path) -> kernels.Kernels:
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> kernels.Kernels:
     """The kernels for this processor, and for one without the widest registers."""
     if request.param == "here":
-        return kernels.load()
+        return kernels_here()
     information = Path("/proc/cpuinfo")
     if not information.exists() or not {"avx2", "fma", "f16c"} <= set(information.read_text().split()):
         pytest.skip("the processor has no AVX2")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_model
+from conftest import kernels_here, random_model
 from torch import Tensor
 
 import generate_from_finetuned
@@ -80,8 +80,7 @@ def test_8_bits_on_a_gpu_are_refused_by_flag() -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_kernels_hold_fewer_bits_where_there_are_kernels(precision: str) -> None:
-    if kernels.load() is None:
-        pytest.skip("no kernels")
+    kernels_here()
     given, make = matrix_maker(precision, CPU, 32, 128)
     assert given == precision
     assert isinstance(make(random_matrix(4, 4)), Panels)

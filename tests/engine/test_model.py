@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_model, read_gpt2
+from conftest import kernels_here, random_model, read_gpt2
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
@@ -23,8 +23,8 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     if request.param == "torch":
         monkeypatch.setattr(kernels, "load", lambda: None)
         monkeypatch.setattr(linear, "_remembered", lambda *_: "split")
-    elif kernels.load() is None:
-        pytest.skip("no kernels here")
+    else:
+        kernels_here()
 
 
 @pytest.fixture
