@@ -16,6 +16,9 @@ FEW_EXAMPLES = 1000
 # Shares below which a thing is not worth a line.
 MANY_COPIES, MANY_LONG, MUCH_PADDING = 0.01, 0.05, 0.1
 
+# A validation loss from more tokens than this is hardly more exact, and takes long to measure.
+MANY_MEASURED = 1_000_000
+
 
 def advice(
     sources: tuple[TextSource, TextSource | None], data: TrainingData, options: TrainingOptions
@@ -46,6 +49,13 @@ def advice(
         yield (
             f"{counted(data.overlong, 'example')} longer than a block of {options.block_size} tokens, the longest of "
             f"{data.longest:,}: the model never sees them whole, unless you raise --block_size"
+        )
+    if data.validation is not None and (tokens := len(data.validation) * data.block_size) > MANY_MEASURED:
+        enough = options.validation_split * MANY_MEASURED / tokens
+        way_out = "a shorter --validation_file" if options.validation_file else f"--validation_split {enough:.1g}"
+        yield (
+            f"{tokens:,} tokens are held out and measured before training, after each epoch and at the end, "
+            f"which takes long: {way_out} is enough"
         )
     if data.padding > MUCH_PADDING:
         yield f"{data.padding:.0%} of the blocks is padding, which costs time and teaches nothing: lower --block_size"

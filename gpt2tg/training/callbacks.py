@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,10 @@ History = Sequence[dict[str, float]]
 
 # Short enough for a terminal of 80 columns, with large numbers in all places.
 BAR_FORMAT = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
+
+
+# Seconds for which a person waits without asking what goes on.
+SHORT_MEASUREMENT = 3
 
 
 class Pace(TrainerCallback):
@@ -182,6 +186,12 @@ class Progress(TrainerCallback):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def measuring_bar(batches: Iterable[Any]) -> Iterable[Any]:
+    """The same batches; at a terminal with a bar where they take their time."""
+    is_shown = is_main_process() and sys.stderr.isatty()
+    return tqdm(batches, "measuring", delay=SHORT_MEASUREMENT, leave=False, dynamic_ncols=True, disable=not is_shown)
 
 
 def memory_gb() -> float:

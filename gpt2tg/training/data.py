@@ -22,6 +22,9 @@ from gpt2tg.training.tokens import Tokens, tokenize
 # Labels with this value carry no loss (torch's cross entropy and transformers agree on it).
 NO_LOSS = -100
 
+# Looked at in one piece, where not all tokens are.
+PART_TOKENS = 1 << 24
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -128,6 +131,18 @@ class Blocks(Dataset):
             digest.update(array.astype("<i8").tobytes())
         return digest.hexdigest()[:32]
 
+    def learns(self, learned: np.ndarray) -> np.ndarray:
+        """(blocks,) bool: whether a token of a block carries loss; the first of a block never does."""
+        firsts = self._starts.copy()  # the first token of each span from which loss may come
+        if self._restart:
+            firsts += 1
+        else:
+            firsts[self._first[:-1]] += 1
+        run_starts, run_ends = _runs(learned)
+        run = np.searchsorted(run_ends, firsts, side="right")  # the run that ends first after it
+        next_learned = np.maximum(np.append(run_starts, len(learned))[run], firsts)
+        return np.logical_or.reduceat(next_learned < self._ends, self._first[:-1])
+
     def only(self, kept: np.ndarray) -> Blocks:
         """Some of the blocks. kept: (blocks,) bool"""
         sizes = np.diff(self._first)
@@ -157,6 +172,14 @@ class Blocks(Dataset):
         if self._restart:
             learned &= row["position_ids"] > 0
         return np.where(learned, row["input_ids"], NO_LOSS)
+
+
+def _runs(learned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where stretches of tokens that carry loss start and end, looked for a part at a time: all may be gigabytes."""
+    parts = range(0, len(learned), PART_TOKENS)
+    changes = [start + 1 + np.flatnonzero(np.diff(learned[start : start + PART_TOKENS + 1])) for start in parts]
+    edges = np.concatenate([[0] if learned[0] else [], *changes, [len(learned)] if learned[-1] else []]).astype(int)
+    return edges[::2], edges[1::2]
 
 
 def cut(starts: np.ndarray, ends: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -241,7 +264,7 @@ def _require_loss(blocks: Blocks) -> Blocks:
     """
     if blocks.tokens.learned is None:
         return blocks
-    learns = np.array([(row["labels"][1:] != NO_LOSS).any() for row in blocks])
+    learns = blocks.learns(blocks.tokens.learned)
     if not learns.any():
         raise UserError("holds no completion that a block has room for: raise --block_size", "train_file")
     return blocks.only(learns)

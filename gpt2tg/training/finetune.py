@@ -26,7 +26,7 @@ from transformers.integrations import integration_utils as integrations
 
 from gpt2tg import __version__
 from gpt2tg.engine.adapters import is_adapter
-from gpt2tg.engine.runs import step_of_model
+from gpt2tg.engine.runs import saved_checkpoints, step_of_model
 from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.errors import Interrupted, RunError, UserError, one_line
 from gpt2tg.generation import choose_device
@@ -284,10 +284,10 @@ def told_when_full(path: Path) -> Iterator[None]:
             raise
         free = f" ({shutil.disk_usage(path).free / 1e9:.2f} GB free)" if path.is_dir() else ""
         cause = "a file could not be written whole" if isinstance(error, RuntimeError) else one_line(error)
-        raise RunError(
-            f"cannot write to {path}{free}: {cause}; earlier checkpoints are whole, "
-            "go on from them with --resume once there is room"
-        ) from None
+        way_out = "earlier checkpoints are whole, go on from them with --resume"
+        if not saved_checkpoints(path):
+            way_out = "nothing was saved yet, start again with --overwrite"
+        raise RunError(f"cannot write to {path}{free}: {cause}; {way_out} once there is room") from None
 
 
 def training_arguments(options: TrainingOptions, device: torch.device) -> TrainingArguments:

@@ -50,7 +50,7 @@ class Interruption:
         if self.signal is not None:
             if time.monotonic() - self._when < LAUNCHER_ECHO and "LOCAL_RANK" in os.environ:
                 return
-            _tell("ended at once: what was done since the last checkpoint is lost")
+            _tell("ended at once: what was not yet saved is lost")
             os._exit(128 + number)
         self.signal, self._when = number, time.monotonic()
         _tell("interrupted: this step is finished and saved first; a second signal ends the run at once")

@@ -23,7 +23,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from gpt2tg.errors import Interrupted, RunError, one_line
-from gpt2tg.training.callbacks import Stopwatch, best_step, held_step, is_due, memory_gb
+from gpt2tg.training.callbacks import Stopwatch, best_step, held_step, is_due, measuring_bar, memory_gb
 from gpt2tg.training.data import NO_LOSS
 from gpt2tg.training.directory import RUN_FILE, RunDirectory, make_readable
 from gpt2tg.training.durable import UNFINISHED
@@ -142,7 +142,7 @@ class LanguageTrainer(Trainer):
         with self.stopwatch.paused(), undisturbed_randomness():
             self.model.eval()
             total = torch.zeros(2, dtype=torch.float64)  # loss in nats, tokens
-            for batch in self.get_eval_dataloader():
+            for batch in measuring_bar(self.get_eval_dataloader()):
                 if self.is_interrupted():
                     total.zero_()
                     break
@@ -306,7 +306,7 @@ class NotFinite(RunError):
 def not_finite(what: str, step: int) -> NotFinite:
     """Says what was no number, and what may help."""
     return NotFinite(
-        f"the {what} is no finite number at step {step}: nothing was saved since the last checkpoint; "
+        f"the {what} is no finite number at step {step}, and no checkpoint holds it: "
         "lower --learning_rate, or use --bf16 instead of --fp16"
     )
 

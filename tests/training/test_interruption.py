@@ -57,7 +57,7 @@ def test_ctrl_c_once_saves_and_twice_quits_and_one_run_per_directory(
                     process.send_signal(signals.pop())
         assert process.returncode == 130
         if delay:
-            assert "ended at once: what was done since the last checkpoint is lost\n" in told
+            assert "ended at once: what was not yet saved is lost\n" in told
         else:
             (saved,) = saved_checkpoints(out)
             assert told[-2] == f"step {saved.step:,} of 1,000,000 is saved in {saved.path}\n"

@@ -14,6 +14,7 @@ from transformers import GPT2Config
 from gpt2tg.engine.checkpoints import read_shape
 from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.options import TrainingOptions
+from gpt2tg.training import advice as module
 from gpt2tg.training.advice import advice
 from gpt2tg.training.data import load_data
 from gpt2tg.training.plan import measured_steps, most_checkpoints, plan, show_blocks, total_steps
@@ -50,6 +51,20 @@ def test_each_weakness_of_a_text_is_named(
     tmp_path: Path, tokenizer: TextTokenizer, lines: list[str], settings: dict, words: str
 ) -> None:
     assert any(words in line for line in advice_for(tmp_path, tokenizer, lines, **settings))
+
+
+def test_much_held_out_text_is_named_with_a_share_that_is_enough(
+    tmp_path: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MANY_MEASURED", 640)
+    given = dict(validation_split=0.4, block_size=32)
+    (line,) = advice_for(tmp_path, tokenizer, GOOD, **given)
+    share = re.search(r"tokens are held out and measured .*: --validation_split (\S+) is enough", line)
+    assert share
+    assert advice_for(tmp_path, tokenizer, GOOD, **{**given, "validation_split": float(share[1]) * 0.8}) == []
+    (tmp_path / "valid.txt").write_text("something else\n" * 400)
+    found = advice_for(tmp_path, tokenizer, GOOD, block_size=32, validation_file=str(tmp_path / "valid.txt"))
+    assert [line for line in found if line.endswith("a shorter --validation_file is enough")]
 
 
 def test_copies_on_both_sides_are_counted(tmp_path: Path, tokenizer: TextTokenizer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
+from gpt2tg.training import data
 from gpt2tg.training.data import NO_LOSS, load_data
 from gpt2tg.training.sources import Reading, plan_sources, survey
 
@@ -141,6 +143,35 @@ def test_blocks_of_prompts_alone_are_left_out(tmp_path: Path, tokenizer: TextTok
     assert len(blocks) in (1, 2)
     learned = [label for block in blocks for label in block["labels"] if label != NO_LOSS]
     assert learned == [*tokenizer.encode("Twice."), tokenizer.end_id]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_the_blocks_that_are_kept_are_those_with_loss(
+    tmp_path: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    """Against the rows themselves, for blocks of all sizes; the tokens are looked at in many parts."""
+    monkeypatch.setattr(data, "PART_TOKENS", 7)
+    chance = random.Random(5)
+    rows = [
+        {"prompt": "owl " * chance.choice([0, 1, 9, 40]), "completion": "ha" * chance.choice([1, 1, 5])}
+        for _ in range(30)
+    ]
+    rows.append({"prompt": "The owl.", "completion": ""})
+    path = write_jsonl(tmp_path / "t.jsonl", rows)
+    left_out = 0
+    for block_size in (4, 5, 7, 16, 61):
+        options = TrainingOptions(
+            train_file=str(path), validation_split=0.3, block_size=block_size, no_cross_examples=alone
+        )
+        sources = plan_sources(options)
+        kept = load_data(sources, tokenizer, options).train
+        with monkeypatch.context() as patch:
+            patch.setattr(data, "_require_loss", lambda blocks: blocks)
+            every = load_data(sources, tokenizer, options).train
+        expected = [row for row in every if any(label != NO_LOSS for label in row["labels"][1:])]
+        assert [row["input_ids"].tolist() for row in kept] == [row["input_ids"].tolist() for row in expected]
+        left_out += len(every) - len(kept)
+    assert left_out > 20
 
 
 # ---- several files ----
