@@ -198,8 +198,7 @@ def run(parser: Parser, body: Callable[[dict[str, Any]], None], argv: Sequence[s
     except Interrupted as stop:
         notice(str(stop))
         if stop.is_saved:
-            is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
-            notice(f"go on with: {_resuming(parser, words) if is_alone else 'the same command and --resume'}")
+            notice(f"go on with: {_resuming(parser, words)}")
         return stop.exit_code
     except KeyboardInterrupt:
         notice("interrupted")
@@ -226,8 +225,23 @@ def _resuming(parser: Parser, words: Sequence[str]) -> str:
         elif not dropping or word.startswith("-"):
             kept.append(word)
             dropping = False
-    program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else [parser.prog.removesuffix(".py")]
+    program = [*_launcher(), sys.argv[0]] if sys.argv[0].endswith(".py") else [parser.prog.removesuffix(".py")]
     return _quoted([*program, *kept, "--resume"])
+
+
+def _launcher() -> list[str]:
+    """What stands before the script: python, or the torchrun or accelerate that started it, with its flags."""
+    if "LOCAL_RANK" not in os.environ:
+        return ["python"]
+    import psutil
+
+    try:
+        _, *words = psutil.Process(os.getppid()).cmdline()
+        words = words[: words.index(sys.argv[0])]
+    except (psutil.Error, ValueError):  # nobody we know
+        return ["torchrun", "--nproc_per_node", os.environ.get("LOCAL_WORLD_SIZE", "1")]
+    name, *flags = words
+    return ["python", *words] if name.startswith("-") else [os.path.basename(name), *flags]
 
 
 def _quoted(words: list[str]) -> str:

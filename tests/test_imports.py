@@ -19,7 +19,7 @@ RULES: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
     "options": {"errors"},
-    "cli": {"__init__", "errors", "options"},
+    "cli": {"__init__", "errors", "options", "psutil"},  # psutil where several processes were started
     "decoding": {"decoding", "torch"},
     "engine": {"engine", "errors", "options", "torch", "safetensors", "tokenizers", "huggingface_hub"},
     "training": {"training", "engine", "generation", "errors", "options", "__init__"}  # generation: samples on the way

@@ -38,10 +38,11 @@ FLAGS = {
 
 # Fields on which our promises rest: exact losses, whole checkpoints, runs that can be resumed, what is said.
 SETTLED = {
-    "activation_checkpointing_kwargs", "dataloader_drop_last", "dataloader_pin_memory", "disable_tqdm", "do_eval",
-    "do_predict", "do_train", "enable_jit_checkpoint", "eval_delay", "eval_on_start", "gradient_checkpointing_kwargs",
-    "ignore_data_skip", "label_names", "local_rank", "log_level", "log_level_replica", "logging_nan_inf_filter",
-    "prediction_loss_only", "remove_unused_columns", "save_on_each_node", "save_only_model", "use_cache",
+    "activation_checkpointing_kwargs", "dataloader_drop_last", "dataloader_pin_memory", "ddp_find_unused_parameters",
+    "disable_tqdm", "do_eval", "do_predict", "do_train", "enable_jit_checkpoint", "eval_delay", "eval_on_start",
+    "gradient_checkpointing_kwargs", "ignore_data_skip", "label_names", "local_rank", "log_level", "log_level_replica",
+    "logging_nan_inf_filter", "prediction_loss_only", "remove_unused_columns", "save_on_each_node", "save_only_model",
+    "use_cache",
 }  # fmt: skip
 
 

@@ -319,6 +319,7 @@ def training_arguments(options: TrainingOptions, device: torch.device) -> Traini
         bf16=options.bf16,
         use_cpu=device.type == "cpu",  # bf16 on a CPU has to be told so
         **_checkpointing(options),
+        ddp_find_unused_parameters=False,  # all that is trained takes part in each step
         eval_strategy="no",
         save_strategy="steps",
         save_steps=options.save_steps,

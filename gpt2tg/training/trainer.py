@@ -233,6 +233,8 @@ class LanguageTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """As in transformers; an adapter gets the config that our reader wants, and no card of its own."""
+        if state_dict is not None and self.model.config.tie_word_embeddings:
+            state_dict.pop("lm_head.weight", None)  # the embeddings once more, where FSDP has gathered the weights
         super()._save(output_dir, state_dict)
         if isinstance(self.model, PeftModel) and output_dir is not None:
             (Path(output_dir) / "README.md").unlink(missing_ok=True)

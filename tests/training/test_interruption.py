@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 import finetune_gpt2
@@ -82,3 +83,27 @@ def test_the_command_that_resumes(words: list[str], expected: str, monkeypatch: 
     assert _resuming(finetune_gpt2.parser(), words) == f"python finetune_gpt2.py {expected}"
     monkeypatch.setattr(sys, "argv", ["/usr/bin/finetune_gpt2"])
     assert _resuming(finetune_gpt2.parser(), words) == f"finetune_gpt2 {expected}"
+
+
+@pytest.mark.parametrize(
+    ("parent", "launcher"),
+    [
+        (["/venv/bin/python3", "/venv/bin/torchrun", "--nproc_per_node", "2", "finetune_gpt2.py", "--bf16"],
+         "torchrun --nproc_per_node 2"),
+        (["python", "/venv/bin/accelerate", "launch", "--config_file", "a b.yaml", "finetune_gpt2.py"],
+         "accelerate launch --config_file 'a b.yaml'"),
+        (["python", "-m", "torch.distributed.run", "--standalone", "finetune_gpt2.py"],
+         "python -m torch.distributed.run --standalone"),
+        (["some-scheduler", "job.sh"], "torchrun --nproc_per_node 3"),
+    ],
+)  # fmt: skip
+@pytest.mark.skipif(os.name == "nt", reason="quotes are others there")
+def test_the_command_that_resumes_several_processes(
+    parent: list[str], launcher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["finetune_gpt2.py"])
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda process: parent)
+    expected = f"{launcher} finetune_gpt2.py --bf16 --resume"
+    assert _resuming(finetune_gpt2.parser(), ["--bf16"]) == expected

@@ -10,15 +10,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.constants import FSDP_MODEL_NAME, OPTIMIZER_NAME
 from conftest import FABLES
 from torch.distributed.fsdp import StateDictType
+from transformers import GPT2LMHeadModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 import finetune_gpt2
 from gpt2tg.errors import UserError
+from gpt2tg.generation import load
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training import finetune as module
 from gpt2tg.training.directory import FSDP_OPTIMIZER, FSDP_WEIGHTS
@@ -26,12 +29,29 @@ from gpt2tg.training.finetune import finetune
 
 ROOT = Path(__file__).parents[2]
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+ACCELERATE = ("-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--main_process_port", "0")
+DDP = ("--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
+FSDP = ("--config_file", str(ROOT / "configs" / "fsdp.yaml"))
 
-# Several runs in one start of torchrun: importing takes longer than training.
+# Several runs in one start: importing takes longer than training. On a CPU accelerate cuts no model, though torch can:
+# it is told to after it has found that there is no GPU.
 LAUNCHED = """
-import json, sys, torch, finetune_gpt2
+import json, os, sys, torch, finetune_gpt2
+from accelerate.state import AcceleratorState, DistributedType, PartialState
+from gpt2tg import cli
+
+found = AcceleratorState.__init__
+
+def cut_on_a_cpu(self, *arguments, fsdp_plugin=None, **settings):
+    found(self, *arguments, fsdp_plugin=fsdp_plugin, **settings)
+    if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+        self.fsdp_plugin = fsdp_plugin
+        self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+AcceleratorState.__init__ = cut_on_a_cpu
 torch.set_num_threads(1)
+cli.notice("started by: " + " ".join(cli._launcher()))
 for words in json.loads(sys.argv[1]):
     if code := finetune_gpt2.main(words):
         sys.exit(code)
@@ -43,9 +63,29 @@ def log(directory: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def launch(launcher: tuple[str, ...], place: Path, commands: list[list[str]]) -> str:
+    """Run commands one after the other in the same two processes; returns what they said."""
+    program = place / "launched.py"
+    program.write_text(LAUNCHED)
+    result = subprocess.run(
+        [sys.executable, *launcher, str(program), json.dumps(commands)],
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stderr
+
+
 @pytest.fixture(scope="module")
 def runs(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """one: a single process; two: two of them; gone_on: two again, ended after half of the steps and resumed."""
+    """one: a single process; two: two of them; gone_on: two again, ended after half of the steps and resumed.
+
+    accelerated and cut are started by accelerate, the second with the model cut among the processes by FSDP, and both
+    gone on with; whole_way is cut and left alone.
+    """
     place = tmp_path_factory.mktemp("processes")
     text = place / "text.txt"
     text.write_text("\n".join(FABLES * 4), encoding="utf-8")
@@ -59,23 +99,18 @@ def runs(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
         ]  # fmt: skip
 
     assert finetune_gpt2.main(words("one", batch=2)) == 0
-    program = place / "launched.py"
-    program.write_text(LAUNCHED)
-    commands = [words("two"), words("gone_on", steps=2), words("gone_on", "--resume")]
-    result = subprocess.run(
-        [*TORCHRUN, "--nproc_per_node", "2", str(program), json.dumps(commands)],
-        capture_output=True,
-        encoding="utf-8",
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return place, result.stderr
+    said = launch(TORCHRUN, place, [words("two"), words("gone_on", steps=2), words("gone_on", "--resume")])
+    accelerated = [words("accelerated", steps=2), words("accelerated", "--resume")]
+    (place / "accelerate.txt").write_text(launch((*ACCELERATE, *DDP), place, accelerated))
+    launch((*ACCELERATE, *FSDP), place, [words("cut", steps=2), words("cut", "--resume"), words("whole_way")])
+    return place, said
 
 
-def test_losses_are_those_of_one_process_with_the_same_batch(runs: tuple[Path, str]) -> None:
-    one, two = (log(runs[0] / name) for name in ("one", "two"))
+@pytest.mark.parametrize("name", ["two", "accelerated", "cut"])
+def test_losses_are_those_of_one_process_with_the_same_batch(runs: tuple[Path, str], name: str) -> None:
+    """Those that were ended after half of the steps measured then too."""
+    both = (log(runs[0] / directory) for directory in ("one", name))
+    one, two = ([row for row in rows if row["loss"] or row["step"] != "2"] for rows in both)
     assert len(one) == len(two) == 6
     for ours, theirs in zip(one, two, strict=True):
         for column in ("loss", "validation_loss", "tokens"):
@@ -95,13 +130,33 @@ def test_one_process_speaks(runs: tuple[Path, str]) -> None:
     assert "each step: 2 processes x batch 1 x accumulation 2 = 4 blocks, 64 tokens" in said
 
 
-def test_resumed_processes_reach_the_same_weights(runs: tuple[Path, str]) -> None:
+@pytest.mark.parametrize(("straight", "resumed"), [("two", "gone_on"), ("two", "accelerated"), ("whole_way", "cut")])
+def test_resumed_processes_reach_the_same_weights(runs: tuple[Path, str], straight: str, resumed: str) -> None:
     place, _ = runs
-    ends = [place / name / "checkpoint-4" / "model.safetensors" for name in ("two", "gone_on")]
+    ends = [place / name / "checkpoint-4" / "model.safetensors" for name in (straight, resumed)]
     assert ends[0].read_bytes() == ends[1].read_bytes()
-    losses = [[row["loss"] for row in log(place / name) if row["loss"]] for name in ("two", "gone_on")]
+    losses = [[row["loss"] for row in log(place / name) if row["loss"]] for name in (straight, resumed)]
     assert losses[0] == losses[1]
-    assert (place / "gone_on" / "checkpoint-4" / "rng_state_1.pth").is_file()
+    assert (place / resumed / "checkpoint-4" / "rng_state_1.pth").is_file()
+
+
+def test_a_model_that_was_cut_is_saved_whole(runs: tuple[Path, str]) -> None:
+    place, _ = runs
+    ids = torch.tensor([[5, 80, 7, 33, 12]])
+    with torch.no_grad():
+        expected = GPT2LMHeadModel.from_pretrained(place / "one", local_files_only=True).eval()(ids).logits[0, -1]
+    for directory in (place / "cut", place / "cut" / "checkpoint-4"):
+        found = load(str(directory)).model.context(64).start(ids.tolist())[0]
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+    one, cut = ((place / name / "model.safetensors").stat().st_size for name in ("one", "cut"))
+    assert cut == pytest.approx(one, abs=100)
+    assert (place / "cut" / "checkpoint-4" / FSDP_OPTIMIZER).is_file()  # else it was not cut
+
+
+def test_the_launcher_is_part_of_the_command_that_resumes(runs: tuple[Path, str]) -> None:
+    assert f"started by: python {' '.join(TORCHRUN)}" in runs[1].splitlines()
+    said = (runs[0] / "accelerate.txt").read_text().splitlines()
+    assert f"started by: python {' '.join((*ACCELERATE, *DDP))}" in said
 
 
 def test_another_number_of_processes_is_refused(runs: tuple[Path, str], model_dir: Path) -> None:
@@ -116,7 +171,6 @@ def test_the_config_for_fsdp_is_one_that_accelerate_reads() -> None:
     assert config.distributed_type == "FSDP"
     settings = {name.removeprefix("fsdp_"): value for name, value in config.fsdp_config.items()}
     settings["transformer_cls_names_to_wrap"] = [settings.pop("transformer_layer_cls_to_wrap")]
-    assert settings.pop("sync_module_states") is True  # which only a machine with a GPU accepts
     plugin = FullyShardedDataParallelPlugin(fsdp_version=settings.pop("version"), **settings)
     assert plugin.state_dict_type == StateDictType.FULL_STATE_DICT  # a checkpoint that anyone can read
     assert GPT2Block.__name__ in plugin.transformer_cls_names_to_wrap
