@@ -338,7 +338,7 @@ def tune(given: dict[str, Any], name: str, option: str) -> None:
     if base.seed is None:
         base = replace(base, seed=new_seed())
     notice(f"seed {base.seed}")
-    notice(f"measuring the reference; then settings are tried for {search.budget:g} s")
+    notice(f"measuring the reference; then settings are tried and the best checked, in {search.budget:g} s")
     batch_size = pick(PromptOptions, given, batch_size=TUNING_BATCH_SIZE).batch_size
     examples = reference.examples_of(text, where.examples)
     prompts = where.num_prompts or MOST_TUNING_PROMPTS
@@ -347,11 +347,15 @@ def tune(given: dict[str, Any], name: str, option: str) -> None:
     settings = in_words(kept(found.end.tuned.options))
     if page:
         report.write_report(report.tuning_page(generator, found, name), page)
-    if search.apply:
+    if search.apply and found.end.is_clear:
         file = write_defaults(find_checkpoint(name, option), found.end.tuned.options)
         notice(f"{file} now has {settings}: used where no flag says otherwise")
-    else:
-        notice(f"to write with them: {settings}; --apply makes them the checkpoint's own")
+        return
+    if search.apply:
+        notice("--apply leaves the checkpoint as it is")
+    if settings:
+        offer = "; --apply makes them the checkpoint's own" if found.end.is_clear else ""
+        notice(f"to write with the settings found: {settings}{offer}")
 
 
 def _require_own_directory(name: str, option: str) -> None:

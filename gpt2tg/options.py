@@ -701,11 +701,15 @@ class TuneOptions:
         group="tuning",
     )
     budget: float = option(
-        300.0, "seconds for the search; loading and the final check come on top", group="tuning", above=0
+        300.0,
+        "seconds for the search and the check of what it found; loading the model and --report come on top",
+        group="tuning",
+        above=0,
     )
     apply: bool = option(
         False,
-        "write the settings found into the model's directory, as what is used when no flag says otherwise",
+        "write the settings found into the model's directory, as what is used when no flag says otherwise; not where "
+        "they are no clear gain",
         group="tuning",
     )
 

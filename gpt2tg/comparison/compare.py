@@ -132,6 +132,21 @@ def compare(
         written[name] = samples, time.perf_counter() - started
         if show:
             show(name, options, samples)
+    return measured(prompts, strategies, written, human, training)
+
+
+def measured(
+    prompts: Sequence[str],
+    strategies: Mapping[str, DecodingOptions],
+    written: Mapping[str, tuple[tuple[Sample, ...], float]],
+    human: HumanText | None = None,
+    training: str | None = None,
+) -> Comparison:
+    """Count in texts that are there.
+
+    Args:
+        written: for each strategy its texts, and the seconds that they took.
+    """
     everything = [*(samples for samples, _ in written.values()), human.samples if human else ()]
     copies = _copies(everything, training)
     found = [

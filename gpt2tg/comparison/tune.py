@@ -4,7 +4,8 @@ Human text is cut into pieces, every second of which is searched with and the ot
 writes to the beginnings of the pieces, and what it writes is measured by `figures.distance` from what people wrote
 there. First a grid of temperature and top-p is tried, then Optuna's tree-structured Parzen estimator (Bergstra et al.
 2011) looks on in all settings. The best few are tried again with other seeds, since among many tries one is the best
-by luck; the best of these is held against the default on the pieces that were kept, with seeds of their own.
+by luck; the best of these is held against the default on the pieces that were kept, with seeds of their own. All of
+this shares one budget of time: what the end needs, by the speed seen, is kept for it.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from gpt2tg.comparison.compare import Comparison, HumanText, compare, human_text, write
+from gpt2tg.comparison.compare import Comparison, HumanText, human_text, measured, write
 from gpt2tg.comparison.figures import TextFigures, Yardstick, distance, figures_of, text_figures
 from gpt2tg.errors import UserError
-from gpt2tg.generation import Generator
+from gpt2tg.generation import Generator, Sample
 from gpt2tg.options import LARGEST_SEED, DecodingOptions
 
 if TYPE_CHECKING:
@@ -35,19 +36,25 @@ NO_REPEAT_NGRAMS = (3, 4, 0)
 OFF = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "no_repeat_ngram": 0}
 SEARCHED = tuple(OFF)
 
-# The grid may take so much of the time.
-SHARE_OF_THE_GRID = 0.5
+# The grid may take so much of the time, and what follows the search be kept so much of it, if less than two seeds
+# of the end do not need more.
+SHARE_OF_THE_GRID = 0.3
+LARGEST_RESERVE = 0.5
+
+# Of fewer tries than these little comes: the person is told how to get more.
+FEW_TRIES = 10
 
 # The settings that are tried again, and the seeds for that and for the end.
 FINALISTS = 4
 SEEDS_OF_FINALISTS = 3
 SEEDS_OF_THE_END = 5
+FEWEST_SEEDS_OF_THE_END = 2
 FIRST_SEED_OF_THE_END = 1_000_000
 
 # Pieces of human text that a search needs, half of them for the end.
 FEWEST_PIECES = 16
 
-RESAMPLES = 400
+RESAMPLES, RESAMPLES_OF_A_YARDSTICK = 400, 200
 
 
 @dataclass(frozen=True)
@@ -98,8 +105,27 @@ class Tuning:
     end: HeldOut
     tried: int
     seconds: float
+    """What the search took, the end not counted."""
     cells: dict[tuple[float, float], float]
     """Distance by temperature and top-p, all else at its default."""
+
+
+class _Clock:
+    """A budget of seconds, which runs."""
+
+    def __init__(self, budget: float) -> None:
+        self.budget = budget
+        self._started = time.monotonic()
+
+    @property
+    def used(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self._started
+
+    @property
+    def left(self) -> float:
+        """Seconds until the budget is used up; below 0 it is overdrawn."""
+        return self.budget - self.used
 
 
 @dataclass
@@ -112,21 +138,52 @@ class _Search:
     batch_size: int
     yardstick: Yardstick = field(init=False)
     values: dict[DecodingOptions, list[float]] = field(default_factory=dict)
+    seconds: dict[DecodingOptions, float] = field(default_factory=dict)
+    """What the last try of each took."""
+    statistics_seconds: float = field(init=False)
+    """What it takes to draw human text again and count, 200 times."""
 
     def __post_init__(self) -> None:
+        started = time.monotonic()
         self.yardstick = Yardstick(text_figures(self.human.samples), len(self.human.samples))
+        self.statistics_seconds = time.monotonic() - started
 
-    def texts(self, options: DecodingOptions, seed: int) -> list[TextFigures]:
+    def texts(self, options: DecodingOptions, seed: int) -> tuple[Sample, ...]:
         """What the model writes with these settings."""
         seeded = replace(options, seed=seed % (LARGEST_SEED + 1))
-        return text_figures(write(self.generator, self.human.prompts, seeded, self.batch_size))
+        return write(self.generator, self.human.prompts, seeded, self.batch_size)
 
     def try_once(self, options: DecodingOptions, seed: int) -> float:
         """The distance of one try; settings that come again get another seed."""
+        started = time.monotonic()
         before = self.values.setdefault(options, [])
-        value = self.yardstick.distance(figures_of(self.texts(options, seed + len(before))))
+        value = self.yardstick.distance(figures_of(text_figures(self.texts(options, seed + len(before)))))
         before.append(value)
+        self.seconds[options] = time.monotonic() - started
         return value
+
+    def nearest(self) -> list[DecodingOptions]:
+        """What was tried, the nearest first."""
+        return sorted(self.values, key=self.mean)
+
+    def seconds_of_a_try(self) -> float:
+        """The mean so far."""
+        return statistics.fmean(self.seconds.values())
+
+    def seconds_of_the_end(self, seeds: int) -> float:
+        """What it will take, by the speed seen, to hold the nearest settings against the default ones."""
+        default = next(iter(self.seconds.values()))
+        return seeds * (default + self.seconds[self.nearest()[0]]) + self.seconds_of_statistics(seeds)
+
+    def seconds_of_statistics(self, seeds: int) -> float:
+        """What a yardstick for the end and the interval will take."""
+        return self.statistics_seconds * (1 + RESAMPLES * (1 + 2 * seeds) / RESAMPLES_OF_A_YARDSTICK)
+
+    def reserve(self, budget: float) -> float:
+        """Seconds that the search leaves to what follows it."""
+        again = FINALISTS * (SEEDS_OF_FINALISTS - 1) * self.seconds_of_a_try()
+        wanted = again + self.seconds_of_the_end(SEEDS_OF_THE_END)
+        return max(min(wanted, budget * LARGEST_RESERVE), self.seconds_of_the_end(FEWEST_SEEDS_OF_THE_END))
 
     def mean(self, options: DecodingOptions) -> float:
         return statistics.fmean(self.values[options])
@@ -147,12 +204,14 @@ def tune(
         base: what is not searched: the seed, the length, stop strings and the like. What is searched must be at its
             default there: that is what the settings found are compared with.
         num_prompts: most pieces of human text to use.
-        budget: seconds to search for; the try that has begun is finished.
-        say: takes a line for each settings that are nearer than all before.
+        budget: seconds for all of it. Where they are not enough for one try beside the default settings, and for two
+            seeds at the end, it takes longer.
+        say: takes a line for each settings that are nearer than all before, and on how the time is spent.
 
     Raises:
         UserError: the text is too short.
     """
+    clock = _Clock(budget)
     whole = human_text(generator, examples, base, (), num_prompts)
     pieces = len(whole.prompts)
     if pieces < FEWEST_PIECES:
@@ -165,16 +224,20 @@ def tune(
     seed = base.seed or 0
     searched, kept = _halves(whole)
     search = _Search(generator, base, searched, batch_size)
-    started = time.monotonic()
-    _look_on(search, budget, seed, say)
-    tuned = _best(search, seed)
-    seconds = time.monotonic() - started
+    _look_on(search, clock, seed, say)
+    tuned = _best(search, clock, seed)
+    seconds = clock.used
     say(f"{len(search.values)} settings tried in {seconds:.0f} s; now the kept half of the text, with other seeds")
-    return Tuning(
-        end=held_out(generator, kept, base, tuned, batch_size, seed + FIRST_SEED_OF_THE_END),
-        tried=len(search.values),
-        seconds=seconds,
-        cells=_cells(search),
+    end = held_out(generator, kept, base, tuned, batch_size, seed + FIRST_SEED_OF_THE_END, clock)
+    say(_time_in_words(clock))
+    return Tuning(end, len(search.values), seconds, _cells(search))
+
+
+def _time_in_words(clock: _Clock) -> str:
+    if clock.left >= 0:
+        return f"done in {clock.used:.0f} s, {clock.left:.0f} s before the budget was out"
+    return (
+        f"done in {clock.used:.0f} s, {-clock.left:.0f} s over the budget: the check at the end takes at least so long"
     )
 
 
@@ -186,18 +249,17 @@ def _halves(whole: HumanText) -> tuple[HumanText, HumanText]:
     )
 
 
-def _look_on(search: _Search, budget: float, seed: int, say: Callable[[str], None]) -> None:
-    """Try settings until the time is up."""
+def _look_on(search: _Search, clock: _Clock, seed: int, say: Callable[[str], None]) -> None:
+    """Try settings until only the time is left that the end needs."""
     import optuna  # a second, which the report of a comparison need not wait for
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
-    started = time.monotonic()
     grid = _grid(seed)
     study.enqueue_trial(_parameters(search.base))
     nearest = float("inf")
-    while not search.values or time.monotonic() - started < budget:
-        if time.monotonic() - started < budget * SHARE_OF_THE_GRID and (point := next(grid, None)):
+    while len(search.values) < 2 or clock.left - search.seconds_of_a_try() >= search.reserve(clock.budget):
+        if clock.used < clock.budget * SHARE_OF_THE_GRID and (point := next(grid, None)):
             study.enqueue_trial(point)
         trial = study.ask()
         options = _with(search.base, _suggested(trial))
@@ -205,8 +267,21 @@ def _look_on(search: _Search, budget: float, seed: int, say: Callable[[str], Non
         study.tell(trial, value)
         if value < nearest:
             nearest = value
-            at = f"{len(search.values):>4}  {time.monotonic() - started:4.0f} s"
-            say(f"{at}  distance {value:.2f}  {settings(options)}")
+            say(f"{len(search.values):>4}  {clock.used:4.0f} s  distance {value:.2f}  {settings(options)}")
+        if len(search.seconds) == 1 and (advice := _advice(search, clock)):
+            say(advice)
+
+
+def _advice(search: _Search, clock: _Clock) -> str:
+    """What to do where there is time for few tries only; empty where there is enough."""
+    a_try = search.seconds_of_a_try()
+    tries = 1 + max(1, int((clock.left - search.reserve(clock.budget)) / a_try))
+    if tries >= FEW_TRIES:
+        return ""
+    return (
+        f"a try takes {a_try:.1f} s: there is time for about {tries}; a longer --budget gives more, "
+        "and fewer --num_prompts or --max_new_tokens make them shorter"
+    )
 
 
 def _grid(seed: int) -> Iterator[dict[str, Any]]:
@@ -246,38 +321,58 @@ def _with(base: DecodingOptions, parameters: dict[str, Any]) -> DecodingOptions:
     return replace(base, **{**plain, "top_k": plain["top_k"] or None, "min_p": plain["min_p"] or None})
 
 
-def _best(search: _Search, seed: int) -> DecodingOptions:
-    """The nearest settings, after the best few were tried with more seeds."""
-    finalists = sorted(search.values, key=search.mean)[:FINALISTS]
-    for options in finalists:
-        while len(search.values[options]) < SEEDS_OF_FINALISTS:
-            search.try_once(options, seed)
-    return min(finalists, key=search.mean)
+def _best(search: _Search, clock: _Clock, seed: int) -> DecodingOptions:
+    """The nearest settings, after the best few were tried with more seeds, as far as the time allows."""
+    finalists = search.nearest()[:FINALISTS]
+    for seeds in range(2, SEEDS_OF_FINALISTS + 1):
+        for options in finalists:
+            is_time = clock.left - search.seconds[options] >= search.seconds_of_the_end(SEEDS_OF_THE_END)
+            if is_time and len(search.values[options]) < seeds:
+                search.try_once(options, seed)
+    tried_again = [options for options in finalists if len(search.values[options]) > 1]
+    return min(tried_again or finalists, key=search.mean)
 
 
 def held_out(
-    generator: Generator, human: HumanText, default: DecodingOptions, tuned: DecodingOptions, batch_size: int, seed: int
+    generator: Generator,
+    human: HumanText,
+    default: DecodingOptions,
+    tuned: DecodingOptions,
+    batch_size: int,
+    seed: int,
+    clock: _Clock,
 ) -> HeldOut:
     """Hold tuned settings against default ones on human text that the search has not seen.
 
     Args:
-        seed: the first of five that must not be those of the search.
+        seed: the first of up to five that must not be those of the search.
+        clock: how much time there is; two seeds are always tried.
     """
     end = _Search(generator, default, human, batch_size)
-    seeds = range(seed, seed + SEEDS_OF_THE_END)
-    sets, standings = {}, {}
-    for name, options in (("default", default), ("tuned", tuned)):
-        sets[name] = [end.texts(options, s) for s in seeds]
-        distances = tuple(end.yardstick.distance(figures_of(texts)) for texts in sets[name])
-        standings[name] = Standing(name, options, distances)
-    both = {name: replace(standing.options, seed=seed % (LARGEST_SEED + 1)) for name, standing in standings.items()}
-    people = text_figures(human.samples)
+    both = {"default": default, "tuned": tuned}
+    written: dict[str, list[tuple[Sample, ...]]] = {name: [] for name in both}
+    took: dict[str, list[float]] = {name: [] for name in both}
+    for number in range(SEEDS_OF_THE_END):
+        another = sum(seconds[-1] for seconds in took.values() if seconds) + end.seconds_of_statistics(number + 1)
+        if number >= FEWEST_SEEDS_OF_THE_END and clock.left < another:
+            break
+        for name, options in both.items():
+            started = time.monotonic()
+            written[name].append(end.texts(options, seed + number))
+            took[name].append(time.monotonic() - started)
+    sets = {name: [text_figures(samples) for samples in all_samples] for name, all_samples in written.items()}
+    standings = {
+        name: Standing(name, options, tuple(end.yardstick.distance(figures_of(texts)) for texts in sets[name]))
+        for name, options in both.items()
+    }
+    seeded = {name: replace(options, seed=seed % (LARGEST_SEED + 1)) for name, options in both.items()}
+    first = {name: (written[name][0], took[name][0]) for name in both}
     return HeldOut(
         **standings,
         gain=standings["default"].mean - standings["tuned"].mean,
-        interval=interval_of_gain(people, sets["default"], sets["tuned"], end.yardstick.scales),
+        interval=interval_of_gain(text_figures(human.samples), sets["default"], sets["tuned"], end.yardstick.scales),
         human_distance=end.yardstick.own_distance,
-        comparison=compare(generator, human.prompts, both, human, batch_size=batch_size),
+        comparison=measured(human.prompts, seeded, first, human),
     )
 
 
@@ -330,16 +425,16 @@ def settings(options: DecodingOptions) -> str:
 def verdict(found: HeldOut) -> str:
     """What came out, in a sentence."""
     low, high = found.interval
-    pieces, seeds = len(found.comparison.prompts), len(found.tuned.distances)
-    kept = f"on {pieces} prompts and {seeds} seeds that the search had not seen"
+    gain = f"{found.gain:.2f} (95 % interval {low:.2f} to {high:.2f})"
+    prompts, seeds = len(found.comparison.prompts), len(found.tuned.distances)
+    unseen = f"on {prompts} prompts and {seeds} seeds that the search had not seen"
     if found.is_clear:
-        return (
-            f"The settings found are nearer to human text than the default ones by {found.gain:.2f} "
-            f"(95 % interval {low:.2f} to {high:.2f}), {kept}."
-        )
+        return f"The settings found are nearer to human text than the default ones by {gain}, {unseen}."
+    if _parameters(found.tuned.options) == _parameters(found.default.options):
+        return "No gain: of the settings that were tried the default ones are the nearest."
     return (
-        f"No clear gain: the settings found differ from the default ones by {found.gain:.2f}, with a 95 % interval of "
-        f"{low:.2f} to {high:.2f} that holds zero, {kept}. A longer reference or more --budget may show one."
+        f"No clear gain: the settings found are nearer to human text than the default ones by {gain}, {unseen}, "
+        "which may be luck. A longer reference or more --budget may show one."
     )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,10 +41,34 @@ def said() -> list[str]:
     return []
 
 
+class Clock:
+    """Time that passes only while the texts of a try are written."""
+
+    def __init__(self, seconds: Callable[[DecodingOptions], float] = lambda options: 1.0) -> None:
+        self.now = 0.0
+        self.seconds = seconds
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def run(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Take the place of the real one."""
+        write = tuning.write
+
+        def writing(generator: Generator, prompts: Sequence[str], options: DecodingOptions, size: int) -> object:
+            self.now += self.seconds(options)
+            return write(generator, prompts, options, size)
+
+        monkeypatch.setattr(tuning, "time", self)
+        monkeypatch.setattr(tuning, "write", writing)
+
+
 @pytest.fixture(scope="module")
-def found(generator: Generator, said: list[str]) -> Tuning:
-    """A search of a few seconds."""
-    return tune(generator, [TEXT], BASE, 24, 3.0, 32, said.append)
+def found(generator: Generator, said: list[str]) -> Iterator[Tuning]:
+    """A search with time for some dozen tries."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        Clock().run(monkeypatch)
+        yield tune(generator, [TEXT], BASE, 24, 60.0, 32, said.append)
 
 
 def test_the_default_settings_are_tried_first_and_each_better_ones_are_said(found: Tuning, said: list[str]) -> None:
@@ -50,13 +76,13 @@ def test_the_default_settings_are_tried_first_and_each_better_ones_are_said(foun
     distances = [float(line.split("distance ")[1].split()[0]) for line in said if "distance" in line]
     assert distances == sorted(distances, reverse=True)
     assert found.tried > 3
-    assert said[-1].startswith(f"{found.tried} settings tried in ")
+    assert said[-2].startswith(f"{found.tried} settings tried in ")
+    assert re.fullmatch(r"done in \d\d s, \d s before the budget was out", said[-1])
 
 
-def test_the_end_has_prompts_and_seeds_of_its_own(
-    generator: Generator, monkeypatch: pytest.MonkeyPatch, found: Tuning
-) -> None:
+def test_the_end_has_prompts_and_seeds_of_its_own(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[tuple[str, ...], int | None]] = []
+    Clock().run(monkeypatch)
     write = tuning.write
 
     def spy(generator: Generator, prompts: tuple[str, ...], options: DecodingOptions, size: int) -> tuple[Sample, ...]:
@@ -64,7 +90,7 @@ def test_the_end_has_prompts_and_seeds_of_its_own(
         return write(generator, prompts, options, size)
 
     monkeypatch.setattr(tuning, "write", spy)
-    again = tune(generator, [TEXT], BASE, 24, 0.2, 32, lambda _: None)
+    again = tune(generator, [TEXT], BASE, 24, 30.0, 32, lambda _: None)
     kept = set(again.end.comparison.prompts)
     while_searching = [(prompts, seed) for prompts, seed in seen if not kept.intersection(prompts)]
     at_the_end = [(prompts, seed) for prompts, seed in seen if kept.intersection(prompts)]
@@ -92,19 +118,48 @@ def test_the_heat_map_holds_the_distances_of_the_grid(found: Tuning) -> None:
 def test_the_same_search_ends_in_the_same_settings(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock that counts the tries, the outcome depends on the seed alone."""
 
-    class Clock:
-        now = 0.0
-
-        def monotonic(self) -> float:
-            self.now += 1
-            return self.now
-
     outcomes = []
     for _ in range(2):
-        monkeypatch.setattr(tuning, "time", Clock())
-        outcome = tune(generator, [TEXT], BASE, 16, 25, 32, lambda _: None)
+        Clock().run(monkeypatch)
+        outcome = tune(generator, [TEXT], BASE, 16, 30, 32, lambda _: None)
         outcomes.append((outcome.end.tuned, outcome.end.default, outcome.end.interval))
+        monkeypatch.undo()
     assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize("budget", [30, 60])
+@pytest.mark.parametrize(
+    "seconds",
+    [lambda options: 1.0, lambda options: options.temperature, lambda options: 1.7 - options.temperature],
+    ids=["steady", "hot is slow", "hot is fast"],
+)
+def test_the_whole_of_it_takes_the_budget_and_no_more(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch, seconds: Callable[[DecodingOptions], float], budget: int
+) -> None:
+    clock, said = Clock(seconds), []
+    clock.run(monkeypatch)
+    outcome = tune(generator, [TEXT], BASE, 16, budget, 32, said.append)
+    assert 0.85 * budget < clock.now <= budget
+    assert len(outcome.end.tuned.distances) == len(outcome.end.default.distances) == 5
+    assert said[-1] == f"done in {clock.now:.0f} s, {budget - clock.now:.0f} s before the budget was out"
+
+
+def test_where_time_is_short_the_end_has_fewer_seeds(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, said = Clock(), []
+    clock.run(monkeypatch)
+    outcome = tune(generator, [TEXT], BASE, 16, 13, 32, said.append)
+    assert clock.now <= 13
+    assert 2 <= len(outcome.end.tuned.distances) < 5
+    assert said[1].startswith("a try takes 1.0 s: there is time for about 6; a longer --budget gives more")
+
+
+def test_a_budget_that_cannot_be_kept_is_said(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One try beside the default settings, and two seeds for both at the end, are the least."""
+    clock, said = Clock(), []
+    clock.run(monkeypatch)
+    outcome = tune(generator, [TEXT], BASE, 16, 2, 32, said.append)
+    assert (outcome.tried, len(outcome.end.tuned.distances), clock.now) == (2, 2, 6)
+    assert said[-1] == "done in 6 s, 4 s over the budget: the check at the end takes at least so long"
 
 
 def test_a_text_too_short_to_search_with(generator: Generator) -> None:
@@ -153,6 +208,8 @@ def test_the_verdict_says_whether_the_gain_is_clear(found: Tuning) -> None:
         "The settings found are nearer to human text than the default ones by 1.50 (95 % interval 0.90 to 2.00)"
     )
     assert verdict(replace(clear, interval=(-0.1, 2.0))).startswith("No clear gain")
+    same = replace(clear, interval=(0.0, 0.0), tuned=replace(clear.tuned, options=clear.default.options))
+    assert verdict(same) == "No gain: of the settings that were tried the default ones are the nearest."
 
 
 def test_the_summary_has_both_settings(found: Tuning) -> None:
@@ -173,17 +230,26 @@ def words(model_dir: Path, tmp_path: Path) -> list[str]:
     shutil.copytree(model_dir, model)
     return [
         "--model_path", str(model), "--tune", "--reference", str(text), "--examples", "file", "--max_new_tokens", "8",
-        "--budget", "0.5", "--seed", "1", "--num_prompts", "16",
+        "--budget", "16", "--seed", "1", "--num_prompts", "16",
     ]  # fmt: skip
 
 
-def test_tuning_leaves_the_checkpoint_alone_unless_told(words: list[str], tmp_path: Path, capsys: Capture) -> None:
+def gain_between(monkeypatch: pytest.MonkeyPatch, low: float, high: float) -> None:
+    """The search ends with this interval. Its first try is not the best one, so that there is something to write."""
+    Clock().run(monkeypatch)
+    monkeypatch.setattr(tuning, "interval_of_gain", lambda *_: (low, high))
+
+
+def test_tuning_leaves_the_checkpoint_alone_unless_told(
+    words: list[str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gain_between(monkeypatch, 0.1, 0.9)
     before = (tmp_path / "model" / FILE).read_bytes()
     page = tmp_path / "report.html"
     assert text_generation_demo.main([*words, "--report", str(page)]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines()[1].startswith("default")
-    assert err.splitlines()[1] == "measuring the reference; then settings are tried for 0.5 s"
+    assert err.splitlines()[1] == "measuring the reference; then settings are tried and the best checked, in 16 s"
     assert "--apply makes them the checkpoint's own" in err
     assert (tmp_path / "model" / FILE).read_bytes() == before
     html = page.read_text(encoding="utf-8")
@@ -191,7 +257,23 @@ def test_tuning_leaves_the_checkpoint_alone_unless_told(words: list[str], tmp_pa
     assert "Distance from human text by temperature and top-p" in html
 
 
-def test_applied_settings_are_those_that_were_printed(words: list[str], tmp_path: Path, capsys: Capture) -> None:
+def test_without_a_clear_gain_nothing_is_applied(
+    words: list[str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gain_between(monkeypatch, -0.1, 0.9)
+    before = (tmp_path / "model" / FILE).read_bytes()
+    assert text_generation_demo.main([*words, "--apply"]) == 0
+    out, err = capsys.readouterr()
+    assert "No clear gain: " in out
+    assert "--apply leaves the checkpoint as it is\nto write with the settings found: --" in err
+    assert "makes them the checkpoint's own" not in err
+    assert (tmp_path / "model" / FILE).read_bytes() == before
+
+
+def test_applied_settings_are_those_that_were_printed(
+    words: list[str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gain_between(monkeypatch, 0.1, 0.9)
     assert text_generation_demo.main([*words, "--apply"]) == 0
     out, err = capsys.readouterr()
     found = read_defaults(tmp_path / "model")
@@ -200,7 +282,10 @@ def test_applied_settings_are_those_that_were_printed(words: list[str], tmp_path
     assert json.loads((tmp_path / "model" / FILE).read_text())["eos_token_id"] == 0
 
 
-def test_the_checkpoint_that_is_chosen_is_tuned(words: list[str], tmp_path: Path, model_dir: Path) -> None:
+def test_the_checkpoint_that_is_chosen_is_tuned(
+    words: list[str], tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gain_between(monkeypatch, 0.1, 0.9)
     saved = tmp_path / "model" / "checkpoint-5"
     shutil.copytree(model_dir, saved)
     seal(saved, {"step": 5})
