@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gpt2tg.engine.checkpoints import find_checkpoint
 from gpt2tg.engine.runs import MANIFEST
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.options import STRATEGIES, DecodingOptions, default_of, plain_type
@@ -68,6 +70,25 @@ def read_defaults(directory: Path) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"{path}: {error}; remove the entry {OURS}") from None
     return found
+
+
+def brought_along(name: str, option: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the checkpoint of a model brings along, without what was given.
+
+    Args:
+        name: of the model; one that is no directory brings nothing.
+        option: the flag that the name comes from, for messages.
+        given: settings that go before them; with another strategy among them there are none.
+
+    Raises:
+        UserError: there is no checkpoint, or its settings are broken.
+    """
+    if not Path(name).expanduser().is_dir():
+        return {}
+    found = read_defaults(find_checkpoint(name, option))
+    if not found or given.get("decoding", found["decoding"]) != found["decoding"]:
+        return {}
+    return {setting: value for setting, value in found.items() if setting not in given}
 
 
 def write_defaults(directory: Path, options: DecodingOptions) -> Path:

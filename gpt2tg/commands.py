@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from gpt2tg.cli import notice, pick
 from gpt2tg.errors import UserError
 from gpt2tg.options import (
-    DEFAULT_REFERENCE_PROMPTS,
     FROM_SCRATCH_FLAGS,
     MOST_TUNING_PROMPTS,
     NOT_FOR_TUNING,
@@ -41,7 +40,7 @@ from gpt2tg.options import (
 )
 
 if TYPE_CHECKING:
-    from gpt2tg.generation import Generator, Sample
+    from gpt2tg.generation import Generator
     from gpt2tg.session import Front
 
 
@@ -258,46 +257,17 @@ def compare(given: dict[str, Any], name: str, option: str) -> None:
 
     strategies_to_compare(base, where.strategies, say=lambda _: None)  # refuses before anything heavy is loaded
 
-    from gpt2tg.comparison import compare as comparing
-    from gpt2tg.comparison import reference, report, table
-    from gpt2tg.generation import new_seed
+    from gpt2tg.comparison.request import carry_out, read_request, texts_of
 
-    output = table.check_file(where.output, table.FORMATS, "output", where.overwrite)
-    page = table.check_file(where.report, report.FORMATS, "report", where.overwrite)
-    prompts = _prompts_to_compare(given, where)
-    human_examples = None
-    if where.reference is not None:
-        human_examples = reference.examples_of(reference.read_text(Path(where.reference), "reference"), where.examples)
-    training = None if where.train_file is None else reference.read_text(Path(where.train_file), "train_file")
-
+    from_reference = where.reference is not None and not {"prompt", "prompts_file"}.intersection(given)
+    prompts = [] if from_reference else texts_of(pick(PromptOptions, given), notice)
+    request = read_request(where, prompts, notice)
     name = chosen_model(given, name)
     chosen = where.strategies or _all_strategies(given, name, option)
     generator = model_loader(given, option)(name)
-    human = None
-    if human_examples is not None:
-        human = comparing.human_text(
-            generator, human_examples, base, prompts, where.num_prompts or DEFAULT_REFERENCE_PROMPTS
-        )
-        if not prompts:
-            base = replace(base, max_length=None, max_new_tokens=human.room)
-            prompts = list(human.prompts)
-    if base.seed is None:
-        base = replace(base, seed=new_seed())
-    notice(f"seed {base.seed}")
-    strategies = strategies_to_compare(base, chosen, notice)
-    show = _count_texts if output or page else table.text_writer(writer())
     batch_size = pick(PromptOptions, given).batch_size
-    found = comparing.compare(generator, prompts, strategies, human, training, batch_size, show)
-    writer()(table.terminal_table(found, shutil.get_terminal_size().columns))
-    if output:
-        table.write_table(found, output)
-    if page:
-        report.write_report(report.page(generator, found, name), page)
-
-
-def _count_texts(name: str, _: DecodingOptions, samples: Sequence[Sample]) -> None:
-    """That it goes on, where the texts themselves are not shown."""
-    notice(f"{name}: {len(samples)} text{'' if len(samples) == 1 else 's'}")
+    columns = shutil.get_terminal_size().columns
+    carry_out(generator, name, request, base, chosen, writer(), notice, columns, batch_size)
 
 
 def _all_strategies(given: dict[str, Any], name: str, option: str) -> str:
@@ -363,32 +333,14 @@ def _require_own_directory(name: str, option: str) -> None:
         raise UserError(f"writes into the model's directory, and --{option} {name} is none: give one", "apply")
 
 
-def _prompts_to_compare(given: dict[str, Any], where: CompareOptions) -> list[str]:
-    """The prompts that were given; none where they come from the reference."""
-    from gpt2tg.prompts import read_prompts
-
-    if where.reference is not None and not {"prompt", "prompts_file"}.intersection(given):
-        return []
-    if where.num_prompts is not None:
-        notice("--num_prompts is not used: the prompts do not come from --reference")
-    prompts = read_prompts(pick(PromptOptions, given))
-    if any(prompt.settings for prompt in prompts):
-        notice("settings in --prompts_file are not used: all prompts go through the same strategies")
-    return [prompt.text for prompt in prompts]
-
-
 def checkpoint_settings(given: dict[str, Any], name: str, option: str) -> dict[str, Any]:
     """Settings that `--tune --apply` left in a directory, and said; none where a flag asks for another strategy."""
     if not Path(name).expanduser().is_dir():
         return {}
 
-    from gpt2tg.checkpoint_defaults import in_words, read_defaults
-    from gpt2tg.engine.checkpoints import find_checkpoint
+    from gpt2tg.checkpoint_defaults import brought_along, in_words
 
-    found = read_defaults(find_checkpoint(name, option))
-    if not found or given.get("decoding", found["decoding"]) != found["decoding"]:
-        return {}
-    found = {setting: value for setting, value in found.items() if setting not in given}
+    found = brought_along(name, option, given)
     if words := in_words(found):
         notice(f"settings of the checkpoint, found by --tune: {words}")
     return found
@@ -415,7 +367,8 @@ def interactive(given: dict[str, Any], name: str | None, option: str) -> None:
     decoding = settle_decoding(given, num_sequences=SESSION_SEQUENCES)
     load = model_loader(given, option)
     name = chosen_model(given, name)
-    if own := checkpoint_settings(given, name, option):
+    own = checkpoint_settings(given, name, option)
+    if own:
         decoding = decoding_options(only(DecodingOptions, given), num_sequences=SESSION_SEQUENCES, **own)
 
     from gpt2tg.session import Session
@@ -426,6 +379,8 @@ def interactive(given: dict[str, Any], name: str | None, option: str) -> None:
         decoding = replace(decoding, max_new_tokens=length)
     front = _front()
     session = Session(generator, decoding, name, front, partial(load, option="model"))
+    session.chosen.update(only(DecodingOptions, given))
+    session.brought = own
     if front.at_terminal:
         session.welcome()
     session.run(given.get("prompt"))

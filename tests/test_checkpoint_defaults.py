@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ import generate_from_finetuned
 import text_generation_demo
 from gpt2tg.checkpoint_defaults import FILE, in_words, kept, read_defaults, write_defaults
 from gpt2tg.errors import UserError
+from gpt2tg.generation import load
 from gpt2tg.options import STRATEGIES, DecodingOptions
+from gpt2tg.session import Front, Session
 from gpt2tg.training.durable import damage, seal
 
 Capture = pytest.CaptureFixture[str]
@@ -105,14 +109,71 @@ def test_settings_that_others_wrote_change_nothing(model_dir: Path, tmp_path: Pa
 
 
 def test_a_session_uses_them_too(tuned_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    import io
-    import sys
-
     monkeypatch.setattr(sys, "stdin", io.StringIO("The fox\n"))
     assert text_generation_demo.main(["--model_path", str(tuned_dir), "--seed", "3", "--max_new_tokens", "12"]) == 0
     out, err = capsys.readouterr()
     assert "settings of the checkpoint, found by --tune: --temperature 1.1" in err
     assert out.strip() == generated(tuned_dir, capsys)[0].strip()
+
+
+@pytest.fixture
+def session(model_dir: Path) -> Session:
+    """With the model that brings nothing, and what the session has said in `said`."""
+    options = DecodingOptions(num_sequences=1, seed=3, max_new_tokens=12)
+    front = Front(read=input, write=lambda _: None, say=[].append)
+    return Session(load(str(model_dir)), options, str(model_dir), front, load)
+
+
+def said_to(session: Session, *lines: str) -> list[str]:
+    said: list[str] = []
+    object.__setattr__(session.front, "say", said.append)
+    for line in lines:
+        session.answer(line)
+    return said
+
+
+def test_another_model_in_a_session_brings_its_settings(session: Session, tuned_dir: Path, model_dir: Path) -> None:
+    said = said_to(session, f"/model {tuned_dir}")
+    assert said == [
+        "settings of the checkpoint, found by --tune: temperature=1.1 top_p=0.85 min_p=0.02 no_repeat_ngram=3",
+        f"{tuned_dir} on cpu, fp32, decoding=top_p temperature=1.1 top_p=0.85 min_p=0.02 seed=3 no_repeat_ngram=3 "
+        "max_new_tokens=12",
+    ]
+    assert said_to(session, f"/model {model_dir}") == [  # and takes them away again
+        f"{model_dir} on cpu, fp32, decoding=top_p temperature=0.7 top_p=0.9 seed=3 max_new_tokens=12"
+    ]
+
+
+def test_what_was_set_in_a_session_stays_with_another_model(session: Session, tuned_dir: Path, model_dir: Path) -> None:
+    """Even where it was set to what it was."""
+    said = said_to(session, "/set temperature=0.7 min_p=off", f"/model {tuned_dir}")
+    assert said[1] == "settings of the checkpoint, found by --tune: top_p=0.85 no_repeat_ngram=3"
+    assert (session.options.temperature, session.options.min_p, session.options.top_p) == (0.7, None, 0.85)
+    said_to(session, "/set top_p=0.5", f"/model {model_dir}")
+    assert (session.options.top_p, session.options.no_repeat_ngram) == (0.5, 0)
+    said = said_to(session, "/decoding sample", f"/model {tuned_dir}")
+    assert len(said) == 2
+    assert session.options.no_repeat_ngram == 0
+
+
+def test_a_model_that_cannot_be_loaded_changes_nothing(session: Session, tuned_dir: Path) -> None:
+    before = session.options
+    (tuned_dir / "model.safetensors").write_bytes(b"cut")
+    said = said_to(session, f"/model {tuned_dir}")
+    assert len(said) == 1
+    assert said[0].startswith("error: ")
+    assert session.options == before
+
+
+def test_flags_stay_with_another_model_of_a_session(
+    tuned_dir: Path, model_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"/model {model_dir}\n/show\n/model {tuned_dir}\n/show\n"))
+    assert text_generation_demo.main(["--model_path", str(tuned_dir), "--seed", "3", "--top_p", "0.8"]) == 0
+    shown = [line for line in capsys.readouterr().err.splitlines() if "decoding=top_p" in line]
+    settings = [line.split("fp32, ")[1].removesuffix(" max_new_tokens=32") for line in shown]
+    assert settings[0] == settings[1] == "decoding=top_p temperature=0.7 top_p=0.8 seed=3"
+    assert settings[2] == "decoding=top_p temperature=1.1 top_p=0.8 min_p=0.02 seed=3 no_repeat_ngram=3"
 
 
 def test_a_comparison_shows_them_beside_the_strategies(tuned_dir: Path, capsys: Capture) -> None:

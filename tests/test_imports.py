@@ -39,7 +39,7 @@ RULES: dict[str, set[str]] = {
     "comparison": {"comparison", "generation", "inspection", "prompts", "sinks", "errors", "options"}
     | {"numpy", "sacrebleu", "matplotlib", "markupsafe", "jinja2", "optuna", "tqdm"},
     "session": {"session", "generation", "inspection", "tables", "comparison", "prompts", "sinks", "errors", "options"}
-    | {"prompt_toolkit", "platformdirs"},
+    | {"checkpoint_defaults", "prompt_toolkit", "platformdirs"},
     "selftest": {"__init__", "decoding", "engine", "torch", "transformers"},
     "commands": {"cli", "checkpoint_defaults", "comparison", "engine", "errors", "generation", "options", "session"}
     | {"inspection", "measuring", "prompts", "sinks", "training", "writing"},

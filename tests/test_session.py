@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from conftest import FABLES
 
 from gpt2tg.errors import UserError
 from gpt2tg.generation import Generator, load
@@ -632,10 +633,100 @@ def test_compare_with_chosen_strategies(generator: Generator) -> None:
     headings = [line.split(":")[0] for line in written.splitlines() if line.startswith("===")]
     assert headings == ["=== greedy", "=== sample temperature=0.5"]
     assert written.count("The owl") == 1 + 4
-    assert said == []
+    assert said == ["seed 3"]
     assert talk.type("/compare strategies=gredy The owl")[1] == [
         "error: strategies gredy is unknown: did you mean greedy?"
     ]
+
+
+def test_compare_takes_what_the_flags_of_compare_do(generator: Generator, tmp_path: Path) -> None:
+    """A reference, the training text, several texts, settings that all share, and both kinds of files."""
+    text, table, page = tmp_path / "my fables.txt", tmp_path / "x.json", tmp_path / "report.html"
+    text.write_text("\n".join(FABLES * 4), encoding="utf-8")
+    talk = Talk(generator, drawing(seed=3))
+    written, said = talk.type(
+        f'/compare strategies=greedy,sample num-sequences=2 max_new_tokens=6 reference="{text}" examples=file '
+        f'num_prompts=3 train_file="{text}" output={table} report={page}'
+    )
+    found = json.loads(table.read_text(encoding="utf-8"))
+    assert len(found["prompts"]) == 3
+    assert all(prompt in "\n".join(FABLES * 4) for prompt in found["prompts"])
+    assert [entry["name"] for entry in found["strategies"]] == ["greedy", "sample"]
+    assert [len(entry["texts"]) for entry in found["strategies"]] == [3, 6]
+    assert all(text["completion_tokens"] <= 6 for entry in found["strategies"] for text in entry["texts"])
+    assert all("copied" in text for entry in found["strategies"] for text in entry["texts"])
+    assert found["human"]["distance"] is not None
+    assert "human text" in written
+    assert "copied most" in written
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert said == [
+        "seed 3", "greedy: 3 texts", "sample: 6 texts", f"the comparison is in {table}", f"the comparison is in {page}",
+    ]  # fmt: skip
+    again = f"/compare strategies=greedy output={table} The owl"
+    assert talk.type(again)[1] == [
+        f"error: output {table} is there already: choose another, or replace it with overwrite=on"
+    ]
+    assert talk.type(again.replace("The owl", "overwrite=on The owl"))[1][-1] == f"the comparison is in {table}"
+    assert json.loads(table.read_text(encoding="utf-8"))["prompts"] == ["The owl"]
+    assert talk.session.options == drawing(seed=3)
+    assert talk.text == ""
+
+
+def test_compare_with_prompts_of_a_file(generator: Generator, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("The fox\nThe owl\n", encoding="utf-8")
+    written, _ = Talk(generator, drawing(seed=3)).type(f"/compare strategies=greedy prompts_file={file}")
+    assert [line[:7] for line in written.splitlines() if line.startswith("The ")] == ["The fox", "The owl"]
+    written, said = Talk(generator, drawing(seed=3)).type(f"/compare strategies=greedy prompts_file={file} The cat")
+    assert said[0] == "prompt is not used: the prompts come from prompts_file"
+    assert "The cat" not in written
+
+
+def test_a_prompt_to_compare_may_look_like_a_setting(generator: Generator) -> None:
+    talk = Talk(generator, drawing(seed=3))
+    assert talk.type('/compare strategies=greedy prompt="x=1 and"')[0].count("x=1 and") == 1
+    assert talk.type("/compare strategies=greedy y is x=1")[0].count("y is x=1") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("refrence=a.txt", "refrence is nothing that /compare takes; did you mean reference?"),
+        ("num_sequence=3", "num_sequence is nothing that /compare takes; did you mean num_sequences?"),
+        ("decoding=beam", "decoding is nothing that /compare takes; strategies=greedy,top_p chooses what is compared"),
+        ("zzz=3 x", 'zzz is nothing that /compare takes; /help compare lists what it does. A prompt: prompt="zzz=..."'),
+        ("strategies=beem", "strategies beem is unknown: did you mean beam?"),
+        ("num_sequences=0 The", "num_sequences 0 is out of range: it must be at least 1"),
+        ("num_prompts=few", "num_prompts few is no value for it: expected a whole number"),
+        ("examples=lines The", "examples lines is unknown: did you mean line?"),
+        ("reference=nowhere.txt", "reference nowhere.txt cannot be read: No such file or directory"),
+        ("prompts_file=nowhere.txt", "prompts_file nowhere.txt cannot be read: No such file or directory"),
+        ("output=x.txt The", "output x.txt is of an unknown kind: give a name that ends in .json or .csv or .md"),
+        ("report=no/where.html The", "report no/where.html cannot be written: give a file in a directory that exists"),
+        ('reference="a.txt', 'reference="a.txt cannot be read: No closing quotation'),
+        ("overwrite=maybe", "overwrite maybe is no value for it: expected on or off"),
+    ],
+)
+def test_what_compare_refuses_in_one_line(generator: Generator, words: str, message: str) -> None:
+    """And the session goes on."""
+    written, said = transcript(generator, settings(), f"/compare {words}", "The fox")
+    assert said == [f"error: {message}"]
+    assert written == greedy_text(generator, "The fox") + "\n"
+
+
+def test_help_for_compare_lists_its_options(generator: Generator) -> None:
+    talk = Talk(generator, settings())
+    said = talk.type("/help compare")[1]
+    assert {line.split("=")[0].strip() for line in said if "= " in line} >= {
+        "strategies", "reference", "train_file", "report", "output", "overwrite", "prompts_file"
+    }  # fmt: skip
+    assert not any("--" in line for line in said)
+    assert talk.type("/help train_file")[1][0].startswith("train_file, with /compare: the text that the model learned")
+
+
+def test_a_compared_text_gives_the_terminal_no_orders(generator: Generator) -> None:
+    talk = Talk(generator, drawing(seed=3), style=Style(hides_orders=True))
+    assert "\x1b" not in talk.type("/compare strategies=greedy \x1b[2J")[0]
 
 
 # --- another model, and files -------------------------------------------------------------------------------------
@@ -758,6 +849,9 @@ def test_a_session_of_another_model_says_so(generator: Generator, tmp_path: Path
         ("/decoding be", {"beam", "beam_sample"}),
         ("/help und", {"undo"}),
         ("/model gpt2-t", {"gpt2-tiny"}),
+        ("/compare ref", {"reference="}),
+        ("/compare temperature=1 examples=p", {"examples=paragraph"}),
+        ("/compare strategies=greedy,top_p:temperature=1,gr", {"strategies=greedy,top_p:temperature=1,greedy"}),
         ("The", set()),
         ("//se", set()),
         ("/nothing x", set()),

@@ -214,6 +214,46 @@ def test_the_transcript_of_a_dumb_terminal(model_dir: Path, tmp_path: Path, gene
     assert not list(tmp_path.iterdir())
 
 
+def test_the_transcript_of_a_comparison(model_dir: Path, tmp_path: Path, generator: Generator) -> None:
+    """With a file for the table, with a wrong name and without a file; figures are another test's."""
+    flags = ["--decoding", "greedy", "--max_new_tokens", "8", "--seed", "7"]
+    table = tmp_path / "x.md"
+    with Terminal(tmp_path, *words(model_dir, *flags), term="dumb", columns=60) as screen:
+        for line in (
+            f"/compare strategies=greedy,beam num_sequences=1 output={table} The fox",
+            "/compare strategy=greedy The fox",
+            "/compare strategies=greedy The fox",
+        ):
+            screen.wait_for("\n> ")
+            screen.type(f"{line}\n")
+        screen.wait_for("=== greedy: ")
+        screen.wait_for("\n> ")
+        screen.type(CTRL_D)
+        assert screen.end() == 0
+    raw = screen.raw.replace("\r\n", "\n").split("> ", 1)[1]
+    shown = re.sub(r" +", " ", re.sub(r"(?<!\w)-?\d+(\.\d+)?%?|\d+|–", "N", raw))
+    parts = [
+        ("texts tokens/s logprob perplexity distinct-N", "N N N N N"),
+        ("distinct-N distinct-N repetition loops Zipf", "N N N N N"),
+        ("tokens ended", "N N"),
+    ]
+    both, alone = (
+        "\n\n".join("\n".join([f" {head}", *(f"{name} {row}" for name in names)]) for head, row in parts)
+        for names in (("greedy", "beam"), ("greedy",))
+    )
+    assert shown == (
+        f"/compare strategies=greedy,beam num_sequences=N output={re.sub('[0-9]+', 'N', str(table))} The fox\n"
+        "seed N\ngreedy: N text\nbeam: N text\n"
+        f"{both}\nthe comparison is in {re.sub('[0-9]+', 'N', str(table))}\n"
+        "> /compare strategy=greedy The fox\n"
+        "error: strategy is nothing that /compare takes; did you mean strategies?\n"
+        "> /compare strategies=greedy The fox\n"
+        "seed N\n=== greedy: the most probable token at every step ===\n"
+        f"{re.sub(' +', ' ', re.sub('[0-9]+', 'N', greedy(generator, 'The fox')))}\n\n{alone}\n> \n"
+    )
+    assert "| greedy |" in table.read_text(encoding="utf-8")
+
+
 def test_a_history_that_cannot_be_kept_is_said(model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "gpt2tg").write_text("a file where a directory should be")
     with Terminal(tmp_path, *words(model_dir)) as screen:

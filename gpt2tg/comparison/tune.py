@@ -167,8 +167,8 @@ class _Search:
         return sorted(self.values, key=self.mean)
 
     def seconds_of_a_try(self) -> float:
-        """The mean so far."""
-        return statistics.fmean(self.seconds.values())
+        """The median so far: a machine may have other work for a while."""
+        return statistics.median(self.seconds.values())
 
     def seconds_of_the_end(self, seeds: int) -> float:
         """What it will take, by the speed seen, to hold the nearest settings against the default ones."""

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import difflib
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpt2tg.checkpoint_defaults import brought_along, in_words
 from gpt2tg.errors import UserError
-from gpt2tg.options import STRATEGIES, unused_options, why_unused
-from gpt2tg.session import files, looking
-from gpt2tg.session.settings import FIELDS, changed, explained, in_force, merged, number, split
+from gpt2tg.options import STRATEGIES, DecodingOptions, default_of, unused_options, why_unused
+from gpt2tg.session import comparing, files, looking
+from gpt2tg.session.settings import (
+    COMPARING_FIELDS,
+    FIELDS,
+    changed,
+    explained,
+    given_in,
+    in_force,
+    merged,
+    number,
+    split,
+    unused,
+    without_dashes,
+)
 from gpt2tg.session.state import Turn
 
 if TYPE_CHECKING:
@@ -33,6 +46,8 @@ class Command:
     arguments: str
     help: str
     action: Callable[[Session, str], None]
+    options: Sequence[str] = ()
+    """The `name=value` words that it takes, other than settings."""
 
 
 def find_command(word: str) -> Command:
@@ -56,7 +71,7 @@ def _help(session: Session, words: str) -> None:
     if not words:
         return _list(session, {f"{name} {command.arguments}": command.help for name, command in COMMANDS.items()})
     name = words.removeprefix("--").replace("-", "_")
-    if name in FIELDS:
+    if name in FIELDS or name in COMPARING_FIELDS:
         session.front.say(explained(name, session.options))
     elif name in STRATEGIES:
         session.front.say(f"{name}: {STRATEGIES[name].summary}")
@@ -64,6 +79,10 @@ def _help(session: Session, words: str) -> None:
         name = "/" + name.removeprefix("/")
         command = find_command(name)
         session.front.say(f"{name} {command.arguments}".rstrip() + f": {command.help}")
+        meanings = {option: COMPARING_FIELDS[option].metadata["help"] for option in command.options}
+        if meanings:
+            _list(session, {f"{option}=": without_dashes(meaning) for option, meaning in meanings.items()})
+            session.front.say("and all settings, as /set has them")
 
 
 def _list(session: Session, entries: dict[str, str]) -> None:
@@ -86,14 +105,15 @@ def _list(session: Session, entries: dict[str, str]) -> None:
 def _set(session: Session, words: str) -> None:
     if not words:
         return _list(session, {name: field.metadata["help"] for name, field in FIELDS.items()})
-    session.options, unused = changed(session.options, words)
-    for name in unused:
+    given = given_in(words)
+    session.choose(given)
+    for name in unused(session.options, given):
         session.front.say(f"{name} is not used: {why_unused(name, session.options).replace('--', '')}")
     session.front.say(in_force(session.options))
 
 
 def _set_one(session: Session, name: str, value: object) -> None:
-    session.options = merged(session.options, {name: value})
+    session.choose({name: value})
     if unused_options([name] if value else [], session.options):
         session.front.say(f"{name} is not used: {why_unused(name, session.options).replace('--', '')}")
     session.front.say(in_force(session.options))
@@ -206,7 +226,13 @@ def _model(session: Session, name: str) -> None:
         return
     if session.load is None:
         raise UserError("another model cannot be loaded here")
+    own = brought_along(name, "model", {setting: getattr(session.options, setting) for setting in session.chosen})
+    gone = {setting: default_of(DecodingOptions, setting) for setting in session.brought}
+    options = merged(session.options, {**{s: value for s, value in gone.items() if s not in session.chosen}, **own})
     session.generator, session.name = session.load(name), name
+    session.options, session.brought = options, own
+    if words := in_words(own):
+        session.front.say(without_dashes(f"settings of the checkpoint, found by --tune: {words}"))
     session.front.say(session.description())
 
 
@@ -227,7 +253,8 @@ def _save(session: Session, words: str) -> None:
 def _load(session: Session, words: str) -> None:
     path = _path(words, "/load")
     saved = files.load(path)
-    session.options, session.beside = saved.options, ()
+    session.take_up(saved.options)
+    session.beside = ()
     session.text.change(saved.turns)
     session.files.add(path.resolve())
     session.front.say(f"loaded {_turns(saved.turns)}, {in_force(saved.options)}")
@@ -268,8 +295,13 @@ COMMANDS = {
     "/stop": Command("[STRING]", "end texts before a string; alone undoes it", _stop),
     "/candidates": Command("[N]", "what may come next, with its probabilities", looking.candidates),
     "/why": Command("[all]", "how probable each token of the last turn was, or of all", looking.why),
-    "/compare": Command("[TEXT]", "a prompt through all strategies, or strategies=A,B", looking.compare),
-    "/model": Command("NAME", "go on with another model", _model),
+    "/compare": Command(
+        "[OPTIONS] [TEXT]",
+        "a prompt through the strategies; /help compare lists what may be set",
+        comparing.compare,
+        tuple(COMPARING_FIELDS),
+    ),
+    "/model": Command("NAME", "go on with another model, and the settings that --tune found for it", _model),
     "/save": Command("FILE", "write the session to a file", _save),
     "/load": Command("FILE", "read a saved session", _load),
     "/help": Command("[NAME]", "this, or what a command or a setting does", _help),

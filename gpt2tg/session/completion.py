@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from gpt2tg.options import BUNDLED_MODEL, HUB_MODELS, STRATEGIES
-from gpt2tg.session import looking
 from gpt2tg.session.commands import COMMANDS
-from gpt2tg.session.settings import FIELDS
+from gpt2tg.session.settings import COMPARING_FIELDS, FIELDS
 
 # What can be typed, and what it means.
 Completions = dict[str, str]
@@ -33,11 +32,15 @@ def _commands() -> Completions:
 def _arguments(command: str, word: str) -> Completions:
     settings = {name: field.metadata["help"] for name, field in FIELDS.items()}
     strategies = {name: strategy.summary for name, strategy in STRATEGIES.items()}
-    if command == "/set":
-        name, equals, _ = word.partition("=")
-        if equals and name in FIELDS:
-            return {f"{name}={value}": "" for value in FIELDS[name].metadata["choices"] or ()}
-        return {f"{name}=": help for name, help in settings.items()}
+    if command in ("/set", "/compare"):
+        known = FIELDS if command == "/set" else {**COMPARING_FIELDS, **FIELDS}
+        name, equals, value = word.partition("=")
+        if name == "strategies" and equals:
+            before = value[: value.rfind(",") + 1]
+            return {f"strategies={before}{strategy}": meaning for strategy, meaning in strategies.items()}
+        if equals and name in known:
+            return {f"{name}={choice}": "" for choice in known[name].metadata["choices"] or ()}
+        return {f"{name}=": field.metadata["help"] for name, field in known.items()}
     if command == "/help":
         return {**{name.removeprefix("/"): found.help for name, found in COMMANDS.items()}, **settings}
     return {
@@ -45,7 +48,6 @@ def _arguments(command: str, word: str) -> Completions:
         "/model": dict.fromkeys((BUNDLED_MODEL, *HUB_MODELS), ""),
         "/why": {"all": "the whole text, its prompts too"},
         "/stop": {"off": "end nowhere"},
-        "/compare": {looking.CHOSEN: "only these, as strategies=greedy,top_p:temperature=1"},
         "/seed": {"off": "a new seed for each text"},
     }.get(command, {})
 

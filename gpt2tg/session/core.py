@@ -6,13 +6,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.generation import Generator, Sample, new_seed, with_seed
-from gpt2tg.options import DecodingOptions
+from gpt2tg.options import DecodingOptions, default_of
 from gpt2tg.session.commands import Quit, find_command
 from gpt2tg.session.front import Front
-from gpt2tg.session.settings import FIELDS, in_force, without_dashes
+from gpt2tg.session.settings import FIELDS, in_force, merged, without_dashes
 from gpt2tg.session.state import GrowingText, Turn
 
 # What people type to leave or to get help where commands have no slash.
@@ -42,10 +43,28 @@ class Session:
         self.text = GrowingText()
         self.beside: Sequence[Sample] = ()
         """The texts of the last turn, where several were written side by side."""
+        self.chosen: set[str] = set()
+        """Settings that the person has chosen, here or by flags: another model does not change them."""
+        self.brought: dict[str, Any] = {}
+        """Settings that the model brought along, and that leave with it."""
         self.files: set[Path] = set()
         """Files that were saved or loaded here, and may be written over."""
         self.refused = 0
         """Lines that ended in an error."""
+
+    def choose(self, given: dict[str, Any]) -> None:
+        """Change settings as the person says.
+
+        Raises:
+            UserError: a value that is refused.
+        """
+        self.options = merged(self.options, given)
+        self.chosen |= given.keys()
+
+    def take_up(self, options: DecodingOptions) -> None:
+        """Go on with the settings of another session."""
+        self.options, self.brought = options, {}
+        self.chosen = {name for name, value in vars(options).items() if value != default_of(DecodingOptions, name)}
 
     def welcome(self) -> None:
         """One line on what is loaded, one on what to do."""

@@ -1,17 +1,12 @@
-"""What the model thinks: of what comes next, of what was written, and what its strategies make of a prompt."""
+"""What the model thinks: of what comes next, and of what was written."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gpt2tg.comparison.strategies import strategies_to_compare
 from gpt2tg.errors import UserError
-from gpt2tg.generation import with_seed
 from gpt2tg.inspection import InspectedToken, inspect_ids, next_token
-from gpt2tg.options import SESSION_SEQUENCES
 from gpt2tg.session.settings import number
 from gpt2tg.tables import candidate_table, percent, quoted
 
@@ -21,9 +16,6 @@ if TYPE_CHECKING:
 
 # How many tokens /candidates shows unless told, how many /why explains, and with how many alternatives.
 CANDIDATES, LEAST_LIKELY, ALTERNATIVES = 10, 5, 3
-
-# What stands before the strategies that /compare shall go through.
-CHOSEN = "strategies="
 
 
 def candidates(session: Session, words: str) -> None:
@@ -70,24 +62,3 @@ def _explained(token: InspectedToken) -> str:
         f"{quoted(other.text)} {percent(other.probability)}" for other in token.alternatives if other.id != token.id
     ]
     return f"{quoted(token.text)} {percent(token.probability)}, rank {token.rank}; likely were {', '.join(others)}"
-
-
-def compare(session: Session, words: str) -> None:
-    """One prompt through all strategies, or through those named after `strategies=`."""
-    turns, chosen = session.text.turns, None
-    if words.startswith(CHOSEN):
-        chosen, _, words = words.removeprefix(CHOSEN).partition(" ")
-    prompt = words.strip() or (session.text.before_last + turns[-1].typed if turns else "")
-    if not prompt:
-        raise UserError("there is no prompt yet: write /compare and the beginning of a text")
-    # What counts words takes a second to import, which a session need not wait for when it begins.
-    from gpt2tg.comparison.compare import compare as compared
-    from gpt2tg.comparison.table import terminal_table, text_writer
-
-    count = session.options.num_sequences if session.options.num_sequences != SESSION_SEQUENCES else None
-    options = replace(session.options, decoding="top_p", num_sequences=count, best_of=None, replay=None)
-    strategies = strategies_to_compare(
-        with_seed(options), chosen, lambda note: session.front.say(note.replace("--", ""))
-    )
-    found = compared(session.generator, [prompt], strategies, show=text_writer(session.front.write))
-    session.front.write(terminal_table(found, shutil.get_terminal_size().columns))

@@ -9,9 +9,27 @@ import shlex
 from typing import Any
 
 from gpt2tg.errors import UserError
-from gpt2tg.options import SESSION_SEQUENCES, DecodingOptions, default_of, option_value, unused_options
+from gpt2tg.options import (
+    SESSION_SEQUENCES,
+    CompareOptions,
+    DecodingOptions,
+    PromptOptions,
+    default_of,
+    option_value,
+    unused_options,
+)
 
 FIELDS = {field.name: field for field in dataclasses.fields(DecodingOptions)}
+
+# What /compare takes besides, by the names of the flags of --compare, and where each has its home.
+COMPARING = {
+    **{field.name: CompareOptions for field in dataclasses.fields(CompareOptions) if field.name != "compare"},
+    **dict.fromkeys(("prompt", "prompts_file"), PromptOptions),
+}
+COMPARING_FIELDS = {
+    name: next(field for field in dataclasses.fields(options) if field.name == name)
+    for name, options in COMPARING.items()
+}
 
 # Settings that are shown though nobody changed them, where the strategy uses them.
 ALWAYS_SHOWN = ("decoding", "temperature", "top_k", "top_p", "num_beams")
@@ -25,6 +43,16 @@ def changed(options: DecodingOptions, words: str) -> tuple[DecodingOptions, list
     Raises:
         UserError: no such setting, or a value it does not take; the options stay as they were.
     """
+    given = given_in(words)
+    return merged(options, given), unused(options, given)
+
+
+def given_in(words: str) -> dict[str, Any]:
+    """The settings that `name=value` words name.
+
+    Raises:
+        UserError: no such setting, or a value of another type.
+    """
     given: dict[str, Any] = {}
     for word in split(words):
         name, equals, text = word.partition("=")
@@ -36,7 +64,7 @@ def changed(options: DecodingOptions, words: str) -> tuple[DecodingOptions, list
             raise UserError(f"no setting {name}; {f'did you mean {near[0]}?' if near else '/set lists them'}")
         value = option_value(DecodingOptions, name, text)
         given[name] = given[name] + value if isinstance(value, tuple) and name in given else value
-    return merged(options, given), _unused(options, given)
+    return given
 
 
 def merged(options: DecodingOptions, given: dict[str, Any]) -> DecodingOptions:
@@ -58,7 +86,8 @@ def merged(options: DecodingOptions, given: dict[str, Any]) -> DecodingOptions:
     return DecodingOptions(**{**before, **given})
 
 
-def _unused(options: DecodingOptions, given: dict[str, Any]) -> list[str]:
+def unused(options: DecodingOptions, given: dict[str, Any]) -> list[str]:
+    """The names among those given that the strategy does not use."""
     set_now = [name for name, value in given.items() if value != default_of(DecodingOptions, name)]
     return unused_options(set_now, merged(options, given))
 
@@ -69,12 +98,26 @@ def split(words: str) -> list[str]:
     Raises:
         UserError: a quote that is not closed.
     """
+    found = []
+    while words.strip():
+        word, words = first_word(words)
+        found.append(word.replace("\\n", "\n").replace("\\t", "\t"))
+    return found
+
+
+def first_word(words: str) -> tuple[str, str]:
+    """The first word as a shell reads it, and the rest as it stands.
+
+    Raises:
+        UserError: a quote that is not closed.
+    """
     reader = shlex.shlex(words, posix=True, punctuation_chars=False)
     reader.whitespace_split, reader.commenters, reader.escape = True, "", ""
     try:
-        return [word.replace("\\n", "\n").replace("\\t", "\t") for word in reader]
+        word = reader.get_token()
     except ValueError as error:
         raise UserError(f"{words} cannot be read: {error}") from None
+    return word or "", reader.instream.read().lstrip()
 
 
 def in_force(options: DecodingOptions) -> str:
@@ -98,6 +141,8 @@ def in_force(options: DecodingOptions) -> str:
 
 def explained(name: str, options: DecodingOptions) -> str:
     """What a setting does, what it is now, and what it is unless set."""
+    if name in COMPARING_FIELDS:
+        return without_dashes(f"{name}, with /compare: {COMPARING_FIELDS[name].metadata['help']}")
     rule = FIELDS[name].metadata
     lines = [f"{name}={as_typed(_effective(options)[name])}: {rule['help']}"]
     if rule["choices"]:
@@ -127,14 +172,23 @@ def as_typed(value: Any) -> str:
 def without_dashes(message: str) -> str:
     """A message that speaks of flags, as it is said where settings are typed without dashes."""
 
+    known = {**FIELDS, **COMPARING_FIELDS}
+
     def setting(found: re.Match[str]) -> str:
         name, space, value = found.groups()
-        if name not in FIELDS:
+        if name not in known:
             return found[0]
-        is_value = value in (FIELDS[name].metadata["choices"] or ()) or re.fullmatch(r"[\d.]*\d", value or "")
+        if name == "overwrite":
+            return f"overwrite=on{space or ''}{value or ''}"
+        is_value = value in (known[name].metadata["choices"] or ()) or re.fullmatch(r"[\d.]*\d", value or "")
         return f"{name}={value}" if is_value else f"{name}{space or ''}{value or ''}"
 
     return re.sub(r"--(\w+)(?:( )([\w.]*\w))?", setting, message.replace("--model ", "/model "))
+
+
+def names_file(name: str) -> bool:
+    """Whether the value of what /compare takes is the name of a file."""
+    return name in COMPARING_FIELDS and str(COMPARING_FIELDS[name].metadata["metavar"]).startswith("FILE")
 
 
 def number(words: str, most: int | None, what: str) -> int:

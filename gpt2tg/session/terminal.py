@@ -16,6 +16,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 from gpt2tg.session.completion import completions
 from gpt2tg.session.front import Front, columns, style_of_stdout
+from gpt2tg.session.settings import names_file
 
 # Lines kept free below the line that is edited, for the menu of completions.
 MENU_LINES = 6
@@ -56,6 +57,10 @@ class CommandCompleter(Completer):
         line = document.text_before_cursor
         command, space, path = line.partition(" ")
         if space and command in ("/save", "/load"):
+            yield from self._files.get_completions(Document(path), complete_event)
+            return
+        name, _, path = line[line.rfind(" ") + 1 :].partition("=")
+        if command == "/compare" and path and names_file(name):
             yield from self._files.get_completions(Document(path), complete_event)
             return
         word, found = completions(line)

@@ -1,0 +1,117 @@
+"""What a comparison is asked for, at a shell or in a session: read and checked first, then carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gpt2tg.comparison import report, table
+from gpt2tg.comparison.compare import compare, human_text
+from gpt2tg.comparison.reference import examples_of, read_text
+from gpt2tg.comparison.strategies import strategies_to_compare
+from gpt2tg.generation import Generator, Sample, new_seed
+from gpt2tg.options import DEFAULT_REFERENCE_PROMPTS, CompareOptions, DecodingOptions, PromptOptions
+from gpt2tg.prompts import read_prompts
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is compared with what, and where the comparison goes."""
+
+    prompts: tuple[str, ...]
+    """None where they come from the reference."""
+    reference: tuple[str, ...]
+    """The examples of human text; none without a reference."""
+    num_prompts: int
+    training: str | None
+    """The text that the model learned from."""
+    output: Path | None
+    report: Path | None
+
+
+def read_request(where: CompareOptions, prompts: Sequence[str], say: Callable[[str], None]) -> Request:
+    """Read the files that are named, and see that those to be written can be, before anything is computed.
+
+    Args:
+        prompts: none where they come from the reference.
+        say: takes a line on what is not used.
+
+    Raises:
+        UserError: a file that cannot be read, or should not be written.
+    """
+    if where.num_prompts is not None and prompts:
+        say("--num_prompts is not used: the prompts do not come from --reference")
+    output = table.check_file(where.output, table.FORMATS, "output", where.overwrite)
+    page = table.check_file(where.report, report.FORMATS, "report", where.overwrite)
+    examples: list[str] = []
+    if where.reference is not None:
+        examples = examples_of(read_text(Path(where.reference), "reference"), where.examples)
+    training = None if where.train_file is None else read_text(Path(where.train_file), "train_file")
+    count = where.num_prompts or DEFAULT_REFERENCE_PROMPTS
+    return Request(tuple(prompts), tuple(examples), count, training, output, page)
+
+
+def texts_of(options: PromptOptions, say: Callable[[str], None]) -> list[str]:
+    """The prompts that the options name.
+
+    Raises:
+        UserError: the file cannot be read, or holds no prompt.
+    """
+    prompts = read_prompts(options)
+    if any(prompt.settings for prompt in prompts):
+        say("settings in --prompts_file are not used: all prompts go through the same strategies")
+    return [prompt.text for prompt in prompts]
+
+
+def carry_out(
+    generator: Generator,
+    name: str,
+    request: Request,
+    base: DecodingOptions,
+    chosen: str | None,
+    write: Callable[[str], None],
+    say: Callable[[str], None],
+    columns: int,
+    batch_size: int = PromptOptions.batch_size,
+) -> None:
+    """Compare: texts and figures, and the files that are asked for. Where there are files, the texts stay in them.
+
+    Args:
+        name: of the model, for the page.
+        base: settings that all strategies share.
+        chosen: the strategies and settings of their own, as `--strategies` has them; None is all there are.
+        write: takes texts and figures.
+        say: takes all other talk.
+        columns: of the table.
+
+    Raises:
+        UserError: a prompt leaves no room, or the reference is too short.
+        RunError: the model failed, or a file cannot be written.
+    """
+    prompts, human = request.prompts, None
+    if request.reference:
+        human = human_text(generator, request.reference, base, prompts, request.num_prompts)
+        if not prompts:
+            base = replace(base, max_length=None, max_new_tokens=human.room)
+            prompts = human.prompts
+    if base.seed is None:
+        base = replace(base, seed=new_seed())
+    say(f"seed {base.seed}")
+    strategies = strategies_to_compare(base, chosen, say)
+    show = _counter(say) if request.output or request.report else table.text_writer(write)
+    found = compare(generator, prompts, strategies, human, request.training, batch_size, show)
+    write(table.terminal_table(found, columns))
+    if request.output:
+        table.write_table(found, request.output)
+    if request.report:
+        report.write_report(report.page(generator, found, name), request.report)
+
+
+def _counter(say: Callable[[str], None]) -> Callable[[str, DecodingOptions, Sequence[Sample]], None]:
+    """Says that it goes on, where the texts themselves are not shown."""
+
+    def show(name: str, _: DecodingOptions, samples: Sequence[Sample]) -> None:
+        say(f"{name}: {len(samples)} text{'' if len(samples) == 1 else 's'}")
+
+    return show
