@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors.torch import save_file
 
 from gpt2tg.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter
+from gpt2tg.engine.checkpoints import read_shape, stream_weights
 from gpt2tg.engine.hub import CONFIG_FILES, TOKENIZER_FILES
 from gpt2tg.engine.runs import LOG_FILE, Saved, saved_checkpoints, step_of_model
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.options import NEWEST
 from gpt2tg.training.callbacks import say
 from gpt2tg.training.durable import UNFINISHED, damage, put_in_place, remove, seal, write_whole
-from gpt2tg.training.model import existing_model
 
 # Written first and read by nobody but us: a directory that holds it was made by a run of ours.
 RUN_FILE = "run.json"
@@ -37,6 +38,9 @@ FSDP_WEIGHTS, FSDP_OPTIMIZER = "pytorch_model_fsdp.bin", "optimizer.bin"
 # The files of a model, in the order in which they are replaced: the weights last.
 WEIGHTS = "model.safetensors"
 MODEL_FILES = (*CONFIG_FILES, *TOKENIZER_FILES, ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS)
+
+# As transformers names it; the other weights have `transformer.` in front.
+OUTPUT_LAYER = "lm_head.weight"
 
 # Where an adapter goes when the directory itself holds the whole model.
 ADAPTER_DIRECTORY = "adapter"
@@ -174,13 +178,18 @@ def clear(directory: Path, everything: bool) -> None:
             remove(saved.path)
         for name in RUN_FILES:
             (directory / name).unlink(missing_ok=True)
-        if (directory / ADAPTER_DIRECTORY).is_dir():
-            for name in MODEL_FILES:
-                (directory / ADAPTER_DIRECTORY / name).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # it holds something that is not ours
-                (directory / ADAPTER_DIRECTORY).rmdir()
+        _clear_adapter(directory)
         shutil.rmtree(directory / UNFINISHED, ignore_errors=True)
         _clear_tries(directory)
+
+
+def _clear_adapter(directory: Path) -> None:
+    """Remove the adapter below the merged model; it is that of another step once the directory holds another model."""
+    if (below := directory / ADAPTER_DIRECTORY).is_dir():
+        for name in MODEL_FILES:
+            (below / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it holds something that is not ours
+            below.rmdir()
 
 
 def _clear_tries(directory: Path) -> None:
@@ -243,6 +252,7 @@ class RunDirectory:
         unfinished.mkdir(exist_ok=True)
         if is_adapter(checkpoint):  # what was merged before is of an older one
             (self.path / WEIGHTS).unlink(missing_ok=True)
+            _clear_adapter(self.path)
         for name in MODEL_FILES:
             if (checkpoint / name).is_file():
                 copy = _link_or_copy if name.endswith(WEIGHTS_SUFFIX) else shutil.copyfile
@@ -256,7 +266,11 @@ class RunDirectory:
             return
         unfinished = self.path / UNFINISHED
         unfinished.mkdir(exist_ok=True)
-        existing_model(self.path)[0].save_pretrained(unfinished)
+        weights = {
+            name if name == OUTPUT_LAYER else f"transformer.{name}": tensor.float().contiguous()
+            for name, tensor in stream_weights(self.path, read_shape(self.path))
+        }
+        save_file(weights, unfinished / WEIGHTS, metadata={"format": "pt"})
         below = self.path / ADAPTER_DIRECTORY
         below.mkdir(exist_ok=True)
         for name in (*CONFIG_FILES, *TOKENIZER_FILES):

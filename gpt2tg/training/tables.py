@@ -51,7 +51,8 @@ def _table_rows(file: TextIO, delimiter: str) -> Iterator[tuple[int, dict[str, A
         for row in reader:
             yield reader.line_num, row
     except csv.Error as error:
-        raise BadRecord(f"line {reader.reader.line_num}: {error}") from None
+        line = reader.reader.line_num
+        raise BadRecord(f'line {line}: {error}; a text with quotes is written "so ""quoted"" here"') from None
 
 
 def _json_rows(file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:

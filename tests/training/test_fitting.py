@@ -74,6 +74,28 @@ def test_an_adapter_that_was_not_merged_is_when_the_run_is_resumed(
     torch.testing.assert_close(logits(out / "adapter"), expected, atol=1e-4, rtol=0)
 
 
+def test_an_adapter_below_is_that_of_the_model_above_it_or_not_there(
+    text_file: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    """A run whose adapter was merged goes on, and at its end it is left alone."""
+    out = tmp_path / "out"
+    finetune(quick(text_file, out, lora=True, max_steps=2, keep="last"), str(model_dir))
+    assert (out / "adapter").is_dir()
+    finetune(quick(text_file, out, lora=True, keep="last", no_merge=True, resume="newest"), str(model_dir))
+    assert not (out / "adapter").exists()
+    torch.testing.assert_close(logits(out), by_peft(out / "checkpoint-4", model_dir), atol=1e-4, rtol=0)
+
+
+def test_samples_change_nothing_in_the_training_of_an_adapter(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+    """Dropout draws from the random state that samples draw from too."""
+    for name, settings in {"plain": {}, "sampled": {"sample_steps": 1, "num_samples": 2}}.items():
+        options = quick(text_file, tmp_path / name, lora=True, lora_dropout=0.3, dropout=0.2, **settings)
+        finetune(options, str(model_dir))
+    assert (tmp_path / "sampled" / "samples.md").read_text().count("## Step") == 4
+    plain, sampled = (tmp_path / name / "checkpoint-4" / "adapter_model.safetensors" for name in ("plain", "sampled"))
+    assert plain.read_bytes() == sampled.read_bytes()
+
+
 def test_a_resumed_adapter_reaches_the_same_weights(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
     def run(name: str, **settings: object) -> bytes:
         finetune(quick(text_file, tmp_path / name, lora=True, lora_dropout=0.1, **settings), str(model_dir))

@@ -91,6 +91,7 @@ def test_windows_files_are_read_alike(tmp_path: Path) -> None:
         ("t.jsonl", '{"text": "x"}\n\n{"text": \n', "line 3 is no JSON"),
         ("t.jsonl", '["x"]\n', "line 1 is no JSON object"),
         ("t.csv", 'text\n"never closed\n', "line 2: unexpected end of data"),
+        ("t.tsv", 'id\ttext\n1\t"No," said she.\n', "line 2: .* a text with quotes is written"),
         ("t.csv", "text\n", "holds no text"),
     ],
 )
