@@ -137,13 +137,14 @@ class LanguageTrainer(Trainer):
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """Loss and perplexity of the validation blocks, a mean over tokens; only two numbers per batch are kept.
 
-        Leaves the random state as it was. A signal ends it without a result.
+        Leaves the random state as it was. A signal ends it without a result, for the resumed run to make it; that of
+        the last step is made in any case, as nothing is left to resume.
         """
         with self.stopwatch.paused(), undisturbed_randomness():
             self.model.eval()
             total = torch.zeros(2, dtype=torch.float64)  # loss in nats, tokens
             for batch in measuring_bar(self.get_eval_dataloader()):
-                if self.is_interrupted():
+                if self.state.global_step < self.state.max_steps and self.is_interrupted():
                     total.zero_()
                     break
                 total += self._loss_and_tokens(batch)

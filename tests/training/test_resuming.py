@@ -139,6 +139,18 @@ def test_an_interrupted_measurement_is_made_when_the_run_goes_on(
     same_run(tmp_path / "straight", tmp_path / "broken")
 
 
+def test_a_signal_in_the_last_measurement_ends_the_run_as_it_would_have_ended(
+    text_file: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    """Nothing would be left to resume, and so nothing to make up for the measurement."""
+    settings = {**BASE, "max_steps": 3, "validation_split": 0.4, "logging_steps": 1}
+    options = TrainingOptions(train_file=str(text_file), output_dir=str(tmp_path / "straight"), **settings)
+    finetune(options, str(model_dir))
+    with interrupted_while_measuring(3):
+        finetune(replace(options, output_dir=str(tmp_path / "broken")), str(model_dir))
+    same_run(tmp_path / "straight", tmp_path / "broken")
+
+
 @pytest.fixture(scope="module")
 def whole(text_file: Path, model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of 6 steps, saved after each second one; to be copied, not changed."""
