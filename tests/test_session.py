@@ -17,7 +17,7 @@ from gpt2tg.options import DecodingOptions, decoding_options
 from gpt2tg.session import Front, Session
 from gpt2tg.session.completion import completions
 from gpt2tg.session.front import Style
-from gpt2tg.session.settings import changed
+from gpt2tg.session.settings import FIELDS, changed
 from gpt2tg.session.state import Turn
 from gpt2tg.tables import candidate_table
 
@@ -509,6 +509,10 @@ def test_help_names_every_command_and_fits(generator: Generator, width: int) -> 
     object.__setattr__(talk.session.front, "width", lambda: width)
     lines = talk.type("/help")[1]
     assert max(map(len, lines)) <= max(width, 30)
+    settings_listed = talk.type("/set")[1]
+    assert max(map(len, settings_listed)) <= max(width, 30)
+    assert not any("--" in line for line in settings_listed)
+    assert all(line.strip() in FIELDS or line.startswith("     ") or "  " in line.strip() for line in settings_listed)
     for command in ("/continue", "/retry", "/edit", "/why", "/compare", "/model", "/save", "/load", "/quit"):
         assert any(line.lstrip().startswith(command) for line in lines)
     assert max(map(len, talk.type("/set")[1])) <= max(width, 30)

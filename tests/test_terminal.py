@@ -184,9 +184,12 @@ def test_ctrl_c_stops_an_answer_and_keeps_it(model_dir: Path, tmp_path: Path) ->
     with Terminal(tmp_path, *command, *endless) as screen:
         screen.wait_for("The fox")
         screen.wait_for_more(200)
+        screen.type("typed amid the text")
+        screen.wait_for_more(400)
         screen.type(CTRL_C)
         kept = screen.wait_for("\nstopped\n(seed 1)\n").replace("^C", "").rstrip("\n")
         assert kept
+        assert "typed amid" not in kept
         screen.type_line("/text" + ENTER)
         screen.wait_for("/text")
         screen.wait_for(f"The fox{kept}\n")

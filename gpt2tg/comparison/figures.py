@@ -156,7 +156,8 @@ def zipf(texts: Sequence[Sequence[str]]) -> float | None:
     if len(counts) < 2:
         return None
     ranks = [math.log(rank) for rank in range(1, len(counts) + 1)]
-    return -statistics.linear_regression(ranks, [math.log(count) for count in counts]).slope
+    slope = statistics.linear_regression(ranks, [math.log(count) for count in counts]).slope
+    return max(0.0, -slope)  # where all words are equally frequent a minus would be left
 
 
 def figures_of(texts: Sequence[TextFigures], seconds: float | None = None) -> Figures:

@@ -82,7 +82,7 @@ def _help(session: Session, words: str) -> None:
         meanings = {option: COMPARING_FIELDS[option].metadata["help"] for option in command.options}
         if meanings:
             _list(session, {f"{option}=": without_dashes(meaning) for option, meaning in meanings.items()})
-            session.front.say("and all settings, as /set has them")
+            session.front.say("All settings may stand there too. What follows them is the prompt.")
 
 
 def _list(session: Session, entries: dict[str, str]) -> None:
@@ -93,18 +93,18 @@ def _list(session: Session, entries: dict[str, str]) -> None:
         indent = 6
     for name, meaning in entries.items():
         lines = textwrap.wrap(meaning, width - indent - 1)
-        first = f"  {name}".ljust(indent)
-        if len(first) > indent:
-            session.front.say(first.rstrip())
+        first = f"  {name}"
+        if len(first) >= indent:
+            session.front.say(first)
         else:
-            session.front.say(first + lines.pop(0))
+            session.front.say(first.ljust(indent) + lines.pop(0))
         for line in lines:
             session.front.say(" " * indent + line)
 
 
 def _set(session: Session, words: str) -> None:
     if not words:
-        return _list(session, {name: field.metadata["help"] for name, field in FIELDS.items()})
+        return _list(session, {name: without_dashes(field.metadata["help"]) for name, field in FIELDS.items()})
     given = given_in(words)
     session.choose(given)
     for name in unused(session.options, given):
@@ -299,7 +299,7 @@ COMMANDS = {
         "[OPTIONS] [TEXT]",
         "a prompt through the strategies; /help compare lists what may be set",
         comparing.compare,
-        tuple(COMPARING_FIELDS),
+        tuple(name for name in COMPARING_FIELDS if name != "prompt"),
     ),
     "/model": Command("NAME", "go on with another model, and the settings that --tune found for it", _model),
     "/save": Command("FILE", "write the session to a file", _save),

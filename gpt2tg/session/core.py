@@ -112,7 +112,8 @@ class Session:
     def _guarded(self, action: Callable[[], None]) -> None:
         """What goes wrong is said, and the session goes on."""
         try:
-            action()
+            with self.front.unechoed():
+                action()
         except KeyboardInterrupt:
             if not self.front.at_terminal:
                 raise

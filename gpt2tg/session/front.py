@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 RESET = "\x1b[0m"
@@ -81,6 +82,8 @@ class Front:
     """Columns."""
     at_terminal: bool = False
     """Whether a person sits there: Ctrl-C then stops an answer, and the session goes on."""
+    unechoed: Callable[[], AbstractContextManager[None]] = nullcontext
+    """While texts are written: keys typed then do not show amid them."""
 
 
 def plain_front(write: Callable[[str], None], say: Callable[[str], None]) -> Front:

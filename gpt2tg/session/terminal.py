@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from platformdirs import user_state_path
@@ -42,8 +44,29 @@ def terminal_front(write: Callable[[str], None], say: Callable[[str], None]) -> 
         edit=lambda text: editing.prompt("| ", default=text),
         style=style_of_stdout(),
         width=columns,
+        unechoed=unechoed,
         at_terminal=True,
     )
+
+
+@contextmanager
+def unechoed() -> Iterator[None]:
+    """Keys that are typed now wait for the next line, unseen."""
+    try:
+        import termios
+    except ModuleNotFoundError:  # Windows shows none
+        yield
+        return
+    keyboard = sys.stdin.fileno()
+    before = termios.tcgetattr(keyboard)
+    local_modes = 3
+    silent = [*before]
+    silent[local_modes] &= ~termios.ECHO
+    termios.tcsetattr(keyboard, termios.TCSANOW, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(keyboard, termios.TCSANOW, before)
 
 
 class CommandCompleter(Completer):

@@ -112,6 +112,10 @@ def test_zipf_is_the_slope_of_a_line_through_the_logarithms() -> None:
     assert zipf([words[:1000], words[1000:]]) == pytest.approx(-line.slope)
 
 
+def test_zipf_of_words_that_come_once_each_has_no_sign() -> None:
+    assert str(zipf([["a", "b", "c", "d", "e"]])) == "0.0"
+
+
 def test_zipf_of_frequencies_that_follow_the_law() -> None:
     words = [str(rank) for rank in range(1, 13) for _ in range(27720 // rank)]  # 27720 is divisible by 1 to 12
     assert zipf([words]) == pytest.approx(1)
