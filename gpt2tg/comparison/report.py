@@ -140,7 +140,7 @@ def tuning_page(generator: Generator, found: Tuning, model: str) -> str:
         "verdict": verdict(end),
         "note": f"{found.tried} settings were tried in {found.seconds:.0f} seconds. Human text is "
         f"{end.human_distance:.2f} from itself, by chance.",
-        "heat_map": heat_map(found.cells, ("temperature", "top-p"), mark) if found.cells else None,
+        "heat_map": heat_map(found.cells, ("temperature", "top-p"), mark) if len(found.cells) > 1 else None,
     }
     return page(generator, end.comparison, model, tuning)
 
