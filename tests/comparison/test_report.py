@@ -188,6 +188,15 @@ def test_a_tap_on_a_phone_does_the_same_and_nothing_is_wider_than_it(opened: Any
     assert set(shown) == {"plot narrow"}
 
 
+def test_the_table_is_seen_whole_on_a_wide_screen_and_its_edge_is_shaded_on_a_phone(opened: Any) -> None:
+    wider = "const box = document.querySelector('[aria-label=Figures]'); return box.scrollWidth - box.clientWidth"
+    assert opened.execute_script(wider) == 0
+    set_screen(opened, 390, "light")
+    assert opened.execute_script(wider) > 100
+    shade = "return getComputedStyle(document.querySelector('[aria-label=Figures]')).backgroundAttachment"
+    assert opened.execute_script(shade) == "local, scroll"
+
+
 def test_dark_where_the_reader_wants_it_dark(opened: Any) -> None:
     def lightness(what: str) -> int:
         colour = opened.execute_script(f"return getComputedStyle(document.body).{what}")
