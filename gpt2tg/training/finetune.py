@@ -126,8 +126,9 @@ def _finetune(
     arguments = training_arguments(options, device)
     if arguments.world_size > 1:
         _check_processes(options)
-    with arguments.main_process_first(local=False):
-        check_output(output_dir, options.resume is not None, options.overwrite)
+    if not options.dry_run:
+        with arguments.main_process_first(local=False):
+            check_output(output_dir, options.resume is not None, options.overwrite)
     checkpoint = None if options.resume is None else find_resumable(output_dir, options.resume)
     sources = plan_sources(options)
     start = None if options.from_scratch else check_existing(options, model_name)
@@ -286,7 +287,7 @@ def told_when_full(path: Path) -> Iterator[None]:
         cause = "a file could not be written whole" if isinstance(error, RuntimeError) else one_line(error)
         way_out = "earlier checkpoints are whole, go on from them with --resume"
         if not saved_checkpoints(path):
-            way_out = "nothing was saved yet, start again with --overwrite"
+            way_out = "nothing was saved yet, start again"
         raise RunError(f"cannot write to {path}{free}: {cause}; {way_out} once there is room") from None
 
 

@@ -173,6 +173,10 @@ def find_files(name: str, option: str) -> list[Path]:
         return sorted(found)
     if not path.exists():
         raise UserError(f"{path} does not exist: give the path of a text file", option)
+    if path.suffix.lower() == ".json":
+        raise UserError(
+            f"{path} would be read as plain text: write it as .jsonl, an object a line, or name it .txt", option
+        )
     if not path.is_file():
         raise UserError(f"{path} is a pipe or a device, which can be read but once: save it to a file first", option)
     return [path]

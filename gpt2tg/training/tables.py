@@ -60,9 +60,11 @@ def _json_rows(file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.rstrip("\r\n"))
         except (ValueError, RecursionError) as error:
-            raise BadRecord(f"line {number} is no JSON: {error}") from None
+            place = f" at character {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+            what = getattr(error, "msg", "too deep").removesuffix(" at")
+            raise BadRecord(f'line {number} is no JSON ({what}{place}): write it like {{"text": "..."}}') from None
         if not isinstance(row, dict):
             raise BadRecord(f'line {number} is no JSON object: write it like {{"text": "..."}}')
         yield number, row

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from peft import PeftModel
 from torch import Tensor
 from transformers import Trainer
@@ -245,9 +244,12 @@ class LanguageTrainer(Trainer):
         """As in transformers: makes the repository, before any training, so that a missing login is seen at once."""
         try:
             super().init_hf_repo(token, private)
-        except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+        except Exception as error:  # of the hub's library, or of whatever it goes to the network with
             name = self.args.hub_model_id or Path(self.args.output_dir).name
-            raise RunError(f"--push_to_hub cannot make {name} on the hub: {one_line(error)}") from None
+            raise RunError(
+                f"--push_to_hub cannot make {name} on the hub: {one_line(error)}; leave the flag out to train without "
+                f"it, hf upload {name} DIRECTORY takes the model there later"
+            ) from None
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Nothing yet: what is uploaded is what the directory itself holds, and this checkpoint is not in its place."""
@@ -269,8 +271,11 @@ class LanguageTrainer(Trainer):
         self._finish_current_push()
         try:
             return self._upload(commit_message, blocking)
-        except (HfHubHTTPError, OSError) as error:
-            raise RunError(f"{self.directory.path} was not uploaded: {one_line(error)}") from None
+        except Exception as error:  # as above
+            raise RunError(
+                f"{self.directory.path} was not uploaded: {one_line(error)}; the model is whole there, "
+                "hf upload takes it to the hub"
+            ) from None
 
     def _upload(self, message: str | None, blocking: bool) -> Any:
         return HfApi().upload_folder(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,14 +104,21 @@ def test_what_the_directory_holds_is_uploaded(
     assert "checkpoint-*" in ignored
 
 
-def test_a_missing_login_is_one_line_before_training(
-    text_file: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "error",
+    [LocalTokenNotFoundError("Token is required, but no token found."), Exception("[Errno 111] Connection refused")],
+    ids=["no login", "no network"],
+)
+def test_what_stands_before_the_hub_is_one_line_before_training(
+    text_file: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
+    """The errors of a network have no common class."""
+
     def refuse(self: Trainer, token: str | None = None, private: bool | None = None) -> None:
-        raise LocalTokenNotFoundError("Token is required, but no token found.")
+        raise error
 
     monkeypatch.setattr(Trainer, "init_hf_repo", refuse)
     given = TrainingOptions(train_file=str(text_file), output_dir=str(tmp_path), block_size=16, push_to_hub=True)
-    with pytest.raises(RunError, match="no token found"):
+    with pytest.raises(RunError, match=f"{re.escape(str(error))}; leave the flag out"):
         finetune(given, str(model_dir))
     assert not list(tmp_path.glob("checkpoint-*"))

@@ -204,6 +204,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     words = ["--train_file", text_file, "--model_name", model_dir, "--output_dir", out, "--block_size", 16]
     words += ["--dry_run", "--show_blocks", 1, "--device", "cpu"]
     assert finetune_gpt2.main(list(map(str, words))) == 0
+    assert finetune_gpt2.main(["--output_dir", str(tmp_path), *map(str, words[:4]), *map(str, words[6:])]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("block 0: 16 tokens, 15 carry loss")
     assert [line.partition(":")[0] for line in lines[-7:]] == [
