@@ -237,7 +237,7 @@ def _time_in_words(clock: _Clock) -> str:
     if clock.left >= 0:
         return f"done in {clock.used:.0f} s, {clock.left:.0f} s before the budget was out"
     return (
-        f"done in {clock.used:.0f} s, {-clock.left:.0f} s over the budget: the check at the end takes at least so long"
+        f"done in {clock.used:.0f} s, {-clock.left:.0f} s over the budget"
     )
 
 
