@@ -236,9 +236,7 @@ def tune(
 def _time_in_words(clock: _Clock) -> str:
     if clock.left >= 0:
         return f"done in {clock.used:.0f} s, {clock.left:.0f} s before the budget was out"
-    return (
-        f"done in {clock.used:.0f} s, {-clock.left:.0f} s over the budget"
-    )
+    return f"done in {clock.used:.0f} s, {-clock.left:.0f} s over the budget"
 
 
 def _halves(whole: HumanText) -> tuple[HumanText, HumanText]:
