@@ -3,7 +3,7 @@
    Compiled once per machine by kernels.py with the compiler that is there; without one, torch does the work.
 
    Letters: M items (a token to read, of some row), K inputs and N outputs of a matrix, E width of the model,
-   H heads, D width of a head, C capacity of the cache, R rows of the cache.
+   H heads, D width of a head, C capacity of the cache, R rows of the cache, T = C / LANES tiles of positions.
 
    A matrix lies in panels: [N / PANEL][K][PANEL], the last panel filled up with zeros, so that it is read from end to
    end while PANEL outputs of up to ROWS items stay in registers. Every item's numbers are summed in the same order
@@ -28,7 +28,7 @@
 #define ROWS 6
 #endif
 #define PANEL (2 * LANES)
-#define AHEAD 8192 /* bytes: how far before its use a weight is called from memory */
+#define AHEAD 8192 /* bytes: how far before its use a weight is called from memory, to the second cache */
 #define CHUNK 16   /* inputs between two calls */
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -59,7 +59,7 @@ typedef struct {
   float epsilon;
 } Model;
 
-/* Keys (R, H, D, C) and values (R, H, C, D) of each layer in turn. C is a multiple of LANES. */
+/* Keys (R, H, T, D, LANES) and values (R, H, C, D) of each layer in turn: both are read from end to end. */
 typedef struct {
   float *numbers;
   int32_t rows, capacity;
@@ -103,7 +103,7 @@ static inline vector load_int8(const int8_t *p) {
     for (int start = 0; start < K; start += CHUNK) {                                                             \
       int end = start + CHUNK < K ? start + CHUNK : K;                                                           \
       for (int ahead = 0; ahead < (int)(CHUNK * PANEL * sizeof(TYPE)); ahead += 64)                              \
-        __builtin_prefetch((const char *)w + AHEAD + ahead);                                                     \
+        __builtin_prefetch((const char *)w + AHEAD + ahead, 0, 2);                                               \
       for (int k = start; k < end; k++, w += PANEL) {                                                            \
         vector left = load_##PRECISION(w), right = load_##PRECISION(w + LANES);                                  \
         for (int m = 0; m < M; m++) {                                                                            \
@@ -145,6 +145,12 @@ static void panel_times_items(const Matrix *a, int panel, int M, const float *x,
 static inline vector choose(integers where, vector yes, vector no) {
   return (vector)((where & (integers)yes) | (~where & (integers)no));
 }
+
+static const integers NUMBERS = {0, 1, 2, 3, 4, 5, 6, 7
+#if LANES == 16
+                                 , 8, 9, 10, 11, 12, 13, 14, 15
+#endif
+};
 
 /* e^x to about one unit in the last place: 2^n times a polynomial (Cephes mathematical library, Moshier 1989). */
 static inline vector exponential(vector x) {
@@ -252,16 +258,16 @@ static void embed(const Model *model, int32_t token, int32_t position, float *x)
 }
 
 /* One head of one item: what it attends to, mixed. `origins` names the cache row that holds each token of its text.
-   keys: (D, C) of the first cache row, values: (C, D); scores: room for `length` numbers and LANES more. */
+   keys: (T, D, LANES) of the first cache row, values: (C, D); scores: room for `length` numbers and LANES more. */
 static void attend(const float *query, const float *keys, const float *values, int64_t row_size,
-                   const int32_t *origins, int length, int C, int D, float scale, float *scores, float *mixed) {
+                   const int32_t *origins, int length, int D, float scale, float *scores, float *mixed) {
   for (int start = 0, end; start < length; start = end) { /* a run of tokens that one cache row holds */
     const float *held = keys + origins[start] * row_size;
     for (end = start + 1; end < length && origins[end] == origins[start];) end++;
-    for (int p = start; p < end; p += LANES) { /* what this writes beyond the run, the next one overwrites */
-      vector sum = {0};
-      for (int d = 0; d < D; d++) sum += query[d] * *(const vector *)(held + (int64_t)d * C + p);
-      *(vector *)(scores + p) = sum * scale;
+    for (int tile = start / LANES; tile * LANES < end; tile++) { /* what this writes beyond the run, the next overwrites */
+      vector sum = {0}, *to = (vector *)(scores + tile * LANES);
+      for (int d = 0; d < D; d++) sum += query[d] * *(const vector *)(held + ((int64_t)tile * D + d) * LANES);
+      *to = choose(NUMBERS < start - tile * LANES, *to, sum * scale);
     }
   }
   for (int p = length; p < length + LANES; p++) scores[p] = -INFINITY;
@@ -320,14 +326,16 @@ void step(const Model *model, Cache cache, int32_t M, const int32_t *tokens, con
 #pragma omp for schedule(static)
       for (int h = 0; h < H; h++) { /* heads know nothing of each other: a thread has no need to wait in between */
         for (int m = 0; m < M; m++) {
-          int64_t head = origins[(int64_t)m * C + positions[m]] * row_size + (int64_t)h * C * D;
+          int position = positions[m];
+          int64_t head = origins[(int64_t)m * C + position] * row_size + (int64_t)h * C * D;
           const float *key = projected + (int64_t)m * 3 * E + E + h * D;
-          for (int d = 0; d < D; d++) keys[head + (int64_t)d * C + positions[m]] = key[d];
-          memcpy(values + head + (int64_t)positions[m] * D, key + E, 4 * D);
+          float *tile = keys + head + (int64_t)(position / LANES) * D * LANES;
+          for (int d = 0; d < D; d++) tile[d * LANES + position % LANES] = key[d];
+          memcpy(values + head + (int64_t)position * D, key + E, 4 * D);
         }
         for (int m = 0; m < M; m++)
           attend(projected + (int64_t)m * 3 * E + h * D, keys + (int64_t)h * C * D, values + (int64_t)h * C * D,
-                 row_size, origins + (int64_t)m * C, positions[m] + 1, C, D, layer->scale, scores,
+                 row_size, origins + (int64_t)m * C, positions[m] + 1, D, layer->scale, scores,
                  mixed + (int64_t)m * E + h * D);
       }
       product(&layer->attended, M, mixed, x, NONE, 1);

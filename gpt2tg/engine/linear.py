@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2tg.engine import kernels
+from gpt2tg.engine.memory import HugePages
 from gpt2tg.errors import UserError
 
 # One text, five beams, eight texts: what the ways to multiply are measured with.
@@ -125,14 +126,14 @@ class Panels:
     They lie in panels, (panels, K, panel width), the last one filled up with zeros.
     """
 
-    def __init__(self, weight: Tensor, precision: str, library: kernels.Kernels) -> None:
+    def __init__(self, weight: Tensor, precision: str, library: kernels.Kernels, memory: HugePages) -> None:
         self.inputs, self.outputs = weight.shape
         self.precision = precision
         self.compiled = library
         kind = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.int8}[precision]
         panel = library.panel
         count = -(-self.outputs // panel)
-        self.panels = torch.empty(count, self.inputs, panel, dtype=kind)
+        self.panels = memory.empty(count, self.inputs, panel, dtype=kind)
         self.scale = torch.empty(self.outputs) if precision == "int8" else None
         # Some panels at a time, so that no whole copy is made on the way.
         for start in range(0, count, PANELS_AT_A_TIME):
@@ -201,7 +202,8 @@ def matrix_maker(precision: str, device: torch.device, width: int, inner: int) -
     if precision == "fp32":
         return precision, _fastest_in_fp32(library, width, inner)
     if library is not None:
-        return precision, lambda weight: Panels(weight, precision, library)
+        memory = HugePages()
+        return precision, lambda weight: Panels(weight, precision, library, memory)
     if "fbgemm" not in torch.backends.quantized.supported_engines:
         return "fp32", _fastest_in_fp32(None, width, inner)
     return precision, PackedFp16 if precision == "fp16" else PackedInt8
@@ -213,7 +215,8 @@ def _fastest_in_fp32(library: kernels.Kernels | None, width: int, inner: int) ->
         "split": lambda weight: SplitSum(weight.float()),
     }
     if library is not None:
-        makers["panels"] = lambda weight: Panels(weight.float(), "fp32", library)
+        memory = HugePages()
+        makers["panels"] = lambda weight: Panels(weight.float(), "fp32", library, memory)
         if 4 * width * inner < SMALL:  # the calls take longer than the products, and the kernels need one for all
             return makers["panels"]
     return makers[_remembered(makers, width, inner)]

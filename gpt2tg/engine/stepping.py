@@ -40,6 +40,8 @@ class Stepper:
         wte = self._matrices["wte"]
         assert isinstance(wte, Panels)
         self._library = wte.compiled
+        self.lanes = self._library.lanes
+        self.tile = self.lanes * shape.n_embd // shape.n_head  # numbers of one head for so many tokens
         scales = map(model.attention_scale, range(shape.n_layer))
         self._layers = (kernels.Layer * shape.n_layer)(*(self._layer(*layer) for layer in enumerate(scales)))
         self._structure = kernels.Model(
@@ -80,7 +82,7 @@ class Stepper:
 
     def padded(self, capacity: int) -> int:
         """The capacity that a cache has which is asked for so much."""
-        return -(-capacity // self._library.lanes) * self._library.lanes
+        return -(-capacity // self.lanes) * self.lanes
 
     def step(
         self, cache: Tensor, tokens: Tensor, positions: Tensor, origins: Tensor, wanted: Tensor, hidden: Tensor | None
@@ -100,7 +102,7 @@ class Stepper:
         shape, items, threads = self._shape, len(tokens), torch.get_num_threads()
         capacity = origins.shape[1]
         shared = items * (3 * shape.n_embd + max(3 * shape.n_embd, shape.n_inner))
-        room = shared + threads * (items * shape.n_embd + capacity + self._library.lanes)
+        room = shared + threads * (items * shape.n_embd + capacity + self.lanes)
         scratch = torch.empty(room)  # not kept: threads may step through one model at once
         logits = torch.empty(len(wanted), shape.vocab_size)
         self._library.step(
@@ -132,7 +134,7 @@ class KernelContext(Context):
 
     def _allocate(self, rows: int) -> None:
         shape = self._model.shape
-        # Each layer's keys (R, H, D, C), then its values (R, H, C, D). Memory is taken only where it is written to.
+        # Each layer's keys (R, H, T, D, LANES), then its values (R, H, C, D). Memory is taken only where it is written to.
         self._cache = torch.empty(shape.n_layer, 2, rows, shape.n_embd * self._stepper.padded(self.capacity))
         self._slots = list(range(rows))
         self._origins = torch.arange(rows, dtype=torch.int32)[:, None].repeat(1, self._stepper.padded(self.capacity))
@@ -156,19 +158,16 @@ class KernelContext(Context):
 
     def _grow(self, rows: int) -> int:
         """Add rows to the cache. Only what holds tokens is copied. Returns the first of the new rows."""
-        count, filled = self._cache.shape[2], max(self.lengths, default=0)
-        grown = self._cache.new_empty(*self._cache.shape[:2], count + rows, self._cache.shape[3])
-        for old, new in zip(self._parts(self._cache), self._parts(grown), strict=True):
-            new.narrow(1, 0, count).narrow(new.dim() - 2, 0, filled).copy_(old.narrow(old.dim() - 2, 0, filled))
+        layers, parts, count, size = self._cache.shape
+        grown = self._cache.new_empty(layers, parts, count + rows, size)
+        filled = -(-max(self.lengths, default=0) // self._stepper.lanes)  # tiles of each head
+        self._tiles(grown)[:, :, :count, :, :filled] = self._tiles(self._cache)[..., :filled, :]
         self._cache = grown
         return count
 
-    def _parts(self, cache: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of all layers as views with the tokens last but one: (layers, R, H, C, D)."""
-        shape = self._model.shape
-        width = shape.n_embd // shape.n_head
-        keys = cache[:, 0].unflatten(2, (shape.n_head, width, -1)).transpose(3, 4)
-        return keys, cache[:, 1].unflatten(2, (shape.n_head, -1, width))
+    def _tiles(self, cache: Tensor) -> Tensor:
+        """Keys and values alike lie head by head in tiles of so many tokens as a register has lanes."""
+        return cache.unflatten(3, (self._model.shape.n_head, -1, self._stepper.tile))
 
     @torch.inference_mode()
     def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:

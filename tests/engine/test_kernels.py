@@ -22,6 +22,7 @@ from torch import Tensor
 from gpt2tg.engine import kernels, stepping
 from gpt2tg.engine.checkpoints import read_shape, read_weights
 from gpt2tg.engine.linear import Panels, round_to_int8
+from gpt2tg.engine.memory import HugePages
 from gpt2tg.engine.model import GPT2, Context
 from gpt2tg.engine.stepping import KernelContext
 from gpt2tg.generation import load
@@ -81,7 +82,7 @@ def as_held(weight: Tensor, precision: str) -> Tensor:
 )
 def test_products_equal_those_in_64_bits(library: kernels.Kernels, precision: str, inputs: int, outputs: int) -> None:
     weight, bias = random_matrix(inputs, outputs), random_matrix(1, outputs, seed=1)[0]
-    matrix = Panels(weight, precision, library)
+    matrix = Panels(weight, precision, library, HugePages())
     for with_bias in (False, True):
         matrix.bias = bias if with_bias else None
         for items in (1, 2, 5, 6, 7, 8, 9, 13, 20):
@@ -95,13 +96,13 @@ def test_products_equal_those_in_64_bits(library: kernels.Kernels, precision: st
 def test_columns_are_the_weights_as_they_are_held(library: kernels.Kernels, precision: str) -> None:
     weight = random_matrix(20, 45)
     ids = torch.tensor([[0, 44, 31], [32, 15, 16]])
-    columns = Panels(weight, precision, library).columns(ids)
+    columns = Panels(weight, precision, library, HugePages()).columns(ids)
     torch.testing.assert_close(columns.double(), as_held(weight, precision).t()[ids], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_product_does_not_depend_on_its_neighbours(library: kernels.Kernels, precision: str) -> None:
-    matrix = Panels(random_matrix(67, 75), precision, library)
+    matrix = Panels(random_matrix(67, 75), precision, library, HugePages())
     x = random_matrix(20, 67, seed=1)
     alone = torch.cat([matrix(item[None]) for item in x])
     for items in range(1, 21):
@@ -114,7 +115,7 @@ def test_a_column_of_zeros_stays_zero_in_8_bits(library: kernels.Kernels) -> Non
     scale, rounded = round_to_int8(weight)
     assert scale.isfinite().all()
     assert rounded.abs().max() == 127
-    assert Panels(weight, "int8", library)(torch.ones(2, 20))[:, 3].tolist() == [0, 0]
+    assert Panels(weight, "int8", library, HugePages())(torch.ones(2, 20))[:, 3].tolist() == [0, 0]
 
 
 def read_in(directory: Path, precision: str) -> GPT2:
