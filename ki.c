@@ -262,17 +262,30 @@ static void embed(const Model *model, int32_t token, int32_t position, float *x)
 static void attend(const float *query, const float *keys, const float *values, int64_t row_size,
                    const int32_t *origins, int length, int D, float scale, float *scores, float *mixed) {
   for (int start = 0, end; start < length; start = end) { /* a run of tokens that one cache row holds */
-    const float *held = keys + origins[start] * row_size;
+    const float *held = keys + origins[start] * row_size, *mixable = values + origins[start] * row_size;
     for (end = start + 1; end < length && origins[end] == origins[start];) end++;
     for (int tile = start / LANES; tile * LANES < end; tile++) { /* what this writes beyond the run, the next overwrites */
-      vector sum = {0}, *to = (vector *)(scores + tile * LANES);
-      for (int d = 0; d < D; d++) sum += query[d] * *(const vector *)(held + ((int64_t)tile * D + d) * LANES);
-      *to = choose(NUMBERS < start - tile * LANES, *to, sum * scale);
+      vector a = {0}, b = {0}, *to = (vector *)(scores + tile * LANES);
+      const float *key = held + (int64_t)tile * D * LANES, *value = mixable + (int64_t)tile * D * LANES;
+      for (int d = 0; d < D; d += 2, key += 2 * LANES, value += 2 * LANES) { /* two sums: one would wait for itself */
+        for (int line = 0; line < 2 * LANES; line += 16) {
+          __builtin_prefetch(key + D * LANES + line, 0, 2); /* of the next tile */
+          __builtin_prefetch(value + line, 0, 2);           /* of this one */
+        }
+        a += query[d] * *(const vector *)key;
+        if (d + 1 < D) b += query[d + 1] * *(const vector *)(key + LANES);
+      }
+      *to = choose(NUMBERS < start - tile * LANES, *to, (a + b) * scale);
     }
   }
   for (int p = length; p < length + LANES; p++) scores[p] = -INFINITY;
-  float largest = scores[0];
-  for (int p = 1; p < length; p++) largest = scores[p] > largest ? scores[p] : largest;
+  vector most = *(const vector *)scores;
+  for (int p = LANES; p < length; p += LANES) {
+    vector next = *(const vector *)(scores + p);
+    most = choose(next > most, next, most);
+  }
+  float largest = most[0];
+  for (int i = 1; i < LANES; i++) largest = most[i] > largest ? most[i] : largest;
   vector totals = {0};
   for (int p = 0; p < length; p += LANES) {
     vector share = exponential(*(vector *)(scores + p) - largest);
@@ -282,13 +295,15 @@ static void attend(const float *query, const float *keys, const float *values, i
   float total = sum_of(totals);
   int d = 0;
   for (; d + 4 * LANES <= D; d += 4 * LANES) {
-    vector a = {0}, b = {0}, c = {0}, e = {0};
-    for (int p = 0; p < length; p++) {
-      const vector *value = (const vector *)(values + origins[p] * row_size + (int64_t)p * D + d);
-      a += scores[p] * value[0], b += scores[p] * value[1], c += scores[p] * value[2], e += scores[p] * value[3];
+    vector even[4] = {0}, odd[4] = {0}; /* positions */
+    for (int p = 0; p < length; p += 2) {
+      const vector *one = (const vector *)(values + origins[p] * row_size + (int64_t)p * D + d);
+      for (int i = 0; i < 4; i++) even[i] += scores[p] * one[i];
+      if (p + 1 == length) break;
+      const vector *other = (const vector *)(values + origins[p + 1] * row_size + (int64_t)(p + 1) * D + d);
+      for (int i = 0; i < 4; i++) odd[i] += scores[p + 1] * other[i];
     }
-    vector *to = (vector *)(mixed + d);
-    to[0] = a / total, to[1] = b / total, to[2] = c / total, to[3] = e / total;
+    for (int i = 0; i < 4; i++) *(vector *)(mixed + d + i * LANES) = (even[i] + odd[i]) / total;
   }
   for (; d < D; d++) {
     float sum = 0;

@@ -262,11 +262,16 @@ static void embed(const Model *model, int32_t token, int32_t position, float *x)
 static void attend(const float *query, const float *keys, const float *values, int64_t row_size,
                    const int32_t *origins, int length, int D, float scale, float *scores, float *mixed) {
   for (int start = 0, end; start < length; start = end) { /* a run of tokens that one cache row holds */
-    const float *held = keys + origins[start] * row_size;
+    const float *held = keys + origins[start] * row_size, *mixable = values + origins[start] * row_size;
     for (end = start + 1; end < length && origins[end] == origins[start];) end++;
     for (int tile = start / LANES; tile * LANES < end; tile++) { /* what this writes beyond the run, the next overwrites */
       vector sum = {0}, *to = (vector *)(scores + tile * LANES);
-      for (int d = 0; d < D; d++) sum += query[d] * *(const vector *)(held + ((int64_t)tile * D + d) * LANES);
+      const float *key = held + (int64_t)tile * D * LANES, *value = mixable + (int64_t)tile * D * LANES;
+      for (int d = 0; d < D; d++, key += LANES, value += LANES) {
+        __builtin_prefetch(key + D * LANES, 0, 2); /* of the next tile */
+        __builtin_prefetch(value, 0, 2);           /* of this one, which will be mixed */
+        sum += query[d] * *(const vector *)key;
+      }
       *to = choose(NUMBERS < start - tile * LANES, *to, sum * scale);
     }
   }
