@@ -6,7 +6,7 @@
    H heads, D width of a head, C capacity of the cache, R rows of the cache, T = C / LANES tiles of positions.
 
    A matrix lies in panels: [N / PANEL][K][PANEL], the last panel filled up with zeros, so that it is read from end to
-   end while PANEL outputs of up to ROWS items stay in registers. Every item's numbers are summed in the same order
+   end while PANEL outputs of up to ROWS items stay in registers; of more items by parts. Every item's numbers are summed in the same order
    however many items there are: a text does not depend on its neighbours. */
 
 #include <math.h>
@@ -30,6 +30,9 @@
 #define PANEL (2 * LANES)
 #define AHEAD 8192 /* bytes: how far before its use a weight is called from memory, to the second cache */
 #define CHUNK 16   /* inputs between two calls */
+#define TOGETHER (32 * ROWS) /* items that a panel is multiplied by in one go */
+#define PART 160    /* inputs of a panel that lie in the first cache then */
+#define GROUP 4     /* tokens of one text that attend in one go */
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t integers __attribute__((vector_size(4 * LANES)));
@@ -67,6 +70,8 @@ typedef struct {
 
 int32_t panel_width(void) { return PANEL; }
 int32_t lanes(void) { return LANES; }
+int32_t rows(void) { return ROWS; }
+int32_t group(void) { return GROUP; }
 
 /* LANES weights as fp32. */
 
@@ -94,12 +99,14 @@ static inline vector load_int8(const int8_t *p) {
 #endif
 }
 
-/* One panel times M items. x: (M, K), sums: (M, PANEL). */
+/* Add K inputs of one panel times M items, at most ROWS, to their sums.
+   x: input k of item m is at m * item + k * input; w: (K, PANEL); sums: (M, PANEL). */
 #define PANEL_TIMES_ITEMS(PRECISION, TYPE)                                                                       \
-  static inline __attribute__((always_inline)) void items_##PRECISION(int M, int K, const float *x,              \
-                                                                      const TYPE *w, float *sums) {              \
-    vector low[8], high[8];                                                                                      \
-    for (int m = 0; m < M; m++) low[m] = high[m] = (vector){0};                                                  \
+  static inline __attribute__((always_inline)) void items_##PRECISION(int M, int K, const float *x, int item,    \
+                                                                      int input, const TYPE *w, float *sums) {   \
+    vector low[ROWS], high[ROWS];                                                                                \
+    for (int m = 0; m < M; m++)                                                                                  \
+      low[m] = *(vector *)(sums + m * PANEL), high[m] = *(vector *)(sums + m * PANEL + LANES);                   \
     for (int start = 0; start < K; start += CHUNK) {                                                             \
       int end = start + CHUNK < K ? start + CHUNK : K;                                                           \
       for (int ahead = 0; ahead < (int)(CHUNK * PANEL * sizeof(TYPE)); ahead += 64)                              \
@@ -107,39 +114,83 @@ static inline vector load_int8(const int8_t *p) {
       for (int k = start; k < end; k++, w += PANEL) {                                                            \
         vector left = load_##PRECISION(w), right = load_##PRECISION(w + LANES);                                  \
         for (int m = 0; m < M; m++) {                                                                            \
-          low[m] += left * x[(int64_t)m * K + k];                                                                \
-          high[m] += right * x[(int64_t)m * K + k];                                                              \
+          low[m] += left * x[(int64_t)m * item + k * input];                                                     \
+          high[m] += right * x[(int64_t)m * item + k * input];                                                   \
         }                                                                                                        \
       }                                                                                                          \
     }                                                                                                            \
-    for (int m = 0; m < M; m++) {                                                                                \
-      *(vector *)(sums + m * PANEL) = low[m];                                                                    \
-      *(vector *)(sums + m * PANEL + LANES) = high[m];                                                           \
-    }                                                                                                            \
+    for (int m = 0; m < M; m++)                                                                                  \
+      *(vector *)(sums + m * PANEL) = low[m], *(vector *)(sums + m * PANEL + LANES) = high[m];                   \
   }                                                                                                              \
   static void panel_##PRECISION(int M, int K, const float *x, const TYPE *w, float *sums) {                      \
     switch (M) { /* a constant number of items, so that their sums stay in registers */                          \
-      case 1: items_##PRECISION(1, K, x, w, sums); break;                                                        \
-      case 2: items_##PRECISION(2, K, x, w, sums); break;                                                        \
-      case 3: items_##PRECISION(3, K, x, w, sums); break;                                                        \
-      case 4: items_##PRECISION(4, K, x, w, sums); break;                                                        \
-      case 5: items_##PRECISION(5, K, x, w, sums); break;                                                        \
-      case 6: items_##PRECISION(6, K, x, w, sums); break;                                                        \
-      case 7: items_##PRECISION(7, K, x, w, sums); break;                                                        \
-      case 8: items_##PRECISION(8, K, x, w, sums); break;                                                        \
+      case 1: items_##PRECISION(1, K, x, K, 1, w, sums); break;                                                     \
+      case 2: items_##PRECISION(2, K, x, K, 1, w, sums); break;                                                     \
+      case 3: items_##PRECISION(3, K, x, K, 1, w, sums); break;                                                     \
+      case 4: items_##PRECISION(4, K, x, K, 1, w, sums); break;                                                     \
+      case 5: items_##PRECISION(5, K, x, K, 1, w, sums); break;                                                     \
+      case 6: items_##PRECISION(6, K, x, K, 1, w, sums); break;                                                     \
+      MORE_ITEMS(PRECISION)                                                                                      \
     }                                                                                                            \
   }
+#if ROWS == 8
+#define MORE_ITEMS(PRECISION)                                                                                    \
+  case 7: items_##PRECISION(7, K, x, K, 1, w, sums); break;                                                         \
+  case 8: items_##PRECISION(8, K, x, K, 1, w, sums); break;     
+#else
+#define MORE_ITEMS(PRECISION)
+#endif
 PANEL_TIMES_ITEMS(fp32, float)
 PANEL_TIMES_ITEMS(fp16, uint16_t)
 PANEL_TIMES_ITEMS(int8, int8_t)
 
-static void panel_times_items(const Matrix *a, int panel, int M, const float *x, float *sums) {
-  int64_t offset = (int64_t)panel * a->inputs * PANEL;
+static void few_items(const Matrix *a, int panel, int M, const float *x, float *sums) {
+  int K = a->inputs;
+  int64_t offset = (int64_t)panel * K * PANEL;
   switch (a->precision) {
-    case FP32: panel_fp32(M, a->inputs, x, (const float *)a->panels + offset, sums); break;
-    case FP16: panel_fp16(M, a->inputs, x, (const uint16_t *)a->panels + offset, sums); break;
-    case INT8: panel_int8(M, a->inputs, x, (const int8_t *)a->panels + offset, sums); break;
+    case FP32: panel_fp32(M, K, x, (const float *)a->panels + offset, sums); break;
+    case FP16: panel_fp16(M, K, x, (const uint16_t *)a->panels + offset, sums); break;
+    case INT8: panel_int8(M, K, x, (const int8_t *)a->panels + offset, sums); break;
   }
+}
+
+/* Some weights, as fp32. */
+static void unpack(const void *from, int precision, int count, float *to) {
+  for (int i = 0; i < count; i += LANES) {
+    vector *part = (vector *)(to + i);
+    switch (precision) {
+      case FP32: *part = load_fp32((const float *)from + i); break;
+      case FP16: *part = load_fp16((const uint16_t *)from + i); break;
+      case INT8: *part = load_int8((const int8_t *)from + i); break;
+    }
+  }
+}
+
+/* Many items, packed: (M / ROWS, K, ROWS). A part of the panel lies near while all of them are multiplied by it, and
+   the next is called. */
+static void many_items(const Matrix *a, int panel, int M, const float *packed, float *sums) {
+  static const int bytes[] = {4, 2, 1};
+  int K = a->inputs, row = PANEL * bytes[a->precision];
+  float part[PART * PANEL];
+  for (int start = 0; start < K; start += PART) {
+    int inputs = K - start < PART ? K - start : PART, size = inputs * row;
+    const char *here = (const char *)a->panels + ((int64_t)panel * K + start) * row, *next = here + size;
+    unpack(here, a->precision, inputs * PANEL, part);
+    for (int m = 0; m < M; m += ROWS) {
+      const char *until = here + size + (int64_t)size * (m + ROWS) / M;
+      for (; next < until; next += 64) __builtin_prefetch(next, 0, 2);
+      items_fp32(ROWS, inputs, packed + (int64_t)m * K + start * ROWS, 1, ROWS, part, sums + m * PANEL);
+    }
+  }
+}
+
+/* x (M, K) as many_items wants it; the last ones are filled up. The threads share the work, and wait for each other. */
+static void pack(int M, int K, const float *x, float *packed) {
+#pragma omp for schedule(static)
+  for (int start = 0; start < M; start += ROWS)
+    for (int k = 0; k < K; k++)
+      for (int m = 0; m < ROWS; m++)
+        packed[(int64_t)start * K + k * ROWS + m] = start + m < M ? x[(int64_t)(start + m) * K + k] : 0;
 }
 
 static inline vector choose(integers where, vector yes, vector no) {
@@ -187,37 +238,52 @@ static void activate(float *x, int activation) { /* (PANEL) */
   }
 }
 
+/* What becomes of the sums (PANEL) of one item: to (width). */
+static inline __attribute__((always_inline)) void finish(const Matrix *a, int first, int width, int activation, int add,
+                                                         float *sums, float *to) {
+  if (a->scale)
+    for (int n = 0; n < width; n++) sums[n] *= a->scale[first + n];
+  if (a->bias)
+    for (int n = 0; n < width; n++) sums[n] += a->bias[first + n];
+  if (activation != NONE) activate(sums, activation);
+  if (add)
+    for (int n = 0; n < width; n++) to[n] += sums[n];
+  else
+    memcpy(to, sums, 4 * width);
+}
+
 /* y (M, N) = activation(x (M, K) times the matrix plus bias), or that added to y.
-   Called by every thread of a team, which shares the panels out; all are done when it returns. */
-static void product(const Matrix *a, int M, const float *x, float *y, int activation, int add) {
-  int N = a->outputs;
+   Called by every thread of a team, which shares the panels out; all are done when it returns.
+   packed: room for the items, where they are more than ROWS, and up to ROWS more. */
+static void product(const Matrix *a, int M, const float *x, float *y, int activation, int add, float *packed) {
+  int N = a->outputs, K = a->inputs;
+  if (M > ROWS) pack(M, K, x, packed);
 #pragma omp for schedule(static)
   for (int panel = 0; panel < (N + PANEL - 1) / PANEL; panel++) {
-    int first = panel * PANEL, width = N - first < PANEL ? N - first : PANEL;
-    float sums[ROWS * PANEL];
-    for (int start = 0; start < M; start += ROWS) {
-      int rows = M - start < ROWS ? M - start : ROWS;
-      panel_times_items(a, panel, rows, x + (int64_t)start * a->inputs, sums);
-      for (int m = 0; m < rows; m++) {
-        float *to = y + (int64_t)(start + m) * N + first, *from = sums + m * PANEL;
-        if (a->scale)
-          for (int n = 0; n < width; n++) from[n] *= a->scale[first + n];
-        if (a->bias)
-          for (int n = 0; n < width; n++) from[n] += a->bias[first + n];
-        if (activation != NONE) activate(from, activation);
-        if (add)
-          for (int n = 0; n < width; n++) to[n] += from[n];
+    int first = panel * PANEL;
+    float sums[TOGETHER * PANEL];
+    for (int start = 0; start < M; start += TOGETHER) {
+      int items = M - start < TOGETHER ? M - start : TOGETHER;
+      memset(sums, 0, 4 * PANEL * (items > ROWS ? TOGETHER : items));
+      if (M > ROWS)
+        many_items(a, panel, items, packed + (int64_t)start * K, sums);
+      else
+        few_items(a, panel, items, x, sums);
+      for (int m = 0; m < items; m++) {
+        float *to = y + (int64_t)(start + m) * N + first;
+        if (N - first >= PANEL)
+          finish(a, first, PANEL, activation, add, sums + m * PANEL, to);
         else
-          memcpy(to, from, 4 * width);
+          finish(a, first, N - first, activation, add, sums + m * PANEL, to);
       }
     }
   }
 }
 
-/* The product alone, for what torch does with the rest. */
-void linear(const Matrix *a, int32_t M, const float *x, float *y, int32_t threads) {
+/* The product alone, for what torch does with the rest. packed: room for (M + ROWS) * K numbers. */
+void linear(const Matrix *a, int32_t M, const float *x, float *y, float *packed, int32_t threads) {
 #pragma omp parallel num_threads(threads)
-  product(a, M, x, y, NONE, 0);
+  product(a, M, x, y, NONE, 0, packed);
 }
 
 /* Layer norm of M items. (M, E) -> (M, E). Every thread makes its own copy: that is cheaper than waiting for others. */
@@ -257,49 +323,81 @@ static void embed(const Model *model, int32_t token, int32_t position, float *x)
   }
 }
 
-/* One head of one item: what it attends to, mixed. `origins` names the cache row that holds each token of its text.
-   keys: (T, D, LANES) of the first cache row, values: (C, D); scores: room for `length` numbers and LANES more. */
-static void attend(const float *query, const float *keys, const float *values, int64_t row_size,
-                   const int32_t *origins, int length, int D, float scale, float *scores, float *mixed) {
-  for (int start = 0, end; start < length; start = end) { /* a run of tokens that one cache row holds */
-    const float *held = keys + origins[start] * row_size, *mixable = values + origins[start] * row_size;
-    for (end = start + 1; end < length && origins[end] == origins[start];) end++;
-    for (int tile = start / LANES; tile * LANES < end; tile++) { /* what this writes beyond the run, the next overwrites */
-      vector sum = {0}, *to = (vector *)(scores + tile * LANES);
-      const float *key = held + (int64_t)tile * D * LANES, *value = mixable + (int64_t)tile * D * LANES;
-      for (int d = 0; d < D; d++, key += LANES, value += LANES) {
-        __builtin_prefetch(key + D * LANES, 0, 2); /* of the next tile */
-        __builtin_prefetch(value, 0, 2);           /* of this one, which will be mixed */
-        sum += query[d] * *(const vector *)key;
-      }
-      *to = choose(NUMBERS < start - tile * LANES, *to, sum * scale);
-    }
-  }
+/* Scores (whole) as shares of their sum, which is returned: e to the power of how far each is below the largest.
+   Only the first `length` of them count. Room for LANES more. */
+static float shares(float *scores, int length, int whole) {
   for (int p = length; p < length + LANES; p++) scores[p] = -INFINITY;
-  float largest = scores[0];
-  for (int p = 1; p < length; p++) largest = scores[p] > largest ? scores[p] : largest;
-  vector totals = {0};
+  vector most = *(vector *)scores, totals = {0};
+  for (int p = LANES; p < length; p += LANES) {
+    vector next = *(vector *)(scores + p);
+    most = choose(next > most, next, most);
+  }
+  float largest = most[0];
+  for (int i = 1; i < LANES; i++) largest = most[i] > largest ? most[i] : largest;
   for (int p = 0; p < length; p += LANES) {
     vector share = exponential(*(vector *)(scores + p) - largest);
     *(vector *)(scores + p) = share;
     totals += share;
   }
-  float total = sum_of(totals);
+  for (int p = length; p < whole; p++) scores[p] = 0;
+  return sum_of(totals);
+}
+
+/* What some tokens of one text attend to with one head, mixed. They follow each other; each looks at itself as well.
+   queries: (count, apart), of which the first D are read; keys: (T, D, LANES) of the first cache row; values: (C, D);
+   origins: the cache row that holds each token; length: what the first one looks at;
+   scores: room for (count, room), room being `length` + count numbers and LANES more; mixed: (count, width). */
+static inline __attribute__((always_inline)) void attend(int count, const float *queries, int64_t apart,
+                                                         const float *keys, const float *values, int64_t row_size,
+                                                         const int32_t *origins, int length, int D, float scale,
+                                                         float *scores, int room, float *mixed, int width) {
+  int whole = length + count - 1;
+  for (int start = 0, end; start < whole; start = end) { /* a run of tokens that one cache row holds */
+    int64_t row = origins[start] * row_size;
+    for (end = start + 1; end < whole && origins[end] == origins[start];) end++;
+    for (int tile = start / LANES; tile * LANES < end; tile++) {
+      const float *key = keys + row + (int64_t)tile * D * LANES, *value = values + row + (int64_t)tile * D * LANES;
+      vector fits[GROUP] = {0};
+      for (int d = 0; d < D; d++, key += LANES, value += LANES) {
+        __builtin_prefetch(key + D * LANES, 0, 2); /* of the next tile */
+        __builtin_prefetch(value, 0, 2);           /* of this one, which will be mixed */
+        for (int i = 0; i < count; i++) fits[i] += queries[i * apart + d] * *(const vector *)key;
+      }
+      for (int i = 0; i < count; i++) { /* what this writes beyond the run, the next one overwrites */
+        vector *to = (vector *)(scores + i * room + tile * LANES);
+        *to = choose(NUMBERS < start - tile * LANES, *to, fits[i] * scale);
+      }
+    }
+  }
+  float totals[GROUP];
+  for (int i = 0; i < count; i++) totals[i] = shares(scores + i * room, length + i, whole);
   int d = 0;
   for (; d + 4 * LANES <= D; d += 4 * LANES) {
-    vector a = {0}, b = {0}, c = {0}, e = {0};
-    for (int p = 0; p < length; p++) {
+    vector sums[GROUP][4] = {0};
+    for (int p = 0; p < whole; p++) {
       const vector *value = (const vector *)(values + origins[p] * row_size + (int64_t)p * D + d);
-      a += scores[p] * value[0], b += scores[p] * value[1], c += scores[p] * value[2], e += scores[p] * value[3];
+      for (int i = 0; i < count; i++)
+        for (int j = 0; j < 4; j++) sums[i][j] += scores[i * room + p] * value[j];
     }
-    vector *to = (vector *)(mixed + d);
-    to[0] = a / total, to[1] = b / total, to[2] = c / total, to[3] = e / total;
+    for (int i = 0; i < count; i++)
+      for (int j = 0; j < 4; j++) ((vector *)(mixed + i * width + d))[j] = sums[i][j] / totals[i];
   }
-  for (; d < D; d++) {
-    float sum = 0;
-    for (int p = 0; p < length; p++) sum += scores[p] * values[origins[p] * row_size + (int64_t)p * D + d];
-    mixed[d] = sum / total;
-  }
+  for (; d < D; d++)
+    for (int i = 0; i < count; i++) {
+      float sum = 0;
+      for (int p = 0; p < length + i; p++) sum += scores[i * room + p] * values[origins[p] * row_size + (int64_t)p * D + d];
+      mixed[i * width + d] = sum / totals[i];
+    }
+}
+
+/* How many items from the m-th on are of one text, one behind the other: 1, or GROUP. */
+static int together(int m, int M, const int32_t *positions, const int32_t *origins, int C) {
+  if (m + GROUP > M) return 1;
+  for (int i = 1; i < GROUP; i++)
+    if (positions[m + i] != positions[m] + i ||
+        memcmp(origins + (int64_t)m * C, origins + (int64_t)(m + i) * C, 4 * (positions[m] + i)))
+      return 1;
+  return GROUP;
 }
 
 /* Read M tokens and give the logits after some of them.
@@ -309,7 +407,7 @@ static void attend(const float *query, const float *keys, const float *values, i
      position names the row to write to. Items of one row read each other's, so that several may be read at once.
    wanted (wanted_count): the items whose logits are asked for.
    logits (wanted_count, V); hidden (M, E): the states after the last norm, where they are to be kept, or NULL.
-   scratch: room for M * (3 E + max(3 E, inner)) + threads * (M E + C + LANES) numbers. */
+   scratch: room for 3 M E + (2 M + ROWS) * max(3 E, inner) + threads * (M E + GROUP (C + LANES)) numbers. */
 void step(const Model *model, Cache cache, int32_t M, const int32_t *tokens, const int32_t *positions,
           const int32_t *origins, int32_t wanted_count, const int32_t *wanted, float *logits, float *hidden,
           float *scratch, int32_t threads) {
@@ -317,17 +415,18 @@ void step(const Model *model, Cache cache, int32_t M, const int32_t *tokens, con
   int inner = model->layers->up.outputs, wide = inner > 3 * E ? inner : 3 * E;
   int64_t row_size = (int64_t)H * C * D, part = row_size * cache.rows;
   float *x = scratch, *mixed = x + (int64_t)M * E, *states = mixed + (int64_t)M * E;
-  float *projected = states + (int64_t)M * E, *shared_end = projected + (int64_t)M * wide;
+  float *projected = states + (int64_t)M * E, *packed = projected + (int64_t)M * wide;
+  float *shared_end = packed + (int64_t)(M + ROWS) * wide;
 #pragma omp parallel num_threads(threads)
   {
-    float *normed = shared_end + omp_get_thread_num() * ((int64_t)M * E + C + LANES), *scores = normed + (int64_t)M * E;
+    float *normed = shared_end + omp_get_thread_num() * ((int64_t)M * E + GROUP * (C + LANES)), *scores = normed + (int64_t)M * E;
 #pragma omp for schedule(static)
     for (int m = 0; m < M; m++) embed(model, tokens[m], positions[m], x + (int64_t)m * E);
     for (int l = 0; l < model->depth; l++) {
       const Layer *layer = model->layers + l;
       float *keys = cache.numbers + 2 * l * part, *values = keys + part;
       norm(M, E, x, layer->norm_1_weight, layer->norm_1_bias, model->epsilon, normed);
-      product(&layer->attend, M, normed, projected, NONE, 0);
+      product(&layer->attend, M, normed, projected, NONE, 0, packed);
 #pragma omp for schedule(static)
       for (int h = 0; h < H; h++) { /* heads know nothing of each other: a thread has no need to wait in between */
         for (int m = 0; m < M; m++) {
@@ -338,15 +437,23 @@ void step(const Model *model, Cache cache, int32_t M, const int32_t *tokens, con
           for (int d = 0; d < D; d++) tile[d * LANES + position % LANES] = key[d];
           memcpy(values + head + (int64_t)position * D, key + E, 4 * D);
         }
-        for (int m = 0; m < M; m++)
-          attend(projected + (int64_t)m * 3 * E + h * D, keys + (int64_t)h * C * D, values + (int64_t)h * C * D,
-                 row_size, origins + (int64_t)m * C, positions[m] + 1, D, layer->scale, scores,
-                 mixed + (int64_t)m * E + h * D);
+        for (int m = 0, count; m < M; m += count) {
+          const float *query = projected + (int64_t)m * 3 * E + h * D;
+          const float *key = keys + (int64_t)h * C * D, *value = values + (int64_t)h * C * D;
+          const int32_t *held = origins + (int64_t)m * C;
+          float *to = mixed + (int64_t)m * E + h * D;
+          int length = positions[m] + 1, room = C + LANES;
+          count = together(m, M, positions, origins, C);
+          if (count == GROUP)
+            attend(GROUP, query, 3 * E, key, value, row_size, held, length, D, layer->scale, scores, room, to, E);
+          else
+            attend(1, query, 3 * E, key, value, row_size, held, length, D, layer->scale, scores, room, to, E);
+        }
       }
-      product(&layer->attended, M, mixed, x, NONE, 1);
+      product(&layer->attended, M, mixed, x, NONE, 1, packed);
       norm(M, E, x, layer->norm_2_weight, layer->norm_2_bias, model->epsilon, normed);
-      product(&layer->up, M, normed, projected, model->activation, 0);
-      product(&layer->down, M, projected, x, NONE, 1);
+      product(&layer->up, M, normed, projected, model->activation, 0, packed);
+      product(&layer->down, M, projected, x, NONE, 1, packed);
     }
     norm(M, E, x, model->norm_weight, model->norm_bias, model->epsilon, normed);
 #pragma omp single
@@ -354,6 +461,6 @@ void step(const Model *model, Cache cache, int32_t M, const int32_t *tokens, con
       if (hidden) memcpy(hidden, normed, (int64_t)4 * M * E);
       for (int i = 0; i < wanted_count; i++) memcpy(states + (int64_t)i * E, normed + (int64_t)wanted[i] * E, 4 * E);
     }
-    product(&model->head, wanted_count, states, logits, NONE, 0);
+    product(&model->head, wanted_count, states, logits, NONE, 0, packed);
   }
 }

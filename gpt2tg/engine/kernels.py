@@ -85,8 +85,12 @@ class Kernels:
         """How many outputs of a matrix lie side by side in a panel."""
         self.lanes: int = library.lanes()
         """How many numbers a register holds; the capacity of a cache is a multiple of it."""
+        self.rows: int = library.rows()
+        """How many items are multiplied at a time; of more, a packed copy is made, filled up to a multiple of it."""
+        self.group: int = library.group()
+        """How many tokens of a text attend in one go."""
         self.linear = library.linear
-        self.linear.argtypes = [ctypes.POINTER(Matrix), Int, Floats, Floats, Int]
+        self.linear.argtypes = [ctypes.POINTER(Matrix), Int, Floats, Floats, Floats, Int]
         self.linear.restype = None
         self.step = library.step
         self.step.argtypes = [ctypes.POINTER(Model), Cache, Int, *[Floats] * 3, Int, *[Floats] * 4, Int]

@@ -159,8 +159,9 @@ class Panels:
     def __call__(self, x: Tensor) -> Tensor:
         x = x.contiguous()
         product = torch.empty(len(x), self.outputs)
-        threads = torch.get_num_threads()
-        self.compiled.linear(self.structure(), len(x), kernels.pointer(x), kernels.pointer(product), threads)
+        packed = torch.empty(len(x) + self.compiled.rows, self.inputs)
+        pointers = map(kernels.pointer, (x, product, packed))
+        self.compiled.linear(self.structure(), len(x), *pointers, torch.get_num_threads())
         return product
 
     def columns(self, ids: Tensor) -> Tensor:
