@@ -20,7 +20,7 @@ RULES: dict[str, set[str]] = {
     "errors": set(),
     "options": {"errors"},
     "cli": {"__init__", "errors", "options", "psutil"},  # psutil where several processes were started
-    "decoding": {"decoding", "torch"},
+    "decoding": {"decoding", "numpy", "torch"},
     "engine": {"engine", "errors", "options", "torch", "safetensors", "tokenizers", "huggingface_hub"},
     "training": {"training", "engine", "generation", "errors", "options", "__init__"}  # generation: samples on the way
     | {"torch", "safetensors", "tokenizers", "transformers", "accelerate", "tqdm"}

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from gpt2tg.decoding.interface import Filter, Finish, Rows, Text, apply, require_finite
 
-# Scores of all continuations of a group, flattened, and a number -> the indices of so many of them: the best first,
-# or drawn.
+# (K, V) scores of all continuations of a group, and a number -> the indices of so many of them in the flattened
+# scores: the best first, or drawn.
 Propose = Callable[[Tensor, int], Tensor]
 
 
@@ -220,12 +220,11 @@ class Group:
     def _candidates(self, logprobs: Tensor, scores: Tensor) -> list[tuple[int, Hypothesis]]:
         """Continuations as (parent, text), in the order in which they were proposed."""
         so_far = torch.tensor([beam.score for beam in self.live], device=scores.device)
-        total = (scores + so_far[:, None]).flatten()  # (K * V,)
+        total = scores + so_far[:, None]  # (K, V)
         chosen = self._propose(total, self._settings.candidates)
         parents, tokens = chosen // scores.shape[1], chosen % scores.shape[1]
-        steps = zip(
-            parents.tolist(), tokens.tolist(), total[chosen].tolist(), logprobs[parents, tokens].tolist(), strict=True
-        )
+        columns = parents, tokens, total.take(chosen), logprobs.take(chosen)
+        steps = zip(*(column.tolist() for column in columns), strict=True)
         return [(parent, self._extend(self.live[parent], token, score, gain)) for parent, token, score, gain in steps]
 
     def _extend(self, beam: Hypothesis, token: int, score: float, gain: float) -> Hypothesis:
@@ -258,10 +257,16 @@ class Group:
 
 
 def best(scores: Tensor, count: int) -> Tensor:
-    """The indices of the highest scores, best first; banned ones only where there is nothing else. (N,) -> (count,)"""
-    top = scores.topk(min(count, len(scores)))
+    """The indices of the highest scores, best first; banned ones only where there is nothing else. (K, V) -> (count,)
+
+    They are among the best of each row, which are found much sooner than those of all rows at once.
+    """
+    of_rows = scores.topk(min(count, scores.shape[1]), dim=1)
+    top = of_rows.values.flatten().topk(min(count, of_rows.values.numel()))
+    first = torch.arange(len(scores), device=scores.device)[:, None] * scores.shape[1]
+    indices = (of_rows.indices + first).flatten()[top.indices]
     alive = top.values > -torch.inf
-    return top.indices[alive] if alive.any() else top.indices[:1]
+    return indices[alive] if alive.any() else indices[:1]
 
 
 class DrawWithoutReplacement:
@@ -274,8 +279,8 @@ class DrawWithoutReplacement:
         self._stream = stream
 
     def __call__(self, scores: Tensor, count: int) -> Tensor:
-        """(N,) -> (count,), or fewer where fewer have any probability."""
-        probabilities = scores.cpu().double().softmax(dim=0)
+        """(K, V) -> (count,), or fewer where fewer have any probability."""
+        probabilities = scores.flatten().cpu().double().softmax(dim=0)
         drawn: list[int] = []
         for _ in range(min(count, int((probabilities > 0).sum()))):
             mass = probabilities.cumsum(dim=0)

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from gpt2tg.decoding.ordering import argmax, ascending
+
 BANNED = -torch.inf
 
 
@@ -117,10 +119,21 @@ def top_p(logits: Tensor, p: float, keep: int = 1) -> Tensor:
 
     With p = 0 only the most probable is left, with p = 1 everything.
     """
-    ascending, order = logits.sort(dim=1)
-    outside = ascending.softmax(dim=1).cumsum(dim=1) <= 1 - p
-    outside[:, -keep:] = False
+    if logits.is_cpu and keep < logits.shape[1]:
+        rising = ascending(logits)
+        least = _outside_nucleus(rising, p, keep).sum(dim=1, keepdim=True)
+        edge, next_out = rising.gather(1, least), rising.gather(1, (least - 1).clamp(min=0))
+        if ((next_out < edge) | (least == 0)).all():  # equal logits are all in, or all out
+            return logits.masked_fill(logits < edge, BANNED)
+    rising, order = logits.sort(dim=1)
+    outside = _outside_nucleus(rising, p, keep)
     return logits.masked_fill(outside.scatter(1, order, outside), BANNED)
+
+
+def _outside_nucleus(rising: Tensor, p: float, keep: int) -> Tensor:
+    outside = rising.softmax(dim=1).cumsum(dim=1) <= 1 - p
+    outside[:, -keep:] = False
+    return outside
 
 
 def min_p(logits: Tensor, p: float, keep: int = 1) -> Tensor:
@@ -146,9 +159,9 @@ def typical_p(logits: Tensor, p: float, keep: int = 1) -> Tensor:
 
 def _where_anything_is_left(changed: Tensor, before: Tensor) -> Tensor:
     """Rows that lost their last token keep the most probable one they had."""
-    dead = (changed == BANNED).all(dim=1)
+    dead = changed.amax(dim=1) == BANNED
     if dead.any():
         rows = dead.nonzero()[:, 0]
-        best = before[rows].argmax(dim=1)
+        best = argmax(before[rows])
         changed[rows, best] = before[rows, best]
     return changed

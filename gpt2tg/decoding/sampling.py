@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gpt2tg.decoding.interface import Filter, Finish, Rows, Text, Token, apply, require_finite
+from gpt2tg.decoding.ordering import argmax
 
 # (B, V) filtered logits and the sample of each row -> (B,) chosen ids.
 Choose = Callable[[Tensor, Sequence[int]], Tensor]
@@ -61,7 +62,7 @@ def decode(
 
 def most_probable(logits: Tensor, samples: Sequence[int] = ()) -> Tensor:
     """Greedy choice. (B, V) -> (B,)"""
-    return logits.argmax(dim=1)
+    return argmax(logits)
 
 
 class Draw:

@@ -7,6 +7,7 @@ used as it is.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from math import prod
 
@@ -43,8 +44,6 @@ class HugePages:
 
 def _mapped(size: int) -> mmap.mmap:
     piece = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    try:
+    with contextlib.suppress(OSError):  # a Linux without them
         piece.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:  # a Linux without them
-        pass
     return piece

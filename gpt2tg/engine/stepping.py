@@ -134,7 +134,7 @@ class KernelContext(Context):
 
     def _allocate(self, rows: int) -> None:
         shape = self._model.shape
-        # Each layer's keys (R, H, T, D, LANES), then its values (R, H, C, D). Memory is taken only where it is written to.
+        # Each layer's keys (R, H, T, D, LANES), then its values (R, H, C, D); untouched parts take no memory.
         self._cache = torch.empty(shape.n_layer, 2, rows, shape.n_embd * self._stepper.padded(self.capacity))
         self._slots = list(range(rows))
         self._origins = torch.arange(rows, dtype=torch.int32)[:, None].repeat(1, self._stepper.padded(self.capacity))

@@ -209,8 +209,8 @@ def test_what_has_no_probability_is_not_drawn_by_the_smallest_uniform_number() -
 
 
 def test_the_best_are_those_that_are_not_banned_unless_nothing_else_is_there() -> None:
-    assert beam.best(torch.tensor([-torch.inf, 0.0, -torch.inf, 1.0]), 3).tolist() == [3, 1]
-    assert len(beam.best(torch.full((4,), -torch.inf), 3)) == 1
+    assert beam.best(torch.tensor([[-torch.inf, 0.0], [-torch.inf, 1.0]]), 3).tolist() == [3, 1]
+    assert len(beam.best(torch.full((2, 2), -torch.inf), 3)) == 1
 
 
 def test_filters_see_what_is_new_in_each_text() -> None:

@@ -1,0 +1,78 @@
+"""Memory in huge pages."""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt2tg.engine import memory
+from gpt2tg.engine.memory import HugePages
+
+HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def test_tensors_keep_their_numbers_apart() -> None:
+    pages = HugePages()
+    shapes = [(3,), (5, 7), (2, 3, 4), (1000,)]
+    kinds = [torch.int8, torch.float16, torch.float32, torch.float32]
+    tensors = [pages.empty(*shape, dtype=kind) for shape, kind in zip(shapes, kinds, strict=True)]
+    for number, tensor in enumerate(tensors):
+        tensor.fill_(number)
+    for number, tensor in enumerate(tensors):
+        assert tensor.shape == shapes[number] and tensor.dtype == kinds[number]
+        assert (tensor == number).all()
+        assert tensor.data_ptr() % 64 == 0
+
+
+def test_more_than_a_piece_is_given_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "PIECE", 4096)
+    pages = HugePages()
+    tensors = [pages.empty(n, dtype=torch.float32) for n in (1000, 1000, 50_000, 3)]
+    for number, tensor in enumerate(tensors):
+        tensor.fill_(number)
+    assert [tensor.unique().tolist() for tensor in tensors] == [[0], [1], [2], [3]]
+
+
+def test_memory_is_given_back_with_the_last_tensor_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[mmap.mmap]] = []
+    mapped = memory._mapped
+
+    def noted(size: int) -> mmap.mmap:
+        piece = mapped(size)
+        made.append(weakref.ref(piece))
+        return piece
+
+    monkeypatch.setattr(memory, "_mapped", noted)
+    pages = HugePages()
+    first, second = pages.empty(10), pages.empty(10)
+    del pages, first
+    gc.collect()
+    assert len(made) == 1 and made[0]() is not None and second.fill_(1).sum() == 10
+    del second
+    gc.collect()
+    assert made[0]() is None
+
+
+def test_an_empty_tensor_and_a_system_without_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert HugePages().empty(0, 4).shape == (0, 4)
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    assert HugePages().empty(4, 5).fill_(2).sum() == 40
+
+
+@pytest.mark.skipif(
+    not HUGE.exists() or "[never]" in HUGE.read_text(encoding="utf-8"), reason="this system has no huge pages"
+)
+def test_the_pages_are_huge() -> None:
+    def huge() -> int:
+        (line,) = (x for x in Path("/proc/self/smaps_rollup").read_text().splitlines() if x.startswith("AnonHugePages"))
+        return int(line.split()[1])  # KB
+
+    before = huge()
+    tensor = HugePages().empty(32 * 2**20, dtype=torch.int8).fill_(1)
+    assert huge() - before >= 16 * 1024
+    assert tensor.all()
