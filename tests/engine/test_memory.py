@@ -24,7 +24,8 @@ def test_tensors_keep_their_numbers_apart() -> None:
     for number, tensor in enumerate(tensors):
         tensor.fill_(number)
     for number, tensor in enumerate(tensors):
-        assert tensor.shape == shapes[number] and tensor.dtype == kinds[number]
+        assert tensor.shape == shapes[number]
+        assert tensor.dtype == kinds[number]
         assert (tensor == number).all()
         assert tensor.data_ptr() % 64 == 0
 
@@ -52,10 +53,12 @@ def test_memory_is_given_back_with_the_last_tensor_in_it(monkeypatch: pytest.Mon
     first, second = pages.empty(10), pages.empty(10)
     del pages, first
     gc.collect()
-    assert len(made) == 1 and made[0]() is not None and second.fill_(1).sum() == 10
+    (piece,) = made
+    assert piece() is not None
+    assert second.fill_(1).sum() == 10
     del second
     gc.collect()
-    assert made[0]() is None
+    assert piece() is None
 
 
 def test_an_empty_tensor_and_a_system_without_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
