@@ -223,7 +223,7 @@ class Group:
         total = scores + so_far[:, None]  # (K, V)
         chosen = self._propose(total, self._settings.candidates)
         parents, tokens = chosen // scores.shape[1], chosen % scores.shape[1]
-        columns = parents, tokens, total.take(chosen), logprobs.take(chosen)
+        columns = parents, tokens, total.flatten()[chosen], logprobs.flatten()[chosen]
         steps = zip(*(column.tolist() for column in columns), strict=True)
         return [(parent, self._extend(self.live[parent], token, score, gain)) for parent, token, score, gain in steps]
 

@@ -123,7 +123,7 @@ def top_p(logits: Tensor, p: float, keep: int = 1) -> Tensor:
         rising = ascending(logits)
         least = _outside_nucleus(rising, p, keep).sum(dim=1, keepdim=True)
         edge, next_out = rising.gather(1, least), rising.gather(1, (least - 1).clamp(min=0))
-        if ((next_out < edge) | (least == 0)).all():  # equal logits are all in, or all out
+        if ((next_out < edge) | (least == 0)).all():  # else the order of sorting decides between equals
             return logits.masked_fill(logits < edge, BANNED)
     rising, order = logits.sort(dim=1)
     outside = _outside_nucleus(rising, p, keep)

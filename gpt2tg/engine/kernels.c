@@ -6,8 +6,9 @@
    H heads, D width of a head, C capacity of the cache, R rows of the cache, T = C / LANES tiles of positions.
 
    A matrix lies in panels: [N / PANEL][K][PANEL], the last panel filled up with zeros, so that it is read from end to
-   end while PANEL outputs of up to ROWS items stay in registers; of more items by parts. Every item's numbers are summed in the same order
-   however many items there are: a text does not depend on its neighbours. */
+   end while PANEL outputs of up to ITEMS items stay in registers. With more items a part of a panel is kept near until
+   all of them have met it. Every item's numbers are summed in the same order however many there are: a text does not
+   depend on its neighbours. */
 
 #include <math.h>
 #include <omp.h>
@@ -22,17 +23,18 @@
 
 #ifdef __AVX512F__
 #define LANES 16
-#define ROWS 8
+#define ITEMS 8
+#define GROUP 4
 #else
 #define LANES 8
-#define ROWS 6
+#define ITEMS 6 /* at a time: as many as have room in registers */
+#define GROUP 2 /* tokens of one text that attend at a time */
 #endif
 #define PANEL (2 * LANES)
 #define AHEAD 8192 /* bytes: how far before its use a weight is called from memory, to the second cache */
 #define CHUNK 16   /* inputs between two calls */
-#define TOGETHER (32 * ROWS) /* items that a panel is multiplied by in one go */
-#define PART 160    /* inputs of a panel that lie in the first cache then */
-#define GROUP 4     /* tokens of one text that attend in one go */
+#define TOGETHER (32 * ITEMS) /* items that meet a panel in one go */
+#define PART 160   /* inputs of a panel that are kept near meanwhile */
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t integers __attribute__((vector_size(4 * LANES)));
@@ -70,7 +72,7 @@ typedef struct {
 
 int32_t panel_width(void) { return PANEL; }
 int32_t lanes(void) { return LANES; }
-int32_t rows(void) { return ROWS; }
+int32_t items(void) { return ITEMS; }
 int32_t group(void) { return GROUP; }
 
 /* LANES weights as fp32. */
@@ -99,18 +101,19 @@ static inline vector load_int8(const int8_t *p) {
 #endif
 }
 
-/* Add K inputs of one panel times M items, at most ROWS, to their sums.
-   x: input k of item m is at m * item + k * input; w: (K, PANEL); sums: (M, PANEL). */
+/* Add K inputs of one panel times M items, at most ITEMS, to their sums.
+   x: input k of item m is at m * item + k * input; w: (K, PANEL); ahead: as AHEAD, or 0 for what is near;
+   sums: (M, PANEL). */
 #define PANEL_TIMES_ITEMS(PRECISION, TYPE)                                                                       \
-  static inline __attribute__((always_inline)) void items_##PRECISION(int M, int K, const float *x, int item,    \
-                                                                      int input, const TYPE *w, float *sums) {   \
-    vector low[ROWS], high[ROWS];                                                                                \
+  static inline __attribute__((always_inline)) void items_##PRECISION(                                           \
+      int M, int K, const float *x, int item, int input, const TYPE *w, int ahead, float *sums) {                \
+    vector low[ITEMS], high[ITEMS];                                                                              \
     for (int m = 0; m < M; m++)                                                                                  \
       low[m] = *(vector *)(sums + m * PANEL), high[m] = *(vector *)(sums + m * PANEL + LANES);                   \
     for (int start = 0; start < K; start += CHUNK) {                                                             \
       int end = start + CHUNK < K ? start + CHUNK : K;                                                           \
-      for (int ahead = 0; ahead < (int)(CHUNK * PANEL * sizeof(TYPE)); ahead += 64)                              \
-        __builtin_prefetch((const char *)w + AHEAD + ahead, 0, 2);                                               \
+      for (int line = 0; ahead && line < (int)(CHUNK * PANEL * sizeof(TYPE)); line += 64)                        \
+        __builtin_prefetch((const char *)w + ahead + line, 0, 2);                                                \
       for (int k = start; k < end; k++, w += PANEL) {                                                            \
         vector left = load_##PRECISION(w), right = load_##PRECISION(w + LANES);                                  \
         for (int m = 0; m < M; m++) {                                                                            \
@@ -122,21 +125,22 @@ static inline vector load_int8(const int8_t *p) {
     for (int m = 0; m < M; m++)                                                                                  \
       *(vector *)(sums + m * PANEL) = low[m], *(vector *)(sums + m * PANEL + LANES) = high[m];                   \
   }                                                                                                              \
-  static void panel_##PRECISION(int M, int K, const float *x, const TYPE *w, float *sums) {                      \
+  static inline __attribute__((always_inline)) void panel_##PRECISION(                                           \
+      int M, int K, const float *x, int item, int input, const TYPE *w, int ahead, float *sums) {                \
     switch (M) { /* a constant number of items, so that their sums stay in registers */                          \
-      case 1: items_##PRECISION(1, K, x, K, 1, w, sums); break;                                                     \
-      case 2: items_##PRECISION(2, K, x, K, 1, w, sums); break;                                                     \
-      case 3: items_##PRECISION(3, K, x, K, 1, w, sums); break;                                                     \
-      case 4: items_##PRECISION(4, K, x, K, 1, w, sums); break;                                                     \
-      case 5: items_##PRECISION(5, K, x, K, 1, w, sums); break;                                                     \
-      case 6: items_##PRECISION(6, K, x, K, 1, w, sums); break;                                                     \
+      case 1: items_##PRECISION(1, K, x, item, input, w, ahead, sums); break;                                    \
+      case 2: items_##PRECISION(2, K, x, item, input, w, ahead, sums); break;                                    \
+      case 3: items_##PRECISION(3, K, x, item, input, w, ahead, sums); break;                                    \
+      case 4: items_##PRECISION(4, K, x, item, input, w, ahead, sums); break;                                    \
+      case 5: items_##PRECISION(5, K, x, item, input, w, ahead, sums); break;                                    \
+      case 6: items_##PRECISION(6, K, x, item, input, w, ahead, sums); break;                                    \
       MORE_ITEMS(PRECISION)                                                                                      \
     }                                                                                                            \
   }
-#if ROWS == 8
+#if ITEMS == 8
 #define MORE_ITEMS(PRECISION)                                                                                    \
-  case 7: items_##PRECISION(7, K, x, K, 1, w, sums); break;                                                         \
-  case 8: items_##PRECISION(8, K, x, K, 1, w, sums); break;     
+  case 7: items_##PRECISION(7, K, x, item, input, w, ahead, sums); break;                                        \
+  case 8: items_##PRECISION(8, K, x, item, input, w, ahead, sums); break;
 #else
 #define MORE_ITEMS(PRECISION)
 #endif
@@ -148,38 +152,40 @@ static void few_items(const Matrix *a, int panel, int M, const float *x, float *
   int K = a->inputs;
   int64_t offset = (int64_t)panel * K * PANEL;
   switch (a->precision) {
-    case FP32: panel_fp32(M, K, x, (const float *)a->panels + offset, sums); break;
-    case FP16: panel_fp16(M, K, x, (const uint16_t *)a->panels + offset, sums); break;
-    case INT8: panel_int8(M, K, x, (const int8_t *)a->panels + offset, sums); break;
+    case FP32: panel_fp32(M, K, x, K, 1, (const float *)a->panels + offset, AHEAD, sums); break;
+    case FP16: panel_fp16(M, K, x, K, 1, (const uint16_t *)a->panels + offset, AHEAD, sums); break;
+    case INT8: panel_int8(M, K, x, K, 1, (const int8_t *)a->panels + offset, AHEAD, sums); break;
   }
 }
 
 /* Some weights, as fp32. */
 static void unpack(const void *from, int precision, int count, float *to) {
   for (int i = 0; i < count; i += LANES) {
-    vector *part = (vector *)(to + i);
+    vector *next = (vector *)(to + i);
     switch (precision) {
-      case FP32: *part = load_fp32((const float *)from + i); break;
-      case FP16: *part = load_fp16((const uint16_t *)from + i); break;
-      case INT8: *part = load_int8((const int8_t *)from + i); break;
+      case FP32: *next = load_fp32((const float *)from + i); break;
+      case FP16: *next = load_fp16((const uint16_t *)from + i); break;
+      case INT8: *next = load_int8((const int8_t *)from + i); break;
     }
   }
 }
 
-/* Many items, packed: (M / ROWS, K, ROWS). A part of the panel lies near while all of them are multiplied by it, and
-   the next is called. */
+/* Many items, packed: (M / ITEMS, K, ITEMS). A part of the panel is near while all of them meet it, and the next part
+   is called. */
 static void many_items(const Matrix *a, int panel, int M, const float *packed, float *sums) {
   static const int bytes[] = {4, 2, 1};
   int K = a->inputs, row = PANEL * bytes[a->precision];
-  float part[PART * PANEL];
+  float near[PART * PANEL] __attribute__((aligned(64)));
   for (int start = 0; start < K; start += PART) {
     int inputs = K - start < PART ? K - start : PART, size = inputs * row;
     const char *here = (const char *)a->panels + ((int64_t)panel * K + start) * row, *next = here + size;
-    unpack(here, a->precision, inputs * PANEL, part);
-    for (int m = 0; m < M; m += ROWS) {
-      const char *until = here + size + (int64_t)size * (m + ROWS) / M;
-      for (; next < until; next += 64) __builtin_prefetch(next, 0, 2);
-      items_fp32(ROWS, inputs, packed + (int64_t)m * K + start * ROWS, 1, ROWS, part, sums + m * PANEL);
+    unpack(here, a->precision, inputs * PANEL, near);
+    for (int m = 0; m < M; m += ITEMS) {
+      int items = M - m < ITEMS ? M - m : ITEMS;
+      const float *x = packed + (int64_t)m * K + start * ITEMS;
+      for (const char *until = here + size + (int64_t)size * (m + items) / M; next < until; next += 64)
+        __builtin_prefetch(next, 0, 2);
+      panel_fp32(items, inputs, x, 1, ITEMS, near, 0, sums + m * PANEL);
     }
   }
 }
@@ -187,10 +193,10 @@ static void many_items(const Matrix *a, int panel, int M, const float *packed, f
 /* x (M, K) as many_items wants it; the last ones are filled up. The threads share the work, and wait for each other. */
 static void pack(int M, int K, const float *x, float *packed) {
 #pragma omp for schedule(static)
-  for (int start = 0; start < M; start += ROWS)
+  for (int start = 0; start < M; start += ITEMS)
     for (int k = 0; k < K; k++)
-      for (int m = 0; m < ROWS; m++)
-        packed[(int64_t)start * K + k * ROWS + m] = start + m < M ? x[(int64_t)(start + m) * K + k] : 0;
+      for (int m = 0; m < ITEMS; m++)
+        packed[(int64_t)start * K + k * ITEMS + m] = start + m < M ? x[(int64_t)(start + m) * K + k] : 0;
 }
 
 static inline vector choose(integers where, vector yes, vector no) {
@@ -238,9 +244,9 @@ static void activate(float *x, int activation) { /* (PANEL) */
   }
 }
 
-/* What becomes of the sums (PANEL) of one item: to (width). */
-static inline __attribute__((always_inline)) void finish(const Matrix *a, int first, int width, int activation, int add,
-                                                         float *sums, float *to) {
+/* The sums (PANEL) of one item, scaled and so on: to (width). */
+static inline __attribute__((always_inline)) void deliver(const Matrix *a, int first, int width, int activation,
+                                                          int add, float *sums, float *to) {
   if (a->scale)
     for (int n = 0; n < width; n++) sums[n] *= a->scale[first + n];
   if (a->bias)
@@ -254,33 +260,33 @@ static inline __attribute__((always_inline)) void finish(const Matrix *a, int fi
 
 /* y (M, N) = activation(x (M, K) times the matrix plus bias), or that added to y.
    Called by every thread of a team, which shares the panels out; all are done when it returns.
-   packed: room for the items, where they are more than ROWS, and up to ROWS more. */
+   packed: room for the items, where they are more than ITEMS, and up to ITEMS more. */
 static void product(const Matrix *a, int M, const float *x, float *y, int activation, int add, float *packed) {
   int N = a->outputs, K = a->inputs;
-  if (M > ROWS) pack(M, K, x, packed);
+  if (M > ITEMS) pack(M, K, x, packed);
 #pragma omp for schedule(static)
   for (int panel = 0; panel < (N + PANEL - 1) / PANEL; panel++) {
     int first = panel * PANEL;
-    float sums[TOGETHER * PANEL];
+    float sums[TOGETHER * PANEL] __attribute__((aligned(64)));
     for (int start = 0; start < M; start += TOGETHER) {
       int items = M - start < TOGETHER ? M - start : TOGETHER;
-      memset(sums, 0, 4 * PANEL * (items > ROWS ? TOGETHER : items));
-      if (M > ROWS)
+      memset(sums, 0, 4 * PANEL * items);
+      if (M > ITEMS)
         many_items(a, panel, items, packed + (int64_t)start * K, sums);
       else
         few_items(a, panel, items, x, sums);
       for (int m = 0; m < items; m++) {
         float *to = y + (int64_t)(start + m) * N + first;
         if (N - first >= PANEL)
-          finish(a, first, PANEL, activation, add, sums + m * PANEL, to);
+          deliver(a, first, PANEL, activation, add, sums + m * PANEL, to);
         else
-          finish(a, first, N - first, activation, add, sums + m * PANEL, to);
+          deliver(a, first, N - first, activation, add, sums + m * PANEL, to);
       }
     }
   }
 }
 
-/* The product alone, for what torch does with the rest. packed: room for (M + ROWS) * K numbers. */
+/* The product alone, for what torch does with the rest. packed: room for (M + ITEMS) * K numbers. */
 void linear(const Matrix *a, int32_t M, const float *x, float *y, float *packed, int32_t threads) {
 #pragma omp parallel num_threads(threads)
   product(a, M, x, y, NONE, 0, packed);
@@ -323,9 +329,9 @@ static void embed(const Model *model, int32_t token, int32_t position, float *x)
   }
 }
 
-/* Scores (whole) as shares of their sum, which is returned: e to the power of how far each is below the largest.
-   Only the first `length` of them count. Room for LANES more. */
-static float shares(float *scores, int length, int whole) {
+/* Scores (length) as shares of their sum, which is returned: e to the power of how far each is below the largest.
+   Room for LANES more. */
+static float shares(float *scores, int length) {
   for (int p = length; p < length + LANES; p++) scores[p] = -INFINITY;
   vector most = *(vector *)scores, totals = {0};
   for (int p = LANES; p < length; p += LANES) {
@@ -339,7 +345,6 @@ static float shares(float *scores, int length, int whole) {
     *(vector *)(scores + p) = share;
     totals += share;
   }
-  for (int p = length; p < whole; p++) scores[p] = 0;
   return sum_of(totals);
 }
 
@@ -370,14 +375,19 @@ static inline __attribute__((always_inline)) void attend(int count, const float 
     }
   }
   float totals[GROUP];
-  for (int i = 0; i < count; i++) totals[i] = shares(scores + i * room, length + i, whole);
+  for (int i = 0; i < count; i++) totals[i] = shares(scores + i * room, length + i);
   int d = 0;
   for (; d + 4 * LANES <= D; d += 4 * LANES) {
     vector sums[GROUP][4] = {0};
-    for (int p = 0; p < whole; p++) {
+    for (int p = 0; p < length; p++) {
       const vector *value = (const vector *)(values + origins[p] * row_size + (int64_t)p * D + d);
       for (int i = 0; i < count; i++)
         for (int j = 0; j < 4; j++) sums[i][j] += scores[i * room + p] * value[j];
+    }
+    for (int p = length; p < whole; p++) { /* what only the later ones look at */
+      const vector *value = (const vector *)(values + origins[p] * row_size + (int64_t)p * D + d);
+      for (int i = 1; i < count; i++)
+        for (int j = 0; j < 4 && p < length + i; j++) sums[i][j] += scores[i * room + p] * value[j];
     }
     for (int i = 0; i < count; i++)
       for (int j = 0; j < 4; j++) ((vector *)(mixed + i * width + d))[j] = sums[i][j] / totals[i];
@@ -385,17 +395,18 @@ static inline __attribute__((always_inline)) void attend(int count, const float 
   for (; d < D; d++)
     for (int i = 0; i < count; i++) {
       float sum = 0;
-      for (int p = 0; p < length + i; p++) sum += scores[i * room + p] * values[origins[p] * row_size + (int64_t)p * D + d];
+      for (int p = 0; p < length + i; p++)
+        sum += scores[i * room + p] * values[origins[p] * row_size + (int64_t)p * D + d];
       mixed[i * width + d] = sum / totals[i];
     }
 }
 
-/* How many items from the m-th on are of one text, one behind the other: 1, or GROUP. */
-static int together(int m, int M, const int32_t *positions, const int32_t *origins, int C) {
+/* How many items from the m-th on are of one text, one behind the other: GROUP, or 1. */
+static int group_of(int m, int M, const int32_t *positions, const int32_t *origins, int C) {
   if (m + GROUP > M) return 1;
   for (int i = 1; i < GROUP; i++)
     if (positions[m + i] != positions[m] + i ||
-        memcmp(origins + (int64_t)m * C, origins + (int64_t)(m + i) * C, 4 * (positions[m] + i)))
+        memcmp(origins + (int64_t)m * C, origins + (int64_t)(m + i) * C, 4 * (positions[m] + i + 1)))
       return 1;
   return GROUP;
 }
@@ -407,24 +418,27 @@ static int together(int m, int M, const int32_t *positions, const int32_t *origi
      position names the row to write to. Items of one row read each other's, so that several may be read at once.
    wanted (wanted_count): the items whose logits are asked for.
    logits (wanted_count, V); hidden (M, E): the states after the last norm, where they are to be kept, or NULL.
-   scratch: room for 3 M E + (2 M + ROWS) * max(3 E, inner) + threads * (M E + GROUP (C + LANES)) numbers. */
+   scratch: room for 3 M E + (2 M + ITEMS) * max(3 E, inner) + threads * (M E + GROUP (C + LANES)) numbers. */
 void step(const Model *model, Cache cache, int32_t M, const int32_t *tokens, const int32_t *positions,
           const int32_t *origins, int32_t wanted_count, const int32_t *wanted, float *logits, float *hidden,
           float *scratch, int32_t threads) {
   int E = model->width, H = model->heads, D = E / H, C = cache.capacity;
   int inner = model->layers->up.outputs, wide = inner > 3 * E ? inner : 3 * E;
-  int64_t row_size = (int64_t)H * C * D, part = row_size * cache.rows;
+  int64_t row_size = (int64_t)H * C * D, half = row_size * cache.rows;
   float *x = scratch, *mixed = x + (int64_t)M * E, *states = mixed + (int64_t)M * E;
   float *projected = states + (int64_t)M * E, *packed = projected + (int64_t)M * wide;
-  float *shared_end = packed + (int64_t)(M + ROWS) * wide;
+  float *shared_end = packed + (int64_t)(M + ITEMS) * wide;
+  int32_t groups[M]; /* for the first item of each: how many attend at a time */
+  for (int m = 0; m < M; m += groups[m]) groups[m] = group_of(m, M, positions, origins, C);
 #pragma omp parallel num_threads(threads)
   {
-    float *normed = shared_end + omp_get_thread_num() * ((int64_t)M * E + GROUP * (C + LANES)), *scores = normed + (int64_t)M * E;
+    float *normed = shared_end + omp_get_thread_num() * ((int64_t)M * E + GROUP * (C + LANES));
+    float *scores = normed + (int64_t)M * E;
 #pragma omp for schedule(static)
     for (int m = 0; m < M; m++) embed(model, tokens[m], positions[m], x + (int64_t)m * E);
     for (int l = 0; l < model->depth; l++) {
       const Layer *layer = model->layers + l;
-      float *keys = cache.numbers + 2 * l * part, *values = keys + part;
+      float *keys = cache.numbers + 2 * l * half, *values = keys + half;
       norm(M, E, x, layer->norm_1_weight, layer->norm_1_bias, model->epsilon, normed);
       product(&layer->attend, M, normed, projected, NONE, 0, packed);
 #pragma omp for schedule(static)
@@ -437,14 +451,13 @@ void step(const Model *model, Cache cache, int32_t M, const int32_t *tokens, con
           for (int d = 0; d < D; d++) tile[d * LANES + position % LANES] = key[d];
           memcpy(values + head + (int64_t)position * D, key + E, 4 * D);
         }
-        for (int m = 0, count; m < M; m += count) {
+        for (int m = 0; m < M; m += groups[m]) {
           const float *query = projected + (int64_t)m * 3 * E + h * D;
           const float *key = keys + (int64_t)h * C * D, *value = values + (int64_t)h * C * D;
           const int32_t *held = origins + (int64_t)m * C;
           float *to = mixed + (int64_t)m * E + h * D;
           int length = positions[m] + 1, room = C + LANES;
-          count = together(m, M, positions, origins, C);
-          if (count == GROUP)
+          if (groups[m] == GROUP)
             attend(GROUP, query, 3 * E, key, value, row_size, held, length, D, layer->scale, scores, room, to, E);
           else
             attend(1, query, 3 * E, key, value, row_size, held, length, D, layer->scale, scores, room, to, E);

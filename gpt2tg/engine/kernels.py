@@ -85,7 +85,7 @@ class Kernels:
         """How many outputs of a matrix lie side by side in a panel."""
         self.lanes: int = library.lanes()
         """How many numbers a register holds; the capacity of a cache is a multiple of it."""
-        self.rows: int = library.rows()
+        self.items: int = library.items()
         """How many items are multiplied at a time; of more, a packed copy is made, filled up to a multiple of it."""
         self.group: int = library.group()
         """How many tokens of a text attend in one go."""
@@ -103,7 +103,7 @@ def load() -> Kernels | None:
     if os.environ.get(SWITCH) == "0" or sys.platform == "win32":
         return None
     with contextlib.suppress(OSError, subprocess.SubprocessError, AttributeError):
-        path = cache_directory() / f"kernels-{_fingerprint()}.so"
+        path = cache_directory() / f"kernels-{fingerprint()}.so"
         with contextlib.suppress(OSError, AttributeError):  # not there, or of no use: broken, or made for another libc
             return Kernels(ctypes.CDLL(str(path)))
         if compiler := next(filter(None, map(shutil.which, COMPILERS)), None):
@@ -138,7 +138,8 @@ def machine() -> str:
     return f"{platform.machine()} {processor} {torch.get_num_threads()} {torch.__version__}"
 
 
-def _fingerprint() -> str:
+def fingerprint() -> str:
+    """Of the kernels as they are compiled here."""
     parts = (SOURCE.read_text(encoding="utf-8"), " ".join(FLAGS), machine())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 

@@ -6,7 +6,6 @@ Letters in shapes: M items, K inputs, N outputs.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import time
@@ -159,7 +158,7 @@ class Panels:
     def __call__(self, x: Tensor) -> Tensor:
         x = x.contiguous()
         product = torch.empty(len(x), self.outputs)
-        packed = torch.empty(len(x) + self.compiled.rows, self.inputs)
+        packed = torch.empty(len(x) + self.compiled.items, self.inputs)
         pointers = map(kernels.pointer, (x, product, packed))
         self.compiled.linear(self.structure(), len(x), *pointers, torch.get_num_threads())
         return product
@@ -211,6 +210,13 @@ def matrix_maker(precision: str, device: torch.device, width: int, inner: int) -
 
 
 def _fastest_in_fp32(library: kernels.Kernels | None, width: int, inner: int) -> Maker:
+    if library is not None and 4 * width * inner < SMALL:
+        return _in_fp32(library)["panels"]  # the calls take longer than the products, and the kernels need one for all
+    # Made twice: what is measured with shares no memory with the model, and so is given back.
+    return _in_fp32(library)[_remembered(_in_fp32(library), width, inner)]
+
+
+def _in_fp32(library: kernels.Kernels | None) -> dict[str, Maker]:
     makers: dict[str, Maker] = {
         "plain": lambda weight: Plain(weight.float()),
         "split": lambda weight: SplitSum(weight.float()),
@@ -218,14 +224,12 @@ def _fastest_in_fp32(library: kernels.Kernels | None, width: int, inner: int) ->
     if library is not None:
         memory = HugePages()
         makers["panels"] = lambda weight: Panels(weight.float(), "fp32", library, memory)
-        if 4 * width * inner < SMALL:  # the calls take longer than the products, and the kernels need one for all
-            return makers["panels"]
-    return makers[_remembered(makers, width, inner)]
+    return makers
 
 
 def _remembered(makers: dict[str, Maker], width: int, inner: int) -> str:
-    """The name of the fastest, measured once per machine, torch version, and shape."""
-    key = f"{' '.join(makers)} {width}x{inner} {hashlib.sha256(kernels.machine().encode()).hexdigest()[:16]}"
+    """The name of the fastest, measured once per machine, torch version, kernels, and shape."""
+    key = f"{' '.join(makers)} {width}x{inner} {kernels.fingerprint()}"
     try:
         file = kernels.cache_directory() / "fastest.json"
     except OSError:

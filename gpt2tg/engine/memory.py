@@ -15,35 +15,37 @@ import torch
 from torch import Tensor
 
 # Address space taken at a time. What is not written to takes no memory.
-PIECE = 256 * 2**20
+SPAN = 256 * 2**20
 
 # Where a tensor may begin: at a line of the processor's cache.
 LINE = 64
 
 
 class HugePages:
-    """Gives tensors one behind the other, so that small ones lie in huge pages too. Each piece of memory is given back
+    """Gives tensors one behind the other, so that small ones lie in huge pages too. Each span of memory is given back
     when the last tensor in it is gone."""
 
     def __init__(self) -> None:
-        self._piece: mmap.mmap | None = None
-        self._taken = self._size = 0
+        self._span: mmap.mmap | None = None
+        self._taken = 0
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """A tensor whose numbers are still to be written."""
         size = prod(shape) * dtype.itemsize
         if not size or not hasattr(mmap, "MADV_HUGEPAGE"):
             return torch.empty(shape, dtype=dtype)
-        if self._piece is None or self._taken + size > self._size:
-            self._size, self._taken = max(size, PIECE), 0
-            self._piece = _mapped(self._size)
-        tensor = torch.frombuffer(self._piece, dtype=dtype, count=prod(shape), offset=self._taken)
+        if self._span is None or self._taken + size > len(self._span):
+            try:
+                self._span, self._taken = _mapped(max(size, SPAN)), 0
+            except OSError:  # so much address space is not granted
+                return torch.empty(shape, dtype=dtype)
+        tensor = torch.frombuffer(self._span, dtype=dtype, count=prod(shape), offset=self._taken)
         self._taken += -(-size // LINE) * LINE
         return tensor.view(shape)
 
 
 def _mapped(size: int) -> mmap.mmap:
-    piece = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    span = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a Linux without them
-        piece.madvise(mmap.MADV_HUGEPAGE)
-    return piece
+        span.madvise(mmap.MADV_HUGEPAGE)
+    return span

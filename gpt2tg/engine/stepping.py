@@ -101,7 +101,7 @@ class Stepper:
         """
         shape, items, threads = self._shape, len(tokens), torch.get_num_threads()
         capacity = origins.shape[1]
-        shared = 3 * items * shape.n_embd + (2 * items + self._library.rows) * max(3 * shape.n_embd, shape.n_inner)
+        shared = 3 * items * shape.n_embd + (2 * items + self._library.items) * max(3 * shape.n_embd, shape.n_inner)
         room = shared + threads * (items * shape.n_embd + self._library.group * (capacity + self.lanes))
         scratch = torch.empty(room)  # not kept: threads may step through one model at once
         logits = torch.empty(len(wanted), shape.vocab_size)

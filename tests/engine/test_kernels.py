@@ -271,6 +271,21 @@ def test_long_texts_are_read_in_pieces_and_no_bit_differs(
     assert all(torch.equal(a, b) for a, b in zip(whole[3], in_pieces[3], strict=True))
 
 
+def test_a_long_text_read_at_once_or_token_by_token_gives_the_same_bits(
+    library: kernels.Kernels, tmp_path: Path
+) -> None:
+    """More tokens than a panel meets in one go, in groups that attend together and one by one."""
+    random_model(n_positions=320).save_pretrained(tmp_path)
+    model, ids = read_gpt2(tmp_path), random_ids(300, 1)
+    at_once, one_by_one = rows_of(model, 310), rows_of(model, 310)
+    logits = one_by_one.start([ids[:1]])
+    for token in ids[1:]:
+        logits = one_by_one.step(torch.tensor([token]))
+    assert torch.equal(at_once.start([ids]), logits)
+    following = [5, 6, 7, 8, 9]
+    assert torch.equal(at_once.extend(following)[-1:], [one_by_one.step(torch.tensor([t])) for t in following][-1])
+
+
 def test_final_states_are_kept_where_they_are_asked_for(library: kernels.Kernels, model_dir: Path) -> None:
     model = read_gpt2(model_dir)
     ours, torchs = rows_of(model, 20, keep_hidden=True), Context(model, 20, keep_hidden=True)
@@ -448,7 +463,7 @@ def test_they_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("content", [b"", b"no library", b"\x7fELF" + bytes(200)])
 def test_a_broken_library_is_compiled_anew(fresh: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
-    library = kernels.cache_directory() / f"kernels-{kernels._fingerprint()}.so"
+    library = kernels.cache_directory() / f"kernels-{kernels.fingerprint()}.so"
     library.write_bytes(content)
     monkeypatch.setattr(kernels, "COMPILERS", ())
     assert kernels.load() is None

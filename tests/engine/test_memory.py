@@ -13,7 +13,7 @@ import torch
 from gpt2tg.engine import memory
 from gpt2tg.engine.memory import HugePages
 
-HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+HUGE, SMAPS = Path("/sys/kernel/mm/transparent_hugepage/enabled"), Path("/proc/self/smaps")
 
 
 def test_tensors_keep_their_numbers_apart() -> None:
@@ -30,8 +30,8 @@ def test_tensors_keep_their_numbers_apart() -> None:
         assert tensor.data_ptr() % 64 == 0
 
 
-def test_more_than_a_piece_is_given_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "PIECE", 4096)
+def test_more_than_a_span_is_given_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "SPAN", 4096)
     pages = HugePages()
     tensors = [pages.empty(n, dtype=torch.float32) for n in (1000, 1000, 50_000, 3)]
     for number, tensor in enumerate(tensors):
@@ -67,15 +67,27 @@ def test_an_empty_tensor_and_a_system_without_huge_pages(monkeypatch: pytest.Mon
     assert HugePages().empty(4, 5).fill_(2).sum() == 40
 
 
-@pytest.mark.skipif(
-    not HUGE.exists() or "[never]" in HUGE.read_text(encoding="utf-8"), reason="this system has no huge pages"
-)
-def test_the_pages_are_huge() -> None:
-    def huge() -> int:
-        (line,) = (x for x in Path("/proc/self/smaps_rollup").read_text().splitlines() if x.startswith("AnonHugePages"))
-        return int(line.split()[1])  # KB
+def test_memory_that_is_not_granted_is_taken_from_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(size: int) -> mmap.mmap:
+        raise OSError(12, "Cannot allocate memory")
 
-    before = huge()
-    tensor = HugePages().empty(32 * 2**20, dtype=torch.int8).fill_(1)
-    assert huge() - before >= 16 * 1024
-    assert tensor.all()
+    monkeypatch.setattr(memory, "SPAN", 4096)
+    pages = HugePages()
+    first = pages.empty(1000).fill_(1)
+    monkeypatch.setattr(memory, "_mapped", refuse)
+    second, third = pages.empty(1000).fill_(2), pages.empty(10).fill_(3)
+    assert [tensor.unique().tolist() for tensor in (first, second, third)] == [[1], [2], [3]]
+
+
+@pytest.mark.skipif(not HUGE.exists() or not SMAPS.exists(), reason="no huge pages here, or no word of them")
+def test_huge_pages_are_asked_for() -> None:
+    tensor = HugePages().empty(32 * 2**20, dtype=torch.int8)
+    of_its_mapping = ""
+    for line in SMAPS.read_text(encoding="utf-8").splitlines():
+        head, _, rest = line.partition(" ")
+        if "-" in head and not head.endswith(":"):
+            first, last = (int(end, 16) for end in head.split("-"))
+            inside = first <= tensor.data_ptr() < last
+        elif head == "VmFlags:" and inside:
+            of_its_mapping = rest
+    assert "hg" in of_its_mapping.split()
