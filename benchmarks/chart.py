@@ -3,7 +3,8 @@
     python benchmarks/decode.py > benchmarks/results/decode.json
     python benchmarks/chart.py
 
-A file of results that is not there leaves its tables as they are.
+A file of results that is not there leaves its tables as they are. What is measured in several runs may lie in
+several files, decode.json, decode-medium.json and so on: their tables are put together.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def _draw_panel(axis: Axes, title: str, figures: list[dict | None], names: list[
     longest = max(found["tokens_per_second"]["max"] for found in figures if found)
     for row, (name, found) in enumerate(zip(names, figures, strict=True)):
         if not found:
-            axis.text(0.02 * longest, row, "not offered", va="center", fontsize=7.5, color=PALE)
+            axis.text(0.02 * longest, row, "no figure", va="center", fontsize=7.5, color=PALE)
             continue
         speed = found["tokens_per_second"]
         axis.barh(row, speed["median"], height=0.7, color=OURS if name.startswith("gpt2tg") else OTHERS)
@@ -164,12 +165,24 @@ def scaling_table(told: dict) -> str:
     return f"{machine_line(told)}\n\n{markdown(header, rows)}"
 
 
+def together(runs: list[dict]) -> dict:
+    """The results of several runs as those of one."""
+    repeats = sorted({told.get("repeats") or told.get("runs") for told in runs})
+    versions = {name: version for told in runs for name, version in told["machine"]["versions"].items()}
+    return {
+        **runs[0],
+        "machine": {**runs[0]["machine"], "versions": versions},
+        "bandwidth_gb_per_second": max(told.get("bandwidth_gb_per_second", 0) for told in runs),
+        "repeats": " to ".join(map(str, dict.fromkeys((repeats[0], repeats[-1])))),
+        "results": [table for told in runs for table in told["results"]],
+    }
+
+
 def machine_line(told: dict) -> str:
     """What it ran on."""
     machine = told["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    repeats = told.get("repeats") or told.get("runs")
-    counted = f" Medians of {repeats} runs in turn." if repeats else ""
+    counted = f" Medians of {told['repeats']} runs in turn." if told["repeats"] != "1" else " One run of each."
     return f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GiB; {versions}.{counted}"
 
 
@@ -213,10 +226,12 @@ def main() -> None:
     }
     page = options.page.read_text(encoding="utf-8")
     for source, tables in makers.items():
-        path = options.results / f"{source}.json"
-        if not path.exists():
+        runs = [
+            json.loads(path.read_text(encoding="utf-8")) for path in sorted(options.results.glob(f"{source}*.json"))
+        ]
+        if not runs:
             continue
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = together(runs)
         for name, make in tables.items():
             page = fill(page, name, make(told))
         if source == "decode":
