@@ -423,17 +423,25 @@ def settings(options: DecodingOptions) -> str:
 def verdict(found: HeldOut) -> str:
     """What came out, in a sentence."""
     low, high = found.interval
-    gain = f"{found.gain:.2f} (95 % interval {low:.2f} to {high:.2f})"
     prompts, seeds = len(found.comparison.prompts), len(found.tuned.distances)
     unseen = f"on {prompts} prompts and {seeds} seeds that the search had not seen"
-    if found.is_clear:
-        return f"The settings found are nearer to human text than the default ones by {gain}, {unseen}."
     if _parameters(found.tuned.options) == _parameters(found.default.options):
         return "No gain: of the settings that were tried the default ones are the nearest."
-    return (
-        f"No clear gain: the settings found are nearer to human text than the default ones by {gain}, {unseen}, "
-        "which may be luck. A longer reference or more --budget may show one."
-    )
+    nearer = f"nearer to human text than the default ones by {_with_interval(found.gain, low, high)}, {unseen}"
+    farther = f"farther from human text than the default ones by {_with_interval(-found.gain, -high, -low)}, {unseen}"
+    if found.is_clear:
+        return f"The settings found are {nearer}."
+    if high < 0:
+        return f"A loss: the settings found are {farther}. Keep the default ones, or search with a longer reference."
+    more = "A longer reference or more --budget may show a gain."
+    if found.gain <= 0:
+        return f"No gain: the settings found are {farther}, which may be luck. {more}"
+    return f"No clear gain: the settings found are {nearer}, which may be luck. {more}"
+
+
+def _with_interval(gain: float, low: float, high: float) -> str:
+    gain, low, high = (round(value, 2) + 0.0 for value in (gain, low, high))  # 0.00 has no sign
+    return f"{gain:.2f} (95 % interval {low:.2f} to {high:.2f})"
 
 
 def summary(found: HeldOut) -> str:

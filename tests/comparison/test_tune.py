@@ -212,6 +212,30 @@ def test_the_verdict_says_whether_the_gain_is_clear(found: Tuning) -> None:
     assert verdict(same) == "No gain: of the settings that were tried the default ones are the nearest."
 
 
+@pytest.mark.parametrize(
+    ("gain", "interval", "words"),
+    [
+        (0.5, (-0.1, 0.9), "No clear gain: the settings found are nearer to human text than the default ones by 0.50 "
+         "(95 % interval -0.10 to 0.90), .* which may be luck"),
+        (-0.3, (-0.8, 0.1), "No gain: the settings found are farther from human text than the default ones by 0.30 "
+         "(95 % interval -0.10 to 0.80), .* which may be luck"),
+        (0.0, (-0.4, 0.0), "No gain: the settings found are farther from human text than the default ones by 0.00 "
+         "(95 % interval 0.00 to 0.40), .* which may be luck"),
+        (-0.5, (-0.8, -0.2), "A loss: the settings found are farther from human text than the default ones by 0.50 "
+         "(95 % interval 0.20 to 0.80), .* Keep the default ones"),
+    ],
+)  # fmt: skip
+def test_the_verdict_says_on_which_side_the_settings_found_lie(
+    found: Tuning, gain: float, interval: tuple[float, float], words: str
+) -> None:
+    end = replace(found.end, gain=gain, interval=interval)
+    assert end.tuned.options != end.default.options
+    beginning, rest = words.split(" .* ")
+    assert verdict(end).startswith(beginning)
+    assert rest in verdict(end)
+    assert ("luck" in verdict(end)) == ("luck" in rest)
+
+
 def test_the_summary_has_both_settings(found: Tuning) -> None:
     header, default, tuned, human, *_ = summary(found.end).splitlines()
     assert header.split()[:3] == ["temperature", "top_p", "top_k"]
