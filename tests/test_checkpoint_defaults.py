@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -118,15 +119,16 @@ def test_a_session_uses_them_too(tuned_dir: Path, capsys: Capture, monkeypatch: 
 
 @pytest.fixture
 def session(model_dir: Path) -> Session:
-    """With the model that brings nothing, and what the session has said in `said`."""
+    """With the model that brings nothing."""
     options = DecodingOptions(num_sequences=1, seed=3, max_new_tokens=12)
-    front = Front(read=input, write=lambda _: None, say=[].append)
+    front = Front(read=input, write=lambda _: None, say=lambda _: None)
     return Session(load(str(model_dir)), options, str(model_dir), front, load)
 
 
 def said_to(session: Session, *lines: str) -> list[str]:
+    """What the session says to these lines."""
     said: list[str] = []
-    object.__setattr__(session.front, "say", said.append)
+    session.front = replace(session.front, say=said.append)
     for line in lines:
         session.answer(line)
     return said
@@ -154,6 +156,18 @@ def test_what_was_set_in_a_session_stays_with_another_model(session: Session, tu
     said = said_to(session, "/decoding sample", f"/model {tuned_dir}")
     assert len(said) == 2
     assert session.options.no_repeat_ngram == 0
+
+
+def test_what_a_model_brought_leaves_with_it_after_loading_too(
+    session: Session, tuned_dir: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "story.jsonl"
+    said_to(session, f"/model {tuned_dir}", "/set top_p=0.5", f"/save {file}", f"/model {model_dir}", f"/load {file}")
+    now = session.options
+    assert (now.temperature, now.top_p, now.min_p, now.no_repeat_ngram) == (1.1, 0.5, 0.02, 3)
+    said_to(session, f"/model {model_dir}")
+    now = session.options
+    assert (now.temperature, now.top_p, now.min_p, now.no_repeat_ngram) == (0.7, 0.5, None, 0)
 
 
 def test_a_model_that_cannot_be_loaded_changes_nothing(session: Session, tuned_dir: Path) -> None:

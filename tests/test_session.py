@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from gpt2tg.options import DecodingOptions, decoding_options
 from gpt2tg.session import Front, Session
 from gpt2tg.session.completion import completions
 from gpt2tg.session.front import Style
-from gpt2tg.session.settings import FIELDS, changed
+from gpt2tg.session.settings import FIELDS, changed, without_dashes
 from gpt2tg.session.state import Turn
 from gpt2tg.tables import candidate_table
 
@@ -506,16 +507,30 @@ def test_a_refused_setting_leaves_the_others() -> None:
 @pytest.mark.parametrize("width", [20, 45, 80, 200])
 def test_help_names_every_command_and_fits(generator: Generator, width: int) -> None:
     talk = Talk(generator, settings())
-    object.__setattr__(talk.session.front, "width", lambda: width)
+    talk.session.front = replace(talk.session.front, width=lambda: width)
     lines = talk.type("/help")[1]
     assert max(map(len, lines)) <= max(width, 30)
-    settings_listed = talk.type("/set")[1]
-    assert max(map(len, settings_listed)) <= max(width, 30)
-    assert not any("--" in line for line in settings_listed)
-    assert all(line.strip() in FIELDS or line.startswith("     ") or "  " in line.strip() for line in settings_listed)
     for command in ("/continue", "/retry", "/edit", "/why", "/compare", "/model", "/save", "/load", "/quit"):
         assert any(line.lstrip().startswith(command) for line in lines)
-    assert max(map(len, talk.type("/set")[1])) <= max(width, 30)
+
+
+@pytest.mark.parametrize("width", [20, 45, 80, 200])
+def test_set_alone_lists_each_setting_with_its_meaning_and_fits(generator: Generator, width: int) -> None:
+    talk = Talk(generator, settings())
+    talk.session.front = replace(talk.session.front, width=lambda: width)
+    lines = talk.type("/set")[1]
+    assert max(map(len, lines)) <= max(width, 30)
+    assert not any("--" in line for line in lines)
+    found: dict[str, str] = {}
+    for line in lines:
+        if line[2] != " ":
+            name, *meaning = line.split(maxsplit=1)
+            found[name] = "".join(meaning)
+        else:
+            found[name] += line
+    for name, meaning in found.items():  # lines end where there is room, also at a hyphen
+        assert "".join(meaning.split()) == "".join(without_dashes(FIELDS[name].metadata["help"]).split())
+    assert list(found) == list(FIELDS)
 
 
 def test_help_on_one_thing(generator: Generator) -> None:
@@ -814,6 +829,10 @@ def saved(generator: Generator, tmp_path: Path) -> tuple[Path, list[str]]:
          "line 2: temperature -1.0 is out of range"),
         (lambda lines: [lines[0].replace('"temperature": 1.0', '"temperature": "hot"'), *lines[1:]],
          'line 1: temperature is "hot", expected a number'),
+        (lambda lines: [lines[0].replace('"brought": []', '"brought": ["heat"]'), *lines[1:]],
+         'line 1 has "brought" that are no settings'),
+        (lambda lines: [lines[0].replace('"brought": []', '"brought": 3'), *lines[1:]],
+         'line 1 has "brought" that are no settings'),
         (lambda lines: [lines[0], lines[1].replace('"choice": 0', '"choice": -1'), lines[2]], "line 2 is no turn"),
         (lambda lines: [lines[0], lines[1].replace('"ids": [', '"ids": [-1, '), lines[2]],
          'line 2 has "ids" that are no tokens'),
@@ -837,6 +856,13 @@ def test_a_session_of_another_model_says_so(generator: Generator, tmp_path: Path
     file.write_text("\n".join([lines[0].replace('"model": "tiny"', '"model": "huge"'), *lines[1:]]) + "\n")
     said = Talk(generator, settings()).type(f"/load {file}")[1]
     assert said[1] == "It was written by huge; the model here is tiny. /model changes it."
+
+
+def test_a_session_that_says_nothing_of_what_was_brought_is_read(generator: Generator, tmp_path: Path) -> None:
+    file, lines = saved(generator, tmp_path)
+    file.write_text("\n".join([lines[0].replace(', "brought": []', ""), *lines[1:]]) + "\n")
+    assert "brought" not in file.read_text()
+    assert Talk(generator, settings()).type(f"/load {file}")[1][0].startswith("loaded 2 turns")
 
 
 # --- completion ---------------------------------------------------------------------------------------------------

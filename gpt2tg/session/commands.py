@@ -227,10 +227,10 @@ def _model(session: Session, name: str) -> None:
     if session.load is None:
         raise UserError("another model cannot be loaded here")
     own = brought_along(name, "model", {setting: getattr(session.options, setting) for setting in session.chosen})
-    gone = {setting: default_of(DecodingOptions, setting) for setting in session.brought}
-    options = merged(session.options, {**{s: value for s, value in gone.items() if s not in session.chosen}, **own})
+    gone = {setting: default_of(DecodingOptions, setting) for setting in session.brought - session.chosen}
+    options = merged(session.options, {**gone, **own})
     session.generator, session.name = session.load(name), name
-    session.options, session.brought = options, own
+    session.options, session.brought = options, set(own)
     if words := in_words(own):
         session.front.say(without_dashes(f"settings of the checkpoint, found by --tune: {words}"))
     session.front.say(session.description())
@@ -245,7 +245,8 @@ def _save(session: Session, words: str) -> None:
         raise UserError(f"{path} cannot be written: give a file in a directory that exists")
     if path.exists() and not may_overwrite and path.resolve() not in session.files:
         raise UserError(f"{path} is there already: choose another, or write /save {words} overwrite")
-    files.save(path, files.SavedSession(session.name, session.options, session.text.turns))
+    brought = frozenset(session.brought - session.chosen)
+    files.save(path, files.SavedSession(session.name, session.options, brought, session.text.turns))
     session.files.add(path.resolve())
     session.front.say(f"saved {_turns(session.text.turns)} to {path}")
 
@@ -253,7 +254,7 @@ def _save(session: Session, words: str) -> None:
 def _load(session: Session, words: str) -> None:
     path = _path(words, "/load")
     saved = files.load(path)
-    session.take_up(saved.options)
+    session.take_up(saved.options, saved.brought)
     session.beside = ()
     session.text.change(saved.turns)
     session.files.add(path.resolve())

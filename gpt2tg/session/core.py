@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class Session:
         """The texts of the last turn, where several were written side by side."""
         self.chosen: set[str] = set()
         """Settings that the person has chosen, here or by flags: another model does not change them."""
-        self.brought: dict[str, Any] = {}
+        self.brought: set[str] = set()
         """Settings that the model brought along, and that leave with it."""
         self.files: set[Path] = set()
         """Files that were saved or loaded here, and may be written over."""
@@ -61,10 +61,11 @@ class Session:
         self.options = merged(self.options, given)
         self.chosen |= given.keys()
 
-    def take_up(self, options: DecodingOptions) -> None:
-        """Go on with the settings of another session."""
-        self.options, self.brought = options, {}
-        self.chosen = {name for name, value in vars(options).items() if value != default_of(DecodingOptions, name)}
+    def take_up(self, options: DecodingOptions, brought: Iterable[str]) -> None:
+        """Go on with the settings of another session, of which the model there brought some along."""
+        self.options, self.brought = options, set(brought)
+        changed = {name for name, value in vars(options).items() if value != default_of(DecodingOptions, name)}
+        self.chosen = changed - self.brought
 
     def welcome(self) -> None:
         """One line on what is loaded, one on what to do."""

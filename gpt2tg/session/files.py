@@ -27,6 +27,8 @@ class SavedSession:
 
     model: str
     options: DecodingOptions
+    brought: frozenset[str]
+    """The settings that the model brought along, and that nobody has chosen."""
     turns: tuple[Turn, ...]
 
 
@@ -41,6 +43,7 @@ def save(path: Path, session: SavedSession) -> None:
         "model": session.model,
         "turns": len(session.turns),
         "settings": _to_json(session.options),
+        "brought": sorted(session.brought),
     }
     entries = [first, *map(_turn_entry, session.turns)]
     write_whole(path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
@@ -65,10 +68,13 @@ def load(path: Path) -> SavedSession:
         )
     if first.get("turns") != len(rest):
         raise UserError(f"{path} was cut: it should have {first.get('turns')} turns and has {len(rest)}")
+    where = f"{path} line 1"
+    model, options = _text(first, "model", where), _from_json(first.get("settings"), where)
+    brought = first.get("brought", [])  # earlier files lack it
+    if not isinstance(brought, list) or not set(map(str, brought)) <= vars(options).keys():
+        raise UserError(f'{where} has "brought" that are no settings')
     turns = tuple(_turn(entry, f"{path} line {number}") for number, entry in enumerate(rest, start=2))
-    return SavedSession(
-        _text(first, "model", f"{path} line 1"), _from_json(first.get("settings"), f"{path} line 1"), turns
-    )
+    return SavedSession(model, options, frozenset(brought), turns)
 
 
 def _to_json(options: DecodingOptions) -> dict[str, Any]:
