@@ -236,12 +236,11 @@ def _launcher() -> list[str]:
     import psutil
 
     try:
-        _, *words = psutil.Process(os.getppid()).cmdline()
-        words = words[: words.index(sys.argv[0])]
+        words = psutil.Process(os.getppid()).cmdline()
+        _, name, *flags = words[: words.index(sys.argv[0])]
     except (psutil.Error, ValueError):  # nobody we know
         return ["torchrun", "--nproc_per_node", os.environ.get("LOCAL_WORLD_SIZE", "1")]
-    name, *flags = words
-    return ["python", *words] if name.startswith("-") else [os.path.basename(name), *flags]
+    return ["python", name, *flags] if name.startswith("-") else [os.path.basename(name), *flags]
 
 
 def _quoted(words: list[str]) -> str:

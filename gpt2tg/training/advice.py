@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from decimal import ROUND_FLOOR, Context
 
 import numpy as np
 
@@ -52,7 +53,8 @@ def advice(
         )
     if data.validation is not None and (tokens := len(data.validation) * data.block_size) > MANY_MEASURED:
         enough = options.validation_split * MANY_MEASURED / tokens
-        way_out = "a shorter --validation_file" if options.validation_file else f"--validation_split {enough:.1g}"
+        split = f"--validation_split {_rounded_down(enough)}"
+        way_out = "a shorter --validation_file" if options.validation_file else split
         yield (
             f"{tokens:,} tokens are held out and measured before training, after each epoch and at the end, "
             f"which takes long: {way_out} is enough"
@@ -68,6 +70,11 @@ def counted(number: int, what: str) -> str:
 
 def _share(part: int, whole: int) -> str:
     return f"{part / whole:.0%}" if part / whole >= 0.01 else f"{part / whole:.1%}"
+
+
+def _rounded_down(share: float) -> str:
+    """To one significant digit. More than the share would be too much still."""
+    return f"{Context(prec=1, rounding=ROUND_FLOOR).create_decimal_from_float(share):f}"
 
 
 def _known(learned: TextSource, measured: TextSource) -> int:

@@ -22,7 +22,6 @@ History = Sequence[dict[str, float]]
 # Short enough for a terminal of 80 columns, with large numbers in all places.
 BAR_FORMAT = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
 
-
 # Seconds for which a person waits without asking what goes on.
 SHORT_MEASUREMENT = 3
 

@@ -14,6 +14,10 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 # Python's own limit for csv refuses a long story; without any, a quote that is never closed would fill the memory.
 LONGEST_FIELD = 1 << 27
 
+# What Python says of a quote that is not doubled, or never closed: it has one class for all errors of csv.
+ABOUT_QUOTES = ("expected after", "unexpected end of data")
+HOW_TO_QUOTE = 'a text with quotes is written "so ""quoted"" here"'
+
 
 class BadRecord(ValueError):
     """A table that cannot be read; the message names the line or the columns."""
@@ -51,8 +55,8 @@ def _table_rows(file: TextIO, delimiter: str) -> Iterator[tuple[int, dict[str, A
         for row in reader:
             yield reader.line_num, row
     except csv.Error as error:
-        line = reader.reader.line_num
-        raise BadRecord(f'line {line}: {error}; a text with quotes is written "so ""quoted"" here"') from None
+        way_out = f"; {HOW_TO_QUOTE}" if any(words in str(error) for words in ABOUT_QUOTES) else ""
+        raise BadRecord(f"line {reader.reader.line_num}: {error}{way_out}") from None
 
 
 def _json_rows(file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -95,6 +95,8 @@ def test_the_command_that_resumes(words: list[str], expected: str, monkeypatch: 
         (["python", "-m", "torch.distributed.run", "--standalone", "finetune_gpt2.py"],
          "python -m torch.distributed.run --standalone"),
         (["some-scheduler", "job.sh"], "torchrun --nproc_per_node 3"),
+        (["some-scheduler", "finetune_gpt2.py"], "torchrun --nproc_per_node 3"),
+        ([], "torchrun --nproc_per_node 3"),
     ],
 )  # fmt: skip
 @pytest.mark.skipif(os.name == "nt", reason="quotes are others there")

@@ -13,7 +13,7 @@ import pytest
 from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training import data
+from gpt2tg.training import data, tables
 from gpt2tg.training.data import NO_LOSS, load_data
 from gpt2tg.training.sources import Reading, plan_sources, survey
 
@@ -92,7 +92,7 @@ def test_windows_files_are_read_alike(tmp_path: Path) -> None:
         ("t.jsonl", "[" * 100_000 + "\n", "line 1 is no JSON .*: write it"),
         ("t.json", '[{"text": "x"}]', "would be read as plain text: write it as .jsonl"),
         ("t.jsonl", '["x"]\n', "line 1 is no JSON object"),
-        ("t.csv", 'text\n"never closed\n', "line 2: unexpected end of data"),
+        ("t.csv", 'text\n"never closed\n', "line 2: unexpected end of data; a text with quotes is written"),
         ("t.tsv", 'id\ttext\n1\t"No," said she.\n', "line 2: .* a text with quotes is written"),
         ("t.csv", "text\n", "holds no text"),
     ],
@@ -103,6 +103,17 @@ def test_broken_tables_are_refused_with_the_place(tmp_path: Path, name: str, con
         examples_of(tmp_path / name)
     assert caught.value.option == "train_file"
     assert str(tmp_path / name) in caught.value.message
+
+
+def test_quotes_are_no_way_out_of_another_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = csv.field_size_limit()
+    monkeypatch.setattr(tables, "LONGEST_FIELD", 10)
+    (tmp_path / "t.csv").write_text("text\nlonger than it may be\n")
+    try:
+        with pytest.raises(UserError, match=r"line 2: field larger than field limit \(10\)$"):
+            examples_of(tmp_path / "t.csv")
+    finally:
+        csv.field_size_limit(limit)
 
 
 def test_a_column_that_is_not_there_is_refused(tmp_path: Path) -> None:
