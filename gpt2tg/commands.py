@@ -267,7 +267,17 @@ def compare(given: dict[str, Any], name: str, option: str) -> None:
     generator = model_loader(given, option)(name)
     batch_size = pick(PromptOptions, given).batch_size
     columns = shutil.get_terminal_size().columns
-    carry_out(generator, name, request, base, chosen, writer(), notice, columns, batch_size)
+    carry_out(
+        request,
+        generator=generator,
+        name=name,
+        base=base,
+        chosen=chosen,
+        write=writer(),
+        say=notice,
+        columns=columns,
+        batch_size=batch_size,
+    )
 
 
 def _all_strategies(given: dict[str, Any], name: str, option: str) -> str:
@@ -380,7 +390,7 @@ def interactive(given: dict[str, Any], name: str | None, option: str) -> None:
     front = _front()
     session = Session(generator, decoding, name, front, partial(load, option="model"))
     session.chosen.update(only(DecodingOptions, given))
-    session.brought = own
+    session.brought = set(own)
     if front.at_terminal:
         session.welcome()
     session.run(given.get("prompt"))

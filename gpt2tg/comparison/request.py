@@ -65,9 +65,10 @@ def texts_of(options: PromptOptions, say: Callable[[str], None]) -> list[str]:
 
 
 def carry_out(
+    request: Request,
+    *,
     generator: Generator,
     name: str,
-    request: Request,
     base: DecodingOptions,
     chosen: str | None,
     write: Callable[[str], None],

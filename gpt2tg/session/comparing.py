@@ -48,14 +48,14 @@ def compare(session: Session, words: str) -> None:
         prompts = [] if where.reference is not None else [_last_prompt(session)]
     request = read_request(where, prompts, say)
     carry_out(
-        session.generator,
-        session.name,
         request,
-        options,
-        where.strategies,
-        lambda text: session.front.write(session.front.style.shown(text)),
-        say,
-        session.front.width(),
+        generator=session.generator,
+        name=session.name,
+        base=options,
+        chosen=where.strategies,
+        write=lambda text: session.front.write(session.front.style.shown(text)),
+        say=say,
+        columns=session.front.width(),
     )
     for file in filter(None, (request.output, request.report)):
         say(f"the comparison is in {file}")
