@@ -52,6 +52,7 @@ from gpt2tg.training.lora import base_reference, choose_weights
 from gpt2tg.training.memory import device_bytes, out_of_memory, smaller_batches
 from gpt2tg.training.model import check_existing, existing_model, new_model, shape_of_model, transformers_tokenizer
 from gpt2tg.training.plan import fused_attention, plan, show_blocks, total_steps
+from gpt2tg.training.processor import keep_freed_memory
 from gpt2tg.training.records import Records
 from gpt2tg.training.samples import Samples
 from gpt2tg.training.sources import plan_sources
@@ -382,6 +383,8 @@ def _train(trainer: LanguageTrainer, checkpoint: Path | None, interruption: Inte
         Interrupted: a signal ended it before; a checkpoint of its last step is saved.
     """
     interruption.training = True
+    if trainer.args.device.type == "cpu":
+        keep_freed_memory()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:

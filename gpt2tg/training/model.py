@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MethodType
+from typing import Any
 
 import torch
 from tokenizers import pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
+from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers.modeling_outputs import CausalLMOutput
+from transformers.utils import ModelOutput
 
 from gpt2tg.engine.checkpoints import ModelShape, base_directory, find_checkpoint, read_shape, read_weights, shape_of
 from gpt2tg.engine.model import GPT2
@@ -16,6 +21,8 @@ from gpt2tg.engine.tokenizer import END_OF_TEXT, TextTokenizer, byte_level, load
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.lora import plain_weights
+from gpt2tg.training.loss import next_token_loss
+from gpt2tg.training.processor import ATTENTION, Dropout
 from gpt2tg.training.sources import TextSource
 
 
@@ -107,11 +114,33 @@ def transformers_tokenizer(tokenizer: TextTokenizer, positions: int) -> PreTrain
 
 
 def for_training(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
-    """Mend two things of transformers, for training alone: the config, and so the checkpoint, stays as it is."""
+    """Mend some things of transformers, for training alone: the config, and so the checkpoint, stays as it is."""
     # The Trainer counts the labels that carry loss, and counts one too many a block unless it knows this loss.
     model.loss_type = "ForCausalLM"
-    # GPT-2's tanh GELU in one operation: spelled out in eight, it costs a quarter of a training step on a CPU.
-    if model.config.activation_function == "gelu_new":
-        for block in model.transformer.h:
+    model.forward = MethodType(_forward, model)
+    model.set_attn_implementation(ATTENTION)
+    config, network = model.config, model.transformer
+    network.drop = Dropout(config.embd_pdrop)
+    for block in network.h:
+        block.attn.resid_dropout, block.mlp.dropout = Dropout(config.resid_pdrop), Dropout(config.resid_pdrop)
+        # In one operation: spelled out in eight, GPT-2's tanh GELU costs a quarter of a training step on a CPU.
+        if config.activation_function == "gelu_new":
             block.mlp.act = torch.nn.GELU(approximate="tanh")
     return model
+
+
+def _forward(
+    model: GPT2LMHeadModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    labels: Tensor | None = None,
+    num_items_in_batch: Tensor | int | None = None,
+    **others: Any,
+) -> ModelOutput:
+    """As in transformers; where there are labels, the loss is all that comes back, and the logits are never whole."""
+    seen = dict(attention_mask=attention_mask, position_ids=position_ids, **others)
+    if labels is None:
+        return GPT2LMHeadModel.forward(model, input_ids, **seen)
+    hidden = model.transformer(input_ids, **seen).last_hidden_state
+    return CausalLMOutput(next_token_loss(hidden, model.lm_head.weight, labels, num_items_in_batch))

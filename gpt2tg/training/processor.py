@@ -1,0 +1,98 @@
+"""Training on a processor instead of a GPU: what torch computes slowly there, in other operations of torch."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+import platform
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+# Under this name transformers finds `attention`.
+ATTENTION = "gpt2tg"
+
+# The names of settings in glibc's malloc.h, and the most that they take: in its newer versions, and in older ones.
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+MOST, MOST_BEFORE = 2**31 - 1, 2**25
+
+
+def keep_freed_memory() -> None:
+    """Let what a step has freed be there for the next one.
+
+    glibc would give it back to the system each time, and take it again page by page: a tenth of a step of a small
+    model.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(TRIM_THRESHOLD, MOST)
+    libc.mallopt(MMAP_THRESHOLD, MOST) or libc.mallopt(MMAP_THRESHOLD, MOST_BEFORE)
+
+
+class Dropout(nn.Dropout):
+    """As torch's; on a processor from a quarter of the random bits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape, which the result has too."""
+        if not self.training or not self.p or x.device.type != "cpu":
+            return super().forward(x)
+        return dropped(x, self.p)
+
+
+def dropped(x: Tensor, share: float) -> Tensor:
+    """Each number is 0 with a probability of `share`, to 1 / 65,536, and the others make up for it.
+
+    Sixteen bits of torch's generator decide on a number; torch takes 64, and makes a float of them.
+    """
+    least = round(share * 2**16)
+    bits = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    kept = torch.empty(x.shape, dtype=x.dtype)
+    torch.ge(bits[: x.numel()].view(x.shape), least - 2**15, out=kept)
+    return x * kept.mul_(2**16 / (2**16 - least))
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """As transformers' function for torch's fused attention, which on a processor knows no dropout: there without it.
+
+    Args:
+        query, key, value: (B, H, T, D)
+        attention_mask: (B or 1, 1, T, T) bool, True where a token is seen; None where all are that came before.
+
+    Returns:
+        (B, T, H, D), and None for the weights.
+    """
+    if not dropout or query.device.type != "cpu":
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )
+    kind = query.dtype
+    with torch.autocast("cpu", enabled=False):
+        query, key, value = query.float(), key.float(), value.float()
+        scores = (query * scaling) @ key.transpose(2, 3)  # (B, H, T, T)
+        unseen = _later(query.shape[2]) if attention_mask is None else ~attention_mask
+        weights = scores.masked_fill_(unseen, torch.finfo(scores.dtype).min).softmax(dim=-1)
+        return (dropped(weights, dropout) @ value).transpose(1, 2).to(kind), None
+
+
+@functools.lru_cache(maxsize=4)
+def _later(length: int) -> Tensor:
+    return torch.ones(length, length, dtype=torch.bool).triu(1)
+
+
+AttentionInterface.register(ATTENTION, attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
