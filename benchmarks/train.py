@@ -3,9 +3,9 @@
     python benchmarks/train.py                                       # gpt2-tiny on sample_data.txt
     python benchmarks/train.py --model gpt2 --block_size 1024 --batch_size 16 --bf16 --steps 100      # on a GPU
 
-Both start from the same weights with the same seed and take turns, a round each. Dropout is off in both, so that their
-losses can be compared step by step: in a round before the timed ones, which log every 500 steps. The table goes to
-stderr, JSON to stdout, last.
+Both start from the same weights with the same seed and take turns, each run in a process of its own. They are timed with
+dropout, as they come, and without. Without it their losses can be compared step by step, in runs before the timed ones,
+which log every 500 steps. The table goes to stderr, JSON to stdout, last.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 from gpt2tg.engine.checkpoints import find_checkpoint
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training.data import TrainingData, load_data
+from gpt2tg.training.data import load_data
 from gpt2tg.training.finetune import finetune
 from gpt2tg.training.model import existing_model
 from gpt2tg.training.sources import plan_sources
@@ -73,26 +74,36 @@ class Clock(TrainerCallback):
         return (len(self.ends) - WARM_UP) * tokens / (self.ends[-1] - self.ends[WARM_UP - 1])
 
 
-def ours(options: TrainingOptions, model: str, place: Path) -> Clock:
+def ours(options: TrainingOptions, model: str, place: str) -> Clock:
     """A run as a user starts it."""
     clock = Clock()
-    finetune(replace(options, output_dir=str(place)), model, callbacks=[clock])
+    finetune(replace(options, output_dir=place), model, callbacks=[clock])
     return clock
 
 
-def plain(options: TrainingOptions, model: str, data: TrainingData, place: Path) -> Clock:
-    """transformers' Trainer as its documentation shows it, with its collator for language models."""
+def plain(options: TrainingOptions, model: str, place: str) -> Clock:
+    """transformers' Trainer as its documentation shows it, on the same blocks in the same order."""
     clock = Clock()
-    transformers.set_seed(options.seed)
     directory = find_checkpoint(model)
+    data = load_data(plan_sources(options), existing_model(directory)[1], options)
+    transformers.set_seed(options.seed)
     network = transformers.GPT2LMHeadModel.from_pretrained(
-        directory, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, local_files_only=True, dtype=torch.float32
+        directory,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), options.dropout),
+        local_files_only=True,
+        dtype=torch.float32,
     )
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
     tokenizer.pad_token = tokenizer.eos_token
+    padded = transformers.DataCollatorForSeq2Seq(tokenizer)  # for the last block, which may be short
+
+    def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        whole = len({len(row["input_ids"]) for row in rows}) == 1
+        return transformers.default_data_collator(rows) if whole else padded(rows)
+
     rows = [{"input_ids": row["input_ids"].tolist(), "labels": row["input_ids"].tolist()} for row in data.train]
     arguments = TrainingArguments(
-        output_dir=str(place),
+        output_dir=place,
         per_device_train_batch_size=options.batch_size,
         max_steps=options.max_steps or -1,
         learning_rate=options.learning_rate,
@@ -103,66 +114,87 @@ def plain(options: TrainingOptions, model: str, data: TrainingData, place: Path)
         report_to="none",
         disable_tqdm=True,
     )
-    trainer = Trainer(
-        model=network,
-        args=arguments,
-        train_dataset=rows,
-        data_collator=transformers.default_data_collator,
-        callbacks=[clock],
-    )
+    trainer = Trainer(model=network, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[clock])
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
     return clock
 
 
-def main() -> None:
+RIVALS = {"gpt2tg": ours, "plain Trainer": plain}
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="gpt2-tiny")
     parser.add_argument("--train_file", default=str(ROOT / "sample_data.txt"))
     parser.add_argument("--block_size", type=int, default=128)
     parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dropout", type=float, default=0.1, help="where there is any (default: 0.1, as in GPT-2)")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--compile", default="auto", choices=("auto", "on", "off"))
-    given = parser.parse_args()
+    parser.add_argument("--only", choices=RIVALS, help=argparse.SUPPRESS)  # one run, in this process
+    parser.add_argument("--logging_steps", type=int, default=500, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def run(given: argparse.Namespace) -> dict[str, list[float]]:
+    """One run of one rival: when its steps ended, and their losses where every step is logged."""
     if not torch.cuda.is_available():
         torch.set_num_threads(machine.cores())
     options = TrainingOptions(
         train_file=given.train_file, block_size=given.block_size, batch_size=given.batch_size, max_steps=given.steps,
-        bf16=given.bf16, compile=given.compile, dropout=0.0, validation_split=0, logging_steps=1, save_steps=10**6,
+        bf16=given.bf16, compile=given.compile, dropout=given.dropout, validation_split=0, save_steps=10**6,
+        logging_steps=given.logging_steps,
     )  # fmt: skip
-    _, tokenizer = existing_model(find_checkpoint(given.model))
-    data = load_data(plan_sources(options), tokenizer, options)
-    clocks: dict[str, list[Clock]] = {"gpt2tg": [], "plain Trainer": []}
     with tempfile.TemporaryDirectory() as place:
-        for number in range(given.rounds + 1):
-            options = replace(options, logging_steps=500 if number else 1)
-            clocks["gpt2tg"].append(ours(options, given.model, Path(place, f"ours{number}")))
-            clocks["plain Trainer"].append(plain(options, given.model, data, Path(place, f"plain{number}")))
-    tokens = given.batch_size * given.block_size
-    speeds = {name: [clock.tokens_per_second(tokens) for clock in runs[1:]] for name, runs in clocks.items()}
-    # The plain Trainer divides the loss of a block by all its tokens, though nothing is told of the first.
-    theirs = [loss * given.block_size / (given.block_size - 1) for loss in clocks["plain Trainer"][0].losses]
-    losses = {"gpt2tg": clocks["gpt2tg"][0].losses, "plain Trainer": theirs}
-    apart = max(abs(one - other) for one, other in zip(*losses.values(), strict=True))
-    ratio = median(speeds["gpt2tg"]) / median(speeds["plain Trainer"])
+        clock = RIVALS[given.only](options, given.model, str(Path(place, "run")))
+    speed = clock.tokens_per_second(given.batch_size * given.block_size)
+    return {"tokens_per_second": speed, "losses": clock.losses}
+
+
+def started(name: str, dropout: float, logging_steps: int) -> dict:
+    """The same in a process of its own."""
+    flags = ["--only", name, "--dropout", str(dropout), "--logging_steps", str(logging_steps)]
+    command = [sys.executable, __file__, *sys.argv[1:], *flags]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def race(dropout: float, rounds: int) -> dict[str, dict[str, float]]:
+    """Tokens a second of both, in turns; the first of each is not counted."""
+    speeds: dict[str, list[float]] = {name: [] for name in RIVALS}
+    for number in range(rounds + 1):
+        for name, values in speeds.items():
+            speed = started(name, dropout, 500)["tokens_per_second"]
+            if number:
+                values.append(speed)
+    title = f"dropout {dropout:g}" if dropout else "no dropout"
     for name, values in speeds.items():
-        print(
-            f"{name:14} {median(values):10,.0f} tokens/s  ({min(values):,.0f} to {max(values):,.0f})", file=sys.stderr
-        )
-    print(f"{ratio:.2f} times as fast; losses at most {apart:.1e} apart in {given.steps} steps", file=sys.stderr)
+        middle = f"{median(values):8,.0f} tokens/s ({min(values):,.0f} to {max(values):,.0f})"
+        print(f"{title:12} {name:14} {middle}", file=sys.stderr, flush=True)
+    return {name: spread(values) for name, values in speeds.items()}
+
+
+def main() -> None:
+    given = parse()
+    if given.only:
+        print(json.dumps(run(given)))
+        return
+    losses = {name: started(name, 0.0, 1)["losses"] for name in RIVALS}
+    # The plain Trainer divides the loss of a block by all its tokens, though nothing is told of the first.
+    losses["plain Trainer"] = [loss * given.block_size / (given.block_size - 1) for loss in losses["plain Trainer"]]
+    apart = max(abs(one - other) for one, other in zip(*losses.values(), strict=True))
+    result = {"settings": vars(given), "machine": machine.description(), "losses": losses}
+    for title, dropout in (("with dropout", given.dropout), ("without dropout", 0.0)):
+        speeds = race(dropout, given.rounds)
+        ratio = speeds["gpt2tg"]["median"] / speeds["plain Trainer"]["median"]
+        print(f"{title}: {ratio:.2f} times as fast", file=sys.stderr)
+        result[title] = {"tokens_per_second": speeds, "ratio": ratio}
+    print(f"losses at most {apart:.1e} apart in {given.steps} steps, without dropout", file=sys.stderr)
     print(f"published for nanoGPT, gpt2 at block 1,024 on one A100: {NANOGPT_A100:,} tokens/s", file=sys.stderr)
-    result = {
-        "settings": vars(given),
-        "machine": machine.description(),
-        "tokens_per_second": {name: spread(values) for name, values in speeds.items()},
-        "ratio": ratio,
-        "largest_difference_of_losses": apart,
-        "losses": losses,
-        "nanogpt_a100_published": NANOGPT_A100,
-    }
-    print(json.dumps(result))
+    print(json.dumps(result | {"largest_difference_of_losses": apart, "nanogpt_a100_published": NANOGPT_A100}))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 
 from gpt2tg.engine.checkpoints import ModelShape
 from gpt2tg.options import TrainingOptions
+from gpt2tg.training.loss import ROWS
 
 FULL, HALF = 4, 2  # bytes of a number
 
@@ -30,7 +31,7 @@ class Memory:
     gradients: int
     optimizer: int
     activations: int  # kept by the forward pass for the backward pass
-    loss: int  # the logits and what the loss makes of them, at their largest
+    loss: int  # logits, a piece of the rows at a time, and the gradients made of them, at their largest
     layer: int  # the largest that a single layer or weight needs while gradients are made
     accumulates: bool  # gradients of earlier passes are there during the forward pass
 
@@ -65,13 +66,12 @@ def estimate(shape: ModelShape, options: TrainingOptions, fused_attention: bool 
     casts = 0 if frozen_in_half or not half else HALF * _layer_weights(shape)
     head_cast = HALF * shape.vocab_size * shape.n_embd if half and not frozen_in_half else 0
     layer = tokens * _layer_bytes(shape, options, half, fused_attention) + casts
-    logits = FULL * tokens * shape.vocab_size
     residual = tokens * shape.n_embd * (HALF if frozen_in_half else FULL)
+    loss = _loss_bytes(shape, options, half)
     if options.gradient_checkpointing:  # layers are cast to 16 bits in the forward pass too, and forgotten after it
-        activations = layers * residual + head_cast
-        loss = max(3 * logits, (5 * logits) // 2 + layers * casts) if half else 3 * logits
+        activations, loss = layers * residual + head_cast, loss + layers * casts
     else:
-        activations, loss = layers * layer + head_cast, 3 * logits
+        activations = layers * layer + head_cast
     activations += residual + tokens * shape.n_embd * (HALF if half else FULL)  # the last layer norm
     return Memory(
         weights=total * (HALF if frozen_in_half else FULL) + (FULL * trained if options.lora else 0),
@@ -117,7 +117,19 @@ def _layer_bytes(shape: ModelShape, options: TrainingOptions, half: bool, fused_
         return kept
     if fused_attention:
         return kept + 2 * width  # what was dropped, a byte each
-    return kept + (10 if half else 8) * width + 12 * heads * options.block_size
+    return kept + (10 if half else 12) * width + 12 * heads * options.block_size
+
+
+def _loss_bytes(shape: ModelShape, options: TrainingOptions, half: bool) -> int:
+    """What the loss needs besides the hidden states: see loss.py, whose pieces these are."""
+    tokens, width = options.batch_size * options.block_size, shape.n_embd
+    number = HALF if half else FULL
+    piece, is_first = min(tokens, ROWS) * shape.vocab_size, tokens <= ROWS
+    head = 0 if options.lora or options.freeze_layers else width * shape.vocab_size
+    kept = number * tokens * width + (0 if is_first else FULL * head)  # gradients so far
+    probabilities = (number + FULL) * piece  # with the logits that they are made of
+    errors = (FULL + (HALF if half else 0)) * piece + (number + (FULL if half and is_first else 0)) * head
+    return kept + max(probabilities, errors)
 
 
 def _optimizer_bytes(size: tuple[int, ...], optim: str) -> int:

@@ -1,0 +1,122 @@
+"""Dropout, attention and memory on a processor."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import random_model
+from torch import Tensor
+from torch.nn import functional as F
+
+from gpt2tg.training import processor
+from gpt2tg.training.model import for_training
+from gpt2tg.training.processor import Dropout, attention, dropped
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_so_many_are_dropped_and_the_others_make_up_for_it(share: float) -> None:
+    torch.manual_seed(3)
+    count = 1_000_001  # no multiple of the numbers that one draw decides on
+    found = dropped(torch.full((count,), 2.0), share)
+    kept = found != 0
+    deviation = (share * (1 - share) / count) ** 0.5
+    assert (~kept).double().mean() == pytest.approx(share, abs=5 * deviation + 2**-16)
+    assert found[kept].unique().tolist() == pytest.approx([2 / (1 - share)], rel=1e-3)
+    for lane in range(4):  # each of the four that share a draw, and each pair of neighbours
+        assert (~kept[lane::4]).double().mean() == pytest.approx(share, abs=10 * deviation + 2**-16)
+    both = (~kept[:-1] & ~kept[1:]).double().mean()
+    assert both == pytest.approx(share**2, abs=10 * deviation)
+
+
+def test_the_seed_decides_and_the_state_is_torchs() -> None:
+    torch.manual_seed(5)
+    first, state = dropped(torch.ones(50), 0.5), torch.get_rng_state()
+    second = dropped(torch.ones(50), 0.5)
+    torch.set_rng_state(state)
+    assert torch.equal(dropped(torch.ones(50), 0.5), second)
+    assert not torch.equal(first, second)
+
+
+def test_what_is_dropped_learns_nothing() -> None:
+    x = torch.randn(400, requires_grad=True)
+    found = dropped(x, 0.3)
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    torch.testing.assert_close(gradient * x, found)
+
+
+def test_nothing_is_dropped_where_nobody_learns() -> None:
+    x = torch.ones(100)
+    assert torch.equal(Dropout(0.5).eval()(x), x)
+    assert torch.equal(Dropout(0.0).train()(x), x)
+    model = random_model().eval()
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        expected = model(ids).logits
+        torch.testing.assert_close(for_training(model)(ids).logits, expected)
+
+
+def documents_apart(length: int) -> Tensor:
+    """Two texts in a block: each token sees those before it in its own."""
+    text = torch.arange(length) >= length // 2
+    return ((text[:, None] == text[None]) & torch.ones(length, length, dtype=torch.bool).tril())[None, None]
+
+
+@pytest.mark.parametrize("mask", [None, documents_apart(9)], ids=["causal", "two texts"])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_attention_is_torchs_but_for_the_dropping(
+    monkeypatch: pytest.MonkeyPatch, mask: Tensor | None, kind: torch.dtype
+) -> None:
+    monkeypatch.setattr(processor, "dropped", lambda weights, share: weights)
+    query, key, value = (torch.randn(2, 4, 9, 8, dtype=kind).requires_grad_() for _ in range(3))
+    found, _ = attention(torch.nn.Module(), query, key, value, mask, dropout=0.1, scaling=0.3)
+    expected = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=0.3
+    ).transpose(1, 2)
+    near = dict(rtol=1e-4, atol=1e-5) if kind == torch.float32 else dict(rtol=0.05, atol=0.05)
+    torch.testing.assert_close(found, expected, **near)
+    for mine, theirs in zip(
+        torch.autograd.grad(found.sum(), (query, key, value)),
+        torch.autograd.grad(expected.sum(), (query, key, value)),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, **near)
+
+
+def test_a_model_learns_with_dropout() -> None:
+    """Chance enters, and by the seed alone."""
+    model = for_training(random_model(attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5).train())
+    ids = torch.arange(8)[None]
+
+    def loss(seed: int) -> float:
+        torch.manual_seed(seed)
+        return float(model(ids, labels=ids).loss)
+
+    assert loss(1) == loss(1)
+    assert loss(1) != loss(2)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is kept by a setting of glibc")
+def test_freed_memory_is_there_for_the_next_step() -> None:
+    program = """
+import resource, sys, torch
+from gpt2tg.training.processor import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+def step():
+    torch.empty(2**24).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+first = step()
+for _ in range(5):
+    last = step()
+print(last - first)
+"""
+    faults = {
+        how: int(subprocess.run([sys.executable, "-c", program, how], check=True, capture_output=True).stdout)
+        for how in ("kept", "given back")
+    }
+    assert faults["given back"] > 10_000
+    assert faults["kept"] < 1_000
