@@ -273,9 +273,9 @@ def _require_loss(blocks: Blocks) -> Blocks:
 def collate(block_size: int, pad_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
     """Puts blocks together to a batch for the model.
 
-    Full blocks need no mask, and attention is faster without one. Short ones are padded on the right; what is
-    padding is told by the attention mask alone: the pad id may well be a token that must be learned. Where positions
-    restart, the mask is made here, (B, 1, T, T), and padding is at position 0, each on its own.
+    Short blocks are padded on the right, where no token of theirs sees it, and padding carries no loss: so there is no
+    mask, and attention is faster without one. Where positions restart, the mask is made here, (B, 1, T, T), and padding
+    is at position 0, each on its own.
     """
 
     def padded(rows: list[dict[str, Any]], name: str, filling: int) -> Tensor:
@@ -285,15 +285,11 @@ def collate(block_size: int, pad_id: int) -> Callable[[list[dict[str, Any]]], di
         return batch
 
     def batch_of(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        lengths = torch.tensor([len(row["input_ids"]) for row in rows])  # (B,)
-        real = torch.arange(block_size) < lengths[:, None]  # (B, T)
         labels = padded(rows, "labels" if "labels" in rows[0] else "input_ids", NO_LOSS)
         batch = {"input_ids": padded(rows, "input_ids", pad_id), "labels": labels}
         if "position_ids" in rows[0]:
             batch["position_ids"] = padded(rows, "position_ids", 0)
             batch["attention_mask"] = within_examples(batch["position_ids"])
-        elif not real.all():
-            batch["attention_mask"] = real.long()
         return batch
 
     return batch_of

@@ -88,7 +88,8 @@ def finetune(
 ) -> Outcome | None:
     """Train as the options say and leave a model with its tokenizer in the output directory.
 
-    Everything that can be refused is refused before anything is written.
+    Everything that can be refused is refused before anything is written. On a CPU glibc is told to keep what is freed;
+    that setting stays for the process.
 
     Args:
         model_name: the model to start from; not looked at with `from_scratch`.
@@ -127,6 +128,8 @@ def _finetune(
     arguments = training_arguments(options, device)
     if arguments.world_size > 1:
         _check_processes(options)
+    else:
+        _tell_of_idle_gpus(device)
     if not options.dry_run:
         with arguments.main_process_first(local=False):
             check_output(output_dir, options.resume is not None, options.overwrite)
@@ -154,8 +157,9 @@ def _finetune(
         for line in show_blocks(data, tokenizer, options):
             print(line)
     if options.dry_run:
-        for line in plan(options, model.config, shape, data, device) if is_main_process() else ():
-            print(line)
+        if is_main_process():
+            for line in plan(options, model.config, shape, data, device, arguments.world_size):
+                print(line)
         return None
     traits = identity(options, model, start is None, data, arguments.world_size)
     base = "" if start is None else base_reference(model_name, start)
@@ -179,7 +183,7 @@ def _finetune(
         def assemble(model: torch.nn.Module, arguments: TrainingArguments) -> LanguageTrainer:
             """A trainer with all that watches it."""
             if compiles:
-                model.compile()
+                model.transformer.compile()
             tokens = options.batch_size * options.gradient_accumulation_steps * options.block_size
             stopwatch = Stopwatch(tokens * arguments.world_size)
             trainer = LanguageTrainer(
@@ -336,11 +340,14 @@ def training_arguments(options: TrainingOptions, device: torch.device) -> Traini
     )
     others = trainer_fields(options.trainer)
     try:
-        return TrainingArguments(**settings, **others)
+        arguments = TrainingArguments(**settings, **others)
     except (ValueError, TypeError, ImportError) as error:
         if not others:
             raise
         raise UserError(f"{' '.join(options.trainer)}: {one_line(error)}", "trainer") from None
+    # Over several GPUs the Trainer would spread one process by DataParallel, which is slow and changes the batch.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _check_processes(options: TrainingOptions) -> None:
@@ -349,6 +356,11 @@ def _check_processes(options: TrainingOptions) -> None:
         raise UserError("is for a single process: choose a --batch_size that fits", "auto_batch_size")
     if options.sample_steps and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         raise UserError("needs the whole model in one process, and FSDP cuts it: leave the flag out", "sample_steps")
+
+
+def _tell_of_idle_gpus(device: torch.device) -> None:
+    if device.type == "cuda" and (count := torch.cuda.device_count()) > 1:
+        say(f"{count} GPUs are there, one is used: torchrun --nproc_per_node {count} uses all")
 
 
 def is_compiled(options: TrainingOptions, device: torch.device, steps: int) -> bool:

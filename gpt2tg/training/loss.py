@@ -23,8 +23,11 @@ ROWS = 1024
 MULTIPLE = 64
 
 
+@torch.compiler.disable
 def next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor, count: Tensor | int | None = None) -> Tensor:
     """Cross entropy of the next tokens in nats: the sum divided by `count`, or the mean where that is None.
+
+    torch.compile leaves it as it is: it makes its gradients in place, and is products for the most part.
 
     Args:
         hidden: (B, T, W) what the output layer reads.
@@ -40,7 +43,8 @@ def next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor, count: Tenso
 class LinearCrossEntropy(torch.autograd.Function):
     """The sum of -log softmax(hidden @ weight.T)[label] over the rows that have a label.
 
-    Products are taken in the 16 bits of autocast where it is on; probabilities and the weight's gradient are not.
+    Where autocast is on, what is multiplied is in its 16 bits. Probabilities, the loss and the weight's gradient are in
+    32: that gradient is made before the loss is scaled, so that a smaller scale could not save it from an overflow.
     """
 
     @staticmethod
@@ -79,8 +83,7 @@ def _loss_and_gradients(
     hidden: Tensor, weight: Tensor, labels: Tensor, vocabulary: int, to_hidden: bool, to_weight: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The loss, and the gradients that are wanted. Rows of the weight beyond the vocabulary are padding."""
-    exact = torch.promote_types(hidden.dtype, torch.float32)
-    loss = torch.zeros((), dtype=exact, device=hidden.device)
+    loss = torch.zeros((), dtype=_exact(hidden), device=hidden.device)
     hidden_gradient = torch.empty_like(hidden) if to_hidden else None
     weight_gradient = None
     for start in range(0, len(hidden), ROWS):
@@ -90,21 +93,28 @@ def _loss_and_gradients(
         if not (to_hidden or to_weight):
             continue
         errors = _errors(log_probabilities, labels[piece]).to(hidden.dtype)
+        del log_probabilities
         has_label = (labels[piece] != NO_LOSS)[:, None]
         if hidden_gradient is not None:
-            hidden_gradient[piece] = (errors @ weight) * has_label
+            torch.mm(errors, weight, out=hidden_gradient[piece]).mul_(has_label)
         if to_weight:
-            part = errors.T @ (hidden[piece] * has_label)
-            weight_gradient = part.to(exact) if weight_gradient is None else weight_gradient.add_(part)
-        del log_probabilities, errors
+            weight_gradient = _added(weight_gradient, errors.T, hidden[piece] * has_label)
+        del errors
     return loss, hidden_gradient, weight_gradient
+
+
+def _exact(x: Tensor) -> torch.dtype:
+    """What sums over many tokens are kept in: 32 bits, or more."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _log_probabilities(hidden: Tensor, weight: Tensor, vocabulary: int) -> Tensor:
     """(R, V) of each token at each row, in 32 bits."""
     logits = hidden @ weight.T
     logits[:, vocabulary:] = -torch.inf
-    return F.log_softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    if logits.device.type == "cpu":  # there log_softmax would make the same copy and keep both
+        logits = logits.to(_exact(logits))
+    return F.log_softmax(logits, dim=1, dtype=_exact(logits))
 
 
 def _errors(log_probabilities: Tensor, labels: Tensor) -> Tensor:
@@ -112,3 +122,26 @@ def _errors(log_probabilities: Tensor, labels: Tensor) -> Tensor:
     errors = log_probabilities.exp_()
     errors[torch.arange(len(labels), device=labels.device), labels.clamp(min=0)] -= 1
     return errors
+
+
+def _added(total: Tensor | None, errors: Tensor, hidden: Tensor) -> Tensor:
+    """What the pieces so far add to the weight's gradient, and what this one does.
+
+    Args:
+        total: (V, W) in 32 bits; changed.
+        errors: (V, R) the gradient at the logits.
+        hidden: (R, W)
+    """
+    if errors.dtype == _exact(errors):
+        return errors @ hidden if total is None else total.addmm_(errors, hidden)
+    part = _product_in_32_bits(errors, hidden)
+    return part if total is None else total.add_(part)
+
+
+def _product_in_32_bits(a: Tensor, b: Tensor) -> Tensor:
+    """Of matrices in 16 bits. A frequent token's sum over a thousand rows may be more than fp16 can hold."""
+    if a.is_cuda and torch.version.hip is None:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    if a.dtype == torch.float16:
+        a, b = a.float(), b.float()
+    return (a @ b).float()

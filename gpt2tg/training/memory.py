@@ -15,7 +15,7 @@ import torch
 
 from gpt2tg.engine.checkpoints import ModelShape
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training.loss import ROWS
+from gpt2tg.training import loss
 
 FULL, HALF = 4, 2  # bytes of a number
 
@@ -67,18 +67,18 @@ def estimate(shape: ModelShape, options: TrainingOptions, fused_attention: bool 
     head_cast = HALF * shape.vocab_size * shape.n_embd if half and not frozen_in_half else 0
     layer = tokens * _layer_bytes(shape, options, half, fused_attention) + casts
     residual = tokens * shape.n_embd * (HALF if frozen_in_half else FULL)
-    loss = _loss_bytes(shape, options, half)
+    at_loss = _loss_bytes(shape, options, half)
     if options.gradient_checkpointing:  # layers are cast to 16 bits in the forward pass too, and forgotten after it
-        activations, loss = layers * residual + head_cast, loss + layers * casts
+        activations, at_loss = layers * residual + head_cast, at_loss + layers * casts
     else:
         activations = layers * layer + head_cast
-    activations += residual + tokens * shape.n_embd * (HALF if half else FULL)  # the last layer norm
+    activations += residual + tokens * shape.n_embd * (FULL + HALF if half else FULL)  # the last layer norm
     return Memory(
         weights=total * (HALF if frozen_in_half else FULL) + (FULL * trained if options.lora else 0),
         gradients=FULL * trained,
         optimizer=sum(_optimizer_bytes(size, options.optim) for size in trained_weights(shape, options)),
         activations=activations,
-        loss=loss,
+        loss=at_loss,
         layer=max(layer, 0 if options.lora or options.freeze_layers else FULL * shape.vocab_size * shape.n_embd),
         accumulates=options.gradient_accumulation_steps > 1,
     )
@@ -124,12 +124,13 @@ def _loss_bytes(shape: ModelShape, options: TrainingOptions, half: bool) -> int:
     """What the loss needs besides the hidden states: see loss.py, whose pieces these are."""
     tokens, width = options.batch_size * options.block_size, shape.n_embd
     number = HALF if half else FULL
-    piece, is_first = min(tokens, ROWS) * shape.vocab_size, tokens <= ROWS
+    piece, is_first = min(tokens, loss.ROWS) * shape.vocab_size, tokens <= loss.ROWS
     head = 0 if options.lora or options.freeze_layers else width * shape.vocab_size
     kept = number * tokens * width + (0 if is_first else FULL * head)  # gradients so far
-    probabilities = (number + FULL) * piece  # with the logits that they are made of
-    errors = (FULL + (HALF if half else 0)) * piece + (number + (FULL if half and is_first else 0)) * head
-    return kept + max(probabilities, errors)
+    probabilities = 2 * FULL * piece  # and the logits that they are made of
+    errors = (FULL + HALF if half else FULL) * piece
+    added = number * piece + (HALF + FULL if half else FULL if is_first else 0) * head
+    return kept + max(probabilities, errors, added)
 
 
 def _optimizer_bytes(size: tuple[int, ...], optim: str) -> int:

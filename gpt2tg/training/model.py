@@ -126,7 +126,7 @@ def for_training(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
         # In one operation: spelled out in eight, GPT-2's tanh GELU costs a quarter of a training step on a CPU.
         if config.activation_function == "gelu_new":
             block.mlp.act = torch.nn.GELU(approximate="tanh")
-    return model
+    return model.train(model.training)
 
 
 def _forward(

@@ -25,23 +25,30 @@ MARKS = ("⟦", "⟧")
 
 
 def plan(
-    options: TrainingOptions, config: GPT2Config, shape: ModelShape, data: TrainingData, device: torch.device
+    options: TrainingOptions,
+    config: GPT2Config,
+    shape: ModelShape,
+    data: TrainingData,
+    device: torch.device,
+    processes: int = 1,
 ) -> Iterator[str]:
-    """The plan of a run, a line each."""
-    steps = total_steps(options, len(data.train))
+    """The plan of a run, a line each; its memory is that of one process."""
+    steps, epoch = (count(options, len(data.train), processes) for count in (total_steps, steps_per_epoch))
     blocks = 0 if data.validation is None else len(data.validation)
     held_out = f", {counted(data.validation_examples, 'example')} held out" if blocks else ", none held out"
     yield f"examples: {data.train_examples:,} to learn from{held_out}"
     yield f"tokens: {data.train_tokens:,} to learn from, {data.padding:.1%} of the blocks is padding"
     yield f"blocks: {len(data.train):,} of {options.block_size} tokens, {blocks:,} held out"
-    yield f"steps: {steps:,} of {counted(options.batch_size * options.gradient_accumulation_steps, 'block')}"
-    measured = measured_steps(options, steps, steps_per_epoch(options, len(data.train))) if blocks else set()
+    step_blocks = processes * options.batch_size * options.gradient_accumulation_steps
+    yield f"steps: {steps:,} of {counted(step_blocks, 'block')}"
+    measured = measured_steps(options, steps, epoch) if blocks else set()
     size, kept = checkpoint_bytes(shape, options), most_checkpoints(options, steps, measured)
     yield f"checkpoints: {kept:,} at most, of {gigabytes(size)}, in all {gigabytes(kept * size)} on disk"
     memory = estimate(shape, options, fused_attention(config, options, device))
     yield f"memory: about {memory} at its peak, libraries not counted"
     pace = measure_pace(options, config, device)
-    batches = (len(measured) + 1) * math.ceil(blocks / options.batch_size)  # the first of them before training
+    # The first of the measurements is made before training.
+    batches = (len(measured) + 1) * math.ceil(blocks / (options.batch_size * processes))
     seconds = steps * pace.step(options) + batches * pace.forward
     yield f"time: about {duration(seconds)} on {device.type}"
 

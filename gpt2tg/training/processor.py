@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-# Under this name transformers finds `attention`.
+# Under this name transformers finds `attention`. It knows no function that makes masks for it, and so makes none:
+# padding stands on the right, where no token that counts sees it, and other masks come with the batch.
 ATTENTION = "gpt2tg"
 
 # The names of settings in glibc's malloc.h, and the most that they take: in its newer versions, and in older ones.
@@ -25,8 +25,8 @@ MOST, MOST_BEFORE = 2**31 - 1, 2**25
 def keep_freed_memory() -> None:
     """Let what a step has freed be there for the next one.
 
-    glibc would give it back to the system each time, and take it again page by page: a tenth of a step of a small
-    model.
+    glibc would give it back to the system each time, and take it again page by page. It is a setting of the process,
+    and stays.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -40,9 +40,14 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape, which the result has too."""
-        if not self.training or not self.p or x.device.type != "cpu":
-            return super().forward(x)
-        return dropped(x, self.p)
+        if self.training and self.p and _computes_here(x):
+            return dropped(x, self.p)
+        return super().forward(x)
+
+
+def _computes_here(x: Tensor) -> bool:
+    """Whether on a processor, and not compiled: torch.compile makes code of its own of torch's operations."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def dropped(x: Tensor, share: float) -> Tensor:
@@ -76,7 +81,7 @@ def attention(
     Returns:
         (B, T, H, D), and None for the weights.
     """
-    if not dropout or query.device.type != "cpu":
+    if not dropout or not _computes_here(query):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
@@ -95,4 +100,3 @@ def _later(length: int) -> Tensor:
 
 
 AttentionInterface.register(ATTENTION, attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)

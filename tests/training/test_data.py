@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import random_model
 from torch.utils.data import Dataset
 from transformers import GPT2LMHeadModel
 
 from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training import text, tokens
+from gpt2tg.training import processor, text, tokens
 from gpt2tg.training.data import TrainingData, collate, load_data
-from gpt2tg.training.model import train_tokenizer
+from gpt2tg.training.model import existing_model, for_training, train_tokenizer
 from gpt2tg.training.sources import Survey, plan_sources
 
 EXAMPLES = ["The owl sold silence.", "  indented, with an end  ", "naïve 猫 🦊 e\u0301", "x", "A fox counted. " * 30]
@@ -136,16 +137,29 @@ def test_fewer_ids_than_a_block_are_kept(tmp_path: Path, tokenizer: TextTokenize
 # ---- batches ----
 
 
-def test_full_rows_need_no_attention_mask() -> None:
+def test_rows_need_no_attention_mask() -> None:
     batch = collate(3, pad_id=0)([{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9, 0]}])
     assert set(batch) == {"input_ids", "labels"}
     assert batch["input_ids"].tolist() == batch["labels"].tolist() == [[5, 6, 7], [8, 9, 0]]
 
 
-def test_padding_is_told_by_the_mask() -> None:
+def test_padding_stands_on_the_right() -> None:
     batch = collate(4, pad_id=1)([{"input_ids": [5, 6, 7, 8]}, {"input_ids": [9, 3]}])
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [9, 3, 1, 1]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert set(batch) == {"input_ids", "labels"}
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_padded_batch_has_the_loss_of_its_rows_without_padding(learns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By transformers, each row alone; attention with dropout and without is computed in two ways."""
+    monkeypatch.setattr(processor, "dropped", lambda x, share: x)
+    theirs, ours = random_model(), for_training(random_model()).train(learns)
+    texts = [[5, 6, 7, 8, 9, 10], [9, 3, 0], [4, 11]]
+    with torch.no_grad():
+        losses = [theirs(torch.tensor([ids]), labels=torch.tensor([ids])).loss * (len(ids) - 1) for ids in texts]
+        expected = sum(losses) / sum(len(ids) - 1 for ids in texts)
+        batch = collate(6, pad_id=1)([{"input_ids": ids} for ids in texts])
+        assert ours(**batch).loss.item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_padding_carries_no_loss() -> None:
@@ -156,7 +170,6 @@ def test_padding_carries_no_loss() -> None:
 def test_a_real_token_that_equals_the_pad_id_is_learned() -> None:
     batch = collate(4, pad_id=0)([{"input_ids": [5, 0, 0]}])
     assert batch["labels"].tolist() == [[5, 0, 0, -100]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0]]
 
 
 def test_batches_are_of_whole_numbers() -> None:
@@ -175,7 +188,7 @@ def test_a_packed_dataset_can_be_collated(tmp_path: Path, tokenizer: TextTokeniz
 
 
 def test_the_loss_of_a_packed_batch_is_that_of_its_examples_one_by_one(
-    tmp_path: Path, tokenizer: TextTokenizer, reference: GPT2LMHeadModel
+    tmp_path: Path, tokenizer: TextTokenizer, reference: GPT2LMHeadModel, model_dir: Path
 ) -> None:
     """The mean over all tokens of the examples, each computed alone by transformers; some are cut, some padded."""
     rng = random.Random(3)
@@ -193,7 +206,8 @@ def test_the_loss_of_a_packed_batch_is_that_of_its_examples_one_by_one(
     assert any(len(tokenizer.encode(line)) >= 48 for line in lines)
     assert (batch["labels"][:, 1:] != -100).sum() == count
     with torch.no_grad():
-        assert reference(**batch).loss.item() == pytest.approx(total / count, abs=1e-5)
+        for model in (reference, existing_model(model_dir)[0].eval()):
+            assert model(**batch).loss.item() == pytest.approx(total / count, abs=1e-5)
 
 
 def test_what_an_example_gives_depends_on_no_neighbour(

@@ -304,6 +304,35 @@ def test_a_full_disk_is_said_with_its_cause(
         finetune(quick(text_file, tmp_path / "out"), str(model_dir))
 
 
+def test_of_several_gpus_one_is_used_and_that_is_said(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    arguments = module.training_arguments(quick(text_file, tmp_path), torch.device("cuda"))
+    assert arguments.n_gpu == 1
+    assert arguments.train_batch_size == 2
+    module._tell_of_idle_gpus(torch.device("cpu"))
+    assert capsys.readouterr().err == ""
+    module._tell_of_idle_gpus(torch.device("cuda"))
+    told = capsys.readouterr().err
+    assert told == "3 GPUs are there, one is used: torchrun --nproc_per_node 3 uses all\n"
+
+
+def test_a_compiled_run_has_the_losses_of_one_that_is_not(
+    text_file: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plainly = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: plainly(self, backend="aot_eager"))
+    losses = {}
+    for compile in ("off", "on"):
+        options = quick(text_file, tmp_path / compile, compile=compile, dropout=0.0, max_steps=3)
+        finetune(options, str(model_dir))
+        log = json.loads((tmp_path / compile / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
+        losses[compile] = [entry[name] for entry in log for name in ("loss", "eval_loss") if name in entry]
+    assert len(losses["on"]) == 5
+    assert losses["on"] == pytest.approx(losses["off"], abs=1e-5)
+
+
 def test_compiling_is_for_long_runs_on_a_gpu(
     text_file: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,7 +45,9 @@ def test_value_and_gradients_are_those_of_whole_logits(
     found = next_token_loss(hidden, weight, labels, count)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
     for mine, theirs in zip(
-        torch.autograd.grad(2 * found, (hidden, weight)), torch.autograd.grad(2 * expected, (hidden, weight)), strict=True
+        torch.autograd.grad(2 * found, (hidden, weight)),
+        torch.autograd.grad(2 * expected, (hidden, weight)),
+        strict=True,
     ):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
@@ -89,6 +91,19 @@ def test_in_16_bits_it_is_near_and_padding_changes_nothing(monkeypatch: pytest.M
         torch.testing.assert_close(mine, theirs, rtol=0.1, atol=0.02)
 
 
+def test_many_tokens_overflow_no_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand times the same next token, told by large numbers, adds up to more than fp16 can hold."""
+    hidden, weight = torch.full((1, 1025, WIDTH), 90.0), torch.zeros(VOCABULARY, WIDTH)
+    hidden.requires_grad_(), weight.requires_grad_()
+    labels = torch.full((1, 1025), 3)
+    with torch.autocast("cpu", torch.float16):
+        found = next_token_loss(hidden, weight, labels, 1)
+    (gradient,) = torch.autograd.grad(found, weight)
+    (expected,) = torch.autograd.grad(whole(hidden, weight, labels, torch.tensor(1)), weight)
+    assert expected.abs().max() > torch.finfo(torch.float16).max
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=10)
+
+
 def test_only_the_16_bits_of_a_gpu_are_padded() -> None:
     assert loss.padding(50257, "cuda") == 47
     assert loss.padding(50304, "cuda") == 0
@@ -113,7 +128,9 @@ def test_a_model_learns_what_it_learns_in_transformers(tied: bool) -> None:
     found.loss.backward()
     gradients = {name: weight.grad for name, weight in ours.named_parameters()}
     for name, weight in theirs.named_parameters():
-        torch.testing.assert_close(gradients[name], weight.grad, rtol=1e-4, atol=1e-6, msg=lambda said, n=name: f"{n}: {said}")
+        torch.testing.assert_close(
+            gradients[name], weight.grad, rtol=1e-4, atol=1e-6, msg=lambda said, n=name: f"{n}: {said}"
+        )
 
 
 def test_without_labels_a_model_gives_its_logits() -> None:

@@ -87,6 +87,8 @@ def test_the_plan_of_a_run(text_file: Path, model_dir: Path, tokenizer: TextToke
     saved = {*range(4, steps + 1, 4), *(epoch * steps // 3 for epoch in (1, 2, 3))}  # each epoch may be the best
     assert f"checkpoints: {len(saved)} at most, of" in lines[4]
     assert re.search(r"memory: about \d+ MB \(weights", lines[5])
+    by_three = list(plan(options, config, read_shape(model_dir), data, torch.device("cpu"), processes=3))
+    assert f"steps: {3 * -(-len(data.train) // 6)} of 6 blocks" in by_three
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,31 @@ def test_nothing_is_dropped_where_nobody_learns() -> None:
     with torch.no_grad():
         expected = model(ids).logits
         torch.testing.assert_close(for_training(model)(ids).logits, expected)
+    assert not any(part.training for part in model.modules())
+    assert all(part.training for part in for_training(random_model().train()).modules())
+
+
+@pytest.mark.parametrize("dropout", [0, 0.5])
+@pytest.mark.parametrize("mask", [None, "two texts"])
+def test_a_compiled_model_learns_the_same(dropout: float, mask: str | None) -> None:
+    """All that torch does before it makes code; with dropout, that it learns by the seed alone."""
+    shares = dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), dropout)
+    plain, compiled = (for_training(random_model(**shares).train()) for _ in range(2))
+    compiled.transformer.compile(backend="aot_eager")
+    ids = torch.randint(0, 300, (2, 9), generator=torch.Generator().manual_seed(1))
+    seen = None if mask is None else documents_apart(9).expand(2, -1, -1, -1)
+    losses = []
+    for model in (plain, compiled, compiled):
+        torch.manual_seed(2)
+        model.zero_grad()
+        loss = model(ids, labels=ids, attention_mask=seen).loss
+        loss.backward()
+        losses.append(loss.item())
+    assert losses[1] == losses[2]
+    if not dropout:
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+        for mine, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
 
 
 def documents_apart(length: int) -> Tensor:
@@ -93,7 +118,7 @@ def test_a_model_learns_with_dropout() -> None:
 
     def loss(seed: int) -> float:
         torch.manual_seed(seed)
-        return float(model(ids, labels=ids).loss)
+        return model(ids, labels=ids).loss.item()
 
     assert loss(1) == loss(1)
     assert loss(1) != loss(2)
@@ -107,16 +132,13 @@ from gpt2tg.training.processor import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 def step():
-    torch.empty(2**24).fill_(1)
+    four = [torch.empty(2**22).fill_(1) for _ in range(4)]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-first = step()
-for _ in range(5):
-    last = step()
-print(last - first)
+counts = [step() for _ in range(8)]
+print(counts[-1] - counts[2])
 """
     faults = {
         how: int(subprocess.run([sys.executable, "-c", program, how], check=True, capture_output=True).stdout)
         for how in ("kept", "given back")
     }
-    assert faults["given back"] > 10_000
-    assert faults["kept"] < 1_000
+    assert faults["kept"] < faults["given back"] / 10  # of pages, which may be large
