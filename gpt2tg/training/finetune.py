@@ -292,7 +292,7 @@ def told_when_full(path: Path) -> Iterator[None]:
         cause = "a file could not be written whole" if isinstance(error, RuntimeError) else one_line(error)
         way_out = "earlier checkpoints are whole, go on from them with --resume"
         if not saved_checkpoints(path):
-            way_out = "nothing was saved yet, start again"
+            way_out = "nothing was saved yet, start again with --overwrite"
         raise RunError(f"cannot write to {path}{free}: {cause}; {way_out} once there is room") from None
 
 
