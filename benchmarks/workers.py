@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -45,7 +46,11 @@ class Worker:
             text=True,
             env=environment,
         )
-        self.load_seconds = self._answer()["loaded"]
+        try:
+            self.load_seconds = self._answer()["loaded"]
+        except WorkerDied:
+            self.close()
+            raise
 
     def run(self, job: Job) -> dict:
         """`seconds` and `result`, or `refused` where the rival has no such thing."""
@@ -61,12 +66,15 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin
-        self._process.stdin.close()
+        assert self._process.stdout
+        with contextlib.suppress(BrokenPipeError):  # it has ended by itself
+            self._process.stdin.close()
         try:
             self._process.wait(timeout=20)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._process.stdout.close()
         self.log.close()
 
     def _answer(self) -> dict:
@@ -124,6 +132,7 @@ class Team:
                 except WorkerDied as error:
                     report(f"{worker.name} is left out: {error}")
                     self.workers.remove(worker)
+                    worker.close()
                     answers.pop(worker.name, None)
                     continue
                 if "refused" in answer:

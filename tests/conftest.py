@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # Set before any library reads them: no test may touch the user's caches or the network.
-os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="gpt2tg-tests-")
+os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="gpt2tg-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
