@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpt2tg.decoding.interface import NotFiniteError, require_finite
+from gpt2tg.decoding.interface import NotFiniteError, log_probabilities
 from gpt2tg.engine.sliding import windows
 from gpt2tg.engine.tokenizer import END_OF_TEXT, TextStream, TextTokenizer
 from gpt2tg.errors import RunError, UserError
@@ -89,8 +89,7 @@ def inspect_ids(
     texts = token_texts(generator.tokenizer, ids)
     found = []
     wanted = torch.tensor(list(ids), device=generator.model.device)
-    for logits in _logits(generator, [*context, *ids], len(context)):
-        logprobs = logits.log_softmax(dim=1)  # (t, V)
+    for logprobs in _logprobs(generator, [*context, *ids], len(context)):
         first = len(found)
         own = logprobs.gather(1, wanted[first : first + len(logprobs), None])  # (t, 1)
         columns = zip(
@@ -122,8 +121,7 @@ def next_token(generator: Generator, prompt: str, count: int, overflow: str = "e
             f"of {len(ids)} tokens is over the {positions} positions of the model: shorten it, or use --overflow slide",
             "prompt",
         )
-    (logits,) = _logits(generator, [*ids[-positions:], generator.tokenizer.end_id], len(ids[-positions:]))
-    logprobs = logits.log_softmax(dim=1)  # (1, V)
+    (logprobs,) = _logprobs(generator, [*ids[-positions:], generator.tokenizer.end_id], len(ids[-positions:]))
     entropy = torch.special.entr(logprobs.exp()).sum().item()
     return NextToken(entropy, _likeliest(generator.tokenizer, logprobs, count)[0])
 
@@ -141,8 +139,8 @@ def token_texts(tokenizer: TextTokenizer, ids: Sequence[int]) -> list[str]:
     return texts
 
 
-def _logits(generator: Generator, ids: Sequence[int], context: int) -> Iterator[Tensor]:
-    """Logits (t, V) in the places of the ids after the context, piece by piece, as the model had them when writing."""
+def _logprobs(generator: Generator, ids: Sequence[int], context: int) -> Iterator[Tensor]:
+    """Log-probabilities (t, V) of the places of the ids after the context, piece by piece, as they were in writing."""
     done = context
     try:
         for start, end in windows(context, len(ids) - 1, generator.model.shape.n_positions):
@@ -151,9 +149,8 @@ def _logits(generator: Generator, ids: Sequence[int], context: int) -> Iterator[
                 new = logits[max(0, done - 1 - place) :]  # a token follows from the row of the one before it
                 place += len(logits)
                 if len(new):
-                    require_finite(new, done - context + 1)
+                    yield log_probabilities(new.float(), done - context + 1)
                     done += len(new)
-                    yield new.float()
     except NotFiniteError as error:
         raise RunError(str(error)) from None
 

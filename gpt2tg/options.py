@@ -114,8 +114,8 @@ DEFAULT_TOP_P = {"top_p": 0.9}
 # What a caller gets who names no length, and no number of texts.
 DEFAULT_MAX_LENGTH = 200
 DEFAULT_NUM_SEQUENCES = 3
-# How far greedy text, which likes to repeat itself, is guessed ahead.
-DEFAULT_PROMPT_LOOKUP = 8
+# How far greedy text, which likes to repeat itself, is guessed ahead: with the token before, a vector unit's fill.
+DEFAULT_PROMPT_LOOKUP = 7
 # What a session writes at a time unless told otherwise: new tokens, since its texts grow, and one text.
 SESSION_NEW_TOKENS = 100
 SESSION_SEQUENCES = 1

@@ -17,7 +17,7 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
-from gpt2tg.decoding.interface import Filter, Finish, Rows, Text, apply, require_finite
+from gpt2tg.decoding.interface import Filter, Finish, Rows, Text, apply, log_probabilities
 
 # (K, V) scores of all continuations of a group, and a number -> the indices of so many of them in the flattened
 # scores: the best first, or drawn.
@@ -100,8 +100,7 @@ def beam_search(
     active = searches
     logits = rows.start(prompts)
     for step in range(1, max(room) + 1):
-        require_finite(logits, step)
-        logprobs = logits.log_softmax(dim=1)
+        logprobs = log_probabilities(logits, step)
         scores = apply(filters, logprobs, [text for search in active for text in search.texts()])
         parents, first_row = [], 0
         for search in active:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2tg.decoding.interface import Filter, Finish, Rows, Text, Token, apply, require_finite
+from gpt2tg.decoding.interface import Filter, Finish, Rows, Text, Token, apply, log_probabilities
 
 
 class HiddenRows(Rows, Protocol):
@@ -50,8 +50,7 @@ def contrastive_search(
     logits = rows.start(prompts)
     past = [F.normalize(states, dim=1) for states in rows.hidden()]  # of each live row (N, E)
     for step in count(1):
-        require_finite(logits, step)
-        logprobs = logits.log_softmax(dim=1)
+        logprobs = log_probabilities(logits, step)
         filtered = apply(filters, logits, [texts[sample] for sample in live]).softmax(dim=1)
         probabilities, candidates = filtered.topk(min(top_k, logits.shape[1]), dim=1)  # (B, k)
         rows.select([row for row in range(len(live)) for _ in range(candidates.shape[1])])

@@ -96,7 +96,8 @@ def ban(logits: Tensor, rows: Iterable[int], tokens: Sequence[int]) -> Tensor:
     """Ban tokens in some of the rows: the end of the text, while it is too early for it."""
     changed = logits.clone()
     for row in rows:
-        changed[row, list(tokens)] = BANNED
+        for token in tokens:  # few
+            changed[row, token] = BANNED
     return _where_anything_is_left(changed, logits)
 
 
@@ -159,9 +160,9 @@ def typical_p(logits: Tensor, p: float, keep: int = 1) -> Tensor:
 
 def _where_anything_is_left(changed: Tensor, before: Tensor) -> Tensor:
     """Rows that lost their last token keep the most probable one they had."""
-    dead = changed.amax(dim=1) == BANNED
-    if dead.any():
-        rows = dead.nonzero()[:, 0]
+    most = changed.amax(dim=1)
+    if most.min() == BANNED:
+        rows = (most == BANNED).nonzero()[:, 0]
         best = argmax(before[rows])
         changed[rows, best] = before[rows, best]
     return changed

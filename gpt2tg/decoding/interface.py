@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 
@@ -60,15 +60,19 @@ class NotFiniteError(ValueError):
     """The model computed something that is no number."""
 
 
-def require_finite(logits: Tensor, step: int) -> None:
-    """Refuse NaN and plus infinity: a token chosen from them would be invented. Minus infinity is a ban.
+def log_probabilities(logits: Tensor, step: int) -> Tensor:
+    """Of each token under the model itself, in nats. (B, V) -> (B, V)
+
+    NaN and plus infinity are refused: a token chosen from them would be invented. Minus infinity is a ban.
 
     Raises:
         NotFiniteError: names the step.
     """
-    # One look at the maximum finds both: it is NaN where any entry is.
-    if not torch.isfinite(logits.amax(dim=1)).all():
+    logprobs = logits.log_softmax(dim=1)
+    # Either of them makes NaN of all that is in its row.
+    if math.isnan(logprobs[:, 0].sum()):
         raise not_finite(step)
+    return logprobs
 
 
 def not_finite(step: int) -> NotFiniteError:

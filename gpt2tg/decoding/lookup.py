@@ -12,14 +12,17 @@ from typing import Protocol
 
 from torch import Tensor
 
-from gpt2tg.decoding.interface import Filter, Finish, Rows, Text, Token, apply, require_finite
+from gpt2tg.decoding.interface import Filter, Finish, Rows, Text, Token, apply, log_probabilities
 from gpt2tg.decoding.sampling import Choose
 
 # How many tokens at the end of the text have to have stood there before, the most telling first.
 NGRAMS = (3, 2, 1)
 
-# After a guess that failed from its first token on, so many tokens are written without one; doubled each time.
-FIRST_PAUSE, LONGEST_PAUSE = 1, 8
+# What it takes to read one more token, in steps of one token: no guess is made that is right less often.
+PRICE = 0.1
+
+# How much one guess counts in what is expected of the next.
+RECENT = 0.1
 
 
 class ExtensibleRows(Rows, Protocol):
@@ -33,45 +36,43 @@ class ExtensibleRows(Rows, Protocol):
 
 
 class Guesser:
-    """Guesses what follows from what followed before, and learns from its luck how far to guess."""
+    """Guesses what follows from what followed before, as far as such guesses have come true in the text.
+
+    Whether a guess would have come true is seen from the text, made or not: so nothing is lost by making none.
+    """
 
     def __init__(self, ids: Sequence[int], longest: int) -> None:
         self._ids: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}  # n-gram -> where the token after its last occurrence stands
-        self._longest = self._length = longest
-        self._pause = self._waiting = 0
+        self._longest = longest
+        self._chance = dict.fromkeys(NGRAMS, 0.5)  # for each n, that what followed the n-gram follows again
+        self._n = self._at = 0  # the longest n-gram at the end that stood there before, and what followed; 0 if none
         self.append(ids)
 
     def append(self, ids: Sequence[int]) -> None:
         """Note tokens of the text. Those at its very end have nothing after them yet, and are noted by the next."""
         for token in ids:
+            if self._n:
+                self._chance[self._n] += RECENT * ((self._ids[self._at] == token) - self._chance[self._n])
             for n in NGRAMS:
                 if len(self._ids) >= n:
                     self._after[tuple(self._ids[-n:])] = len(self._ids)
             self._ids.append(token)
+            known = ((n, self._after.get(tuple(self._ids[-n:]), 0)) for n in NGRAMS)
+            self._n, self._at = next((found for found in known if found[1]), (0, 0))
 
     def guess(self, room: int) -> list[int]:
-        """The tokens that may follow, at most `room` of them; none where nothing is known or luck is out."""
-        if self._waiting:
-            self._waiting -= 1
-            return []
-        for n in NGRAMS:
-            at = self._after.get(tuple(self._ids[-n:]))
-            if at is not None:
-                return self._ids[at : at + min(room, self._length)]
-        return []
-
-    def learn(self, guessed: int, confirmed: int) -> None:
-        """Guess farther after a guess that was right to its end, less far after others, not at all for a while after
-        one that was wrong from its beginning."""
-        if not guessed:
-            return
-        if confirmed == guessed:
-            self._length = min(self._longest, max(self._length, 2 * guessed))
-        else:
-            self._length = min(self._longest, max(1, 2 * confirmed))
-        self._pause = 0 if confirmed else min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * self._pause))
-        self._waiting = self._pause
+        """The tokens that may follow, at most `room` of them, while all of them being right is worth its price."""
+        guess: list[int] = []
+        chance, n = 1.0, self._n
+        while n and len(guess) < min(room, self._longest):
+            chance *= self._chance[n]
+            if chance < PRICE:
+                break
+            # Beyond the end of the text it is taken to go on as it began.
+            guess.append(self._ids[self._at + len(guess) % (len(self._ids) - self._at)])
+            n = min(n + 1, max(NGRAMS))
+        return guess
 
 
 def decode_with_lookup(
@@ -100,19 +101,17 @@ def decode_with_lookup(
         confirmed = 0
         # (1, V) logits after the text; the next of them counts only if the token before it was guessed rightly.
         for following in logits.split(1):
-            require_finite(following, len(text.new) + 1)
+            logprobs = log_probabilities(following, len(text.new) + 1)
             token = int(choose(apply(filters, following, [text]), [0]))
-            logprob = float(following.log_softmax(dim=1)[0, token])
             ids.append(token)
             reason = finish(0, text.new)
-            yield Token(0, token, logprob, reason)
+            yield Token(0, token, float(logprobs[0, token]), reason)
             if reason is not None:
                 return
             if confirmed == len(guess) or token != guess[confirmed]:
                 break
             confirmed += 1
         rows.take_back(len(guess) - confirmed)
-        guesser.learn(len(guess), confirmed)
         guesser.append(ids[-confirmed - 1 :])
         # The token after the last guess needs room too.
         guess = guesser.guess(room - len(text.new) - 1)

@@ -9,7 +9,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from gpt2tg.decoding.interface import Filter, Finish, Rows, Text, Token, apply, require_finite
+from gpt2tg.decoding.interface import Filter, Finish, Rows, Text, Token, apply, log_probabilities
 from gpt2tg.decoding.ordering import argmax
 
 # (B, V) filtered logits and the sample of each row -> (B,) chosen ids.
@@ -42,9 +42,9 @@ def decode(
     logits = rows.start(prompts)[list(owners)]
     rows.select(owners)
     for step in count(1):
-        require_finite(logits, step)
+        own = log_probabilities(logits, step)
         tokens = choose(apply(filters, logits, [texts[sample] for sample in live]), live)
-        logprobs = logits.log_softmax(dim=1).gather(1, tokens[:, None])[:, 0]
+        logprobs = own.gather(1, tokens[:, None])[:, 0]
         staying = []
         for row, (sample, token, logprob) in enumerate(zip(live, tokens.tolist(), logprobs.tolist(), strict=True)):
             texts[sample].ids.append(token)  # type: ignore[attr-defined]

@@ -33,6 +33,7 @@
 #define PANEL (2 * LANES)
 #define AHEAD 8192 /* bytes: how far before its use a weight is called from memory, to the second cache */
 #define CHUNK 16   /* inputs between two calls */
+#define FEW (2 * ITEMS) /* items that are not worth packing */
 #define TOGETHER (32 * ITEMS) /* items that meet a panel in one go */
 #define PART 160   /* inputs of a panel that are kept near meanwhile */
 
@@ -149,12 +150,15 @@ PANEL_TIMES_ITEMS(fp16, uint16_t)
 PANEL_TIMES_ITEMS(int8, int8_t)
 
 static void few_items(const Matrix *a, int panel, int M, const float *x, float *sums) {
-  int K = a->inputs;
+  int K = a->inputs, ahead = AHEAD;
   int64_t offset = (int64_t)panel * K * PANEL;
-  switch (a->precision) {
-    case FP32: panel_fp32(M, K, x, K, 1, (const float *)a->panels + offset, AHEAD, sums); break;
-    case FP16: panel_fp16(M, K, x, K, 1, (const uint16_t *)a->panels + offset, AHEAD, sums); break;
-    case INT8: panel_int8(M, K, x, K, 1, (const int8_t *)a->panels + offset, AHEAD, sums); break;
+  for (int m = 0; m < M; m += ITEMS, x += ITEMS * K, sums += ITEMS * PANEL, ahead = 0) { /* near from the first on */
+    int items = M - m < ITEMS ? M - m : ITEMS;
+    switch (a->precision) {
+      case FP32: panel_fp32(items, K, x, K, 1, (const float *)a->panels + offset, ahead, sums); break;
+      case FP16: panel_fp16(items, K, x, K, 1, (const uint16_t *)a->panels + offset, ahead, sums); break;
+      case INT8: panel_int8(items, K, x, K, 1, (const int8_t *)a->panels + offset, ahead, sums); break;
+    }
   }
 }
 
@@ -263,7 +267,7 @@ static inline __attribute__((always_inline)) void deliver(const Matrix *a, int f
    packed: room for the items, where they are more than ITEMS, and up to ITEMS more. */
 static void product(const Matrix *a, int M, const float *x, float *y, int activation, int add, float *packed) {
   int N = a->outputs, K = a->inputs;
-  if (M > ITEMS) pack(M, K, x, packed);
+  if (M > FEW) pack(M, K, x, packed);
 #pragma omp for schedule(static)
   for (int panel = 0; panel < (N + PANEL - 1) / PANEL; panel++) {
     int first = panel * PANEL;
@@ -271,7 +275,7 @@ static void product(const Matrix *a, int M, const float *x, float *y, int activa
     for (int start = 0; start < M; start += TOGETHER) {
       int items = M - start < TOGETHER ? M - start : TOGETHER;
       memset(sums, 0, 4 * PANEL * items);
-      if (M > ITEMS)
+      if (M > FEW)
         many_items(a, panel, items, packed + (int64_t)start * K, sums);
       else
         few_items(a, panel, items, x, sums);

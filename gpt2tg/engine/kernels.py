@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -166,3 +167,8 @@ def _threads_of_torch() -> list[str]:
 def pointer(tensor: Tensor | None) -> int | None:
     """Where the numbers of a contiguous tensor lie."""
     return None if tensor is None else tensor.data_ptr()
+
+
+def integers(numbers: Sequence[int]) -> ctypes.Array[Int]:
+    """As the kernels are given them."""
+    return (Int * len(numbers))(*numbers)

@@ -85,15 +85,21 @@ class Stepper:
         return -(-capacity // self.lanes) * self.lanes
 
     def step(
-        self, cache: Tensor, tokens: Tensor, positions: Tensor, origins: Tensor, wanted: Tensor, hidden: Tensor | None
+        self,
+        cache: Tensor,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        origins: Tensor,
+        wanted: Sequence[int],
+        hidden: Tensor | None,
     ) -> Tensor:
         """Read M tokens; `step` in kernels.c says what is what.
 
         Args:
             cache: (layers, 2, R, H * C * D); the keys and values of the tokens are written to it.
-            tokens, positions: (M,) 32-bit.
+            tokens, positions: M numbers.
             origins: (M, C) 32-bit.
-            wanted: (W,) 32-bit.
+            wanted: W numbers.
             hidden: (M, E) to be filled, or None.
 
         Returns:
@@ -109,9 +115,12 @@ class Stepper:
             self._structure,
             kernels.Cache(kernels.pointer(cache), cache.shape[2], capacity),
             items,
-            *map(kernels.pointer, (tokens, positions, origins)),
+            kernels.integers(tokens),
+            kernels.integers(positions),
+            kernels.pointer(origins),
             len(wanted),
-            *map(kernels.pointer, (wanted, logits, hidden, scratch)),
+            kernels.integers(wanted),
+            *map(kernels.pointer, (logits, hidden, scratch)),
             threads,
         )
         return logits
@@ -219,10 +228,10 @@ class KernelContext(Context):
             logits.append(
                 self._stepper.step(
                     self._cache,
-                    torch.tensor(tokens[piece], dtype=torch.int32),
-                    torch.tensor(places[piece], dtype=torch.int32),
+                    tokens[piece],
+                    places[piece],
                     self._origins[piece] if is_step else self._origins[rows[piece]],
-                    torch.tensor([item - start for item in wanted if start <= item < start + PIECE], dtype=torch.int32),
+                    [item - start for item in wanted if start <= item < start + PIECE],
                     None if hidden is None else hidden[piece],
                 )
             )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpt2tg.decoding import lookup, sampling
+from gpt2tg.decoding import sampling
 from gpt2tg.decoding.interface import NotFiniteError, Text, Token
 from gpt2tg.decoding.lookup import Guesser, decode_with_lookup
 from gpt2tg.decoding.sampling import most_probable
@@ -174,42 +174,53 @@ def test_the_longest_of_the_last_ngrams_decides_and_its_latest_place() -> None:
     assert Guesser([1, 2, 3, 4], 5).guess(9) == []
 
 
-def test_a_guess_ends_with_what_is_known() -> None:
-    assert Guesser([1, 2, 3, 7, 1, 2, 3], 9).guess(9) == [7, 1, 2, 3]
-    assert Guesser([1, 2, 3, 7, 1, 2, 3], 9).guess(2) == [7, 1]
-    assert Guesser([1, 2, 3, 7, 1, 2, 3], 3).guess(9) == [7, 1, 2]
-    assert Guesser([1, 2, 3, 7, 1, 2, 3], 9).guess(0) == []
+def test_a_guess_is_no_longer_than_asked_for() -> None:
+    sure = [1, 2, 3, 4, 5, 6, 7, 8] * 5
+    assert Guesser(sure, 9).guess(99) == [*sure, 1][:9]
+    assert Guesser(sure, 9).guess(2) == [1, 2]
+    assert Guesser(sure, 3).guess(99) == [1, 2, 3]
+    assert Guesser(sure, 9).guess(0) == []
 
 
-def known(longest: int) -> Guesser:
-    """One that always knows what follows."""
-    return Guesser([*range(30), *range(30), 0, 1, 2], longest)
+def test_a_guess_beyond_the_end_of_the_text_goes_round() -> None:
+    assert Guesser([1, 2, 3] * 10, 8).guess(99) == [1, 2, 3, 1, 2, 3, 1, 2]
+    assert Guesser([5] * 10, 4).guess(99) == [5, 5, 5, 5]
 
 
-def test_luck_lengthens_guesses_and_its_lack_shortens_them() -> None:
-    guesser, lengths = known(8), []
-    for share in (1.0, 0.25, 1.0, 1.0, 0.5, 0.75, 1.0):
-        guessed = len(guesser.guess(99))
-        lengths.append(guessed)
-        guesser.learn(guessed, int(share * guessed))
-    assert lengths == [8, 8, 4, 8, 8, 8, 8]
+def lengths(guesser: Guesser, endings: Sequence[int]) -> list[int]:
+    """How far is guessed after a refrain, each time before another of these tokens follows it."""
+    found = []
+    for token in endings:
+        guesser.append([1, 2, 3])
+        found.append(len(guesser.guess(99)))
+        guesser.append([token])
+    return found
 
 
-def test_after_guesses_that_fail_at_once_it_waits_longer_and_longer() -> None:
-    guesser = known(8)
-    pauses = []
-    for _ in range(6):
-        waited = 0
-        while not (guess := guesser.guess(99)):
-            waited += 1
-        pauses.append(waited)
-        guesser.learn(len(guess), 0)
-    longest = lookup.LONGEST_PAUSE
-    assert pauses == [0, *(min(longest, lookup.FIRST_PAUSE * 2**n) for n in range(5))]
-    while not (guess := guesser.guess(99)):
-        pass
-    guesser.learn(len(guess), len(guess))
-    assert guesser.guess(99), "after a guess that was right there is nothing to wait for"
+def test_guesses_that_would_have_come_true_lengthen_the_next() -> None:
+    found = lengths(Guesser([1, 2, 3, 9], 8), [9] * 12)
+    assert found == sorted(found)
+    assert 0 < found[0] < found[-1] == 8
+
+
+def test_guesses_that_would_have_failed_shorten_the_next_until_none_is_made() -> None:
+    found = lengths(Guesser([1, 2, 3, 9], 8), range(10, 40))
+    assert found == sorted(found, reverse=True)
+    assert found[0] > 0 == found[-1]
+
+
+def test_guesses_come_back_though_none_was_made() -> None:
+    guesser = Guesser([1, 2, 3, 9], 8)
+    lengths(guesser, range(10, 40))
+    assert lengths(guesser, [9] * 20)[-1] == 8
+
+
+def test_repeats_that_mislead_are_soon_read_token_by_token() -> None:
+    text = [token for other in range(10, 39) for token in (1, 2, other)] + [END]
+    script = Script(text)
+    assert [token.id for token in written(script, 1, room=100)] == text[1:]
+    assert sum(script.readings) > len(text), "at first what followed 1 2 was guessed"
+    assert script.readings[-20:] == [2, 1] * 10, "that 2 follows 1 still is"
 
 
 # On a trained model
