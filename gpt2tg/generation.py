@@ -13,11 +13,12 @@ from gpt2tg import captured
 from gpt2tg.decoding import beam, contrastive, lookup, sampling
 from gpt2tg.decoding.interface import NotFiniteError, Token
 from gpt2tg.decoding.stopping import Deadline, Endings, StopStrings, cut_at_stop
-from gpt2tg.engine.checkpoints import find_checkpoint, read_shape, stream_weights
+from gpt2tg.engine.checkpoints import find_checkpoint, read_shape
 from gpt2tg.engine.cuda_graph import ContinuousBatch, Entry
 from gpt2tg.engine.model import GPT2, Context
 from gpt2tg.engine.sliding import SlidingRows
 from gpt2tg.engine.tokenizer import TextTokenizer, load_tokenizer
+from gpt2tg.engine.weights import stream_weights
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.filtering import filter_chain
 from gpt2tg.options import DEFAULT_MAX_LENGTH, DecodingOptions

@@ -20,9 +20,10 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2tg.engine import kernels
-from gpt2tg.engine.checkpoints import read_shape, read_weights
+from gpt2tg.engine.checkpoints import read_shape
 from gpt2tg.engine.model import GPT2
 from gpt2tg.engine.tokenizer import TextTokenizer
+from gpt2tg.engine.weights import read_weights
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.model import train_tokenizer, transformers_tokenizer
 from gpt2tg.training.sources import plan_sources

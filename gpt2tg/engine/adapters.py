@@ -9,12 +9,12 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from gpt2tg.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -108,6 +108,6 @@ def _read(file: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is cut, broken or missing: {error}") from None
     for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
+        if not tensor.isfinite().all():
             raise UserError(f"{file}: {name} holds numbers that are not finite: the adapter is broken")
     return tensors

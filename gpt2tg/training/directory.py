@@ -14,9 +14,10 @@ from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 
 from gpt2tg.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter
-from gpt2tg.engine.checkpoints import read_shape, stream_weights
+from gpt2tg.engine.checkpoints import read_shape
 from gpt2tg.engine.hub import CONFIG_FILES, TOKENIZER_FILES
 from gpt2tg.engine.runs import LOG_FILE, Saved, saved_checkpoints, step_of_model
+from gpt2tg.engine.weights import stream_weights
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.options import NEWEST
 from gpt2tg.training.callbacks import say

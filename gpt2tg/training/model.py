@@ -15,9 +15,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils import ModelOutput
 
-from gpt2tg.engine.checkpoints import ModelShape, base_directory, find_checkpoint, read_shape, read_weights, shape_of
+from gpt2tg.engine.checkpoints import ModelShape, base_directory, find_checkpoint, read_shape, shape_of
 from gpt2tg.engine.model import GPT2
 from gpt2tg.engine.tokenizer import END_OF_TEXT, TextTokenizer, byte_level, load_tokenizer
+from gpt2tg.engine.weights import read_weights
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.lora import plain_weights

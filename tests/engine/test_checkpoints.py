@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from gpt2tg.engine.checkpoints import BUNDLED_DIRECTORY, ModelShape, find_checkpoint, read_shape, read_weights
+from gpt2tg.engine.checkpoints import BUNDLED_DIRECTORY, ModelShape, find_checkpoint, read_shape
+from gpt2tg.engine.weights import read_weights
 from gpt2tg.errors import UserError
 
 # config.json of the model in `model_dir`, as far as it decides what is computed.

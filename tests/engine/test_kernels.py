@@ -20,11 +20,12 @@ from test_model import random_ids
 from torch import Tensor
 
 from gpt2tg.engine import kernels, stepping
-from gpt2tg.engine.checkpoints import read_shape, read_weights
+from gpt2tg.engine.checkpoints import read_shape
 from gpt2tg.engine.linear import Panels, round_to_int8
 from gpt2tg.engine.memory import HugePages
 from gpt2tg.engine.model import GPT2, Context
 from gpt2tg.engine.stepping import KernelContext
+from gpt2tg.engine.weights import read_weights
 from gpt2tg.generation import load
 
 pytestmark = pytest.mark.skipif(kernels.load() is None, reason="no C compiler that knows OpenMP, or switched off")
