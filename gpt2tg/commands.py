@@ -122,6 +122,7 @@ def generate(given: dict[str, Any], name: str | None, option: str, **defaults: A
     where = pick(PromptOptions, given)
     load = model_loader(given, option)
     name = chosen_model(given, name)
+    import_torch(given, name, option)
     if own := checkpoint_settings(given, name, option):
         decoding = decoding_options(only(DecodingOptions, given), **{**only(DecodingOptions, defaults), **own})
 
@@ -187,6 +188,13 @@ def chosen_model(given: dict[str, Any], name: str) -> str:
     found = str(choose_checkpoint(name, which))
     notice(f"model: {found}")
     return found
+
+
+def import_torch(given: dict[str, Any], name: str, option: str) -> None:
+    """Import torch, and meanwhile make ready what the model will need."""
+    from gpt2tg.engine import starting
+
+    starting.import_torch(name, option, pick(DeviceOptions, given).device, pick(PrecisionOptions, given).precision)
 
 
 def model_loader(given: dict[str, Any], option: str) -> Callable[..., Generator]:
@@ -377,6 +385,7 @@ def interactive(given: dict[str, Any], name: str | None, option: str) -> None:
     decoding = settle_decoding(given, num_sequences=SESSION_SEQUENCES)
     load = model_loader(given, option)
     name = chosen_model(given, name)
+    import_torch(given, name, option)
     own = checkpoint_settings(given, name, option)
     if own:
         decoding = decoding_options(only(DecodingOptions, given), num_sequences=SESSION_SEQUENCES, **own)

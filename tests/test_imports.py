@@ -92,6 +92,7 @@ def test_scripts_are_never_imported() -> None:
         ("gpt2tg", HEAVY),
         ("gpt2tg.cli", HEAVY),
         ("gpt2tg.commands", HEAVY),
+        ("gpt2tg.engine.starting", HEAVY),
         ("gpt2tg.generation", {"transformers", "datasets", "accelerate", "peft"}),
         ("gpt2tg.session", {"transformers", "datasets", "accelerate", "peft", "prompt_toolkit", "platformdirs"}),
         ("gpt2tg.comparison", {"transformers", "datasets", "accelerate", "peft"}),

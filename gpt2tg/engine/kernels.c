@@ -290,6 +290,67 @@ static void product(const Matrix *a, int M, const float *x, float *y, int activa
   }
 }
 
+static inline void store_fp16(uint16_t *p, vector x) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
+#else
+  typedef _Float16 half __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+  *(half *)p = __builtin_convertvector(x, half);
+#endif
+}
+
+/* Some inputs of one panel: (inputs, PANEL), filled up with zeros. */
+static void take(const float *weights, int64_t input, int64_t output, int inputs, int width, float *tile) {
+  if (width < PANEL) memset(tile, 0, 4 * PANEL * inputs);
+  if (output == 1)
+    for (int k = 0; k < inputs; k++) memcpy(tile + k * PANEL, weights + k * input, 4 * width);
+  else
+    for (int n = 0; n < width; n++)
+      for (int k = 0; k < inputs; k++) tile[k * PANEL + n] = weights[n * output + k * input];
+}
+
+/* Weights (K, N) to panels. That of input k and output n is at k * input + n * output.
+   scale: (N) to be filled, for INT8. */
+void lay_out(const float *weights, int64_t input, int64_t output, int32_t K, int32_t N, int32_t precision,
+             void *panels, float *scale, int32_t threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int first = 0; first < N; first += PANEL) {
+    const float *from = weights + first * output;
+    int width = N - first < PANEL ? N - first : PANEL;
+    float tile[CHUNK * PANEL] __attribute__((aligned(64))), unit[PANEL] = {0};
+    if (precision == INT8) {
+      for (int k = 0; k < K; k += CHUNK) {
+        int inputs = K - k < CHUNK ? K - k : CHUNK;
+        take(from + k * input, input, output, inputs, width, tile);
+        for (int i = 0; i < inputs; i++)
+          for (int n = 0; n < PANEL; n++) {
+            float size = fabsf(tile[i * PANEL + n]);
+            unit[n] = size > unit[n] ? size : unit[n];
+          }
+      }
+      for (int n = 0; n < PANEL; n++) unit[n] = unit[n] / 127 > 1e-12f ? unit[n] / 127 : 1e-12f;
+      memcpy(scale + first, unit, 4 * width);
+    }
+    for (int k = 0; k < K; k += CHUNK) {
+      int inputs = K - k < CHUNK ? K - k : CHUNK;
+      int64_t offset = ((int64_t)first * K) + k * PANEL;
+      take(from + k * input, input, output, inputs, width, tile);
+      if (precision == FP32) {
+        memcpy((float *)panels + offset, tile, 4 * PANEL * inputs);
+      } else if (precision == FP16) {
+        for (int i = 0; i < PANEL * inputs; i += LANES)
+          store_fp16((uint16_t *)panels + offset + i, *(vector *)(tile + i));
+      } else {
+        int8_t *to = (int8_t *)panels + offset;
+        for (int i = 0; i < inputs; i++)
+          for (int n = 0; n < PANEL; n++) to[i * PANEL + n] = (int8_t)rintf(tile[i * PANEL + n] / unit[n]);
+      }
+    }
+  }
+}
+
 /* The product alone, for what torch does with the rest. packed: room for (M + ITEMS) * K numbers. */
 void linear(const Matrix *a, int32_t M, const float *x, float *y, float *packed, int32_t threads) {
 #pragma omp parallel num_threads(threads)

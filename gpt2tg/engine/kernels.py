@@ -17,9 +17,10 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SOURCE = Path(__file__).with_name("kernels.c")
 
@@ -33,7 +34,7 @@ PRECISIONS = {"fp32": 0, "fp16": 1, "int8": 2}
 ACTIVATIONS = {"gelu_new": 1, "gelu_pytorch_tanh": 1, "gelu_fast": 1, "gelu": 2, "relu": 3}
 
 Floats = ctypes.c_void_p
-Int = ctypes.c_int32
+Int, Stride = ctypes.c_int32, ctypes.c_int64
 
 
 class Matrix(ctypes.Structure):
@@ -90,6 +91,9 @@ class Kernels:
         """How many items are multiplied at a time; of more, a packed copy is made, filled up to a multiple of it."""
         self.group: int = library.group()
         """How many tokens of a text attend in one go."""
+        self.lay_out = library.lay_out
+        self.lay_out.argtypes = [Floats, Stride, Stride, Int, Int, Int, ctypes.c_void_p, Floats, Int]
+        self.lay_out.restype = None
         self.linear = library.linear
         self.linear.argtypes = [ctypes.POINTER(Matrix), Int, Floats, Floats, Floats, Int]
         self.linear.restype = None
@@ -98,10 +102,22 @@ class Kernels:
         self.step.restype = None
 
 
+def is_off() -> bool:
+    """Whether the kernels are switched off, or cannot be had on this system."""
+    return os.environ.get(SWITCH) == "0" or sys.platform == "win32"
+
+
+def were_compiled() -> bool:
+    """Whether this machine has kernels: it is likely that `load` will give some. Wants no torch."""
+    with contextlib.suppress(OSError):
+        return not is_off() and any(cache_directory().glob("kernels-*.so"))
+    return False
+
+
 @functools.cache
 def load() -> Kernels | None:
     """The kernels, compiled if need be (about a second, once per machine); None where that cannot be done."""
-    if os.environ.get(SWITCH) == "0" or sys.platform == "win32":
+    if is_off():
         return None
     with contextlib.suppress(OSError, subprocess.SubprocessError, AttributeError):
         path = cache_directory() / f"kernels-{fingerprint()}.so"
@@ -131,6 +147,8 @@ def cache_directory() -> Path:
 
 def machine() -> str:
     """What a compiled or measured thing depends on: the processor, its features, the threads, torch."""
+    import torch
+
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         processor = "".join(sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))}))
@@ -160,6 +178,8 @@ def _compile(compiler: str, path: Path) -> None:
 
 def _threads_of_torch() -> list[str]:
     """The OpenMP library that torch brings: a second one would have threads of its own, in the way of torch's."""
+    import torch
+
     found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
     return [str(path) for path in found[:1]]
 

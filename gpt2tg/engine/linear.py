@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2tg.engine import kernels
+from gpt2tg.engine import kernels, pages
 from gpt2tg.engine.memory import HugePages
 from gpt2tg.errors import UserError
 
@@ -134,14 +133,19 @@ class Panels:
         count = -(-self.outputs // panel)
         self.panels = memory.empty(count, self.inputs, panel, dtype=kind)
         self.scale = torch.empty(self.outputs) if precision == "int8" else None
-        # Some panels at a time, so that no whole copy is made on the way.
+        # Some panels at a time: of weights that are stored in another precision a part is converted, not all.
         for start in range(0, count, PANELS_AT_A_TIME):
-            part = weight[:, start * panel : (start + PANELS_AT_A_TIME) * panel]
-            if self.scale is not None:
-                self.scale[start * panel : start * panel + part.shape[1]], part = round_to_int8(part)
-            if missing := -part.shape[1] % panel:
-                part = F.pad(part, (0, missing))
-            self.panels[start : start + PANELS_AT_A_TIME] = part.unflatten(1, (-1, panel)).transpose(0, 1)
+            first = start * panel
+            part = weight[:, first : first + PANELS_AT_A_TIME * panel].float()
+            library.lay_out(
+                kernels.pointer(part),
+                *part.stride(),
+                *part.shape,
+                kernels.PRECISIONS[precision],
+                kernels.pointer(self.panels[start]),
+                None if self.scale is None else kernels.pointer(self.scale[first:]),
+                torch.get_num_threads(),
+            )
         self.bias: Tensor | None = None
 
     def structure(self) -> kernels.Matrix:
@@ -193,12 +197,14 @@ def matrix_maker(precision: str, device: torch.device, width: int, inner: int) -
     """
     if precision == "auto":
         precision = "fp16" if device.type == "cuda" else "fp32"
+    library = kernels.load() if device.type == "cpu" else None
+    if library is None:
+        pages.filled_ahead()  # given back
     if device.type != "cpu":
         if precision == "int8":
             raise UserError(f"int8 is for the CPU; on {device} use fp16 or fp32", "precision")
         kind = torch.float16 if precision == "fp16" else torch.float32
         return precision, lambda weight: Plain(weight.to(device, kind))
-    library = kernels.load()
     if precision == "fp32":
         return precision, _fastest_in_fp32(library, width, inner)
     if library is not None:
@@ -213,7 +219,10 @@ def _fastest_in_fp32(library: kernels.Kernels | None, width: int, inner: int) ->
     if library is not None and 4 * width * inner < SMALL:
         return _in_fp32(library)["panels"]  # the calls take longer than the products, and the kernels need one for all
     # Made twice: what is measured with shares no memory with the model, and so is given back.
-    return _in_fp32(library)[_remembered(_in_fp32(library), width, inner)]
+    fastest = _remembered(_in_fp32(library), width, inner)
+    if fastest != "panels":
+        pages.filled_ahead()  # given back
+    return _in_fp32(library)[fastest]
 
 
 def _in_fp32(library: kernels.Kernels | None) -> dict[str, Maker]:
@@ -223,7 +232,7 @@ def _in_fp32(library: kernels.Kernels | None) -> dict[str, Maker]:
     }
     if library is not None:
         memory = HugePages()
-        makers["panels"] = lambda weight: Panels(weight.float(), "fp32", library, memory)
+        makers["panels"] = lambda weight: Panels(weight, "fp32", library, memory)
     return makers
 
 

@@ -7,12 +7,13 @@ used as it is.
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 from math import prod
 
 import torch
 from torch import Tensor
+
+from gpt2tg.engine import pages
 
 # Address space taken at a time. What is not written to takes no memory.
 SPAN = 256 * 2**20
@@ -36,16 +37,13 @@ class HugePages:
             return torch.empty(shape, dtype=dtype)
         if self._span is None or self._taken + size > len(self._span):
             try:
-                self._span, self._taken = _mapped(max(size, SPAN)), 0
+                self._span, self._taken = self._next(size), 0
             except OSError:  # so much address space is not granted
                 return torch.empty(shape, dtype=dtype)
         tensor = torch.frombuffer(self._span, dtype=dtype, count=prod(shape), offset=self._taken)
         self._taken += -(-size // LINE) * LINE
         return tensor.view(shape)
 
-
-def _mapped(size: int) -> mmap.mmap:
-    span = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a Linux without them
-        span.madvise(mmap.MADV_HUGEPAGE)
-    return span
+    def _next(self, size: int) -> mmap.mmap:
+        ahead = pages.filled_ahead()
+        return ahead if ahead is not None and len(ahead) >= size else pages.mapped(max(size, SPAN))

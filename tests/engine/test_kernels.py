@@ -77,6 +77,35 @@ def as_held(weight: Tensor, precision: str) -> Tensor:
     return (weight.half() if precision == "fp16" else weight).double()
 
 
+def in_panels(weight: Tensor, panel: int) -> Tensor:
+    """(K, N) -> (panels, K, panel), by torch."""
+    filled_up = torch.nn.functional.pad(weight, (0, -weight.shape[1] % panel))
+    return filled_up.unflatten(1, (-1, panel)).transpose(0, 1)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("is_by_token", [False, True])
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (5, 16), (37, 45), (16, 32), (33, 3001)])
+def test_weights_are_laid_out_as_torch_would_to_the_bit(
+    library: kernels.Kernels, inputs: int, outputs: int, stored: torch.dtype, is_by_token: bool, precision: str
+) -> None:
+    weight = (random_matrix(inputs, outputs) * 10.0 ** random_matrix(1, outputs, seed=1)).to(stored)
+    weight[:, outputs // 2] = 0  # an output without any weight
+    laid_out = Panels(weight.t().contiguous().t() if is_by_token else weight, precision, library, HugePages())
+    if precision == "int8":
+        scale, weight = round_to_int8(weight)
+        assert torch.equal(laid_out.scale, scale)
+    weight = weight.to(laid_out.panels.dtype)
+    assert torch.equal(laid_out.panels, in_panels(weight, library.panel))
+
+
+def test_weights_that_lie_neither_by_input_nor_by_output(library: kernels.Kernels) -> None:
+    weight = random_matrix(40, 90)[::2, ::3]
+    laid_out = Panels(weight, "fp32", library, HugePages())
+    assert torch.equal(laid_out.panels, in_panels(weight, library.panel))
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(
     ("inputs", "outputs"), [(1, 1), (12, 36), (20, 7), (33, 32), (36, 108), (64, 31), (127, 65), (768, 50)]
