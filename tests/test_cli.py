@@ -188,3 +188,66 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert cli.run(finetune_gpt2.parser(), fail, ["--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+# The end of a process
+
+
+PROCESS = """
+import atexit, sys
+from gpt2tg import cli
+from gpt2tg.errors import UserError
+
+class LongToTakeApart:
+    def __del__(self):
+        print("taken apart")
+
+held = LongToTakeApart()
+
+def body(given):
+    atexit.register(print, "exit function", file=sys.stderr)
+    {body}
+
+sys.exit(cli.run(cli.Parser(prog="x.py", description="", examples=""), body, None))
+"""
+
+
+def ended(body: str) -> subprocess.CompletedProcess[str]:
+    """A process that is nothing but a script with this body."""
+    command = [sys.executable, "-c", PROCESS.format(body=body)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+@pytest.mark.parametrize(
+    ("body", "exit_code"), [("pass", 0), ("raise UserError('no', 'flag')", 2), ("raise KeyboardInterrupt", 130)]
+)
+def test_a_process_ends_with_its_code_after_its_exit_functions_and_is_not_taken_apart(
+    body: str, exit_code: int
+) -> None:
+    result = ended(f"print('product'); {body}")
+    assert result.returncode == exit_code
+    assert result.stdout == "product\n"
+    assert result.stderr.endswith("exit function\n")
+
+
+def test_after_training_a_process_ends_the_ordinary_way() -> None:
+    result = ended("sys.modules['transformers'] = None")
+    assert (result.returncode, result.stdout) == (0, "taken apart\n")
+
+
+def test_an_output_that_cannot_be_written_is_one_line_at_the_end_too(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    with (tmp_path / "out").open("w") as out:
+        result = subprocess.run(
+            [sys.executable, "-c", PROCESS.format(body="print('product')")],
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            check=False,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
+        )
+    assert result.returncode == 1
+    error, *rest = result.stderr.splitlines()
+    assert error.startswith("x.py: error: ")
+    assert rest == ["exit function"]
