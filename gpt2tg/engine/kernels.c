@@ -248,6 +248,27 @@ static void activate(float *x, int activation) { /* (PANEL) */
   }
 }
 
+static inline void gelu_and_slope(vector x, vector *y, vector *slope) {
+  vector share = 1.0f / (1.0f + exponential(-1.59576912f * (x + 0.044715f * x * x * x)));
+  *y = x * share;
+  *slope = share + *y * (1.0f - share) * 1.59576912f * (1.0f + 0.134145f * x * x);
+}
+
+/* For training: the GELU by tanh of x (count), and its slope there. */
+void gelu(const float *x, int64_t count, float *y, float *slope, int32_t threads) {
+  int64_t whole = count / LANES * LANES;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t i = 0; i < whole; i += LANES)
+    gelu_and_slope(*(const vector *)(x + i), (vector *)(y + i), (vector *)(slope + i));
+  if (whole < count) {
+    vector rest[3] = {{0}};
+    memcpy(rest, x + whole, 4 * (count - whole));
+    gelu_and_slope(rest[0], rest + 1, rest + 2);
+    memcpy(y + whole, rest + 1, 4 * (count - whole));
+    memcpy(slope + whole, rest + 2, 4 * (count - whole));
+  }
+}
+
 /* The sums (PANEL) of one item, scaled and so on: to (width). */
 static inline __attribute__((always_inline)) void deliver(const Matrix *a, int first, int width, int activation,
                                                           int add, float *sums, float *to) {

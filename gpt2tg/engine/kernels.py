@@ -100,6 +100,9 @@ class Kernels:
         self.step = library.step
         self.step.argtypes = [ctypes.POINTER(Model), Cache, Int, *[Floats] * 3, Int, *[Floats] * 4, Int]
         self.step.restype = None
+        self.gelu = library.gelu
+        self.gelu.argtypes = [Floats, ctypes.c_int64, Floats, Floats, Int]
+        self.gelu.restype = None
 
 
 def is_off() -> bool:

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import MethodType
 from typing import Any
 
-import torch
 from tokenizers import pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
@@ -23,7 +22,7 @@ from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.lora import plain_weights
 from gpt2tg.training.loss import next_token_loss
-from gpt2tg.training.processor import ATTENTION, Dropout
+from gpt2tg.training.processor import ATTENTION, GELU, Dropout
 from gpt2tg.training.sources import TextSource
 
 
@@ -126,7 +125,7 @@ def for_training(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
         block.attn.resid_dropout, block.mlp.dropout = Dropout(config.resid_pdrop), Dropout(config.resid_pdrop)
         # In one operation: spelled out in eight, GPT-2's tanh GELU costs a quarter of a training step on a CPU.
         if config.activation_function == "gelu_new":
-            block.mlp.act = torch.nn.GELU(approximate="tanh")
+            block.mlp.act = GELU()
     return model.train(model.training)
 
 

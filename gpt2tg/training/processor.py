@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from gpt2tg.engine import kernels
 
 # Under this name transformers finds `attention`. It knows no function that makes masks for it, and so makes none:
 # padding stands on the right, where no token that counts sees it, and other masks come with the batch.
@@ -33,6 +36,41 @@ def keep_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     libc.mallopt(TRIM_THRESHOLD, MOST)
     libc.mallopt(MMAP_THRESHOLD, MOST) or libc.mallopt(MMAP_THRESHOLD, MOST_BEFORE)
+
+
+class GELU(nn.GELU):
+    """GPT-2's, by tanh, which torch computes slowly on a processor, and twice: for the value and for the gradient."""
+
+    def __init__(self) -> None:
+        super().__init__(approximate="tanh")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape, which the result has too."""
+        learns = torch.is_grad_enabled() and x.requires_grad
+        if learns and x.dtype == torch.float32 and _computes_here(x) and kernels.load() is not None:
+            return GELUWithSlope.apply(x)
+        return super().forward(x)
+
+
+class GELUWithSlope(torch.autograd.Function):
+    """By our kernels, in one go: what is kept for the gradient is the slope, instead of what the GELU was given."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        """x: in 32 bits."""
+        x = x.contiguous()
+        result, slope = torch.empty_like(x), torch.empty_like(x)
+        start, *made = map(kernels.pointer, (x, result, slope))
+        kernels.load().gelu(start, x.numel(), *made, torch.get_num_threads())
+        context.save_for_backward(slope)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        """The shape of x."""
+        (slope,) = context.saved_tensors
+        return gradient * slope
 
 
 class Dropout(nn.Dropout):
@@ -85,18 +123,23 @@ def attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
-    kind = query.dtype
+    kind, shape = query.dtype, query.shape
+    unseen = _later(shape[2]) if attention_mask is None else _unseen(attention_mask).expand(*shape[:2], -1, -1)
     with torch.autocast("cpu", enabled=False):
-        query, key, value = query.float(), key.float(), value.float()
-        scores = (query * scaling) @ key.transpose(2, 3)  # (B, H, T, T)
-        unseen = _later(query.shape[2]) if attention_mask is None else ~attention_mask
-        weights = scores.masked_fill_(unseen, torch.finfo(scores.dtype).min).softmax(dim=-1)
-        return (dropped(weights, dropout) @ value).transpose(1, 2).to(kind), None
+        query, key, value = (x.float().reshape(-1, *x.shape[2:]) for x in (query, key, value))  # (B·H, T, D)
+        scores = torch.baddbmm(unseen.flatten(0, -3), query, key.transpose(1, 2), alpha=scaling)  # (B·H, T, T)
+        weights = dropped(scores.softmax(dim=-1), dropout)
+        return (weights @ value).view(shape).transpose(1, 2).to(kind), None
 
 
 @functools.lru_cache(maxsize=4)
 def _later(length: int) -> Tensor:
-    return torch.ones(length, length, dtype=torch.bool).triu(1)
+    return _unseen(torch.ones(1, length, length, dtype=torch.bool).tril())
+
+
+def _unseen(seen: Tensor) -> Tensor:
+    """What is added to scores: nothing where a token is seen."""
+    return torch.zeros(seen.shape).masked_fill_(~seen, torch.finfo(torch.float32).min)
 
 
 AttentionInterface.register(ATTENTION, attention)

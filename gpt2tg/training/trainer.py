@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -120,6 +121,14 @@ class LanguageTrainer(Trainer):
         loss = super().training_step(*arguments, **settings)
         self._losses.add(loss, self.state.global_step + 1)
         return loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As in transformers, which counts the model's weights anew at each step."""
+        return self._operations_per_token * inputs["input_ids"].numel()
+
+    @functools.cached_property
+    def _operations_per_token(self) -> int:
+        return super().floating_point_ops({"input_ids": torch.empty(1)})
 
     def log(self, logs: dict[str, float], *rest: Any, **settings: Any) -> None:
         """As in transformers, with our loss, and what it took to get there."""

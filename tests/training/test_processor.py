@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import random_model
+from conftest import kernels_here, random_model
 from torch import Tensor
 from torch.nn import functional as F
 
 from gpt2tg.training import processor
 from gpt2tg.training.model import for_training
-from gpt2tg.training.processor import Dropout, attention, dropped, keep_freed_memory
+from gpt2tg.training.processor import GELU, Dropout, attention, dropped, keep_freed_memory
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
@@ -55,6 +55,28 @@ def test_nothing_is_dropped_where_nobody_learns() -> None:
         torch.testing.assert_close(for_training(model)(ids).logits, expected)
     assert not any(part.training for part in model.modules())
     assert all(part.training for part in for_training(random_model().train()).modules())
+
+
+@pytest.mark.parametrize("size", [(1,), (16,), (3, 33), (2, 9, 512)], ids=str)
+def test_the_gelu_and_its_gradient_are_those_in_64_bits(size: tuple[int, ...]) -> None:
+    """Of full registers and of what is left over; far out too, where it is 0 or x."""
+    kernels_here()
+    x, gradient = torch.randn(2, *size, generator=torch.Generator().manual_seed(1))
+    x = (5 * x.flatten().index_fill(0, torch.tensor([0]), -40.0)).view(size).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    expected, found = F.gelu(exact, approximate="tanh"), GELU()(x)
+    assert isinstance(found.grad_fn, processor.GELUWithSlope._backward_cls)
+    near = dict(rtol=1e-5, atol=1e-6, check_dtype=False)
+    torch.testing.assert_close(found, expected, **near)
+    (mine,), (theirs,) = (torch.autograd.grad(y, z, gradient.to(z.dtype)) for y, z in ((found, x), (expected, exact)))
+    torch.testing.assert_close(mine, theirs, **near)
+
+
+def test_the_gelu_is_torchs_where_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor.kernels, "load", lambda: None)
+    x = torch.randn(40, requires_grad=True)
+    assert torch.equal(GELU()(x), F.gelu(x, approximate="tanh"))
+    assert torch.equal(GELU()(x.bfloat16()), F.gelu(x.bfloat16(), approximate="tanh"))
 
 
 @pytest.mark.parametrize("dropout", [0, 0.5])
