@@ -25,6 +25,7 @@ from gpt2tg.engine.model import GPT2
 from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.engine.weights import read_weights
 from gpt2tg.options import TrainingOptions
+from gpt2tg.training import records
 from gpt2tg.training.model import train_tokenizer, transformers_tokenizer
 from gpt2tg.training.sources import plan_sources
 
@@ -42,6 +43,14 @@ FABLES = [
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)  # the models are tiny: more threads would only wait for each other
+
+
+@pytest.fixture(scope="module")
+def without_pictures() -> Iterator[None]:
+    """Runs draw no loss.png, which takes longer than all their steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "draw_losses", lambda history, path, title: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,8 @@ import psutil
 import torch
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from gpt2tg.training.interruption import Agreement
 
 History = Sequence[dict[str, float]]
 
@@ -29,13 +31,11 @@ SHORT_MEASUREMENT = 3
 class Pace(TrainerCallback):
     """Decides when to log, to measure, to save and to end, beyond what transformers decides from its arguments."""
 
-    def __init__(
-        self, measures: bool, eval_steps: int | None, patience: int | None, is_interrupted: Callable[[], bool]
-    ) -> None:
+    def __init__(self, measures: bool, eval_steps: int | None, patience: int | None, agreement: Agreement) -> None:
         self._measures = measures
         self._eval_steps = eval_steps
         self._patience = patience
-        self._is_interrupted = is_interrupted
+        self._agreement = agreement
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         # What stands in a checkpoint is what the run was started with; the flags may have changed.
@@ -46,7 +46,7 @@ class Pace(TrainerCallback):
             control.should_log = True
         if self._measures and is_due(state.global_step, state.epoch, state.max_steps, self._eval_steps):
             control.should_evaluate = True
-        if self._is_interrupted():
+        if self._agreement.is_interrupted_at(state.global_step):
             control.should_save = control.should_training_stop = True
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -56,7 +56,7 @@ class Pace(TrainerCallback):
             control.should_log = control.should_save = control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._is_interrupted():
+        if self._agreement.is_interrupted():
             control.should_training_stop = True
 
 

@@ -124,131 +124,213 @@ def _finetune(
     interruption: Interruption,
     callbacks: Sequence[TrainerCallback],
 ) -> Outcome | None:
-    output_dir = Path(options.output_dir)
     arguments = training_arguments(options, device)
     if arguments.world_size > 1:
         _check_processes(options)
     else:
         _tell_of_idle_gpus(device)
+    checkpoint = _check_directory(options, arguments)
+    run = _Run(options, model_name, device, arguments, interruption, callbacks)
+    run.announce()
+    if options.dry_run:
+        run.show_plan()
+        return None
+    state = None if checkpoint is None else run.ended_state(checkpoint)
+    if state is not None and run.is_complete(state):
+        say(f"nothing to do: the run has reached its end at step {state.global_step:,}")
+        return _outcome(run.output_dir, state)
+    with told_when_full(run.output_dir):
+        run.assemble(arguments)
+        with _opened(run.directory, options, arguments):
+            if is_main_process():
+                run.directory.update(**run.record())
+            run.train(checkpoint, state)
+            if is_main_process():
+                run.finish(was_over=state is not None)
+    outcome = _outcome(run.output_dir, run.trainer.state)
+    _conclude(outcome)
+    return outcome
+
+
+def _check_directory(options: TrainingOptions, arguments: TrainingArguments) -> Path | None:
+    """Refuse an output directory that the run may not have; the checkpoint to go on from, where it resumes."""
+    directory = Path(options.output_dir)
     if not options.dry_run:
         with arguments.main_process_first(local=False):
-            check_output(output_dir, options.resume is not None, options.overwrite)
-    checkpoint = None if options.resume is None else find_resumable(output_dir, options.resume)
-    sources = plan_sources(options)
-    start = None if options.from_scratch else check_existing(options, model_name)
-    if start is not None and options.overwrite and start.resolve().is_relative_to(output_dir.resolve()):
-        raise UserError(f"would remove {start}, the model to start from: choose another --output_dir", "overwrite")
+            check_output(directory, options.resume is not None, options.overwrite)
+    return None if options.resume is None else find_resumable(directory, options.resume)
 
-    def make_model() -> tuple[GPT2LMHeadModel, TextTokenizer]:
-        transformers.set_seed(options.seed)
-        return new_model(sources[0], options) if start is None else existing_model(start, options.dropout)
 
-    model, tokenizer = make_model()
-    if options.generate_samples or options.sample_steps:
-        _check_sample_prompt(options, len(tokenizer.encode(options.prompt)), model.config.n_positions)
-    with arguments.main_process_first():  # the others find the tokens in the cache
-        data = load_data(sources, tokenizer, options)
-    for line in advice(sources, data, options):
-        say(f"advice: {line}")
-    name = "a new model" if start is None else model_name
-    _announce(options, model, data, name, arguments.world_size)
-    shape = shape_of_model(model, tokenizer.end_id)
-    if is_main_process():
-        for line in show_blocks(data, tokenizer, options):
-            print(line)
-    if options.dry_run:
+class _Run:
+    """What a run is made of. To make one reads the text and the model, and refuses what cannot be used."""
+
+    def __init__(
+        self,
+        options: TrainingOptions,
+        model_name: str,
+        device: torch.device,
+        arguments: TrainingArguments,
+        interruption: Interruption,
+        callbacks: Sequence[TrainerCallback],
+    ) -> None:
+        self.options = options
+        self.output_dir = Path(options.output_dir)
+        self.directory = RunDirectory(self.output_dir, options.save_total_limit)
+        self._device, self._arguments = device, arguments
+        self._interruption, self._callbacks = interruption, callbacks
+        self._sources = plan_sources(options)
+        self._start = self._model_to_start_from(model_name)
+        self._model_name = None if self._start is None else model_name
+        self._model, self._tokenizer = self._make_model()
+        if options.generate_samples or options.sample_steps:
+            tokens = len(self._tokenizer.encode(options.prompt))
+            _check_sample_prompt(options, tokens, self._model.config.n_positions)
+        with arguments.main_process_first():  # the others find the tokens in the cache
+            self._data = load_data(self._sources, self._tokenizer, options)
+        self._shape = shape_of_model(self._model, self._tokenizer.end_id)
+        self._steps = total_steps(options, len(self._data.train), arguments.world_size)
+        self._traits = identity(options, self._model, self._start is None, self._data, arguments.world_size)
+        self._compiles = is_compiled(options, device, self._steps)
+
+    def _model_to_start_from(self, name: str) -> Path | None:
+        if self.options.from_scratch:
+            return None
+        start = check_existing(self.options, name)
+        if self.options.overwrite and start.resolve().is_relative_to(self.output_dir.resolve()):
+            raise UserError(f"would remove {start}, the model to start from: choose another --output_dir", "overwrite")
+        return start
+
+    def _make_model(self) -> tuple[GPT2LMHeadModel, TextTokenizer]:
+        transformers.set_seed(self.options.seed)
+        if self._start is None:
+            return new_model(self._sources[0], self.options)
+        return existing_model(self._start, self.options.dropout)
+
+    def announce(self) -> None:
+        """Say what is trained on what, with advice on the data."""
+        for line in advice(self._sources, self._data, self.options):
+            say(f"advice: {line}")
+        _announce(self.options, self._model, self._data, self._name, self._arguments.world_size)
         if is_main_process():
-            for line in plan(options, model.config, shape, data, device, arguments.world_size):
+            for line in show_blocks(self._data, self._tokenizer, self.options):
                 print(line)
-        return None
-    traits = identity(options, model, start is None, data, arguments.world_size)
-    base = "" if start is None else base_reference(model_name, start)
-    model = choose_weights(model, options, base)
-    is_over = False
-    if checkpoint is not None:
-        check_same_run(checkpoint, traits, options.resume_anyway)
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        is_over = _is_over(state, options, total_steps(options, len(data.train), arguments.world_size))
-        waits = options.lora and not options.no_merge and is_adapter(output_dir)  # to be merged
-        if is_over and not waits and step_of_model(output_dir) == held_step(state, options.keep):
-            say(f"nothing to do: the run has reached its end at step {state.global_step:,}")
-            return _outcome(output_dir, state)
 
-    compiles = is_compiled(options, device, total_steps(options, len(data.train), arguments.world_size))
+    @property
+    def _name(self) -> str:
+        return self._model_name or "a new model"
 
-    with told_when_full(output_dir), _opened(output_dir, options, arguments) as directory:
+    def show_plan(self) -> None:
+        """Print it, on stdout."""
         if is_main_process():
-            directory.update(**_run_record(options, None if start is None else model_name, data, arguments))
+            world_size = self._arguments.world_size
+            for line in plan(self.options, self._model.config, self._shape, self._data, self._device, world_size):
+                print(line)
 
-        def assemble(model: torch.nn.Module, arguments: TrainingArguments) -> LanguageTrainer:
-            """A trainer with all that watches it."""
-            if compiles:
-                model.transformer.compile()
-            tokens = options.batch_size * options.gradient_accumulation_steps * options.block_size
-            stopwatch = Stopwatch(tokens * arguments.world_size)
-            trainer = LanguageTrainer(
-                directory=directory,
-                identity=traits,
-                keep=options.keep,
-                eval_steps=options.eval_steps,
-                stopwatch=stopwatch,
-                interruption=interruption,
-                model=model,
-                args=arguments,
-                data_collator=collate(options.block_size, tokenizer.end_id),
-                train_dataset=data.train,
-                eval_dataset=data.validation,
-                processing_class=transformers_tokenizer(tokenizer, model.config.n_positions),
-                callbacks=[Progress(stopwatch), *callbacks],
-            )
-            trainer.remove_callback(transformers.PrinterCallback)
-            trainer.add_callback(Records(directory, f"{name} on {_file_names(options)}"))
-            if options.sample_steps:
-                trainer.add_callback(Samples(options, tokenizer, output_dir, stopwatch))
-            measures = data.validation is not None
-            trainer.add_callback(
-                Pace(measures, options.eval_steps, options.early_stopping_patience, trainer.is_interrupted)
-            )
-            return trainer
+    def ended_state(self, checkpoint: Path) -> TrainerState | None:
+        """The state in the checkpoint to go on from, where nothing is left to train.
 
-        geometry = options
-        trainer = assemble(model, arguments)
-        if is_over:
-            trainer.state = state
-        while not is_over:
+        Raises:
+            UserError: the checkpoint is that of another run.
+        """
+        check_same_run(checkpoint, self._traits, self.options.resume_anyway)
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        return state if _is_over(state, self.options, self._steps) else None
+
+    def is_complete(self, state: TrainerState) -> bool:
+        """Whether the output directory holds what a run that has ended is to leave there."""
+        waits_for_merging = self.options.lora and not self.options.no_merge and is_adapter(self.output_dir)
+        return not waits_for_merging and step_of_model(self.output_dir) == held_step(state, self.options.keep)
+
+    def record(self) -> dict[str, Any]:
+        """What run.json says of the run before it begins."""
+        return _run_record(self.options, self._model_name, self._data, self._arguments)
+
+    def assemble(self, arguments: TrainingArguments) -> None:
+        """Make the trainer, with all that watches it. Nothing is written yet.
+
+        Raises:
+            RunError: the hub is to have the model and refuses.
+        """
+        options, data = self.options, self._data
+        base = "" if self._start is None else base_reference(self._name, self._start)
+        model = choose_weights(self._model, options, base)
+        if self._compiles:
+            model.transformer.compile()
+        tokens = options.batch_size * options.gradient_accumulation_steps * options.block_size
+        stopwatch = Stopwatch(tokens * arguments.world_size)
+        trainer = LanguageTrainer(
+            directory=self.directory,
+            identity=self._traits,
+            keep=options.keep,
+            eval_steps=options.eval_steps,
+            stopwatch=stopwatch,
+            interruption=self._interruption,
+            model=model,
+            args=arguments,
+            data_collator=collate(options.block_size, self._tokenizer.end_id),
+            train_dataset=data.train,
+            eval_dataset=data.validation,
+            processing_class=transformers_tokenizer(self._tokenizer, model.config.n_positions),
+            callbacks=[Progress(stopwatch), *self._callbacks],
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        trainer.add_callback(self._records())
+        if options.sample_steps:
+            trainer.add_callback(Samples(options, self._tokenizer, self.output_dir, stopwatch))
+        measures = data.validation is not None
+        trainer.add_callback(Pace(measures, options.eval_steps, options.early_stopping_patience, trainer.agreement))
+        self.trainer = trainer
+
+    def _records(self) -> Records:
+        return Records(self.directory, f"{self._name} on {_file_names(self.options)}")
+
+    def train(self, checkpoint: Path | None, state: TrainerState | None) -> None:
+        """Train to the end, or have been there with this state; with smaller batches where memory does not suffice.
+
+        Raises:
+            RunError: out of memory.
+            Interrupted: a signal ended it.
+        """
+        geometry = self.options
+        if state is not None:
+            self.trainer.state = state
+        while state is None:
             try:
-                _train(trainer, checkpoint, interruption, options.early_stopping_patience)
-                break
+                _train(self.trainer, checkpoint, self._interruption, self.options.early_stopping_patience)
+                return
             except RuntimeError as error:
                 if not (isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)):
                     raise
-                fused = fused_attention(model.config, options, device)
-                message = out_of_memory(shape, geometry, device_bytes(device), fused)
-            smaller = smaller_batches(geometry) if options.auto_batch_size else None
-            if smaller is None:
-                raise RunError(message)
-            geometry = smaller
-            say(
-                f"out of memory: going on with --batch_size {geometry.batch_size} "
-                f"--gradient_accumulation_steps {geometry.gradient_accumulation_steps}, as much a step as before"
-            )
-            if trainer.has_saved:
-                checkpoint = find_resumable(output_dir, NEWEST)
-            del trainer, model
+            geometry = self._smaller(geometry)
+            if self.trainer.has_saved:
+                checkpoint = find_resumable(self.output_dir, NEWEST)
+            del self.trainer, self._model
             release_memory()
-            model = choose_weights(make_model()[0], options, base)
-            trainer = assemble(model, training_arguments(geometry, device))
-        if trainer.is_world_process_zero():
-            directory.publish(held_step(trainer.state, options.keep))
-            if options.lora and not options.no_merge:
-                directory.merge_adapter()
-            if is_over:
-                Records(directory, f"{name} on {_file_names(options)}").write(trainer.state)
-            if options.push_to_hub:
-                trainer.push_to_hub()
-    outcome = _outcome(output_dir, trainer.state)
-    _conclude(outcome)
-    return outcome
+            self._model = self._make_model()[0]
+            self.assemble(training_arguments(geometry, self._device))
+
+    def _smaller(self, geometry: TrainingOptions) -> TrainingOptions:
+        """Smaller batches after memory ran out with these."""
+        fused = fused_attention(self._model.config, self.options, self._device)
+        smaller = smaller_batches(geometry) if self.options.auto_batch_size else None
+        if smaller is None:
+            raise RunError(out_of_memory(self._shape, geometry, device_bytes(self._device), fused))
+        say(
+            f"out of memory: going on with --batch_size {smaller.batch_size} "
+            f"--gradient_accumulation_steps {smaller.gradient_accumulation_steps}, as much a step as before"
+        )
+        return smaller
+
+    def finish(self, was_over: bool) -> None:
+        """Let the directory hold the model, and the hub where it is to have it."""
+        state = self.trainer.state
+        self.directory.publish(held_step(state, self.options.keep))
+        if self.options.lora and not self.options.no_merge:
+            self.directory.merge_adapter()
+        if was_over:
+            self._records().write(state)
+        if self.options.push_to_hub:
+            self.trainer.push_to_hub()
 
 
 def _is_over(state: TrainerState, options: TrainingOptions, last_step: int) -> bool:
@@ -260,24 +342,23 @@ def _is_over(state: TrainerState, options: TrainingOptions, last_step: int) -> b
 
 
 @contextlib.contextmanager
-def _opened(path: Path, options: TrainingOptions, arguments: TrainingArguments) -> Iterator[RunDirectory]:
-    """The output directory, made if need be, cleared as the flags say, and kept from other runs.
+def _opened(directory: RunDirectory, options: TrainingOptions, arguments: TrainingArguments) -> Iterator[None]:
+    """The output directory is made if need be, cleared as the flags say, and kept from other runs.
 
     Of several processes the main one sees to that; the others have the directory as long as it has.
     """
-    directory = RunDirectory(path, options.save_total_limit)
     if not is_main_process():
         with arguments.main_process_first(local=False):
-            yield directory
+            yield
         return
-    path.mkdir(parents=True, exist_ok=True)
-    with locked(path):
+    directory.path.mkdir(parents=True, exist_ok=True)
+    with locked(directory.path):
         with arguments.main_process_first(local=False):
-            clear(path, everything=options.overwrite)
+            clear(directory.path, everything=options.overwrite)
         try:
-            yield directory
+            yield
         finally:
-            clear(path, everything=False)
+            clear(directory.path, everything=False)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,9 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
+import torch
+from accelerate import Accelerator
+
 from gpt2tg.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -18,6 +21,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A terminal sends Ctrl-C to all, and torchrun sends it on to the processes it started: within so many seconds that is
 # one and the same.
 LAUNCHER_ECHO = 2.0
+
+# How long several processes train before they ask each other for signals, and how many steps at most.
+SECONDS_BETWEEN, MOST_STEPS_BETWEEN = 1.0, 50
 
 
 class Interruption:
@@ -54,6 +60,46 @@ class Interruption:
             os._exit(128 + number)
         self.signal, self._when = number, time.monotonic()
         _tell("interrupted: this step is finished and saved first; a second signal ends the run at once")
+
+
+class Agreement:
+    """What several processes know together: whether a signal has come to one of them.
+
+    To ask the others is to wait for them. After a step that is done about once a second: how many steps that takes is
+    decided from seconds that were added up over all processes, and so all decide the same.
+    """
+
+    def __init__(self, accelerator: Accelerator, interruption: Interruption) -> None:
+        self._accelerator = accelerator
+        self._interruption = interruption
+        self._is_reached = False
+        self._last: tuple[int, float] | None = None  # the step after which was asked, and when
+        self._due = 0
+
+    def is_interrupted(self) -> bool:
+        """Ask now. All processes have to."""
+        return self._ask(0.0)[0]
+
+    def is_interrupted_at(self, step: int) -> bool:
+        """Ask after this step, where it is time to. All processes have to, after the same steps."""
+        if self._accelerator.num_processes > 1 and (self._is_reached or step < self._due):
+            return self._is_reached
+        now = time.monotonic()
+        before, then = self._last or (step, now)
+        is_reached, seconds = self._ask(now - then)
+        self._last = step, now
+        steps = (step - before) * SECONDS_BETWEEN / max(seconds, 1e-9)
+        self._due = step + min(max(int(steps), 1), MOST_STEPS_BETWEEN)
+        return is_reached
+
+    def _ask(self, seconds: float) -> tuple[bool, float]:
+        """Whether a signal has come to any process, and the mean of their seconds."""
+        if self._accelerator.num_processes == 1:
+            return bool(self._interruption), seconds
+        mine = torch.tensor([float(bool(self._interruption)), seconds], device=self._accelerator.device)
+        signals, seconds = self._accelerator.reduce(mine, reduction="mean").tolist()
+        self._is_reached = self._is_reached or signals > 0
+        return self._is_reached, seconds
 
 
 def _tell(text: str) -> None:

@@ -28,7 +28,7 @@ from gpt2tg.training.data import NO_LOSS
 from gpt2tg.training.directory import RUN_FILE, RunDirectory, make_readable
 from gpt2tg.training.durable import UNFINISHED
 from gpt2tg.training.evaluate import perplexity
-from gpt2tg.training.interruption import Interruption
+from gpt2tg.training.interruption import Agreement, Interruption
 
 # Under this name our part of the state stands in the trainer_state.json of a checkpoint.
 OUR_STATE = "gpt2tg"
@@ -96,6 +96,7 @@ class LanguageTrainer(Trainer):
         self._eval_steps = eval_steps
         self.stopwatch = stopwatch
         self._interruption = interruption
+        self.agreement = Agreement(self.accelerator, interruption)
         self._losses = LossSum(self.accelerator)
         self._is_saving = False
         self._first_step = 0
@@ -196,10 +197,7 @@ class LanguageTrainer(Trainer):
 
     def is_interrupted(self) -> bool:
         """Whether a signal has come, to any of the processes."""
-        if self.args.world_size == 1:
-            return bool(self._interruption)
-        mine = torch.tensor(float(bool(self._interruption)), device=self.args.device)
-        return self.accelerator.reduce(mine).item() > 0
+        return self.agreement.is_interrupted()
 
     def require_finite(self) -> None:
         """Raises RunError where a loss or a weight is no number."""

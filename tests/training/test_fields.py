@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +17,8 @@ from gpt2tg.options import DeviceOptions, TrainingOptions
 from gpt2tg.training import trainer as module
 from gpt2tg.training.fields import FLAGS, SETTLED, trainer_fields
 from gpt2tg.training.finetune import finetune, training_arguments
+
+pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
 def test_fields_arrive_with_their_types() -> None:
@@ -118,7 +120,14 @@ def test_what_stands_before_the_hub_is_one_line_before_training(
         raise error
 
     monkeypatch.setattr(Trainer, "init_hf_repo", refuse)
-    given = TrainingOptions(train_file=str(text_file), output_dir=str(tmp_path), block_size=16, push_to_hub=True)
+    out = tmp_path / "out"
+    given = TrainingOptions(train_file=str(text_file), output_dir=str(out), block_size=16, max_steps=1)
+    refused = replace(given, push_to_hub=True)
     with pytest.raises(RunError, match=f"{re.escape(str(error))}; leave the flag out"):
-        finetune(given, str(model_dir))
-    assert not list(tmp_path.glob("checkpoint-*"))
+        finetune(refused, str(model_dir))
+    assert not out.exists()
+    finetune(given, str(model_dir))
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with pytest.raises(RunError, match="leave the flag out"):
+        finetune(replace(refused, overwrite=True), str(model_dir))
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before

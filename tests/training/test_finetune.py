@@ -147,8 +147,12 @@ def test_ways_to_train_lower_the_loss(text_file: Path, model_dir: Path, tmp_path
 def test_fp16_without_a_gpu_is_said_and_trains_in_fp32(
     text_file: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finetune(quick(text_file, tmp_path / "out", fp16=True), str(model_dir))
-    assert "--fp16 needs a CUDA GPU and there is none: training in fp32" in capsys.readouterr().err
+    for name, fp16 in (("asked", True), ("plain", False)):
+        finetune(quick(text_file, tmp_path / name, fp16=fp16, max_steps=2), str(model_dir))
+        told = "--fp16 needs a CUDA GPU and there is none: training in fp32" in capsys.readouterr().err
+        assert told == fp16
+    asked, plain = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("asked", "plain"))
+    assert asked == plain
 
 
 def test_log_says_loss_learning_rate_speed_and_perplexity(
@@ -316,6 +320,9 @@ def test_of_several_gpus_one_is_used_and_that_is_said(
     module._tell_of_idle_gpus(torch.device("cuda"))
     told = capsys.readouterr().err
     assert told == "3 GPUs are there, one is used: torchrun --nproc_per_node 3 uses all\n"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    module._tell_of_idle_gpus(torch.device("cuda"))
+    assert capsys.readouterr().err == ""
 
 
 def test_a_compiled_run_has_the_losses_of_one_that_is_not(

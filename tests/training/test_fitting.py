@@ -20,7 +20,10 @@ from gpt2tg.training.finetune import finetune
 from gpt2tg.training.memory import smaller_batches
 from gpt2tg.training.trainer import LanguageTrainer
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
+    pytest.mark.usefixtures("without_pictures"),
+]
 
 IDS = [[5, 80, 7, 33, 12, 250, 3]]
 

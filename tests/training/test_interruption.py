@@ -6,15 +6,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 import finetune_gpt2
 from gpt2tg.cli import _resuming
 from gpt2tg.engine.runs import saved_checkpoints
+from gpt2tg.training import interruption
+from gpt2tg.training.interruption import MOST_STEPS_BETWEEN, SECONDS_BETWEEN, Agreement, Interruption
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_kills_at_random_moments() -> None:
     """A few of them, of shorter runs; `make test-kills` does many."""
-    command = [sys.executable, "tests/training/kills.py", "--kills", "4", "--steps", "12"]
+    command = [sys.executable, "tests/training/kills.py", "--kills", "3", "--steps", "10"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "faults: none" in result.stdout
@@ -66,6 +70,59 @@ def test_ctrl_c_once_saves_and_twice_quits_and_one_run_per_directory(
             assert told[-1].endswith(f"--output_dir {out} --block_size 16 --max_steps 1000000 --save_steps 1000000 "
                                      "--logging_steps 1 --validation_split 0 --resume\n")  # fmt: skip
     assert saved_checkpoints(out) == [saved]
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.3, 5.0], ids=str)
+@pytest.mark.parametrize("signalled", [0, 1])
+def test_several_processes_end_after_the_same_step_and_rarely_ask(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, signalled: int
+) -> None:
+    """Two of them as threads, one a little slower: a signal to either, in the first steps or later."""
+    for step_of_signal in (1, 2, 57):
+        asked, ended = two_processes(monkeypatch, seconds, signalled, step_of_signal)
+        assert ended[0] == ended[1]
+        within = max(2 * SECONDS_BETWEEN / seconds, 1)
+        assert step_of_signal <= ended[0] <= step_of_signal + min(within, MOST_STEPS_BETWEEN)
+        assert asked <= 3 + ended[0] * max(2 * seconds / SECONDS_BETWEEN, 2 / MOST_STEPS_BETWEEN)
+
+
+def two_processes(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, signalled: int, step_of_signal: int
+) -> tuple[int, list[int]]:
+    """How often they asked each other, and after which step each knew of the signal."""
+    meeting, given, clocks = threading.Barrier(2, timeout=10), {}, threading.local()
+    asked, ended = [0], [0, 0]
+    monkeypatch.setattr(interruption.time, "monotonic", lambda: clocks.now)
+
+    class Accelerator:
+        num_processes, device = 2, torch.device("cpu")
+
+        def reduce(self, mine: torch.Tensor, reduction: str) -> torch.Tensor:
+            given[clocks.rank] = mine
+            meeting.wait()
+            both = torch.stack([given[0], given[1]]).mean(dim=0)
+            asked[0] += clocks.rank
+            meeting.wait()
+            return both
+
+    def run(rank: int) -> None:
+        clocks.rank, clocks.now = rank, 100.0 * rank
+        signals = Interruption()
+        agreement = Agreement(Accelerator(), signals)
+        for step in range(1, 1000):
+            clocks.now += seconds * (1 + 0.4 * rank)
+            if rank == signalled and step == step_of_signal:
+                signals.signal = signal.SIGTERM
+            if agreement.is_interrupted_at(step):
+                ended[rank] = step
+                return
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return asked[0], ended
 
 
 @pytest.mark.parametrize(

@@ -31,15 +31,15 @@ ROOT = Path(__file__).parents[2]
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 ACCELERATE = ("-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--main_process_port", "0")
-DDP = ("--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
 FSDP = ("--config_file", str(ROOT / "configs" / "fsdp.yaml"))
 
 # Several runs in one start: importing takes longer than training. On a CPU accelerate cuts no model, though torch can:
 # it is told to after it has found that there is no GPU.
 LAUNCHED = """
-import json, os, sys, torch, finetune_gpt2
+import json, os, signal, sys, torch, finetune_gpt2
 from accelerate.state import AcceleratorState, DistributedType, PartialState
 from gpt2tg import cli
+from gpt2tg.training.trainer import LanguageTrainer
 
 found = AcceleratorState.__init__
 
@@ -52,9 +52,17 @@ def cut_on_a_cpu(self, *arguments, fsdp_plugin=None, **settings):
 AcceleratorState.__init__ = cut_on_a_cpu
 torch.set_num_threads(1)
 cli.notice("started by: " + " ".join(cli._launcher()))
+learn = LanguageTrainer.training_step
+
+def signalled(self, *arguments):
+    if os.environ["RANK"] == "1" and self.state.max_steps == 400 and self.state.global_step == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return learn(self, *arguments)
+
+LanguageTrainer.training_step = signalled
 for words in json.loads(sys.argv[1]):
     if code := finetune_gpt2.main(words):
-        sys.exit(code)
+        print("exit code", code, file=sys.stderr)
 """
 
 
@@ -81,10 +89,10 @@ def launch(launcher: tuple[str, ...], place: Path, commands: list[list[str]]) ->
 
 @pytest.fixture(scope="module")
 def runs(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """one: a single process; two: two of them; gone_on: two again, ended after half of the steps and resumed.
+    """one: a single process; two: two of them; gone_on: two again, ended by a signal to one of them and resumed.
 
-    accelerated and cut are started by accelerate, the second with the model cut among the processes by FSDP, and both
-    gone on with; whole_way is cut and left alone.
+    cut is started by accelerate, with the model cut among the processes by FSDP, and gone on with; whole_way is cut and
+    left alone.
     """
     place = tmp_path_factory.mktemp("processes")
     text = place / "text.txt"
@@ -99,14 +107,14 @@ def runs(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
         ]  # fmt: skip
 
     assert finetune_gpt2.main(words("one", batch=2)) == 0
-    said = launch(TORCHRUN, place, [words("two"), words("gone_on", steps=2), words("gone_on", "--resume")])
-    accelerated = [words("accelerated", steps=2), words("accelerated", "--resume")]
-    (place / "accelerate.txt").write_text(launch((*ACCELERATE, *DDP), place, accelerated))
-    launch((*ACCELERATE, *FSDP), place, [words("cut", steps=2), words("cut", "--resume"), words("whole_way")])
+    gone_on = [words("gone_on", steps=400), words("gone_on", "--resume")]
+    said = launch(TORCHRUN, place, [words("two"), *gone_on])
+    cut = [words("cut", steps=2), words("cut", "--resume"), words("whole_way")]
+    (place / "accelerate.txt").write_text(launch((*ACCELERATE, *FSDP), place, cut))
     return place, said
 
 
-@pytest.mark.parametrize("name", ["two", "accelerated", "cut"])
+@pytest.mark.parametrize("name", ["two", "cut"])
 def test_losses_are_those_of_one_process_with_the_same_batch(runs: tuple[Path, str], name: str) -> None:
     """Those that were ended after half of the steps measured then too."""
     both = (log(runs[0] / directory) for directory in ("one", name))
@@ -125,12 +133,13 @@ def test_the_rest_of_the_held_out_text_is_counted_once(runs: tuple[Path, str]) -
 
 def test_one_process_speaks(runs: tuple[Path, str]) -> None:
     said = runs[1].splitlines()
-    for beginning, times in {"model: ": 3, "step 1/4": 1, "resuming at step 2": 1, "reached step 4": 2}.items():
+    expected = {"model: ": 3, "step 1/4 ": 1, "step 1/400 ": 1, "resuming at step 2": 1, "reached step 4": 2}
+    for beginning, times in expected.items():
         assert sum(line.startswith(beginning) for line in said) == times, said
     assert "each step: 2 processes x batch 1 x accumulation 2 = 4 blocks, 64 tokens" in said
 
 
-@pytest.mark.parametrize(("straight", "resumed"), [("two", "gone_on"), ("two", "accelerated"), ("whole_way", "cut")])
+@pytest.mark.parametrize(("straight", "resumed"), [("two", "gone_on"), ("whole_way", "cut")])
 def test_resumed_processes_reach_the_same_weights(runs: tuple[Path, str], straight: str, resumed: str) -> None:
     place, _ = runs
     ends = [place / name / "checkpoint-4" / "model.safetensors" for name in (straight, resumed)]
@@ -138,6 +147,12 @@ def test_resumed_processes_reach_the_same_weights(runs: tuple[Path, str], straig
     losses = [[row["loss"] for row in log(place / name) if row["loss"]] for name in (straight, resumed)]
     assert losses[0] == losses[1]
     assert (place / resumed / "checkpoint-4" / "rng_state_1.pth").is_file()
+
+
+def test_a_signal_to_one_process_ends_both_after_the_same_step(runs: tuple[Path, str]) -> None:
+    said = runs[1].splitlines()
+    assert sum(line.startswith("step 2 of 400 is saved in ") for line in said) == 1, said
+    assert said.count("exit code 143") == 2
 
 
 def test_a_model_that_was_cut_is_saved_whole(runs: tuple[Path, str]) -> None:
@@ -156,7 +171,7 @@ def test_a_model_that_was_cut_is_saved_whole(runs: tuple[Path, str]) -> None:
 def test_the_launcher_is_part_of_the_command_that_resumes(runs: tuple[Path, str]) -> None:
     assert f"started by: python {' '.join(TORCHRUN)}" in runs[1].splitlines()
     said = (runs[0] / "accelerate.txt").read_text().splitlines()
-    assert f"started by: python {' '.join((*ACCELERATE, *DDP))}" in said
+    assert f"started by: python {' '.join((*ACCELERATE, *FSDP))}" in said
 
 
 def test_another_number_of_processes_is_refused(runs: tuple[Path, str], model_dir: Path) -> None:

@@ -23,6 +23,8 @@ from gpt2tg.training import finetune as module
 from gpt2tg.training.finetune import finetune
 from gpt2tg.training.trainer import LanguageTrainer
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 # Twelve blocks to learn from, 14 where none is held out: with batches of 2, an epoch takes 6 passes, or 7.
 BASE = dict(block_size=16, batch_size=2, save_steps=2, learning_rate=1e-3, logging_steps=3)
 

@@ -18,6 +18,8 @@ from gpt2tg.options import TrainingOptions, decoding_options
 from gpt2tg.training import search as module
 from gpt2tg.training.search import measured, search
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 Capture = pytest.CaptureFixture[str]
 
 
