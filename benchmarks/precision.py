@@ -20,6 +20,9 @@ from pathlib import Path
 
 import machine
 import torch
+from formats import ROOT
+
+sys.path.insert(0, str(ROOT))
 
 from gpt2tg.engine.model import GPT2
 from gpt2tg.engine.sliding import windows
@@ -30,10 +33,16 @@ PRECISIONS = ("fp32", "fp16", "int8")
 
 
 def perplexity(model: GPT2, ids: Sequence[int]) -> float:
-    """Of all tokens but the first, each after at least half of the model's positions where the text has so many."""
+    """Of all tokens but the first, each after at least half of the model's positions where the text has so many.
+
+    Read as a text is that is being written, since what is kept of it may be rounded as well.
+    """
     loss, done = 0.0, 1
+    context = model.context(model.shape.n_positions)
     for start, end in windows(0, len(ids), model.shape.n_positions):
-        logits = torch.cat(list(model.all_logits(ids[start : end - 1])))[done - start - 1 :]
+        first = context.start([ids[start : start + 1]])
+        rest = [context.extend(ids[start + 1 : end - 1])] if end - start > 2 else []
+        logits = torch.cat([first, *rest])[done - start - 1 :]
         targets = torch.tensor(ids[done:end])
         loss += float(torch.nn.functional.cross_entropy(logits.double(), targets, reduction="sum"))
         done = end

@@ -65,10 +65,11 @@ typedef struct {
   float epsilon;
 } Model;
 
-/* Keys (R, H, T, D, LANES) and values (R, H, C, D) of each layer in turn: both are read from end to end. */
+/* Keys (R, H, T, D, LANES) and values (R, H, C, D) of each layer in turn, in FP32 or FP16: both are read from end to
+   end. */
 typedef struct {
-  float *numbers;
-  int32_t rows, capacity;
+  void *numbers;
+  int32_t rows, capacity, precision;
 } Cache;
 
 int32_t panel_width(void) { return PANEL; }
@@ -101,6 +102,42 @@ static inline vector load_int8(const int8_t *p) {
   return __builtin_convertvector(*(const small *)p, vector);
 #endif
 }
+
+/* LANES numbers from the one at `at` on. */
+static inline __attribute__((always_inline)) vector load(int precision, const void *p, int64_t at) {
+  switch (precision) {
+    case FP16: return load_fp16((const uint16_t *)p + at);
+    case INT8: return load_int8((const int8_t *)p + at);
+    default: return load_fp32((const float *)p + at);
+  }
+}
+
+/* The one number at `at`. */
+static inline float number(int precision, const void *p, int64_t at) {
+  switch (precision) {
+#ifdef __F16C__
+    case FP16: return _cvtsh_ss(((const uint16_t *)p)[at]);
+#else
+    case FP16: return ((const _Float16 *)p)[at];
+#endif
+    case INT8: return ((const int8_t *)p)[at];
+    default: return ((const float *)p)[at];
+  }
+}
+
+/* Write a number to `at`, in FP32 or FP16. */
+static inline void store(int precision, void *p, int64_t at, float value) {
+  if (precision == FP32)
+    ((float *)p)[at] = value;
+  else
+#ifdef __F16C__
+    ((uint16_t *)p)[at] = _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT);
+#else
+    ((_Float16 *)p)[at] = value;
+#endif
+}
+
+static const int BYTES[] = {4, 2, 1}; /* of a number in each precision */
 
 /* Add K inputs of one panel times M items, at most ITEMS, to their sums.
    x: input k of item m is at m * item + k * input; w: (K, PANEL); ahead: as AHEAD, or 0 for what is near;
@@ -164,21 +201,13 @@ static void few_items(const Matrix *a, int panel, int M, const float *x, float *
 
 /* Some weights, as fp32. */
 static void unpack(const void *from, int precision, int count, float *to) {
-  for (int i = 0; i < count; i += LANES) {
-    vector *next = (vector *)(to + i);
-    switch (precision) {
-      case FP32: *next = load_fp32((const float *)from + i); break;
-      case FP16: *next = load_fp16((const uint16_t *)from + i); break;
-      case INT8: *next = load_int8((const int8_t *)from + i); break;
-    }
-  }
+  for (int i = 0; i < count; i += LANES) *(vector *)(to + i) = load(precision, from, i);
 }
 
 /* Many items, packed: (M / ITEMS, K, ITEMS). A part of the panel is near while all of them meet it, and the next part
    is called. */
 static void many_items(const Matrix *a, int panel, int M, const float *packed, float *sums) {
-  static const int bytes[] = {4, 2, 1};
-  int K = a->inputs, row = PANEL * bytes[a->precision];
+  int K = a->inputs, row = PANEL * BYTES[a->precision];
   float near[PART * PANEL] __attribute__((aligned(64)));
   for (int start = 0; start < K; start += PART) {
     int inputs = K - start < PART ? K - start : PART, size = inputs * row;
@@ -404,13 +433,8 @@ static void embed(const Model *model, int32_t token, int32_t position, float *x)
   int E = model->width;
   int64_t start = (int64_t)(token / PANEL) * E * PANEL + token % PANEL;
   for (int e = 0; e < E; e++) {
-    int64_t at = start + (int64_t)e * PANEL;
-    float value;
-    switch (a->precision) {
-      case FP16: value = load_fp16((const uint16_t *)a->panels + at - token % PANEL % LANES)[token % PANEL % LANES]; break;
-      case INT8: value = ((const int8_t *)a->panels)[at] * a->scale[token]; break;
-      default: value = ((const float *)a->panels)[at];
-    }
+    float value = number(a->precision, a->panels, start + (int64_t)e * PANEL);
+    if (a->scale) value *= a->scale[token];
     x[e] = value + model->positions[(int64_t)position * E + e];
   }
 }
@@ -436,10 +460,11 @@ static float shares(float *scores, int length) {
 
 /* What some tokens of one text attend to with one head, mixed. They follow each other; each looks at itself as well.
    queries: (count, apart), of which the first D are read; keys: (T, D, LANES) of the first cache row; values: (C, D);
+   both in `precision`;
    origins: the cache row that holds each token; length: what the first one looks at;
    scores: room for (count, room), room being `length` + count numbers and LANES more; mixed: (count, width). */
-static inline __attribute__((always_inline)) void attend(int count, const float *queries, int64_t apart,
-                                                         const float *keys, const float *values, int64_t row_size,
+static inline __attribute__((always_inline)) void attend(int count, int precision, const float *queries, int64_t apart,
+                                                         const void *keys, const void *values, int64_t row_size,
                                                          const int32_t *origins, int length, int D, float scale,
                                                          float *scores, int room, float *mixed, int width) {
   int whole = length + count - 1;
@@ -447,12 +472,13 @@ static inline __attribute__((always_inline)) void attend(int count, const float 
     int64_t row = origins[start] * row_size;
     for (end = start + 1; end < whole && origins[end] == origins[start];) end++;
     for (int tile = start / LANES; tile * LANES < end; tile++) {
-      const float *key = keys + row + (int64_t)tile * D * LANES, *value = values + row + (int64_t)tile * D * LANES;
+      int64_t at = row + (int64_t)tile * D * LANES;
       vector fits[GROUP] = {0};
-      for (int d = 0; d < D; d++, key += LANES, value += LANES) {
-        __builtin_prefetch(key + D * LANES, 0, 2); /* of the next tile */
-        __builtin_prefetch(value, 0, 2);           /* of this one, which will be mixed */
-        for (int i = 0; i < count; i++) fits[i] += queries[i * apart + d] * *(const vector *)key;
+      for (int d = 0; d < D; d++, at += LANES) {
+        __builtin_prefetch((const char *)keys + (at + D * LANES) * BYTES[precision], 0, 2); /* of the next tile */
+        __builtin_prefetch((const char *)values + at * BYTES[precision], 0, 2); /* of this one, which will be mixed */
+        vector key = load(precision, keys, at);
+        for (int i = 0; i < count; i++) fits[i] += queries[i * apart + d] * key;
       }
       for (int i = 0; i < count; i++) { /* what this writes beyond the run, the next one overwrites */
         vector *to = (vector *)(scores + i * room + tile * LANES);
@@ -466,14 +492,16 @@ static inline __attribute__((always_inline)) void attend(int count, const float 
   for (; d + 4 * LANES <= D; d += 4 * LANES) {
     vector sums[GROUP][4] = {0};
     for (int p = 0; p < length; p++) {
-      const vector *value = (const vector *)(values + origins[p] * row_size + (int64_t)p * D + d);
-      for (int i = 0; i < count; i++)
-        for (int j = 0; j < 4; j++) sums[i][j] += scores[i * room + p] * value[j];
+      int64_t at = origins[p] * row_size + (int64_t)p * D + d;
+      for (int j = 0; j < 4; j++) {
+        vector value = load(precision, values, at + j * LANES);
+        for (int i = 0; i < count; i++) sums[i][j] += scores[i * room + p] * value;
+      }
     }
     for (int p = length; p < whole; p++) { /* what only the later ones look at */
-      const vector *value = (const vector *)(values + origins[p] * row_size + (int64_t)p * D + d);
-      for (int i = 1; i < count; i++)
-        for (int j = 0; j < 4 && p < length + i; j++) sums[i][j] += scores[i * room + p] * value[j];
+      int64_t at = origins[p] * row_size + (int64_t)p * D + d;
+      for (int i = p - length + 1; i < count; i++)
+        for (int j = 0; j < 4; j++) sums[i][j] += scores[i * room + p] * load(precision, values, at + j * LANES);
     }
     for (int i = 0; i < count; i++)
       for (int j = 0; j < 4; j++) ((vector *)(mixed + i * width + d))[j] = sums[i][j] / totals[i];
@@ -482,7 +510,7 @@ static inline __attribute__((always_inline)) void attend(int count, const float 
     for (int i = 0; i < count; i++) {
       float sum = 0;
       for (int p = 0; p < length + i; p++)
-        sum += scores[i * room + p] * values[origins[p] * row_size + (int64_t)p * D + d];
+        sum += scores[i * room + p] * number(precision, values, origins[p] * row_size + (int64_t)p * D + d);
       mixed[i * width + d] = sum / totals[i];
     }
 }
@@ -510,7 +538,7 @@ void step(const Model *model, Cache cache, int32_t M, const int32_t *tokens, con
           float *scratch, int32_t threads) {
   int E = model->width, H = model->heads, D = E / H, C = cache.capacity;
   int inner = model->layers->up.outputs, wide = inner > 3 * E ? inner : 3 * E;
-  int64_t row_size = (int64_t)H * C * D, half = row_size * cache.rows;
+  int64_t row_size = (int64_t)H * C * D, half = row_size * cache.rows, bytes = BYTES[cache.precision];
   float *x = scratch, *mixed = x + (int64_t)M * E, *states = mixed + (int64_t)M * E;
   float *projected = states + (int64_t)M * E, *packed = projected + (int64_t)M * wide;
   float *shared_end = packed + (int64_t)(M + ITEMS) * wide;
@@ -524,7 +552,7 @@ void step(const Model *model, Cache cache, int32_t M, const int32_t *tokens, con
     for (int m = 0; m < M; m++) embed(model, tokens[m], positions[m], x + (int64_t)m * E);
     for (int l = 0; l < model->depth; l++) {
       const Layer *layer = model->layers + l;
-      float *keys = cache.numbers + 2 * l * half, *values = keys + half;
+      char *keys = (char *)cache.numbers + 2 * l * half * bytes, *values = keys + half * bytes;
       norm(M, E, x, layer->norm_1_weight, layer->norm_1_bias, model->epsilon, normed);
       product(&layer->attend, M, normed, projected, NONE, 0, packed);
 #pragma omp for schedule(static)
@@ -533,20 +561,24 @@ void step(const Model *model, Cache cache, int32_t M, const int32_t *tokens, con
           int position = positions[m];
           int64_t head = origins[(int64_t)m * C + position] * row_size + (int64_t)h * C * D;
           const float *key = projected + (int64_t)m * 3 * E + E + h * D;
-          float *tile = keys + head + (int64_t)(position / LANES) * D * LANES;
-          for (int d = 0; d < D; d++) tile[d * LANES + position % LANES] = key[d];
-          memcpy(values + head + (int64_t)position * D, key + E, 4 * D);
+          int64_t tile = head + (int64_t)(position / LANES) * D * LANES;
+          for (int d = 0; d < D; d++) {
+            store(cache.precision, keys, tile + d * LANES + position % LANES, key[d]);
+            store(cache.precision, values, head + (int64_t)position * D + d, key[E + d]);
+          }
         }
         for (int m = 0; m < M; m += groups[m]) {
           const float *query = projected + (int64_t)m * 3 * E + h * D;
-          const float *key = keys + (int64_t)h * C * D, *value = values + (int64_t)h * C * D;
+          const char *key = keys + (int64_t)h * C * D * bytes, *value = values + (int64_t)h * C * D * bytes;
           const int32_t *held = origins + (int64_t)m * C;
           float *to = mixed + (int64_t)m * E + h * D;
           int length = positions[m] + 1, room = C + LANES;
-          if (groups[m] == GROUP)
-            attend(GROUP, query, 3 * E, key, value, row_size, held, length, D, layer->scale, scores, room, to, E);
-          else
-            attend(1, query, 3 * E, key, value, row_size, held, length, D, layer->scale, scores, room, to, E);
+#define ATTEND(COUNT, PRECISION)                                                                                    \
+  attend(COUNT, PRECISION, query, 3 * E, key, value, row_size, held, length, D, layer->scale, scores, room, to, E)
+          if (cache.precision == FP32 && groups[m] == GROUP) ATTEND(GROUP, FP32);
+          else if (cache.precision == FP32) ATTEND(1, FP32);
+          else if (groups[m] == GROUP) ATTEND(GROUP, FP16);
+          else ATTEND(1, FP16);
         }
       }
       product(&layer->attended, M, mixed, x, NONE, 1, packed);

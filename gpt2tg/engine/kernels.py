@@ -76,7 +76,7 @@ class Model(ctypes.Structure):
 class Cache(ctypes.Structure):
     """As in kernels.c."""
 
-    _fields_ = (("numbers", Floats), ("rows", Int), ("capacity", Int))
+    _fields_ = (("numbers", ctypes.c_void_p), ("rows", Int), ("capacity", Int), ("precision", Int))
 
 
 class Kernels:

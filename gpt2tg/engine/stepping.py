@@ -41,6 +41,8 @@ class Stepper:
         assert isinstance(wte, Panels)
         self._library = wte.compiled
         self.lanes = self._library.lanes
+        # Rounded weights are worth no more than 16 bits of what is made of them, and half of it is read in half the time.
+        self.held_in = "fp32" if model.precision == "fp32" else "fp16"
         self.tile = self.lanes * shape.n_embd // shape.n_head  # numbers of one head for so many tokens
         scales = map(model.attention_scale, range(shape.n_layer))
         self._layers = (kernels.Layer * shape.n_layer)(*(self._layer(*layer) for layer in enumerate(scales)))
@@ -84,6 +86,11 @@ class Stepper:
         """The capacity that a cache has which is asked for so much."""
         return -(-capacity // self.lanes) * self.lanes
 
+    def empty_cache(self, rows: int, capacity: int) -> Tensor:
+        """Room for keys and values: (layers, 2, R, H * C * D). What is not written to takes no memory."""
+        kind = torch.float32 if self.held_in == "fp32" else torch.float16
+        return torch.empty(self._shape.n_layer, 2, rows, self._shape.n_embd * self.padded(capacity), dtype=kind)
+
     def step(
         self,
         cache: Tensor,
@@ -96,7 +103,7 @@ class Stepper:
         """Read M tokens; `step` in kernels.c says what is what.
 
         Args:
-            cache: (layers, 2, R, H * C * D); the keys and values of the tokens are written to it.
+            cache: (layers, 2, R, H * C * D) of `empty_cache`; the keys and values of the tokens are written to it.
             tokens, positions: M numbers.
             origins: (M, C) 32-bit.
             wanted: W numbers.
@@ -113,7 +120,7 @@ class Stepper:
         logits = torch.empty(len(wanted), shape.vocab_size)
         self._library.step(
             self._structure,
-            kernels.Cache(kernels.pointer(cache), cache.shape[2], capacity),
+            kernels.Cache(kernels.pointer(cache), cache.shape[2], capacity, kernels.PRECISIONS[self.held_in]),
             items,
             kernels.integers(tokens),
             kernels.integers(positions),
@@ -142,9 +149,8 @@ class KernelContext(Context):
         self._slots: list[int] = []  # for each row, the row of the cache that it writes to
 
     def _allocate(self, rows: int) -> None:
-        shape = self._model.shape
-        # Each layer's keys (R, H, T, D, LANES), then its values (R, H, C, D); untouched parts take no memory.
-        self._cache = torch.empty(shape.n_layer, 2, rows, shape.n_embd * self._stepper.padded(self.capacity))
+        # Each layer's keys (R, H, T, D, LANES), then its values (R, H, C, D).
+        self._cache = self._stepper.empty_cache(rows, self.capacity)
         self._slots = list(range(rows))
         self._origins = torch.arange(rows, dtype=torch.int32)[:, None].repeat(1, self._stepper.padded(self.capacity))
 
