@@ -41,7 +41,7 @@ class Stepper:
         assert isinstance(wte, Panels)
         self._library = wte.compiled
         self.lanes = self._library.lanes
-        # Rounded weights are worth no more than 16 bits of what is made of them, and half of it is read in half the time.
+        # Rounded weights deserve no more than 16 bits for what they make, and half of it is read in half the time.
         self.held_in = "fp32" if model.precision == "fp32" else "fp16"
         self.tile = self.lanes * shape.n_embd // shape.n_head  # numbers of one head for so many tokens
         scales = map(model.attention_scale, range(shape.n_layer))
