@@ -48,7 +48,7 @@ class Worker:
         )
         try:
             self.load_seconds = self._answer()["loaded"]
-        except WorkerDied:
+        except BaseException:
             self.close()
             raise
 

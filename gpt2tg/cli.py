@@ -179,38 +179,35 @@ def notice(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code, as `sys.exit` does.
+
+    Taking torch apart would need another quarter of a second: once all exit functions were called, the process ends
+    where it stands. Not after training, whose libraries may hold files open, nor in a session of Python's own.
+    """
+    if not ("transformers" in sys.modules or "IPython" in sys.modules or sys.flags.interactive or hasattr(sys, "ps1")):
+        atexit.register(_end, code)
+    sys.exit(code)
+
+
+def _end(code: int) -> None:
+    """The last to be registered is the first to be called: before it ends the process, it calls the others."""
+    atexit.unregister(_end)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # there is none, or what went wrong was said
+            stream.flush()
+    os._exit(code)
+
+
 def run(parser: Parser, body: Callable[[dict[str, Any]], None], argv: Sequence[str] | None) -> int:
     """Parse, run the body, and turn what goes wrong into one line on stderr and an exit code.
-
-    Args:
-        argv: the words of the command line; None, those of this process, which has nothing else to do.
 
     Returns:
         0 when all went well, 2 for what the user can mend in the command or its input, 1 for a run that
         failed on its way, 130 for Ctrl-C, 143 for SIGTERM.
     """
-    if argv is not None:
-        return _run(parser, body, argv)
-    ended: list[int] = []
-    atexit.register(_leave, ended)  # the first to be registered is the last to be called
-    ended.append(_run(parser, body, sys.argv[1:]))
-    return ended[0]
-
-
-def _leave(ended: list[int]) -> None:
-    """End the process where it stands: taking torch apart would need another quarter of a second.
-
-    Not after training, whose libraries may hold files open, nor when there was no end, as after `--help`.
-    """
-    if not ended or "transformers" in sys.modules:
-        return
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, OSError, ValueError):  # there is none, or what went wrong was said
-            stream.flush()
-    os._exit(ended[0])
-
-
-def _run(parser: Parser, body: Callable[[dict[str, Any]], None], words: Sequence[str]) -> int:
+    words = sys.argv[1:] if argv is None else argv
     debug = "--debug" in words
     _speak_utf8()
     try:

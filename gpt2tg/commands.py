@@ -347,13 +347,17 @@ def tune(given: dict[str, Any], name: str, option: str) -> None:
 
 
 def _require_own_directory(name: str, option: str) -> None:
-    if not Path(name).expanduser().is_dir():
+    from gpt2tg.engine.checkpoints import is_directory
+
+    if not is_directory(name):
         raise UserError(f"writes into the model's directory, and --{option} {name} is none: give one", "apply")
 
 
 def checkpoint_settings(given: dict[str, Any], name: str, option: str) -> dict[str, Any]:
     """Settings that `--tune --apply` left in a directory, and said; none where a flag asks for another strategy."""
-    if not Path(name).expanduser().is_dir():
+    from gpt2tg.engine.checkpoints import is_directory
+
+    if not is_directory(name):
         return {}
 
     from gpt2tg.checkpoint_defaults import brought_along, in_words

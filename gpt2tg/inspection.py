@@ -140,7 +140,7 @@ def token_texts(tokenizer: TextTokenizer, ids: Sequence[int]) -> list[str]:
 
 
 def _logprobs(generator: Generator, ids: Sequence[int], context: int) -> Iterator[Tensor]:
-    """Log-probabilities (t, V) of the places of the ids after the context, piece by piece, as they were in writing."""
+    """Log-probabilities (t, V) of the places of the ids after the context, in pieces, as when they were written."""
     done = context
     try:
         for start, end in windows(context, len(ids) - 1, generator.model.shape.n_positions):

@@ -203,18 +203,20 @@ class LongToTakeApart:
         print("taken apart")
 
 held = LongToTakeApart()
+atexit.register(print, "exit function from before", file=sys.stderr)
 
 def body(given):
     atexit.register(print, "exit function", file=sys.stderr)
     {body}
 
-sys.exit(cli.run(cli.Parser(prog="x.py", description="", examples=""), body, None))
+code = cli.run(cli.Parser(prog="x.py", description="", examples=""), body, None)
+{end}
 """
 
 
-def ended(body: str) -> subprocess.CompletedProcess[str]:
-    """A process that is nothing but a script with this body."""
-    command = [sys.executable, "-c", PROCESS.format(body=body)]
+def ended(body: str, end: str = "cli.leave(code)") -> subprocess.CompletedProcess[str]:
+    """A process that runs a script with this body, and how it ends."""
+    command = [sys.executable, "-c", PROCESS.format(body=body, end=end)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
@@ -227,19 +229,25 @@ def test_a_process_ends_with_its_code_after_its_exit_functions_and_is_not_taken_
     result = ended(f"print('product'); {body}")
     assert result.returncode == exit_code
     assert result.stdout == "product\n"
-    assert result.stderr.endswith("exit function\n")
+    assert result.stderr.endswith("exit function\nexit function from before\n")
 
 
-def test_after_training_a_process_ends_the_ordinary_way() -> None:
-    result = ended("sys.modules['transformers'] = None")
+@pytest.mark.parametrize("body", ["sys.modules['transformers'] = None", "sys.ps1 = '>>> '"])
+def test_after_training_and_in_a_session_of_python_a_process_ends_the_ordinary_way(body: str) -> None:
+    result = ended(body)
     assert (result.returncode, result.stdout) == (0, "taken apart\n")
+
+
+def test_a_program_that_calls_a_script_ends_as_it_likes() -> None:
+    result = ended("pass", end="raise SystemExit(7)")
+    assert (result.returncode, result.stdout) == (7, "taken apart\n")
 
 
 def test_an_output_that_cannot_be_written_is_one_line_at_the_end_too(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     with (tmp_path / "out").open("w") as out:
         result = subprocess.run(
-            [sys.executable, "-c", PROCESS.format(body="print('product')")],
+            [sys.executable, "-c", PROCESS.format(body="print('product')", end="cli.leave(code)")],
             stdout=out,
             stderr=subprocess.PIPE,
             text=True,
@@ -250,4 +258,4 @@ def test_an_output_that_cannot_be_written_is_one_line_at_the_end_too(tmp_path: P
     assert result.returncode == 1
     error, *rest = result.stderr.splitlines()
     assert error.startswith("x.py: error: ")
-    assert rest == ["exit function"]
+    assert rest == ["exit function", "exit function from before"]

@@ -62,6 +62,14 @@ class ModelShape:
             yield "lm_head.weight", (self.vocab_size, width)
 
 
+def is_directory(name: str) -> bool:
+    """Whether the name of a model is that of a directory here."""
+    try:
+        return Path(name).expanduser().is_dir()
+    except (OSError, RuntimeError):  # a name too long, a home that is not known
+        return False
+
+
 def find_checkpoint(name: str, option: str = "model_name") -> Path:
     """The directory of a model: the bundled one, a local one, or one of the hub.
 
@@ -164,6 +172,10 @@ def shape_of(config: dict[str, Any], directory: Path, end_ids: tuple[int, ...]) 
         raise UserError(
             f"{directory / 'config.json'}: width {config['n_embd']} cannot be divided among {config['n_head']} heads"
         )
+    inner = config.get("n_inner") or 4 * config["n_embd"]
+    if type(inner) is not int or not 1 <= inner <= 4 * LARGEST["n_embd"]:
+        most = 4 * LARGEST["n_embd"]
+        raise UserError(f"{directory / 'config.json'}: n_inner is {inner}, expected a number from 1 to {most}")
     activation = config.get("activation_function", "gelu_new")
     if activation not in ACTIVATIONS:
         raise UserError(f"{directory / 'config.json'}: activation {activation} is none of {', '.join(ACTIVATIONS)}")
@@ -176,7 +188,7 @@ def shape_of(config: dict[str, Any], directory: Path, end_ids: tuple[int, ...]) 
         n_embd=config["n_embd"],
         n_layer=config["n_layer"],
         n_head=config["n_head"],
-        n_inner=config.get("n_inner") or 4 * config["n_embd"],
+        n_inner=inner,
         activation=activation,
         epsilon=epsilon,
         scale_attention=config.get("scale_attn_weights", True),

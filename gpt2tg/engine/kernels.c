@@ -125,15 +125,19 @@ static inline float number(int precision, const void *p, int64_t at) {
   }
 }
 
-/* Write a number to `at`, in FP32 or FP16. */
+/* Write a number to `at`, in FP32 or FP16. What is too large for the latter becomes the largest that is not; what is
+   no number stays none. */
 static inline void store(int precision, void *p, int64_t at, float value) {
-  if (precision == FP32)
+  if (precision == FP32) {
     ((float *)p)[at] = value;
-  else
+    return;
+  }
+  value = value > 65504.0f ? 65504.0f : value;
+  value = value < -65504.0f ? -65504.0f : value;
 #ifdef __F16C__
-    ((uint16_t *)p)[at] = _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT);
+  ((uint16_t *)p)[at] = _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT);
 #else
-    ((_Float16 *)p)[at] = value;
+  ((_Float16 *)p)[at] = value;
 #endif
 }
 
@@ -314,7 +318,7 @@ static inline __attribute__((always_inline)) void deliver(const Matrix *a, int f
 
 /* y (M, N) = activation(x (M, K) times the matrix plus bias), or that added to y.
    Called by every thread of a team, which shares the panels out; all are done when it returns.
-   packed: room for the items, where they are more than ITEMS, and up to ITEMS more. */
+   packed: room for the items, where they are more than FEW, and up to ITEMS more. */
 static void product(const Matrix *a, int M, const float *x, float *y, int activation, int add, float *packed) {
   int N = a->outputs, K = a->inputs;
   if (M > FEW) pack(M, K, x, packed);

@@ -188,7 +188,7 @@ def _threads_of_torch() -> list[str]:
 
 
 def pointer(tensor: Tensor | None) -> int | None:
-    """Where the numbers of a contiguous tensor lie."""
+    """Where the numbers of a tensor begin."""
     return None if tensor is None else tensor.data_ptr()
 
 

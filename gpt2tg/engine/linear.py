@@ -197,41 +197,36 @@ def matrix_maker(precision: str, device: torch.device, width: int, inner: int) -
     """
     if precision == "auto":
         precision = "fp16" if device.type == "cuda" else "fp32"
-    library = kernels.load() if device.type == "cpu" else None
-    if library is None:
-        pages.filled_ahead()  # given back
+    memory = HugePages(pages.filled_ahead())  # given back where no matrix is laid out in it
     if device.type != "cpu":
         if precision == "int8":
             raise UserError(f"int8 is for the CPU; on {device} use fp16 or fp32", "precision")
         kind = torch.float16 if precision == "fp16" else torch.float32
         return precision, lambda weight: Plain(weight.to(device, kind))
+    library = kernels.load()
     if precision == "fp32":
-        return precision, _fastest_in_fp32(library, width, inner)
+        return precision, _fastest_in_fp32(library, memory, width, inner)
     if library is not None:
-        memory = HugePages()
         return precision, lambda weight: Panels(weight, precision, library, memory)
     if "fbgemm" not in torch.backends.quantized.supported_engines:
-        return "fp32", _fastest_in_fp32(None, width, inner)
+        return "fp32", _fastest_in_fp32(None, memory, width, inner)
     return precision, PackedFp16 if precision == "fp16" else PackedInt8
 
 
-def _fastest_in_fp32(library: kernels.Kernels | None, width: int, inner: int) -> Maker:
+def _fastest_in_fp32(library: kernels.Kernels | None, memory: HugePages, width: int, inner: int) -> Maker:
+    makers = _in_fp32(library, memory)
     if library is not None and 4 * width * inner < SMALL:
-        return _in_fp32(library)["panels"]  # the calls take longer than the products, and the kernels need one for all
-    # Made twice: what is measured with shares no memory with the model, and so is given back.
-    fastest = _remembered(_in_fp32(library), width, inner)
-    if fastest != "panels":
-        pages.filled_ahead()  # given back
-    return _in_fp32(library)[fastest]
+        return makers["panels"]  # the calls take longer than the products, and the kernels need one for all
+    # What is measured with shares no memory with the model, and so is given back.
+    return makers[_remembered(_in_fp32(library, HugePages()), width, inner)]
 
 
-def _in_fp32(library: kernels.Kernels | None) -> dict[str, Maker]:
+def _in_fp32(library: kernels.Kernels | None, memory: HugePages) -> dict[str, Maker]:
     makers: dict[str, Maker] = {
         "plain": lambda weight: Plain(weight.float()),
         "split": lambda weight: SplitSum(weight.float()),
     }
     if library is not None:
-        memory = HugePages()
         makers["panels"] = lambda weight: Panels(weight, "fp32", library, memory)
     return makers
 

@@ -13,7 +13,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from gpt2tg.engine import pages
+from gpt2tg.engine.pages import mapped
 
 # Address space taken at a time. What is not written to takes no memory.
 SPAN = 256 * 2**20
@@ -26,8 +26,9 @@ class HugePages:
     """Gives tensors one behind the other, so that small ones lie in huge pages too. Each span of memory is given back
     when the last tensor in it is gone."""
 
-    def __init__(self) -> None:
-        self._span: mmap.mmap | None = None
+    def __init__(self, span: mmap.mmap | None = None) -> None:
+        """`span` is taken from first, as long as it has room."""
+        self._span = span
         self._taken = 0
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -37,13 +38,9 @@ class HugePages:
             return torch.empty(shape, dtype=dtype)
         if self._span is None or self._taken + size > len(self._span):
             try:
-                self._span, self._taken = self._next(size), 0
+                self._span, self._taken = mapped(max(size, SPAN)), 0
             except OSError:  # so much address space is not granted
                 return torch.empty(shape, dtype=dtype)
         tensor = torch.frombuffer(self._span, dtype=dtype, count=prod(shape), offset=self._taken)
         self._taken += -(-size // LINE) * LINE
         return tensor.view(shape)
-
-    def _next(self, size: int) -> mmap.mmap:
-        ahead = pages.filled_ahead()
-        return ahead if ahead is not None and len(ahead) >= size else pages.mapped(max(size, SPAN))

@@ -51,7 +51,7 @@ class _Filling:
         return self._span
 
 
-_fillings: list[_Filling] = []
+_filling: _Filling | None = None
 
 
 def fill_ahead(size: int, filled: int) -> None:
@@ -61,11 +61,14 @@ def fill_ahead(size: int, filled: int) -> None:
         size: bytes that there will be.
         filled: how many of them are written to, at most.
     """
+    global _filling
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # not granted: whoever needs it will see
-            _fillings.append(_Filling(size, filled))
+        with contextlib.suppress(OSError, RuntimeError):  # memory or a thread is not granted: who needs it will see
+            _filling = _Filling(size, filled)
 
 
 def filled_ahead() -> mmap.mmap | None:
     """What `fill_ahead` made ready, once. Who does not keep it gives it back."""
-    return _fillings.pop().end() if _fillings else None
+    global _filling
+    made, _filling = _filling, None
+    return made.end() if made else None

@@ -5,18 +5,22 @@ from __future__ import annotations
 
 import gc
 import sys
+from math import prod
 from pathlib import Path
 
 from gpt2tg.engine import kernels, pages
-from gpt2tg.engine.checkpoints import ModelShape, find_checkpoint, read_shape
+from gpt2tg.engine.checkpoints import ModelShape, find_checkpoint, is_directory, read_shape
 
 # By their drivers' devices: an Nvidia GPU, one under Windows' Linux, one of AMD.
 ACCELERATORS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
 BYTES_OF_A_WEIGHT = {"auto": 4, "fp32": 4, "fp16": 2, "int8": 1}
 
-# Panels of a matrix are at most so wide.
+# Panels of a matrix are at most so wide: its outputs are filled up to a multiple of it.
 PANEL = 32
+
+# Bytes that a weight takes in a file, at least.
+LEAST_STORED = 2
 
 
 def import_torch(name: str, option: str, device: str, precision: str) -> None:
@@ -29,10 +33,12 @@ def import_torch(name: str, option: str, device: str, precision: str) -> None:
         return
     fill_for(name, option, device, precision)
     gc.disable()  # an import makes a great many objects, and hardly any garbage
-    import torch  # noqa: F401
+    try:
+        import torch  # noqa: F401
 
-    gc.freeze()
-    gc.enable()
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 def fill_for(name: str, option: str, device: str, precision: str) -> None:
@@ -44,13 +50,22 @@ def fill_for(name: str, option: str, device: str, precision: str) -> None:
     Raises:
         UserError: the directory holds no model that could be used.
     """
-    if Path(name).expanduser().is_dir() and kernels.were_compiled() and _is_for_the_processor(device):
-        shape = read_shape(find_checkpoint(name, option))
-        pages.fill_ahead(*_sizes(shape, BYTES_OF_A_WEIGHT[precision]))
+    if is_directory(name) and kernels.were_compiled() and _is_for_the_processor(device):
+        directory = find_checkpoint(name, option)
+        shape = read_shape(directory)
+        if _holds_weights_of(directory, shape):
+            pages.fill_ahead(*_sizes(shape, BYTES_OF_A_WEIGHT[precision]))
 
 
 def _is_for_the_processor(device: str) -> bool:
     return device == "cpu" or (device == "auto" and not any(Path(path).exists() for path in ACCELERATORS))
+
+
+def _holds_weights_of(directory: Path, shape: ModelShape) -> bool:
+    """Whether its files are large enough for a model of this shape. Where they are not, it will be refused, and no
+    memory is to be taken for it first; or it is an adapter, small beside its model."""
+    stored = sum(file.stat().st_size for file in directory.iterdir() if file.suffix in (".safetensors", ".bin"))
+    return LEAST_STORED * sum(prod(size) for _, size in shape.tensors()) <= stored
 
 
 def _sizes(shape: ModelShape, each: int) -> tuple[int, int]:
@@ -59,7 +74,10 @@ def _sizes(shape: ModelShape, each: int) -> tuple[int, int]:
     The embedding comes first, and all of it is mapped while it is laid out: so much is left for later, lest more memory
     is taken at any time than at the end.
     """
-    matrices = {name: size for name, size in shape.tensors() if len(size) == 2 and name != "wpe.weight"}
-    total = sum(each * rows * -(-columns // PANEL) * PANEL for rows, columns in matrices.values())
-    vocabulary, width = matrices["wte.weight"]
-    return total + each * PANEL * width, max(total - 4 * vocabulary * width, 0)
+    total = 0
+    for name, size in shape.tensors():
+        if len(size) == 2 and name != "wpe.weight":
+            # Token embedding and head are stored as (outputs, inputs).
+            inputs, outputs = reversed(size) if name in ("wte.weight", "lm_head.weight") else size
+            total += each * inputs * -(-outputs // PANEL) * PANEL
+    return total, max(total - 4 * shape.vocab_size * shape.n_embd, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 import shutil
@@ -189,7 +190,6 @@ class _Run:
             self._data = load_data(self._sources, self._tokenizer, options)
         self._shape = shape_of_model(self._model, self._tokenizer.end_id)
         self._steps = total_steps(options, len(self._data.train), arguments.world_size)
-        self._traits = identity(options, self._model, self._start is None, self._data, arguments.world_size)
         self._compiles = is_compiled(options, device, self._steps)
 
     def _model_to_start_from(self, name: str) -> Path | None:
@@ -214,6 +214,12 @@ class _Run:
         if is_main_process():
             for line in show_blocks(self._data, self._tokenizer, self.options):
                 print(line)
+
+    @functools.cached_property
+    def _traits(self) -> dict[str, Any]:
+        """What a resumed run must have in common with this one. To be asked for before any weight changes."""
+        world_size = self._arguments.world_size
+        return identity(self.options, self._model, self._start is None, self._data, world_size)
 
     @property
     def _name(self) -> str:
@@ -246,12 +252,12 @@ class _Run:
         return _run_record(self.options, self._model_name, self._data, self._arguments)
 
     def assemble(self, arguments: TrainingArguments) -> None:
-        """Make the trainer, with all that watches it. Nothing is written yet.
+        """Make the trainer, with all that watches it. Nothing is written yet but, where there was none, a directory.
 
         Raises:
             RunError: the hub is to have the model and refuses.
         """
-        options, data = self.options, self._data
+        options, data, traits = self.options, self._data, self._traits  # before any weight changes
         base = "" if self._start is None else base_reference(self._name, self._start)
         model = choose_weights(self._model, options, base)
         if self._compiles:
@@ -260,7 +266,7 @@ class _Run:
         stopwatch = Stopwatch(tokens * arguments.world_size)
         trainer = LanguageTrainer(
             directory=self.directory,
-            identity=self._traits,
+            identity=traits,
             keep=options.keep,
             eval_steps=options.eval_steps,
             stopwatch=stopwatch,

@@ -59,14 +59,21 @@ class Interruption:
             _tell("ended at once: what was not yet saved is lost")
             os._exit(128 + number)
         self.signal, self._when = number, time.monotonic()
-        _tell("interrupted: this step is finished and saved first; a second signal ends the run at once")
+        is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
+        when = (
+            "this step is finished and saved first"
+            if is_alone
+            else "within about a second all processes end a step and save"
+        )
+        _tell(f"interrupted: {when}; a second signal ends the run at once")
 
 
 class Agreement:
     """What several processes know together: whether a signal has come to one of them.
 
     To ask the others is to wait for them. After a step that is done about once a second: how many steps that takes is
-    decided from seconds that were added up over all processes, and so all decide the same.
+    decided from seconds that were added up over all processes, which gives each of them the same bits. So all ask after
+    the same steps; would one ask that the others do not, it would wait for ever.
     """
 
     def __init__(self, accelerator: Accelerator, interruption: Interruption) -> None:
@@ -78,11 +85,13 @@ class Agreement:
 
     def is_interrupted(self) -> bool:
         """Ask now. All processes have to."""
-        return self._ask(0.0)[0]
+        return bool(self._interruption) if self._accelerator.num_processes == 1 else self._ask(0.0)[0]
 
     def is_interrupted_at(self, step: int) -> bool:
         """Ask after this step, where it is time to. All processes have to, after the same steps."""
-        if self._accelerator.num_processes > 1 and (self._is_reached or step < self._due):
+        if self._accelerator.num_processes == 1:
+            return bool(self._interruption)
+        if self._is_reached or step < self._due:
             return self._is_reached
         now = time.monotonic()
         before, then = self._last or (step, now)
@@ -94,8 +103,6 @@ class Agreement:
 
     def _ask(self, seconds: float) -> tuple[bool, float]:
         """Whether a signal has come to any process, and the mean of their seconds."""
-        if self._accelerator.num_processes == 1:
-            return bool(self._interruption), seconds
         mine = torch.tensor([float(bool(self._interruption)), seconds], device=self._accelerator.device)
         signals, seconds = self._accelerator.reduce(mine, reduction="mean").tolist()
         self._is_reached = self._is_reached or signals > 0

@@ -1,4 +1,4 @@
-"""Training on a processor instead of a GPU: what torch computes slowly there, in other operations of torch."""
+"""Training on a processor instead of a GPU: what torch computes slowly there, in other ways."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from gpt2tg.engine import kernels
 # Under this name transformers finds `attention`. It knows no function that makes masks for it, and so makes none:
 # padding stands on the right, where no token that counts sees it, and other masks come with the batch.
 ATTENTION = "gpt2tg"
+
+# The score of a token that is not seen.
+LEAST = torch.finfo(torch.float32).min
 
 # The names of settings in glibc's malloc.h, and the most that they take: in its newer versions, and in older ones.
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
@@ -124,22 +127,21 @@ def attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
     kind, shape = query.dtype, query.shape
-    unseen = _later(shape[2]) if attention_mask is None else _unseen(attention_mask).expand(*shape[:2], -1, -1)
     with torch.autocast("cpu", enabled=False):
         query, key, value = (x.float().reshape(-1, *x.shape[2:]) for x in (query, key, value))  # (B·H, T, D)
-        scores = torch.baddbmm(unseen.flatten(0, -3), query, key.transpose(1, 2), alpha=scaling)  # (B·H, T, T)
+        if attention_mask is None:
+            scores = torch.baddbmm(_later(shape[2]), query, key.transpose(1, 2), alpha=scaling)  # (B·H, T, T)
+        else:
+            scores = torch.bmm(query * scaling, key.transpose(1, 2))
+            scores.view(*shape[:2], *scores.shape[1:]).masked_fill_(~attention_mask, LEAST)
         weights = dropped(scores.softmax(dim=-1), dropout)
         return (weights @ value).view(shape).transpose(1, 2).to(kind), None
 
 
 @functools.lru_cache(maxsize=4)
 def _later(length: int) -> Tensor:
-    return _unseen(torch.ones(1, length, length, dtype=torch.bool).tril())
-
-
-def _unseen(seen: Tensor) -> Tensor:
-    """What is added to scores: nothing where a token is seen."""
-    return torch.zeros(seen.shape).masked_fill_(~seen, torch.finfo(torch.float32).min)
+    """(1, T, T), what is added to scores: nothing where a token came before, or is the same."""
+    return torch.full((1, length, length), LEAST).triu_(diagonal=1)
 
 
 AttentionInterface.register(ATTENTION, attention)

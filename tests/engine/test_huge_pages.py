@@ -51,7 +51,7 @@ def test_memory_is_given_back_with_the_last_tensor_in_it(monkeypatch: pytest.Mon
         made.append(weakref.ref(piece))
         return piece
 
-    monkeypatch.setattr(pages, "mapped", noted)
+    monkeypatch.setattr(memory, "mapped", noted)
     huge = HugePages()
     first, second = huge.empty(10), huge.empty(10)
     del huge, first
@@ -77,7 +77,7 @@ def test_memory_that_is_not_granted_is_taken_from_torch(monkeypatch: pytest.Monk
     monkeypatch.setattr(memory, "SPAN", 4096)
     huge = HugePages()
     first = huge.empty(1000).fill_(1)
-    monkeypatch.setattr(pages, "mapped", refuse)
+    monkeypatch.setattr(memory, "mapped", refuse)
     second, third = huge.empty(1000).fill_(2), huge.empty(10).fill_(3)
     assert [tensor.unique().tolist() for tensor in (first, second, third)] == [[1], [2], [3]]
 
@@ -109,7 +109,7 @@ on_linux = pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="memory
 @on_linux
 def test_what_is_filled_ahead_is_what_the_first_tensors_lie_in(ahead: None) -> None:
     pages.fill_ahead(2**22, filled=2**21)
-    huge = HugePages()
+    huge = HugePages(pages.filled_ahead())
     first, second = huge.empty(1000).fill_(1), huge.empty(2**20, dtype=torch.int8).fill_(2)
     third = huge.empty(2**22, dtype=torch.int8).fill_(3)  # has no room there
     assert pages.filled_ahead() is None
@@ -121,22 +121,22 @@ def test_what_is_filled_ahead_is_what_the_first_tensors_lie_in(ahead: None) -> N
 def test_no_number_is_overwritten_by_what_is_still_being_filled(ahead: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "PIECE", 4096)
     pages.fill_ahead(2**26, filled=2**26)  # in many pieces, and so it is not done at once
-    tensor = HugePages().empty(2**26, dtype=torch.int8).fill_(7)
+    tensor = HugePages(pages.filled_ahead()).empty(2**26, dtype=torch.int8).fill_(7)
     assert (tensor == 7).all()
 
 
 @on_linux
 def test_only_as_much_as_was_said_is_filled(ahead: None) -> None:
     pages.fill_ahead(2**28, filled=2**22)
-    pages._fillings[0]._thread.join()
-    assert 2**22 <= resident(pages._fillings[0]._span) < 2**24
+    pages._filling._thread.join()
+    assert 2**22 <= resident(pages._filling._span) < 2**24
 
 
 @on_linux
 def test_what_is_too_small_or_not_wanted_is_given_back(ahead: None) -> None:
-    for give_back in (pages.filled_ahead, lambda: HugePages().empty(2**20)):
+    for give_back in (pages.filled_ahead, lambda: HugePages(pages.filled_ahead()).empty(2**20)):
         pages.fill_ahead(2**20, filled=2**20)
-        span = weakref.ref(pages._fillings[0]._span)
+        span = weakref.ref(pages._filling._span)
         give_back()
         gc.collect()
         assert span() is None

@@ -292,6 +292,20 @@ def test_with_rounded_weights_keys_and_values_are_held_in_16_bits(
     assert 10 * float((logits - rounded).abs().median()) < float((logits - exact).abs().median())
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_keys_and_values_too_large_for_16_bits_are_held_as_the_largest(
+    library: kernels.Kernels, precision: str, tmp_path: Path
+) -> None:
+    """Two keys of such a size are alike, and the values of all tokens: the model goes on with numbers."""
+    model = random_model(n_positions=40)
+    with torch.no_grad():
+        model.transformer.h[0].attn.c_attn.bias[32:] = 1e6  # of keys and values
+    model.save_pretrained(tmp_path)
+    text = random_ids(9, 1)
+    logits = rows_of(read_in(tmp_path, precision), 40).start([text])
+    assert logits.isfinite().all()
+
+
 @pytest.mark.parametrize("threads", [2, 3])
 def test_the_number_of_threads_changes_no_bit(library: kernels.Kernels, model_dir: Path, threads: int) -> None:
     model = read_gpt2(model_dir)

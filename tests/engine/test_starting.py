@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import mmap
 import shutil
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +19,7 @@ from gpt2tg.engine.linear import Panels
 from gpt2tg.errors import UserError
 from gpt2tg.generation import load
 
+ROOT = Path(__file__).parents[2]
 Filled = list[tuple[int, int]]
 
 
@@ -58,6 +64,58 @@ def test_a_directory_without_a_model_is_refused_before_torch_is_imported(filled:
         starting.fill_for(str(tmp_path), "model_path", "auto", "fp32")
     assert caught.value.option == "model_path"
     assert not filled
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "x" * 300, "x\0y", "no-such-directory"], ids=repr)
+def test_a_name_that_is_no_directory_is_left_to_who_looks_for_models(filled: Filled, name: str) -> None:
+    starting.fill_for(name, "model_path", "cpu", "fp32")
+    assert not filled
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"vocab_size": 4_000_000, "n_embd": 4096}, {"n_layer": 512, "n_embd": 4096, "n_head": 8}, {"n_inner": 200_000}],
+    ids=str,
+)
+def test_nothing_is_filled_for_a_model_that_its_files_cannot_hold(
+    filled: Filled, model_dir: Path, tmp_path: Path, change: dict[str, int]
+) -> None:
+    directory = shutil.copytree(model_dir, tmp_path / "model")
+    starting.fill_for(str(directory), "model_path", "cpu", "fp32")
+    assert len(filled) == 1
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    (directory / "config.json").write_text(json.dumps({**config, **change}), encoding="utf-8")
+    starting.fill_for(str(directory), "model_path", "cpu", "fp32")
+    assert len(filled) == 1
+
+
+def test_a_thread_that_is_not_granted_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    pages.fill_ahead(2**20, filled=2**20)
+    assert pages.filled_ahead() is None
+
+
+STARTED = """
+import gc, sys
+from gpt2tg.engine import starting
+starting.import_torch(sys.argv[1], "model_path", "cpu", "fp32")
+assert gc.isenabled() and "torch" in sys.modules
+from gpt2tg.engine import pages
+span = pages.filled_ahead()
+print(0 if span is None else len(span))
+"""
+
+
+def test_torch_is_imported_and_memory_filled_meanwhile() -> None:
+    kernels_here()
+    command = [sys.executable, "-c", STARTED, str(BUNDLED_DIRECTORY)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    has_none = not hasattr(mmap, "MADV_HUGEPAGE")
+    assert (int(done.stdout) == 0) is has_none
 
 
 def test_kernels_were_compiled_where_a_file_of_them_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -92,7 +93,7 @@ def two_processes(
     """How often they asked each other, and after which step each knew of the signal."""
     meeting, given, clocks = threading.Barrier(2, timeout=10), {}, threading.local()
     asked, ended = [0], [0, 0]
-    monkeypatch.setattr(interruption.time, "monotonic", lambda: clocks.now)
+    monkeypatch.setattr(interruption, "time", SimpleNamespace(monotonic=lambda: clocks.now))
 
     class Accelerator:
         num_processes, device = 2, torch.device("cpu")

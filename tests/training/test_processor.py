@@ -72,6 +72,36 @@ def test_the_gelu_and_its_gradient_are_those_in_64_bits(size: tuple[int, ...]) -
     torch.testing.assert_close(mine, theirs, **near)
 
 
+def test_the_gelu_has_the_same_bits_whatever_the_threads() -> None:
+    kernels_here()
+    x = torch.randn(7, 1001, requires_grad=True)
+    made = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            found = GELU()(x)
+            made.append((found, *torch.autograd.grad(found.sum(), x)))
+        finally:
+            torch.set_num_threads(1)
+    assert all(torch.equal(mine, first) for each in made for mine, first in zip(each, made[0], strict=True))
+
+
+def test_the_gelu_takes_what_lies_apart_and_passes_on_what_is_no_number() -> None:
+    kernels_here()
+    x = torch.randn(30, 40)
+    x[3, 4], x[5, 6] = torch.nan, torch.inf
+    for part in (x.t(), x[:, ::2]):
+        part = part.detach().requires_grad_()
+        torch.testing.assert_close(GELU()(part), F.gelu(part, approximate="tanh"), equal_nan=True)
+
+
+def test_what_does_not_learn_keeps_no_slope() -> None:
+    x = torch.randn(40)
+    assert GELU()(x).grad_fn is None
+    with torch.no_grad():
+        assert torch.equal(GELU()(x.requires_grad_()), F.gelu(x, approximate="tanh"))
+
+
 def test_the_gelu_is_torchs_where_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processor.kernels, "load", lambda: None)
     x = torch.randn(40, requires_grad=True)
