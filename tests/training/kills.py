@@ -13,6 +13,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -55,8 +56,12 @@ def main() -> int:
     given = flags.parse_args()
     seed = random.randrange(10**6) if given.seed is None else given.seed
     torch.set_num_threads(1)
+    print(f"seed {seed}", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as name:
-        return Experiment(Path(name), random.Random(seed), given.steps).run(given.kills, seed)
+        faults = Experiment(Path(name), random.Random(seed), given.steps).run(given.kills, seed)
+        if faults:
+            print(f"kept to look at: {shutil.copytree(name, f'{name}-faulty')}", file=sys.stderr)
+        return faults
 
 
 class Experiment:
@@ -116,22 +121,31 @@ class Experiment:
                 self._counts["before the first save"] += 1
         self._expect(log_of(out) == log_of(straight), f"{out.name}: the log is another")
         for name in ("model.safetensors", f"checkpoint-{self._steps}/model.safetensors", "samples.md"):
-            self._expect((out / name).read_bytes() == (straight / name).read_bytes(), f"{out.name}: {name} is another")
+            is_there = (out / name).is_file()
+            self._expect(is_there, f"{out.name}: {name} is missing among {sorted(path.name for path in out.iterdir())}")
+            is_same = is_there and (out / name).read_bytes() == (straight / name).read_bytes()
+            self._expect(is_same, f"{out.name}: {name} is another")
 
     def _train(self, out: Path, number: signal.Signals | None, after: float | None, resumes: bool = False) -> int:
         """The exit code of a run in a process of its own, killed so many seconds after its start."""
         words = [*self._words, "--output_dir", str(out)]
         words += ["--resume"] if resumes else ["--overwrite"] if (out / "run.json").exists() else []
+        talk = self._directory / "stderr.txt"
+        talk.write_text("")
+        # Held back until the child can end by itself alone: unwound further, it would tidy up this process's directory.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         child = os.fork()
         if child == 0:
-            sys.stderr = (self._directory / "stderr.txt").open("w")
-            os.dup2(sys.stderr.fileno(), 2)
             code = 130  # of a Ctrl-C that comes before the script begins
             try:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                sys.stderr = talk.open("w")
+                os.dup2(sys.stderr.fileno(), 2)
                 code = finetune_gpt2.main(words)
             finally:
                 sys.stderr.flush()
                 os._exit(code)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if after is not None and number is not None:
             time.sleep(after)
             if (out / UNFINISHED).exists():
