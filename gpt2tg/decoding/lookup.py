@@ -7,12 +7,13 @@ model's own logits; a guess that the choice does not confirm is taken back. The 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from torch import Tensor
 
-from gpt2tg.decoding.interface import Filter, Finish, Rows, Text, Token, apply, log_probabilities
+from gpt2tg.decoding.interface import Filter, Finish, Rows, Text, Token, apply, not_finite
 from gpt2tg.decoding.sampling import Choose
 
 # How many tokens at the end of the text have to have stood there before, the most telling first.
@@ -100,12 +101,13 @@ def decode_with_lookup(
     while True:
         confirmed = 0
         # (1, V) logits after the text; the next of them counts only if the token before it was guessed rightly.
-        for following in logits.split(1):
-            logprobs = log_probabilities(following, len(text.new) + 1)
+        for following, logprobs in zip(logits.unsqueeze(1), logits.log_softmax(dim=1), strict=True):
+            if math.isnan(logprobs[0]):  # as all the others then
+                raise not_finite(len(text.new) + 1)
             token = int(choose(apply(filters, following, [text]), [0]))
             ids.append(token)
             reason = finish(0, text.new)
-            yield Token(0, token, float(logprobs[0, token]), reason)
+            yield Token(0, token, float(logprobs[token]), reason)
             if reason is not None:
                 return
             if confirmed == len(guess) or token != guess[confirmed]:

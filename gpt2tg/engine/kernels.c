@@ -24,11 +24,11 @@
 #ifdef __AVX512F__
 #define LANES 16
 #define ITEMS 8
-#define GROUP 4
+#define GROUP 8
 #else
 #define LANES 8
 #define ITEMS 6 /* at a time: as many as have room in registers */
-#define GROUP 2 /* tokens of one text that attend at a time */
+#define GROUP 4 /* tokens of one text that attend at a time, or half as many, or one */
 #endif
 #define PANEL (2 * LANES)
 #define AHEAD 8192 /* bytes: how far before its use a weight is called from memory, to the second cache */
@@ -462,6 +462,28 @@ static float shares(float *scores, int length) {
   return sum_of(totals);
 }
 
+/* The numbers from the d-th on, `wide` registers of them, of values (C, D) mixed by their scores, for `attend`. */
+static inline __attribute__((always_inline)) void mix(int count, int wide, int precision, const float *scores, int room,
+                                                      const float *totals, const void *values, int64_t row_size,
+                                                      const int32_t *origins, int length, int D, int d, float *mixed,
+                                                      int width) {
+  vector sums[GROUP][4] = {0};
+  for (int p = 0; p < length; p++) {
+    int64_t at = origins[p] * row_size + (int64_t)p * D + d;
+    for (int j = 0; j < wide; j++) {
+      vector value = load(precision, values, at + j * LANES);
+      for (int i = 0; i < count; i++) sums[i][j] += scores[i * room + p] * value;
+    }
+  }
+  for (int p = length; p < length + count - 1; p++) { /* what only the later ones look at */
+    int64_t at = origins[p] * row_size + (int64_t)p * D + d;
+    for (int i = p - length + 1; i < count; i++)
+      for (int j = 0; j < wide; j++) sums[i][j] += scores[i * room + p] * load(precision, values, at + j * LANES);
+  }
+  for (int i = 0; i < count; i++)
+    for (int j = 0; j < wide; j++) ((vector *)(mixed + i * width + d))[j] = sums[i][j] / totals[i];
+}
+
 /* What some tokens of one text attend to with one head, mixed. They follow each other; each looks at itself as well.
    queries: (count, apart), of which the first D are read; keys: (T, D, LANES) of the first cache row; values: (C, D);
    both in `precision`;
@@ -492,24 +514,12 @@ static inline __attribute__((always_inline)) void attend(int count, int precisio
   }
   float totals[GROUP];
   for (int i = 0; i < count; i++) totals[i] = shares(scores + i * room, length + i);
+  const int wide = count == GROUP ? 2 : 4; /* registers of each token's sums: as many as there are */
   int d = 0;
-  for (; d + 4 * LANES <= D; d += 4 * LANES) {
-    vector sums[GROUP][4] = {0};
-    for (int p = 0; p < length; p++) {
-      int64_t at = origins[p] * row_size + (int64_t)p * D + d;
-      for (int j = 0; j < 4; j++) {
-        vector value = load(precision, values, at + j * LANES);
-        for (int i = 0; i < count; i++) sums[i][j] += scores[i * room + p] * value;
-      }
-    }
-    for (int p = length; p < whole; p++) { /* what only the later ones look at */
-      int64_t at = origins[p] * row_size + (int64_t)p * D + d;
-      for (int i = p - length + 1; i < count; i++)
-        for (int j = 0; j < 4; j++) sums[i][j] += scores[i * room + p] * load(precision, values, at + j * LANES);
-    }
-    for (int i = 0; i < count; i++)
-      for (int j = 0; j < 4; j++) ((vector *)(mixed + i * width + d))[j] = sums[i][j] / totals[i];
-  }
+  for (; d + wide * LANES <= D; d += wide * LANES)
+    mix(count, wide, precision, scores, room, totals, values, row_size, origins, length, D, d, mixed, width);
+  for (; d + LANES <= D; d += LANES)
+    mix(count, 1, precision, scores, room, totals, values, row_size, origins, length, D, d, mixed, width);
   for (; d < D; d++)
     for (int i = 0; i < count; i++) {
       float sum = 0;
@@ -519,14 +529,14 @@ static inline __attribute__((always_inline)) void attend(int count, int precisio
     }
 }
 
-/* How many items from the m-th on are of one text, one behind the other: GROUP, or 1. */
+/* How many items from the m-th on are to attend at a time, being of one text, one behind the other: GROUP, half of it,
+   or 1. */
 static int group_of(int m, int M, const int32_t *positions, const int32_t *origins, int C) {
-  if (m + GROUP > M) return 1;
-  for (int i = 1; i < GROUP; i++)
-    if (positions[m + i] != positions[m] + i ||
-        memcmp(origins + (int64_t)m * C, origins + (int64_t)(m + i) * C, 4 * (positions[m] + i + 1)))
-      return 1;
-  return GROUP;
+  int count = 1;
+  while (count < GROUP && m + count < M && positions[m + count] == positions[m] + count &&
+         !memcmp(origins + (int64_t)m * C, origins + (int64_t)(m + count) * C, 4 * (positions[m] + count + 1)))
+    count++;
+  return count == GROUP ? GROUP : count >= GROUP / 2 ? GROUP / 2 : 1;
 }
 
 /* Read M tokens and give the logits after some of them.
@@ -580,8 +590,10 @@ void step(const Model *model, Cache cache, int32_t M, const int32_t *tokens, con
 #define ATTEND(COUNT, PRECISION)                                                                                    \
   attend(COUNT, PRECISION, query, 3 * E, key, value, row_size, held, length, D, layer->scale, scores, room, to, E)
           if (cache.precision == FP32 && groups[m] == GROUP) ATTEND(GROUP, FP32);
+          else if (cache.precision == FP32 && groups[m] == GROUP / 2) ATTEND(GROUP / 2, FP32);
           else if (cache.precision == FP32) ATTEND(1, FP32);
           else if (groups[m] == GROUP) ATTEND(GROUP, FP16);
+          else if (groups[m] == GROUP / 2) ATTEND(GROUP / 2, FP16);
           else ATTEND(1, FP16);
         }
       }

@@ -343,19 +343,22 @@ def test_long_texts_are_read_in_pieces_and_no_bit_differs(
     assert all(torch.equal(a, b) for a, b in zip(whole[3], in_pieces[3], strict=True))
 
 
+@pytest.mark.parametrize("head", [16, 32, 64, 80])
 def test_a_long_text_read_at_once_or_token_by_token_gives_the_same_bits(
-    library: kernels.Kernels, tmp_path: Path
+    library: kernels.Kernels, tmp_path: Path, head: int
 ) -> None:
     """More tokens than a panel meets in one go, in groups that attend together and one by one."""
-    random_model(n_positions=320).save_pretrained(tmp_path)
+    random_model(n_positions=400, n_embd=2 * head, n_head=2).save_pretrained(tmp_path)
     model, ids = read_gpt2(tmp_path), random_ids(300, 1)
-    at_once, one_by_one = rows_of(model, 310), rows_of(model, 310)
+    at_once, one_by_one = rows_of(model, 400), rows_of(model, 400)
     logits = one_by_one.start([ids[:1]])
     for token in ids[1:]:
         logits = one_by_one.step(torch.tensor([token]))
     assert torch.equal(at_once.start([ids]), logits)
-    following = [5, 6, 7, 8, 9]
-    assert torch.equal(at_once.extend(following)[-1:], [one_by_one.step(torch.tensor([t])) for t in following][-1])
+    for count in range(1, 12):
+        following = random_ids(count, seed=count)
+        stepped = [one_by_one.step(torch.tensor([token])) for token in following]
+        assert torch.equal(at_once.extend(following), torch.cat(stepped))
 
 
 def test_final_states_are_kept_where_they_are_asked_for(library: kernels.Kernels, model_dir: Path) -> None:
