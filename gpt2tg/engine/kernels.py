@@ -90,7 +90,7 @@ class Kernels:
         self.items: int = library.items()
         """How many items are multiplied at a time; of more, a packed copy is made, filled up to a multiple of it."""
         self.group: int = library.group()
-        """How many tokens of a text attend in one go."""
+        """How many tokens of a text attend in one go, at most."""
         self.lay_out = library.lay_out
         self.lay_out.argtypes = [Floats, Stride, Stride, Int, Int, Int, ctypes.c_void_p, Floats, Int]
         self.lay_out.restype = None

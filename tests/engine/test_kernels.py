@@ -343,13 +343,16 @@ def test_long_texts_are_read_in_pieces_and_no_bit_differs(
     assert all(torch.equal(a, b) for a, b in zip(whole[3], in_pieces[3], strict=True))
 
 
-@pytest.mark.parametrize("head", [16, 32, 64, 80])
+@pytest.mark.parametrize(
+    ("head", "precision"),
+    [(8, "fp32"), (16, "fp32"), (20, "fp32"), (32, "fp16"), (64, "fp32"), (64, "int8"), (80, "fp16")],
+)
 def test_a_long_text_read_at_once_or_token_by_token_gives_the_same_bits(
-    library: kernels.Kernels, tmp_path: Path, head: int
+    library: kernels.Kernels, tmp_path: Path, head: int, precision: str
 ) -> None:
     """More tokens than a panel meets in one go, in groups that attend together and one by one."""
     random_model(n_positions=400, n_embd=2 * head, n_head=2).save_pretrained(tmp_path)
-    model, ids = read_gpt2(tmp_path), random_ids(300, 1)
+    model, ids = read_in(tmp_path, precision), random_ids(300, 1)
     at_once, one_by_one = rows_of(model, 400), rows_of(model, 400)
     logits = one_by_one.start([ids[:1]])
     for token in ids[1:]:
