@@ -174,9 +174,13 @@ def pick(options: type[Options], given: dict[str, Any], **defaults: Any) -> Opti
 
 
 def notice(text: str) -> None:
-    """One line of talk, on stderr: stdout carries the product alone. Of several processes on a machine one speaks."""
+    """One line of talk, on stderr: stdout carries the product alone. Of several processes on a machine one speaks.
+
+    Written in one piece: `print` writes the end of the line on its own, and another process may come between.
+    """
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(text, file=sys.stderr, flush=True)
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 def leave(code: int) -> NoReturn:

@@ -62,7 +62,7 @@ def signalled(self, *arguments):
 LanguageTrainer.training_step = signalled
 for words in json.loads(sys.argv[1]):
     if code := finetune_gpt2.main(words):
-        print("exit code", code, file=sys.stderr)
+        sys.stderr.write(f"exit code {code}\\n")  # in one piece: both write here at once, and print writes word by word
 """
 
 
