@@ -37,7 +37,7 @@ $(DEMO)/trained: | setup
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 test-oracle: setup
 	GPT2TG_ORACLE=2000 $(BIN)/python -m pytest tests/test_oracle.py -s

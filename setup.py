@@ -42,5 +42,5 @@ setup(
         "filelock>=3.12",
         "psutil>=5.9",
     ],
-    extras_require={"dev": ["pytest>=8", "ruff", "datasets>=4.3"]},
+    extras_require={"dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff", "datasets>=4.3"]},
 )

@@ -14,6 +14,8 @@ from pathlib import Path
 # Set before any library reads them: no test may touch the user's caches or the network.
 os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="gpt2tg-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Here and in the programs that tests start: the models are tiny, and more threads would only wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -39,10 +41,6 @@ FABLES = [
     "Nobody told the river it was early, so it arrived.",
     "An ink-cat sat upon the map and the duke lost a lake.",
 ]
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(1)  # the models are tiny: more threads would only wait for each other
 
 
 @pytest.fixture(scope="module")

@@ -486,8 +486,6 @@ def test_a_model_that_nobody_holds_is_forgotten(model_dir: Path) -> None:
 def in_a_process_of_its_own(environment: dict[str, str], model_dir: Path) -> str:
     """The ids of a greedy text, and after them whether kernels wrote it."""
     code = f"""
-import torch
-torch.set_num_threads(1)
 from gpt2tg.engine import kernels
 from gpt2tg.generation import load
 from gpt2tg.options import decoding_options

@@ -36,7 +36,7 @@ FSDP = ("--config_file", str(ROOT / "configs" / "fsdp.yaml"))
 # Several runs in one start: importing takes longer than training. On a CPU accelerate cuts no model, though torch can:
 # it is told to after it has found that there is no GPU.
 LAUNCHED = """
-import json, os, signal, sys, torch, finetune_gpt2
+import json, os, signal, sys, finetune_gpt2
 from accelerate.state import AcceleratorState, DistributedType, PartialState
 from gpt2tg import cli
 from gpt2tg.training.trainer import LanguageTrainer
@@ -50,7 +50,6 @@ def cut_on_a_cpu(self, *arguments, fsdp_plugin=None, **settings):
         self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
 AcceleratorState.__init__ = cut_on_a_cpu
-torch.set_num_threads(1)
 cli.notice("started by: " + " ".join(cli._launcher()))
 learn = LanguageTrainer.training_step
 
@@ -79,7 +78,7 @@ def launch(launcher: tuple[str, ...], place: Path, commands: list[list[str]]) ->
         [sys.executable, *launcher, str(program), json.dumps(commands)],
         capture_output=True,
         encoding="utf-8",
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         timeout=300,
         check=False,
     )
