@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gpt2tg.decoding.interface import Filter, Finish, Rows, Text, apply, log_probabilities
+from gpt2tg.decoding.ordering import highest
 
 # (K, V) scores of all continuations of a group, and a number -> the indices of so many of them in the flattened
 # scores: the best first, or drawn.
@@ -256,15 +257,9 @@ class Group:
 
 
 def best(scores: Tensor, count: int) -> Tensor:
-    """The indices of the highest scores, best first; banned ones only where there is nothing else. (K, V) -> (count,)
-
-    They are among the best of each row, which are found much sooner than those of all rows at once.
-    """
-    of_rows = scores.topk(min(count, scores.shape[1]), dim=1)
-    top = of_rows.values.flatten().topk(min(count, of_rows.values.numel()))
-    first = torch.arange(len(scores), device=scores.device)[:, None] * scores.shape[1]
-    indices = (of_rows.indices + first).flatten()[top.indices]
-    alive = top.values > -torch.inf
+    """The indices of the highest scores, best first, banned ones only if there is nothing else. (K, V) -> (count,)"""
+    found, indices = highest(scores, count)
+    alive = found > -torch.inf
     return indices[alive] if alive.any() else indices[:1]
 
 

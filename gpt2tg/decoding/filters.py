@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from gpt2tg.decoding.ordering import argmax, ascending
+from gpt2tg.decoding.ordering import argmax, lowest
 
 BANNED = -torch.inf
 
@@ -120,21 +120,13 @@ def top_p(logits: Tensor, p: float, keep: int = 1) -> Tensor:
 
     With p = 0 only the most probable is left, with p = 1 everything.
     """
-    if logits.is_cpu and keep < logits.shape[1]:
-        rising = ascending(logits)
-        least = _outside_nucleus(rising, p, keep).sum(dim=1, keepdim=True)
-        edge, next_out = rising.gather(1, least), rising.gather(1, (least - 1).clamp(min=0))
-        if ((next_out < edge) | (least == 0)).all():  # else the order of sorting decides between equals
-            return logits.masked_fill(logits < edge, BANNED)
-    rising, order = logits.sort(dim=1)
-    outside = _outside_nucleus(rising, p, keep)
-    return logits.masked_fill(outside.scatter(1, order, outside), BANNED)
 
+    def outside(ascending: Tensor) -> Tensor:
+        outside = ascending.softmax(dim=1).cumsum(dim=1) <= 1 - p
+        outside[:, -keep:] = False
+        return outside
 
-def _outside_nucleus(rising: Tensor, p: float, keep: int) -> Tensor:
-    outside = rising.softmax(dim=1).cumsum(dim=1) <= 1 - p
-    outside[:, -keep:] = False
-    return outside
+    return logits.masked_fill(lowest(logits, outside), BANNED)
 
 
 def min_p(logits: Tensor, p: float, keep: int = 1) -> Tensor:

@@ -1,26 +1,60 @@
-"""The largest of each row, and rows in order."""
+"""The largest of each row, the highest of all, the lowest of each."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
 
-from gpt2tg.decoding.ordering import argmax, ascending
+import pytest
+import torch
+from torch import Tensor
+
+from gpt2tg.decoding.ordering import argmax, highest, lowest
+
+BANNED = -torch.inf
+
+
+def first(*counts: int) -> Callable[[Tensor], Tensor]:
+    """A rule for `lowest`: so many of each row."""
+
+    def rule(ascending: Tensor) -> Tensor:
+        assert (ascending.diff(dim=1) >= 0).all()
+        return torch.arange(ascending.shape[1]) < torch.tensor(counts)[:, None]
+
+    return rule
 
 
 def test_of_several_largest_it_is_the_first() -> None:
-    assert argmax(torch.tensor([[1.0, 3.0, 3.0], [-torch.inf, -torch.inf, -torch.inf], [5.0, 4.0, 5.0]])).tolist() == [
-        1, 0, 0,
-    ]  # fmt: skip
+    assert argmax(torch.tensor([[1.0, 3.0, 3.0], [BANNED, BANNED, BANNED], [5.0, 4.0, 5.0]])).tolist() == [1, 0, 0]
 
 
-def test_rows_are_ordered_each_for_itself() -> None:
-    numbers = torch.tensor([[2.0, -torch.inf, 1.0], [0.0, 7.0, -1.0]])
-    assert ascending(numbers).tolist() == [[-torch.inf, 1, 2], [-1, 0, 7]]
-    assert numbers.tolist() == [[2, -torch.inf, 1], [0, 7, -1]]
+def test_the_highest_of_all_rows_come_in_order() -> None:
+    """More of them in one row than in the other, and fewer than asked for."""
+    numbers = torch.tensor([[2.0, 9.0, 7.0, 8.0], [BANNED, 0.0, 8.5, 1.0]])
+    found, places = highest(numbers, 4)
+    assert (found.tolist(), places.tolist()) == ([9, 8.5, 8, 7], [1, 6, 3, 2])
+    found, places = highest(numbers, 100)
+    assert found.tolist() == sorted(numbers.flatten().tolist(), reverse=True)
+    assert numbers.flatten()[places].tolist() == found.tolist()
+
+
+def test_the_lowest_of_each_row_are_marked() -> None:
+    numbers = torch.tensor([[2.0, BANNED, 1.0], [0.0, 7.0, -1.0], [3.0, 4.0, 5.0], [3.0, 4.0, 5.0]])
+    before = numbers.clone()
+    marked = lowest(numbers, first(2, 1, 0, 3))
+    assert marked.tolist() == [[False, True, True], [False, False, True], [False] * 3, [True] * 3]
+    assert torch.equal(numbers, before)
+
+
+@pytest.mark.parametrize("count", range(6))
+def test_of_equal_numbers_so_many_are_marked_as_the_rule_says(count: int) -> None:
+    numbers = torch.tensor([[1.0, 0.0, 1.0, 1.0, 2.0]])
+    marked = lowest(numbers, first(count))[0]
+    assert int(marked.sum()) == count
+    assert sorted(numbers[0][marked].tolist()) == [0, 1, 1, 1, 2][:count]
 
 
 def test_any_part_of_a_tensor_will_do() -> None:
     """Columns, which do not lie side by side, and what takes part in learning."""
     columns = torch.arange(12.0).view(3, 4).t().requires_grad_()
     assert argmax(columns).tolist() == [2] * 4
-    assert ascending(columns[:, [2, 0]]).tolist() == [[n, n + 8] for n in range(4)]
+    assert lowest(columns[:, [2, 0]], first(1, 1, 1, 1)).tolist() == [[False, True]] * 4
