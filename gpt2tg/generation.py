@@ -13,6 +13,7 @@ from gpt2tg import captured
 from gpt2tg.decoding import beam, contrastive, lookup, sampling
 from gpt2tg.decoding.interface import NotFiniteError, Token
 from gpt2tg.decoding.stopping import Deadline, Endings, StopStrings, cut_at_stop
+from gpt2tg.engine import ahead
 from gpt2tg.engine.checkpoints import find_checkpoint, read_shape
 from gpt2tg.engine.cuda_graph import ContinuousBatch, Entry
 from gpt2tg.engine.model import GPT2, Context
@@ -430,7 +431,9 @@ def load(name: str, device: str = "auto", option: str = "model_name", precision:
     directory = find_checkpoint(name, option)
     shape = read_shape(directory)
     tokenizer = load_tokenizer(directory, shape.vocab_size, shape.end_ids[0] if shape.end_ids else None)
-    return Generator(GPT2(stream_weights(directory, shape), shape, where, precision), tokenizer)
+    ready = ahead.end(directory)
+    weights = stream_weights(directory, shape, ready.names if ready else ())
+    return Generator(GPT2(weights, shape, where, precision, ready), tokenizer)
 
 
 def choose_device(device: str) -> torch.device:

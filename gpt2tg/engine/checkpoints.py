@@ -61,6 +61,14 @@ class ModelShape:
         if not self.tied:
             yield "lm_head.weight", (self.vocab_size, width)
 
+    def matrices(self) -> Iterator[tuple[str, int, int, bool]]:
+        """What is multiplied with: name, inputs, outputs, and whether it is stored as (outputs, inputs), as token
+        embedding and head are, or as (inputs, outputs)."""
+        for name, size in self.tensors():
+            if len(size) == 2 and name != "wpe.weight":
+                by_output = name in ("wte.weight", "lm_head.weight")
+                yield name, *(reversed(size) if by_output else size), by_output
+
 
 def is_directory(name: str) -> bool:
     """Whether the name of a model is that of a directory here."""

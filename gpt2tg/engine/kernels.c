@@ -14,6 +14,8 @@
 #include <omp.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 #ifdef __x86_64__
 #include <immintrin.h>
 #ifndef __AVX2__
@@ -36,6 +38,7 @@
 #define FEW (2 * ITEMS) /* items that are not worth packing */
 #define TOGETHER (32 * ITEMS) /* items that meet a panel in one go */
 #define PART 160   /* inputs of a panel that are kept near meanwhile */
+#define HELD (2 << 20) /* weights of a file that are read before their pages are given back */
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t integers __attribute__((vector_size(4 * LANES)));
@@ -49,6 +52,16 @@ typedef struct {
   const float *bias;  /* (N) or NULL */
   int32_t inputs, outputs, precision;
 } Matrix;
+
+/* A matrix (K, N) as a file holds it, and where it is to be laid out. The weight of input k and output n is at
+   k * input + n * output. */
+typedef struct {
+  const float *weights;
+  int64_t input, output;
+  int32_t inputs, outputs, precision;
+  void *panels;
+  float *scale; /* (N) to be filled, for INT8 */
+} Stored;
 
 typedef struct {
   const float *norm_1_weight, *norm_1_bias, *norm_2_weight, *norm_2_bias;
@@ -365,44 +378,72 @@ static void take(const float *weights, int64_t input, int64_t output, int inputs
       for (int k = 0; k < inputs; k++) tile[k * PANEL + n] = weights[n * output + k * input];
 }
 
-/* Weights (K, N) to panels. That of input k and output n is at k * input + n * output.
-   scale: (N) to be filled, for INT8. */
-void lay_out(const float *weights, int64_t input, int64_t output, int32_t K, int32_t N, int32_t precision,
-             void *panels, float *scale, int32_t threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int first = 0; first < N; first += PANEL) {
-    const float *from = weights + first * output;
-    int width = N - first < PANEL ? N - first : PANEL;
-    float tile[CHUNK * PANEL] __attribute__((aligned(64))), unit[PANEL] = {0};
-    if (precision == INT8) {
-      for (int k = 0; k < K; k += CHUNK) {
-        int inputs = K - k < CHUNK ? K - k : CHUNK;
-        take(from + k * input, input, output, inputs, width, tile);
-        for (int i = 0; i < inputs; i++)
-          for (int n = 0; n < PANEL; n++) {
-            float size = fabsf(tile[i * PANEL + n]);
-            unit[n] = size > unit[n] ? size : unit[n];
-          }
-      }
-      for (int n = 0; n < PANEL; n++) unit[n] = unit[n] / 127 > 1e-12f ? unit[n] / 127 : 1e-12f;
-      memcpy(scale + first, unit, 4 * width);
-    }
+/* The panel that begins with an output. Returns whether its weights are finite; else what is laid out is of no use. */
+static int lay_out_panel(const Stored *a, int first) {
+  const float *from = a->weights + first * a->output;
+  int K = a->inputs, width = a->outputs - first < PANEL ? a->outputs - first : PANEL;
+  float tile[CHUNK * PANEL] __attribute__((aligned(64))), unit[PANEL] = {0};
+  integers broken = {0};
+  if (a->precision == INT8) {
     for (int k = 0; k < K; k += CHUNK) {
       int inputs = K - k < CHUNK ? K - k : CHUNK;
-      int64_t offset = ((int64_t)first * K) + k * PANEL;
-      take(from + k * input, input, output, inputs, width, tile);
-      if (precision == FP32) {
-        memcpy((float *)panels + offset, tile, 4 * PANEL * inputs);
-      } else if (precision == FP16) {
-        for (int i = 0; i < PANEL * inputs; i += LANES)
-          store_fp16((uint16_t *)panels + offset + i, *(vector *)(tile + i));
-      } else {
-        int8_t *to = (int8_t *)panels + offset;
-        for (int i = 0; i < inputs; i++)
-          for (int n = 0; n < PANEL; n++) to[i * PANEL + n] = (int8_t)rintf(tile[i * PANEL + n] / unit[n]);
+      take(from + k * a->input, a->input, a->output, inputs, width, tile);
+      for (int i = 0; i < inputs; i++)
+        for (int n = 0; n < PANEL; n++) {
+          float size = fabsf(tile[i * PANEL + n]);
+          unit[n] = size > unit[n] ? size : unit[n];
+        }
+    }
+    for (int n = 0; n < PANEL; n++) unit[n] = unit[n] / 127 > 1e-12f ? unit[n] / 127 : 1e-12f;
+    memcpy(a->scale + first, unit, 4 * width);
+  }
+  for (int k = 0; k < K; k += CHUNK) {
+    int inputs = K - k < CHUNK ? K - k : CHUNK;
+    int64_t offset = ((int64_t)first * K) + k * PANEL;
+    take(from + k * a->input, a->input, a->output, inputs, width, tile);
+    for (int i = 0; i < PANEL * inputs; i += LANES) /* all ones in its exponent: infinite, or no number */
+      broken |= ((integers)*(vector *)(tile + i) & 0x7f800000) == 0x7f800000;
+    if (a->precision == FP32) {
+      memcpy((float *)a->panels + offset, tile, 4 * PANEL * inputs);
+    } else if (a->precision == FP16) {
+      for (int i = 0; i < PANEL * inputs; i += LANES)
+        store_fp16((uint16_t *)a->panels + offset + i, *(vector *)(tile + i));
+    } else {
+      int8_t *to = (int8_t *)a->panels + offset;
+      for (int i = 0; i < inputs; i++)
+        for (int n = 0; n < PANEL; n++) to[i * PANEL + n] = (int8_t)rintf(tile[i * PANEL + n] / unit[n]);
+    }
+  }
+  for (int i = 0; i < LANES; i++)
+    if (broken[i]) return 0;
+  return 1;
+}
+
+/* Weights to panels. */
+void lay_out(const Stored *a, int32_t threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int first = 0; first < a->outputs; first += PANEL) lay_out_panel(a, first);
+}
+
+/* Matrices of a file that is mapped, one after the other, until told to stop. Pages of it that were read are given back:
+   any other memory would lose what it holds. Returns how many are done, which is fewer as well where weights are not finite. */
+int32_t lay_out_file(const Stored *matrices, int32_t count, const volatile int32_t *stop) {
+  for (int32_t done = 0; done < count; done++) {
+    const Stored *a = matrices + done;
+    const float *held = a->weights;
+    int64_t end = (int64_t)a->inputs * a->outputs;
+    for (int first = 0; first < a->outputs; first += PANEL) {
+      if (*stop || !lay_out_panel(a, first)) return done;
+      /* Where an output's weights lie together, those before the next panel were read. */
+      int64_t read = first + PANEL >= a->outputs ? end : a->input == 1 ? (first + PANEL) * a->output : 0;
+      if (read == end || a->weights + read - held > HELD) {
+        char *page = (char *)((uintptr_t)held & -(uintptr_t)sysconf(_SC_PAGESIZE));
+        madvise(page, (char *)(a->weights + read) - page, MADV_DONTNEED);
+        held = a->weights + read;
       }
     }
   }
+  return count;
 }
 
 /* The product alone, for what torch does with the rest. packed: room for (M + ITEMS) * K numbers. */

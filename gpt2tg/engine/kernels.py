@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -47,6 +48,21 @@ class Matrix(ctypes.Structure):
         ("inputs", Int),
         ("outputs", Int),
         ("precision", Int),
+    )
+
+
+class Stored(ctypes.Structure):
+    """As in kernels.c."""
+
+    _fields_ = (
+        ("weights", Floats),
+        ("input", Stride),
+        ("output", Stride),
+        ("inputs", Int),
+        ("outputs", Int),
+        ("precision", Int),
+        ("panels", ctypes.c_void_p),
+        ("scale", Floats),
     )
 
 
@@ -92,8 +108,11 @@ class Kernels:
         self.group: int = library.group()
         """How many tokens of a text attend in one go, at most."""
         self.lay_out = library.lay_out
-        self.lay_out.argtypes = [Floats, Stride, Stride, Int, Int, Int, ctypes.c_void_p, Floats, Int]
+        self.lay_out.argtypes = [ctypes.POINTER(Stored), Int]
         self.lay_out.restype = None
+        self.lay_out_file = library.lay_out_file
+        self.lay_out_file.argtypes = [ctypes.POINTER(Stored), Int, ctypes.POINTER(Int)]
+        self.lay_out_file.restype = Int
         self.linear = library.linear
         self.linear.argtypes = [ctypes.POINTER(Matrix), Int, Floats, Floats, Floats, Int]
         self.linear.restype = None
@@ -110,19 +129,17 @@ def is_off() -> bool:
     return os.environ.get(SWITCH) == "0" or sys.platform == "win32"
 
 
-def were_compiled() -> bool:
-    """Whether this machine has kernels: it is likely that `load` will give some. Wants no torch."""
-    with contextlib.suppress(OSError):
-        return not is_off() and any(cache_directory().glob("kernels-*.so"))
-    return False
-
-
 @functools.cache
 def load() -> Kernels | None:
-    """The kernels, compiled if need be (about a second, once per machine); None where that cannot be done."""
+    """The kernels, compiled if need be (about a second, once per machine); None where that cannot be done.
+
+    Wants no torch, so that it can be called while torch is imported; but what torch brings has to be there.
+    """
     if is_off():
         return None
     with contextlib.suppress(OSError, subprocess.SubprocessError, AttributeError):
+        for library in threads_of_torch():
+            ctypes.CDLL(library, ctypes.RTLD_GLOBAL)
         path = cache_directory() / f"kernels-{fingerprint()}.so"
         with contextlib.suppress(OSError, AttributeError):  # not there, or of no use: broken, or made for another libc
             return Kernels(ctypes.CDLL(str(path)))
@@ -149,15 +166,24 @@ def cache_directory() -> Path:
 
 
 def machine() -> str:
-    """What a compiled or measured thing depends on: the processor, its features, the threads, torch."""
-    import torch
-
+    """What a compiled or measured thing depends on: the processor, its features, torch."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         processor = "".join(sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))}))
     except OSError:
         processor = platform.processor()
-    return f"{platform.machine()} {processor} {torch.get_num_threads()} {torch.__version__}"
+    return f"{platform.machine()} {processor} {(_torch() / 'version.py').read_text(encoding='utf-8')}"
+
+
+def _torch() -> Path:
+    """Where torch is installed. It is not imported."""
+    try:
+        found = importlib.util.find_spec("torch")
+    except ValueError:  # a module of that name that came in no usual way
+        found = None
+    if found is None or found.origin is None:
+        raise FileNotFoundError("torch is not installed as files")
+    return Path(found.origin).parent
 
 
 def fingerprint() -> str:
@@ -171,7 +197,7 @@ def _compile(compiler: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
         made = Path(directory) / path.name
         subprocess.run(
-            [compiler, *FLAGS, str(SOURCE), "-o", str(made), *_threads_of_torch(), "-lm"],
+            [compiler, *FLAGS, str(SOURCE), "-o", str(made), *threads_of_torch(), "-lm"],
             check=True,
             capture_output=True,
             timeout=120,
@@ -179,12 +205,11 @@ def _compile(compiler: str, path: Path) -> None:
         os.replace(made, path)
 
 
-def _threads_of_torch() -> list[str]:
+def threads_of_torch() -> list[str]:
     """The OpenMP library that torch brings: a second one would have threads of its own, in the way of torch's."""
-    import torch
-
-    found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
-    return [str(path) for path in found[:1]]
+    with contextlib.suppress(OSError):
+        return [str(path) for path in sorted((_torch() / "lib").glob("libgomp*.so*"))[:1]]
+    return []
 
 
 def pointer(tensor: Tensor | None) -> int | None:

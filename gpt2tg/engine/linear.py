@@ -17,7 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gpt2tg.engine import kernels, pages
+from gpt2tg.engine import kernels
+from gpt2tg.engine.ahead import Ready
 from gpt2tg.engine.memory import HugePages
 from gpt2tg.errors import UserError
 
@@ -132,21 +133,23 @@ class Panels:
         panel = library.panel
         count = -(-self.outputs // panel)
         self.panels = memory.empty(count, self.inputs, panel, dtype=kind)
-        self.scale = torch.empty(self.outputs) if precision == "int8" else None
+        self.scale = memory.empty(self.outputs) if precision == "int8" else None
+        self.bias: Tensor | None = None
+        if memory.is_laid_out:
+            return
         # Some panels at a time: of weights that are stored in another precision a part is converted, not all.
         for start in range(0, count, PANELS_AT_A_TIME):
             first = start * panel
             part = weight[:, first : first + PANELS_AT_A_TIME * panel].float()
-            library.lay_out(
+            stored = kernels.Stored(
                 kernels.pointer(part),
                 *part.stride(),
                 *part.shape,
                 kernels.PRECISIONS[precision],
                 kernels.pointer(self.panels[start]),
                 None if self.scale is None else kernels.pointer(self.scale[first:]),
-                torch.get_num_threads(),
             )
-        self.bias: Tensor | None = None
+            library.lay_out(stored, torch.get_num_threads())
 
     def structure(self) -> kernels.Matrix:
         """As the kernels are given it; valid as long as this object lives."""
@@ -183,7 +186,9 @@ def round_to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     return scale, (weight / scale).round_().to(torch.int8)
 
 
-def matrix_maker(precision: str, device: torch.device, width: int, inner: int) -> tuple[str, Maker]:
+def matrix_maker(
+    precision: str, device: torch.device, width: int, inner: int, ready: Ready | None = None
+) -> tuple[str, Maker]:
     """How to hold the matrices of a model: the precision that there will be, and what makes a matrix of (K, N) weights.
 
     A processor for which no 8- or 16-bit kernels are at hand computes in fp32.
@@ -191,13 +196,14 @@ def matrix_maker(precision: str, device: torch.device, width: int, inner: int) -
     Args:
         precision: `fp32`, `fp16`, `int8`, or `auto`: fp16 on a CUDA GPU, else fp32.
         width, inner: of the model, to measure what is fastest.
+        ready: what was made ready of the model, whose matrices are then asked for in the order of its tensors.
 
     Raises:
         UserError: 8 bits on a GPU.
     """
     if precision == "auto":
         precision = "fp16" if device.type == "cuda" else "fp32"
-    memory = HugePages(pages.filled_ahead())  # given back where no matrix is laid out in it
+    memory = HugePages(ready, precision)
     if device.type != "cpu":
         if precision == "int8":
             raise UserError(f"int8 is for the CPU; on {device} use fp16 or fp32", "precision")
@@ -232,9 +238,9 @@ def _in_fp32(library: kernels.Kernels | None, memory: HugePages) -> dict[str, Ma
 
 
 def _remembered(makers: dict[str, Maker], width: int, inner: int) -> str:
-    """The name of the fastest, measured once per machine, torch version, kernels, and shape."""
-    key = f"{' '.join(makers)} {width}x{inner} {kernels.fingerprint()}"
+    """The name of the fastest, measured once per machine, number of threads, torch version, kernels, and shape."""
     try:
+        key = f"{' '.join(makers)} {width}x{inner} {torch.get_num_threads()} {kernels.fingerprint()}"
         file = kernels.cache_directory() / "fastest.json"
     except OSError:
         return measure(makers, width, inner)

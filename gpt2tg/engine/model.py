@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpt2tg.engine.ahead import Ready
 from gpt2tg.engine.checkpoints import ModelShape
 from gpt2tg.engine.linear import Matrix, matrix_maker
 
@@ -38,28 +39,28 @@ class GPT2:
         shape: ModelShape,
         device: torch.device,
         precision: str = "fp32",
+        ready: Ready | None = None,
     ) -> None:
         """Take the weights in, one by one, so that no second copy of the model is ever held.
 
         Args:
             weights: by their plain names, in the order of `ModelShape.tensors`.
             precision: `fp32`, `fp16`, `int8` or `auto`; see `matrix_maker`.
+            ready: what was made ready of these weights.
 
         Raises:
             UserError: a precision that the device does not have, or weights too large for it.
         """
         self.shape = shape
         self.device = device
-        self.precision, make = matrix_maker(precision, device, shape.n_embd, shape.n_inner)
+        self.precision, make = matrix_maker(precision, device, shape.n_embd, shape.n_inner, ready)
         self.dtype = torch.float16 if self.precision == "fp16" and device.type != "cpu" else torch.float32
         self.weights: dict[str, Tensor] = {}  # norms, biases, positions
         self.matrices: dict[str, Matrix] = {}
+        by_output = {name: by_output for name, _, _, by_output in shape.matrices()}
         for name, tensor in weights.items() if isinstance(weights, Mapping) else weights:
-            owner = name.removesuffix(".weight")
-            if tensor.dim() == 2 and owner != "wpe":
-                # Token embedding and head are stored as (V, E), what multiplies as (in, out).
-                is_by_token = owner in ("wte", "lm_head")
-                self.matrices[owner] = make(tensor.t() if is_by_token else tensor)
+            if name in by_output:
+                self.matrices[name.removesuffix(".weight")] = make(tensor.t() if by_output[name] else tensor)
             else:
                 self.weights[name] = tensor.to(device, self.dtype, copy=True, memory_format=torch.contiguous_format)
         for name, matrix in self.matrices.items():

@@ -1,5 +1,5 @@
-"""The start of a process that generates. Importing torch takes a second and one core; the others can make ready the
-memory that the model will be held in."""
+"""The start of a process that generates. Importing torch takes a second and one core; another can make the model
+ready."""
 
 from __future__ import annotations
 
@@ -8,30 +8,25 @@ import sys
 from math import prod
 from pathlib import Path
 
-from gpt2tg.engine import kernels, pages
+from gpt2tg.engine import ahead
 from gpt2tg.engine.checkpoints import ModelShape, find_checkpoint, is_directory, read_shape
 
 # By their drivers' devices: an Nvidia GPU, one under Windows' Linux, one of AMD.
 ACCELERATORS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-
-BYTES_OF_A_WEIGHT = {"auto": 4, "fp32": 4, "fp16": 2, "int8": 1}
-
-# Panels of a matrix are at most so wide: its outputs are filled up to a multiple of it.
-PANEL = 32
 
 # Bytes that a weight takes in a file, at least.
 LEAST_STORED = 2
 
 
 def import_torch(name: str, option: str, device: str, precision: str) -> None:
-    """Import torch, and meanwhile fill memory for the model.
+    """Import torch, and meanwhile make the model ready.
 
     Raises:
-        UserError: as `fill_for`.
+        UserError: as `make_ready`.
     """
     if "torch" in sys.modules:
         return
-    fill_for(name, option, device, precision)
+    make_ready(name, option, device, precision)
     gc.disable()  # an import makes a great many objects, and hardly any garbage
     try:
         import torch  # noqa: F401
@@ -41,8 +36,8 @@ def import_torch(name: str, option: str, device: str, precision: str) -> None:
         gc.enable()
 
 
-def fill_for(name: str, option: str, device: str, precision: str) -> None:
-    """Begin to fill memory for a model, if it is in a directory and this processor's kernels will hold it.
+def make_ready(name: str, option: str, device: str, precision: str) -> None:
+    """Begin to make a model ready, if it is in a directory and this processor's kernels will hold it.
 
     Args:
         name: of the model, as written after the flag `option`.
@@ -50,11 +45,11 @@ def fill_for(name: str, option: str, device: str, precision: str) -> None:
     Raises:
         UserError: the directory holds no model that could be used.
     """
-    if is_directory(name) and kernels.were_compiled() and _is_for_the_processor(device):
+    if is_directory(name) and _is_for_the_processor(device):
         directory = find_checkpoint(name, option)
         shape = read_shape(directory)
         if _holds_weights_of(directory, shape):
-            pages.fill_ahead(*_sizes(shape, BYTES_OF_A_WEIGHT[precision]))
+            ahead.begin(directory, shape, "fp32" if precision == "auto" else precision)
 
 
 def _is_for_the_processor(device: str) -> bool:
@@ -66,18 +61,3 @@ def _holds_weights_of(directory: Path, shape: ModelShape) -> bool:
     memory is to be taken for it first; or it is an adapter, small beside its model."""
     stored = sum(file.stat().st_size for file in directory.iterdir() if file.suffix in (".safetensors", ".bin"))
     return LEAST_STORED * sum(prod(size) for _, size in shape.tensors()) <= stored
-
-
-def _sizes(shape: ModelShape, each: int) -> tuple[int, int]:
-    """Bytes that the matrices take, and how many of them are filled ahead.
-
-    The embedding comes first, and all of it is mapped while it is laid out: so much is left for later, lest more memory
-    is taken at any time than at the end.
-    """
-    total = 0
-    for name, size in shape.tensors():
-        if len(size) == 2 and name != "wpe.weight":
-            # Token embedding and head are stored as (outputs, inputs).
-            inputs, outputs = reversed(size) if name in ("wte.weight", "lm_head.weight") else size
-            total += each * inputs * -(-outputs // PANEL) * PANEL
-    return total, max(total - 4 * shape.vocab_size * shape.n_embd, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import torch
@@ -29,11 +29,16 @@ def read_weights(directory: Path, shape: ModelShape) -> dict[str, Tensor]:
     return dict(stream_weights(directory, shape))
 
 
-def stream_weights(directory: Path, shape: ModelShape) -> Iterator[tuple[str, Tensor]]:
+def stream_weights(
+    directory: Path, shape: ModelShape, known_finite: Container[str] = ()
+) -> Iterator[tuple[str, Tensor]]:
     """The tensors of `read_weights` one by one: who does not keep them never holds the whole file in memory.
 
     Names and shapes are compared with `shape` at once, before any weight is asked for. Those of an adapter are the
     weights of its model with the adapter added.
+
+    Args:
+        known_finite: names of tensors that were looked through before. They are given without being read.
 
     Raises:
         UserError: no weights, weights that are cut, miss a layer, have another shape or are not numbers,
@@ -51,14 +56,14 @@ def stream_weights(directory: Path, shape: ModelShape) -> Iterator[tuple[str, Te
         file, stored = places[name]
         if file.shapes[stored] != size:
             raise UserError(f"{files[0]}: {name} has the shape {file.shapes[stored]}, but config.json says {size}")
-    return ((name, _read_tensor(name, *places[name], files[0])) for name in wanted)
+    return ((name, _read_tensor(name, *places[name], files[0], name in known_finite)) for name in wanted)
 
 
-def _read_tensor(name: str, file: _Safetensors | _Pickle, stored: str, where: Path) -> Tensor:
+def _read_tensor(name: str, file: _Safetensors | _Pickle, stored: str, where: Path, known_finite: bool) -> Tensor:
     tensor = file.read(stored)
     if tensor.dtype not in WEIGHT_TYPES or tensor.layout != torch.strided or tensor.is_meta:
         raise UserError(f"{where}: {name} is of a kind that cannot be computed with ({tensor.dtype})")
-    if not _is_finite(tensor):
+    if not known_finite and not _is_finite(tensor):
         raise UserError(f"{where}: {name} holds numbers that are not finite: the model is broken")
     return tensor
 

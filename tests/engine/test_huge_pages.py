@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import mmap
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -93,66 +91,3 @@ def test_huge_pages_are_asked_for() -> None:
         elif head == "VmFlags:" and inside:
             of_its_mapping = rest
     assert "hg" in of_its_mapping.split()
-
-
-@pytest.fixture
-def ahead() -> Iterator[None]:
-    """Whatever a test leaves filled is given back."""
-    yield
-    pages.filled_ahead()
-
-
-on_linux = pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="memory is filled ahead on Linux alone")
-
-
-@on_linux
-def test_what_is_filled_ahead_is_what_the_first_tensors_lie_in(ahead: None) -> None:
-    pages.fill_ahead(2**22, filled=2**21)
-    huge = HugePages(pages.filled_ahead())
-    first, second = huge.empty(1000).fill_(1), huge.empty(2**20, dtype=torch.int8).fill_(2)
-    third = huge.empty(2**22, dtype=torch.int8).fill_(3)  # has no room there
-    assert pages.filled_ahead() is None
-    assert second.data_ptr() - first.data_ptr() == 4032  # of 64 bytes each, as many as hold 4000
-    assert [tensor.unique().tolist() for tensor in (first, second, third)] == [[1], [2], [3]]
-
-
-@on_linux
-def test_no_number_is_overwritten_by_what_is_still_being_filled(ahead: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "PIECE", 4096)
-    pages.fill_ahead(2**26, filled=2**26)  # in many pieces, and so it is not done at once
-    tensor = HugePages(pages.filled_ahead()).empty(2**26, dtype=torch.int8).fill_(7)
-    assert (tensor == 7).all()
-
-
-@on_linux
-def test_only_as_much_as_was_said_is_filled(ahead: None) -> None:
-    pages.fill_ahead(2**28, filled=2**22)
-    pages._filling._thread.join()
-    assert 2**22 <= resident(pages._filling._span) < 2**24
-
-
-@on_linux
-def test_what_is_too_small_or_not_wanted_is_given_back(ahead: None) -> None:
-    for give_back in (pages.filled_ahead, lambda: HugePages(pages.filled_ahead()).empty(2**20)):
-        pages.fill_ahead(2**20, filled=2**20)
-        span = weakref.ref(pages._filling._span)
-        give_back()
-        gc.collect()
-        assert span() is None
-
-
-def test_memory_that_is_not_granted_is_not_filled(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(size: int) -> mmap.mmap:
-        raise OSError(12, "Cannot allocate memory")
-
-    monkeypatch.setattr(pages, "mapped", refuse)
-    pages.fill_ahead(2**20, filled=2**20)
-    assert pages.filled_ahead() is None
-
-
-def resident(span: mmap.mmap) -> int:
-    """Bytes of a span that take memory, as the system counts its pages."""
-    held = (ctypes.c_ubyte * (len(span) // mmap.PAGESIZE))()
-    address = ctypes.addressof(ctypes.c_char.from_buffer(span))
-    assert ctypes.CDLL(None).mincore(ctypes.c_void_p(address), ctypes.c_size_t(len(span)), held) == 0
-    return mmap.PAGESIZE * sum(page & 1 for page in held)
