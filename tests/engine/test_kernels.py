@@ -44,7 +44,7 @@ def compiled_for(processor: str, directory: Path) -> kernels.Kernels:
     flags = [f"-march={processor}" if flag == "-march=native" else flag for flag in kernels.FLAGS]
     compiler = next(filter(None, map(shutil.which, kernels.COMPILERS)))
     path = directory / "kernels.so"
-    torchs = kernels._threads_of_torch()
+    torchs = kernels.threads_of_torch()
     subprocess.run([compiler, *flags, str(kernels.SOURCE), "-o", str(path), *torchs, "-lm"], check=True)
     return kernels.Kernels(ctypes.CDLL(str(path)))
 
