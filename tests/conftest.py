@@ -109,14 +109,18 @@ def read_gpt2(directory: Path) -> GPT2:
     return GPT2(read_weights(directory, shape), shape, torch.device("cpu"))
 
 
+def has_avx2() -> bool:
+    """Whether the processor can run the kernels that are compiled for AVX2."""
+    information = Path("/proc/cpuinfo")
+    return information.exists() and {"avx2", "fma", "f16c"} <= set(information.read_text(encoding="utf-8").split())
+
+
 def kernels_here() -> kernels.Kernels:
     """The compiled kernels. A test that needs them is skipped only where they cannot be; where gcc and the processor
     are there and they are missing nevertheless, it fails."""
     found = kernels.load()
     if found is not None:
         return found
-    information = Path("/proc/cpuinfo")
-    able = information.exists() and {"avx2", "fma", "f16c"} <= set(information.read_text(encoding="utf-8").split())
-    if os.environ.get(kernels.SWITCH) != "0" and able and shutil.which("gcc"):
+    if os.environ.get(kernels.SWITCH) != "0" and has_avx2() and shutil.which("gcc"):
         pytest.fail("there is gcc and a processor for the kernels, but they could not be compiled or loaded")
     pytest.skip("the kernels need gcc and a processor with AVX2, and are not switched off")
