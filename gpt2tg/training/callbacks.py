@@ -5,7 +5,6 @@ At a terminal there is a bar, elsewhere plain lines, all on stderr.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gpt2tg.training.interruption import Agreement
+from gpt2tg.training.processes import is_main_process
 
 History = Sequence[dict[str, float]]
 
@@ -198,11 +198,6 @@ def memory_gb() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     return psutil.Process().memory_info().rss / 1e9
-
-
-def is_main_process() -> bool:
-    """Whether this is the process that speaks and writes, of those that torchrun or accelerate started."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def say(text: str) -> None:

@@ -7,7 +7,6 @@ import functools
 import json
 import math
 import os
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from transformers.utils import PushInProgress
 from gpt2tg.errors import Interrupted, RunError, one_line
 from gpt2tg.training.callbacks import Stopwatch, best_step, held_step, is_due, measuring_bar, memory_gb
 from gpt2tg.training.data import NO_LOSS
-from gpt2tg.training.directory import RUN_FILE, RunDirectory, make_readable
+from gpt2tg.training.directory import RUN_FILE, RunDirectory, clear, make_readable
 from gpt2tg.training.durable import UNFINISHED
 from gpt2tg.training.evaluate import perplexity
 from gpt2tg.training.interruption import Agreement, Interruption
@@ -222,7 +221,8 @@ class LanguageTrainer(Trainer):
                 if self.is_world_process_zero():
                     self._settle(self.directory.path / UNFINISHED / f"checkpoint-{self.state.global_step}")
             except BaseException:
-                shutil.rmtree(self.directory.path / UNFINISHED, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    clear(self.directory.path, everything=False)
                 raise
             self.accelerator.wait_for_everyone()
         self.has_saved = True
@@ -298,8 +298,7 @@ class LanguageTrainer(Trainer):
     def _settle(self, draft: Path) -> None:
         make_readable(draft)
         self.directory.add_checkpoint(draft, self.state.global_step, {"run": self._identity})
-        self.directory.publish(held_step(self.state, self._keep))
-        self.directory.prune(best_step(self.state.log_history))
+        self.directory.tidy(held_step(self.state, self._keep), best_step(self.state.log_history))
         self._push_on_the_way()
 
 
