@@ -84,6 +84,11 @@ def is_ours(directory: Path) -> bool:
     return "gpt2tg" in (_run_of(directory).get("versions") or ())
 
 
+def is_search(directory: Path) -> bool:
+    """Whether it is that of a search with --try."""
+    return isinstance(_run_of(directory).get("tries"), list)
+
+
 def _run_of(directory: Path) -> dict[str, Any]:
     """What run.json holds; nothing where it cannot be read."""
     try:
@@ -121,11 +126,9 @@ def find_resumable(directory: Path, resume: str) -> Path:
         RunError: there are checkpoints, and all are broken.
     """
     checkpoints = saved_checkpoints(directory) if directory.is_dir() else []
+    check_resumable(directory, resume)
     if resume != NEWEST and not _same(Path(resume), directory):
-        return _named(directory, checkpoints, Path(resume))
-    if not checkpoints:
-        way_out = "start over with --overwrite" if is_ours(directory) else "start without --resume"
-        raise UserError(f"found no checkpoint-N in {directory}: {way_out}", "resume")
+        return _named(checkpoints, Path(resume))
     for saved in reversed(checkpoints):
         if not (found := damage(saved.path, _state_files(saved.path))):
             return saved.path
@@ -136,14 +139,27 @@ def find_resumable(directory: Path, resume: str) -> Path:
     )
 
 
-def _named(directory: Path, checkpoints: list[Saved], path: Path) -> Path:
-    for saved in checkpoints:
-        if _same(saved.path, path):
-            if found := damage(saved.path, _state_files(saved.path)):
-                raise RunError(f"{path} is broken: {found}; --resume alone goes on from the newest that is whole")
-            return saved.path
-    steps = ", ".join(saved.path.name for saved in checkpoints) or "no checkpoint-N"
-    raise UserError(f"{path} is no checkpoint of --output_dir {directory}, which holds {steps}", "resume")
+def check_resumable(directory: Path, resume: str) -> None:
+    """Refuse to go on where there is no such checkpoint, whole or not.
+
+    Raises:
+        UserError: there is none, or it is not one of this directory.
+    """
+    checkpoints = saved_checkpoints(directory) if directory.is_dir() else []
+    if resume != NEWEST and not _same(Path(resume), directory):
+        if not any(_same(saved.path, Path(resume)) for saved in checkpoints):
+            steps = ", ".join(saved.path.name for saved in checkpoints) or "no checkpoint-N"
+            raise UserError(f"{resume} is no checkpoint of --output_dir {directory}, which holds {steps}", "resume")
+    elif not checkpoints:
+        way_out = "start over with --overwrite" if is_ours(directory) else "start without --resume"
+        raise UserError(f"found no checkpoint-N in {directory}: {way_out}", "resume")
+
+
+def _named(checkpoints: list[Saved], path: Path) -> Path:
+    named = next(saved.path for saved in checkpoints if _same(saved.path, path))
+    if found := damage(named, _state_files(named)):
+        raise RunError(f"{path} is broken: {found}; --resume alone goes on from the newest that is whole")
+    return named
 
 
 def _state_files(checkpoint: Path) -> tuple[str, ...]:

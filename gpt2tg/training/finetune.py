@@ -42,6 +42,7 @@ from gpt2tg.training.callbacks import (
     is_out_of_patience,
     say,
 )
+from gpt2tg.training.checks import check_existing, check_processes, check_training_device
 from gpt2tg.training.data import TrainingData, collate, load_data
 from gpt2tg.training.directory import RECORD_FILES, SAMPLES_FILE, RunDirectory, find_resumable
 from gpt2tg.training.evaluate import perplexity
@@ -50,7 +51,7 @@ from gpt2tg.training.identity import check_same_run, identity
 from gpt2tg.training.interruption import Interruption
 from gpt2tg.training.lora import base_reference, choose_weights
 from gpt2tg.training.memory import device_bytes, out_of_memory, smaller_batches
-from gpt2tg.training.model import check_existing, existing_model, new_model, shape_of_model, transformers_tokenizer
+from gpt2tg.training.model import existing_model, new_model, shape_of_model, transformers_tokenizer
 from gpt2tg.training.plan import fused_attention, plan, show_blocks, total_steps
 from gpt2tg.training.processes import by_main_process, is_main_process
 from gpt2tg.training.processor import keep_freed_memory
@@ -110,15 +111,10 @@ def finetune(
         Interrupted: a signal ended the run; its `is_saved` tells whether there is something to resume.
     """
     _quiet_libraries()
+    check_training_device(device)
+    check_processes(options)
     with Interruption() as interruption:
-        return _finetune(options, model_name, _training_device(device), interruption, callbacks, sources)
-
-
-def _training_device(name: str) -> torch.device:
-    if name.startswith("cuda:"):
-        number = name.removeprefix("cuda:")
-        raise UserError(f"{name} is for generating: CUDA_VISIBLE_DEVICES={number} in front of the command", "device")
-    return choose_device(name)
+        return _finetune(options, model_name, choose_device(device), interruption, callbacks, sources)
 
 
 def _finetune(
@@ -130,9 +126,7 @@ def _finetune(
     sources: Sources | None,
 ) -> Outcome | None:
     arguments = training_arguments(options, device)
-    if arguments.world_size > 1:
-        _check_processes(options)
-    else:
+    if arguments.world_size == 1:
         _tell_of_idle_gpus(device)
     place = Reservation(Path(options.output_dir), options.resume is not None, options.overwrite)
     with contextlib.ExitStack() as held:
@@ -188,7 +182,7 @@ class _Run:
         self._interruption, self._callbacks = interruption, callbacks
         self._sources = by_main_process(lambda: sources or plan_sources(options))
         self._checkpoint = checkpoint
-        self._start = self._model_to_start_from(model_name)
+        self._start = None if options.from_scratch else check_existing(options, model_name)
         self._model_name = None if self._start is None else model_name
         self._model, self._tokenizer = self._make_model()
         if options.generate_samples or options.sample_steps:
@@ -199,14 +193,6 @@ class _Run:
         self._shape = shape_of_model(self._model, self._tokenizer.end_id)
         self._steps = total_steps(options, len(self._data.train), arguments.world_size)
         self._compiles = is_compiled(options, device, self._steps)
-
-    def _model_to_start_from(self, name: str) -> Path | None:
-        if self.options.from_scratch:
-            return None
-        start = check_existing(self.options, name)
-        if self.options.overwrite and start.resolve().is_relative_to(self.output_dir.resolve()):
-            raise UserError(f"would remove {start}, the model to start from: choose another --output_dir", "overwrite")
-        return start
 
     def _make_model(self) -> tuple[GPT2LMHeadModel, TextTokenizer]:
         transformers.set_seed(self.options.seed)
@@ -425,14 +411,6 @@ def training_arguments(options: TrainingOptions, device: torch.device) -> Traini
     # Over several GPUs the Trainer would spread one process by DataParallel, which is slow and changes the batch.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
-
-
-def _check_processes(options: TrainingOptions) -> None:
-    """Refuse what one process alone could do."""
-    if options.auto_batch_size:
-        raise UserError("is for a single process: choose a --batch_size that fits", "auto_batch_size")
-    if options.sample_steps and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
-        raise UserError("needs the whole model in one process, and FSDP cuts it: leave the flag out", "sample_steps")
 
 
 def _tell_of_idle_gpus(device: torch.device) -> None:

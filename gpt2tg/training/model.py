@@ -14,32 +14,15 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils import ModelOutput
 
-from gpt2tg.engine.checkpoints import ModelShape, base_directory, find_checkpoint, read_shape, shape_of
+from gpt2tg.engine.checkpoints import ModelShape, base_directory, read_shape, shape_of
 from gpt2tg.engine.model import GPT2
 from gpt2tg.engine.tokenizer import END_OF_TEXT, TextTokenizer, byte_level, load_tokenizer
 from gpt2tg.engine.weights import read_weights
-from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.lora import plain_weights
 from gpt2tg.training.loss import next_token_loss
 from gpt2tg.training.processor import ATTENTION, GELU, Dropout
 from gpt2tg.training.sources import TextSource
-
-
-def check_existing(options: TrainingOptions, model_name: str) -> Path:
-    """The directory of the model to fine-tune, once its config is known to suit the options.
-
-    Raises:
-        UserError: no such model, another architecture, or a block size over its positions.
-    """
-    directory = find_checkpoint(model_name)
-    positions = read_shape(directory).n_positions
-    if options.block_size > positions:
-        raise UserError(
-            f"{options.block_size} is over the {positions} positions of {model_name}: use at most {positions}",
-            "block_size",
-        )
-    return directory
 
 
 def existing_model(directory: Path, dropout: float | None = None) -> tuple[GPT2LMHeadModel, TextTokenizer]:

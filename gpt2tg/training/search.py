@@ -12,7 +12,6 @@ import csv
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +26,7 @@ from gpt2tg.engine.runs import LOG_FILE, saved_checkpoints
 from gpt2tg.errors import Interrupted, RunError, UserError
 from gpt2tg.options import NEWEST, DeviceOptions, ModelNameOptions, TrainingOptions
 from gpt2tg.training.callbacks import duration, say
+from gpt2tg.training.checks import check_processes
 from gpt2tg.training.directory import (
     RUN_FILE,
     TRIES_DIRECTORY,
@@ -121,8 +121,7 @@ def search(
         RunError: as `finetune`; a loss that is not finite ends one run alone, unless all end so.
         Interrupted: a signal ended the search; `--resume` goes on with it.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UserError("trains in a single process: start it without torchrun or accelerate launch", "try")
+    check_processes(options)
     top = Path(options.output_dir)
     tries = {attempt.folder: attempt for attempt in map(Try, options.tried_settings())}
     if options.dry_run:
