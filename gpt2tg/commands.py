@@ -131,19 +131,21 @@ def generate(given: dict[str, Any], name: str | None, option: str, **defaults: A
     where = pick(PromptOptions, given)
     load = model_loader(given, option)
     name = chosen_model(given, name)
+
+    from gpt2tg.prompts import read_prompts
+
+    if where.prompts_file and "prompt" in given:
+        notice("--prompt is not used: the prompts come from --prompts_file")
+    prompts = read_prompts(where)
     import_torch(given, name, option)
     if own := checkpoint_settings(given, name, option):
         decoding = decoding_options(only(DecodingOptions, given), **{**only(DecodingOptions, defaults), **own})
 
     from gpt2tg.inspection import inspect_sample
-    from gpt2tg.prompts import read_prompts
     from gpt2tg.sinks import check_output, earlier_run
     from gpt2tg.writing import plan_jobs, write_all, write_one
 
-    if where.prompts_file and "prompt" in given:
-        notice("--prompt is not used: the prompts come from --prompts_file")
     check_output(where)
-    prompts = read_prompts(where)
     earlier = earlier_run(where, inspection.show_probabilities)
     generator = load(name)
     inspect = partial(inspect_sample, generator) if inspection.show_probabilities else None
@@ -211,7 +213,13 @@ def model_loader(given: dict[str, Any], option: str) -> Callable[..., Generator]
 
     Args:
         option: the flag that the name comes from, for messages.
+
+    Raises:
+        UserError: no such device.
     """
+    from gpt2tg.engine.starting import check_device
+
+    check_device(pick(DeviceOptions, given).device)
     device, precision = pick(DeviceOptions, given).device, pick(PrecisionOptions, given).precision
 
     def load_model(name: str, option: str = option) -> Generator:

@@ -26,11 +26,12 @@ def import_torch(name: str, option: str, device: str, precision: str) -> None:
     """Import torch, and meanwhile make the model ready.
 
     Raises:
-        UserError: as `make_ready`.
+        UserError: no such model or device, or as `make_ready`.
     """
     if "torch" in sys.modules:
         return
     check_device(device)
+    find_checkpoint(name, option)
     make_ready(name, option, device, precision)
     gc.disable()  # an import makes a great many objects, and hardly any garbage
     try:

@@ -371,6 +371,10 @@ class RunDirectory:
             say(f"{self.path} does not hold step {step} yet: {one_line(error)}; tried again at the next save")
         self.prune(best_step)
 
+    def absent_weights(self) -> list[str]:
+        """The files of weights that the directory does not hold. An upload on the way may have held them."""
+        return [name for name in (WEIGHTS, ADAPTER_CONFIG, ADAPTER_WEIGHTS) if not (self.path / name).is_file()]
+
     def prune(self, best_step: int | None) -> None:
         """Remove the oldest checkpoints over the limit, never the best."""
         if not self._limit:

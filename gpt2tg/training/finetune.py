@@ -44,14 +44,22 @@ from gpt2tg.training.callbacks import (
 )
 from gpt2tg.training.checks import check_existing, check_processes, check_training_device
 from gpt2tg.training.data import TrainingData, collate, load_data
+from gpt2tg.training.devices import device_bytes
 from gpt2tg.training.directory import RECORD_FILES, SAMPLES_FILE, RunDirectory, find_resumable
 from gpt2tg.training.evaluate import perplexity
 from gpt2tg.training.fields import trainer_fields
 from gpt2tg.training.identity import check_same_run, identity
 from gpt2tg.training.interruption import Interruption
 from gpt2tg.training.lora import base_reference, choose_weights
-from gpt2tg.training.memory import device_bytes, out_of_memory, smaller_batches
-from gpt2tg.training.model import existing_model, new_model, shape_of_model, transformers_tokenizer
+from gpt2tg.training.memory import out_of_memory, smaller_batches
+from gpt2tg.training.model import (
+    existing_model,
+    new_model,
+    saved_tokenizer,
+    shape_of_model,
+    train_tokenizer,
+    transformers_tokenizer,
+)
 from gpt2tg.training.plan import fused_attention, plan, show_blocks, total_steps
 from gpt2tg.training.processes import by_main_process, is_main_process
 from gpt2tg.training.processor import keep_freed_memory
@@ -197,8 +205,15 @@ class _Run:
     def _make_model(self) -> tuple[GPT2LMHeadModel, TextTokenizer]:
         transformers.set_seed(self.options.seed)
         if self._start is None:
-            return new_model(self._sources[0], self.options)
+            return new_model(self._new_tokenizer, self.options), self._new_tokenizer
         return existing_model(self._start, self.options.dropout)
+
+    @functools.cached_property
+    def _new_tokenizer(self) -> TextTokenizer:
+        """Of a run from scratch: trained on the text, or as the checkpoint has it."""
+        if self._checkpoint is not None:
+            return saved_tokenizer(self._checkpoint)
+        return by_main_process(lambda: train_tokenizer(self._sources[0], self.options.vocab_size))
 
     def announce(self) -> None:
         """Say what is trained on what, with advice on the data."""
@@ -213,7 +228,8 @@ class _Run:
     def _traits(self) -> dict[str, Any]:
         """What a resumed run must have in common with this one. To be asked for before any weight changes."""
         world_size = self._arguments.world_size
-        return identity(self.options, self._model, self._start is None, self._data, world_size)
+        is_new = self._start is None
+        return by_main_process(lambda: identity(self.options, self._model, is_new, self._data, world_size))
 
     @property
     def _name(self) -> str:

@@ -64,7 +64,7 @@ def _require_writable(directory: Path) -> None:
     while not missing.parent.exists():
         missing = missing.parent
     nearest = directory if directory.exists() else missing.parent
-    why = "is no directory"
+    why = "is no directory that can be written to"
     if nearest.is_dir():
         try:
             _try_to_write(nearest, missing)

@@ -54,6 +54,7 @@ cli.notice("started by: " + " ".join(cli._launcher()))
 learn = LanguageTrainer.training_step
 
 def signalled(self, *arguments):
+    assert getattr(arguments[0], "gradient_as_bucket_view", True), "gradients are held twice"
     if os.environ["RANK"] == "1" and self.state.max_steps == 400 and self.state.global_step == 1:
         os.kill(os.getpid(), signal.SIGTERM)
     return learn(self, *arguments)
