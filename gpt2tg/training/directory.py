@@ -334,7 +334,7 @@ class RunDirectory:
         unfinished.mkdir(exist_ok=True)
         below.mkdir(exist_ok=True)
         moved = [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
-        copied = [name for name in (*CONFIG_FILES, *TOKENIZER_FILES) if (self.path / name).is_file()]
+        copied = [name for name in (*CONFIG_FILES, *TOKENIZER_FILES) if name in written_files(self.path)]
         self.will_write(WEIGHTS, *(f"{ADAPTER_DIRECTORY}/{name}" for name in (*copied, *moved)))
         for name in (*copied, *moved):
             if (self.path / name).is_file():
