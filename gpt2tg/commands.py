@@ -48,6 +48,7 @@ def train(given: dict[str, Any], **defaults: Any) -> None:
     """Fine-tune as the flags say, and write samples if they ask for some."""
     options = pick(TrainingOptions, given, **defaults)
     model_name = pick(ModelNameOptions, given).model_name
+    device = pick(DeviceOptions, given).device
     if options.from_scratch and "model_name" in given:
         notice("--model_name is not used: --from_scratch starts from a new model")
     for name in () if options.from_scratch else FROM_SCRATCH_FLAGS:
@@ -57,14 +58,22 @@ def train(given: dict[str, Any], **defaults: Any) -> None:
         if name in given:
             notice(f"--{name} is not used: {why}")
 
-    if options.try_:
-        from gpt2tg.training.search import search as work
-    else:
-        from gpt2tg.training.finetune import finetune as work
+    from gpt2tg.training.checks import advice_on_hub, check_training
+    from gpt2tg.training.processes import is_main_process
 
-    outcome = work(options, model_name, pick(DeviceOptions, given).device)
-    if outcome is not None and options.generate_samples:
-        _write_samples(options)
+    sources = check_training(options, model_name, device)
+    if advice := advice_on_hub(options, model_name):
+        notice(advice)
+    if options.try_:
+        from gpt2tg.training.search import search
+
+        outcome = search(options, model_name, device)
+    else:
+        from gpt2tg.training.finetune import finetune
+
+        outcome = finetune(options, model_name, device, sources=sources)
+    if outcome is not None and options.generate_samples and is_main_process():
+        _write_samples(options, device)
 
 
 def _without_effect(options: TrainingOptions) -> dict[str, str]:
@@ -89,12 +98,12 @@ def _without_effect(options: TrainingOptions) -> dict[str, str]:
     return found
 
 
-def _write_samples(options: TrainingOptions) -> None:
+def _write_samples(options: TrainingOptions, device: str) -> None:
     from gpt2tg.generation import load
     from gpt2tg.prompts import Prompt
     from gpt2tg.writing import plan_jobs, write_all
 
-    generator = load(options.output_dir)
+    generator = load(options.output_dir, device, "output_dir")
     decoding = DecodingOptions(num_sequences=options.num_samples, seed=options.seed)
     write_all(
         generator, plan_jobs(generator, [Prompt(options.prompt)], decoding, None, notice), PromptOptions(), None, notice
@@ -122,19 +131,21 @@ def generate(given: dict[str, Any], name: str | None, option: str, **defaults: A
     where = pick(PromptOptions, given)
     load = model_loader(given, option)
     name = chosen_model(given, name)
+
+    from gpt2tg.prompts import read_prompts
+
+    if where.prompts_file and "prompt" in given:
+        notice("--prompt is not used: the prompts come from --prompts_file")
+    prompts = read_prompts(where)
     import_torch(given, name, option)
     if own := checkpoint_settings(given, name, option):
         decoding = decoding_options(only(DecodingOptions, given), **{**only(DecodingOptions, defaults), **own})
 
     from gpt2tg.inspection import inspect_sample
-    from gpt2tg.prompts import read_prompts
     from gpt2tg.sinks import check_output, earlier_run
     from gpt2tg.writing import plan_jobs, write_all, write_one
 
-    if where.prompts_file and "prompt" in given:
-        notice("--prompt is not used: the prompts come from --prompts_file")
     check_output(where)
-    prompts = read_prompts(where)
     earlier = earlier_run(where, inspection.show_probabilities)
     generator = load(name)
     inspect = partial(inspect_sample, generator) if inspection.show_probabilities else None
@@ -202,7 +213,13 @@ def model_loader(given: dict[str, Any], option: str) -> Callable[..., Generator]
 
     Args:
         option: the flag that the name comes from, for messages.
+
+    Raises:
+        UserError: no such device.
     """
+    from gpt2tg.engine.starting import check_device
+
+    check_device(pick(DeviceOptions, given).device)
     device, precision = pick(DeviceOptions, given).device, pick(PrecisionOptions, given).precision
 
     def load_model(name: str, option: str = option) -> Generator:
@@ -221,11 +238,16 @@ def evaluate(given: dict[str, Any]) -> None:
     options = pick(EvaluationOptions, given)
     device = pick(DeviceOptions, given).device
 
+    name = chosen_model(given, pick(ModelNameOptions, given).model_name)
+
+    from gpt2tg.training.checks import check_evaluation
+
+    text = check_evaluation(options, name, device)
+
     from gpt2tg.generation import choose_device
     from gpt2tg.training.evaluate import evaluate as measure
 
-    name = chosen_model(given, pick(ModelNameOptions, given).model_name)
-    found = measure(name, options, choose_device(device))
+    found = measure(name, options, choose_device(device), text)
     print(f"tokens {found.tokens}")
     print(f"loss {found.loss:.4f}")
     print(f"perplexity {found.perplexity:.2f}")

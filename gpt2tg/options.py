@@ -804,8 +804,8 @@ class TrainingOptions:
         False, "remove what an earlier run left in the output directory, and nothing else", group="run"
     )
     save_steps: int = option(1000, "steps between checkpoints", group="run", low=1)
-    save_total_limit: int | None = option(
-        None, "keep this many checkpoints, the newest ones, and the best", group="run", low=1, shown_default="all"
+    save_total_limit: int = option(
+        2, "keep this many checkpoints, the newest ones, and the best; 0 keeps all", group="run", low=0
     )
     eval_steps: int | None = option(
         None,

@@ -8,11 +8,17 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt2tg.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gpt2tg.engine.checkpoints import find_checkpoint
+from gpt2tg.engine.hub import WEIGHT_FILES
 from gpt2tg.errors import UserError
 
 # Sizes and sha256 of the files of a checkpoint: written last, so that a checkpoint without it is not whole.
 MANIFEST = "manifest.json"
+
+# A folder with any of these was a checkpoint, whole or not.
+SIGNS_OF_A_CHECKPOINT = (MANIFEST, "config.json", ADAPTER_CONFIG, ADAPTER_WEIGHTS, *WEIGHT_FILES)
+SIGNS_OF_A_CHECKPOINT += ("trainer_state.json", "optimizer.pt")
 
 # The losses of a run, step by step, in its output directory.
 LOG_FILE = "training_log.csv"
@@ -37,9 +43,15 @@ def saved_checkpoints(directory: Path) -> list[Saved]:
     found = [
         Saved(path, int(match[1]), _order(path), losses.get(int(match[1])))
         for path in directory.glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir() and not _is_of_others(path)
     ]
     return sorted(found, key=lambda saved: (saved.order is None, saved.order or 0, saved.step))
+
+
+def _is_of_others(folder: Path) -> bool:
+    """Whether all that it holds are files of other people, as they are left where a checkpoint was removed."""
+    names = {path.name for path in folder.iterdir()}
+    return bool(names) and names.isdisjoint(SIGNS_OF_A_CHECKPOINT)
 
 
 def best_of(checkpoints: list[Saved]) -> Saved | None:

@@ -10,9 +10,13 @@ from pathlib import Path
 
 from gpt2tg.engine import ahead
 from gpt2tg.engine.checkpoints import ModelShape, find_checkpoint, is_directory, read_shape
+from gpt2tg.errors import UserError
 
 # By their drivers' devices: an Nvidia GPU, one under Windows' Linux, one of AMD.
 ACCELERATORS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+
+# Those of small boards of Nvidia, on which the driver has other ones.
+BOARDS = ("/dev/nvhost-ctrl", "/dev/nvmap")
 
 # Bytes that a weight takes in a file, at least.
 LEAST_STORED = 2
@@ -22,10 +26,12 @@ def import_torch(name: str, option: str, device: str, precision: str) -> None:
     """Import torch, and meanwhile make the model ready.
 
     Raises:
-        UserError: as `make_ready`.
+        UserError: no such model or device, or as `make_ready`.
     """
     if "torch" in sys.modules:
         return
+    check_device(device)
+    find_checkpoint(name, option)
     make_ready(name, option, device, precision)
     gc.disable()  # an import makes a great many objects, and hardly any garbage
     try:
@@ -34,6 +40,19 @@ def import_torch(name: str, option: str, device: str, precision: str) -> None:
         gc.freeze()
     finally:
         gc.enable()
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that is certain not to be there. Whether one that may be can be used, torch alone knows.
+
+    Raises:
+        UserError: names the device.
+    """
+    kind = name.partition(":")[0]
+    has_driver = any(Path(path).exists() for path in (*ACCELERATORS, *BOARDS))
+    is_missing = {"cuda": sys.platform == "linux" and not has_driver, "mps": sys.platform != "darwin"}
+    if is_missing.get(kind, False):
+        raise UserError(f"{name} asked for, but no such device is there: use auto or cpu", "device")
 
 
 def make_ready(name: str, option: str, device: str, precision: str) -> None:

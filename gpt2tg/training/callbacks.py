@@ -5,19 +5,17 @@ At a terminal there is a bar, elsewhere plain lines, all on stderr.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import psutil
-import torch
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gpt2tg.training.interruption import Agreement
+from gpt2tg.training.processes import is_main_process
 
 History = Sequence[dict[str, float]]
 
@@ -191,18 +189,6 @@ def measuring_bar(batches: Iterable[Any]) -> Iterable[Any]:
     """The same batches; at a terminal with a bar where they take their time."""
     is_shown = is_main_process() and sys.stderr.isatty()
     return tqdm(batches, "measuring", delay=SHORT_MEASUREMENT, leave=False, dynamic_ncols=True, disable=not is_shown)
-
-
-def memory_gb() -> float:
-    """What training holds: the most that a GPU had allocated, or the memory of this process, in 10^9 bytes."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    return psutil.Process().memory_info().rss / 1e9
-
-
-def is_main_process() -> bool:
-    """Whether this is the process that speaks and writes, of those that torchrun or accelerate started."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def say(text: str) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
-from gpt2tg.options import TrainingOptions, default_of
+from gpt2tg.engine.checkpoints import is_directory
+from gpt2tg.options import BUNDLED_MODEL, TrainingOptions, default_of
 from gpt2tg.training.evaluate import perplexity
 
-# What the hub calls the models that it links a card to; others may be directories of whoever trained it.
+# What the hub calls models that are known by shorter names.
 HUB_NAMES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 HUB_NAMES |= {"distilgpt2": "distilbert/distilgpt2"}
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def model_card(run: dict[str, Any], step: int | None) -> str:
@@ -23,8 +27,8 @@ def model_card(run: dict[str, Any], step: int | None) -> str:
     """
     figures, options, base = run["figures"], run["options"], run["model_name"]
     front = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
-    if base in HUB_NAMES:
-        front += [f"base_model: {HUB_NAMES[base]}"]
+    if name := _hub_name(base):
+        front += [f"base_model: {json.dumps(name)}"]
     front += ["tags:", "- gpt2", "- gpt2tg"]
     origin = f"`{Path(base).name}`, fine-tuned" if base else "A GPT-2 trained from scratch"
     lines = [
@@ -50,6 +54,13 @@ def model_card(run: dict[str, Any], step: int | None) -> str:
     lines += ["| | |", "|---|---|", *(f"| {name} | {version} |" for name, version in run["versions"].items())]
     lines += [f"| device | {run['device']} |", ""]
     return "\n".join(lines)
+
+
+def _hub_name(base: str | None) -> str | None:
+    """The name on the hub of the model that was fine-tuned; None for a directory of whoever trained it."""
+    if base is None or base == BUNDLED_MODEL or is_directory(base) or not HUB_NAME.fullmatch(base):
+        return None
+    return HUB_NAMES.get(base, base)
 
 
 def _data(data: dict[str, Any], options: dict[str, Any]) -> list[str]:

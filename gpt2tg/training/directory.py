@@ -1,4 +1,7 @@
-"""The output directory of a training run: what is in it, and what may be taken out of it."""
+"""The output directory of a training run: what is in it, and what may be taken out of it.
+
+It is looked into before torch is imported: nothing that takes long to import is imported here.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +9,35 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
-from safetensors.torch import save_file
 
 from gpt2tg.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter
 from gpt2tg.engine.checkpoints import read_shape
 from gpt2tg.engine.hub import CONFIG_FILES, TOKENIZER_FILES
-from gpt2tg.engine.runs import LOG_FILE, Saved, saved_checkpoints, step_of_model
-from gpt2tg.engine.weights import stream_weights
-from gpt2tg.errors import RunError, UserError
+from gpt2tg.engine.runs import LOG_FILE, MANIFEST, Saved, saved_checkpoints, step_of_model
+from gpt2tg.errors import RunError, UserError, one_line
 from gpt2tg.options import NEWEST
-from gpt2tg.training.callbacks import say
-from gpt2tg.training.durable import UNFINISHED, damage, put_in_place, remove, seal, write_whole
+from gpt2tg.training.durable import (
+    DRAFT_SUFFIX,
+    REMOVED,
+    REPLACED,
+    UNFINISHED,
+    damage,
+    delete_files,
+    inside,
+    put_in_place,
+    recover,
+    remove,
+    seal,
+    sync,
+    write_whole,
+)
+from gpt2tg.training.locks import LOCK_FILES, locked
 
 # Written first and read by nobody but us: a directory that holds it was made by a run of ours.
 RUN_FILE = "run.json"
-
-# Held as long as a run works in the directory.
-LOCK_FILE = ".lock"
 
 PLOT_FILE, SAMPLES_FILE, CARD_FILE = "loss.png", "samples.md", "README.md"
 
@@ -52,73 +62,60 @@ WEIGHTS_SUFFIX = ".safetensors"
 # Where the runs of --try are, one folder each, and what is told of them.
 TRIES_DIRECTORY, TRIES_TABLE, TRIES_PLOT = "tries", "tries.csv", "tries.png"
 
-# All that a run leaves in its directory beside the checkpoint-N folders.
-RUN_FILES = (RUN_FILE, LOG_FILE, PLOT_FILE, SAMPLES_FILE, CARD_FILE, *MODEL_FILES)
+# Written by every run, and by some; all that a run leaves in its directory beside the checkpoint-N folders.
+RECORD_FILES = (RUN_FILE, LOG_FILE, PLOT_FILE, CARD_FILE)
+RUN_FILES = (*RECORD_FILES, SAMPLES_FILE, *MODEL_FILES)
+
+# What a checkpoint may hold while it is written, by us or by libraries, cut among processes or not.
+DRAFT_PATTERNS = (
+    *MODEL_FILES,
+    *STATE_FILES,
+    MANIFEST,
+    CARD_FILE,
+    "chat_template.jinja",
+    "added_tokens.json",
+    "*.index.json",
+)
+DRAFT_PATTERNS += ("*.safetensors", "*.pt", "*.pth", "*.bin", "*.distcp", ".metadata", "latest", "zero_to_fp32.py")
 
 
-def check_output(directory: Path, resumes: bool, overwrite: bool) -> None:
-    """Decide whether a run may have this directory, without touching it.
-
-    Raises:
-        UserError: another run works in it, or it holds something and no flag says what to do.
-    """
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"{directory} is a file: give a directory", "output_dir")
-    _require_writable(directory)
-    if (directory / LOCK_FILE).exists():
-        with locked(directory):
-            pass
-    found = {path.name for path in directory.iterdir()} - {LOCK_FILE} if directory.is_dir() else set()
-    if resumes or not found:
-        return
-    if not overwrite:
-        raise UserError(
-            f"{directory} is not empty: choose another, or go on with --resume, or start over with --overwrite",
-            "output_dir",
-        )
-    if not _is_ours(directory):
-        raise UserError(
-            f"would remove what a training run left in {directory}, but none did (it has no {RUN_FILE} of ours): "
-            "choose another --output_dir",
-            "overwrite",
-        )
+def is_ours(directory: Path) -> bool:
+    """Whether a run of ours made a directory."""
+    return "gpt2tg" in (_run_of(directory).get("versions") or ())
 
 
-def _require_writable(directory: Path) -> None:
-    nearest = next(path for path in (directory, *directory.resolve().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise UserError(f"{directory} cannot be made: {nearest} is no directory that can be written to", "output_dir")
+def is_search(directory: Path) -> bool:
+    """Whether it is that of a search with --try."""
+    return isinstance(_run_of(directory).get("tries"), list)
 
 
-def _is_ours(directory: Path) -> bool:
+def _run_of(directory: Path) -> dict[str, Any]:
+    """What run.json holds; nothing where it cannot be read."""
     try:
         run = json.loads((directory / RUN_FILE).read_text(encoding="utf-8"))
-        return "gpt2tg" in run["versions"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return run if isinstance(run, dict) else {}
 
 
-@contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Keep other runs out of a directory that exists.
+def written_files(directory: Path) -> set[str]:
+    """The files that runs of ours wrote into a directory, beside its checkpoints: run.json lists them.
 
-    Raises:
-        UserError: another run works in it.
-        RunError: it cannot be written to.
+    Of a run that kept no list yet it is those that one may write and that are there.
     """
-    lock = FileLock(directory / LOCK_FILE)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"{directory} is in use by another training run: wait for its end, or choose another", "output_dir"
-        ) from None
-    except OSError as error:
-        raise RunError(f"cannot write to {directory}: {error}") from None
-    try:
-        yield
-    finally:
-        lock.release()
+    run = _run_of(directory)
+    if not run:
+        return set()
+    if isinstance(names := run.get("files"), list):
+        return {*inside(names), RUN_FILE}
+    every = (*RUN_FILES, *(f"{ADAPTER_DIRECTORY}/{name}" for name in MODEL_FILES), TRIES_TABLE, TRIES_PLOT)
+    return {name for name in every if (directory / name).is_file()}
+
+
+def runs_below(directory: Path) -> list[Path]:
+    """The folders of the runs of --try."""
+    tries = directory / TRIES_DIRECTORY
+    return [folder for folder in sorted(tries.iterdir()) if is_ours(folder)] if tries.is_dir() else []
 
 
 def find_resumable(directory: Path, resume: str) -> Path:
@@ -129,11 +126,9 @@ def find_resumable(directory: Path, resume: str) -> Path:
         RunError: there are checkpoints, and all are broken.
     """
     checkpoints = saved_checkpoints(directory) if directory.is_dir() else []
+    check_resumable(directory, resume)
     if resume != NEWEST and not _same(Path(resume), directory):
-        return _named(directory, checkpoints, Path(resume))
-    if not checkpoints:
-        way_out = "start over with --overwrite" if _is_ours(directory) else "start without --resume"
-        raise UserError(f"found no checkpoint-N in {directory}: {way_out}", "resume")
+        return _named(checkpoints, Path(resume))
     for saved in reversed(checkpoints):
         if not (found := damage(saved.path, _state_files(saved.path))):
             return saved.path
@@ -144,14 +139,27 @@ def find_resumable(directory: Path, resume: str) -> Path:
     )
 
 
-def _named(directory: Path, checkpoints: list[Saved], path: Path) -> Path:
-    for saved in checkpoints:
-        if _same(saved.path, path):
-            if found := damage(saved.path, _state_files(saved.path)):
-                raise RunError(f"{path} is broken: {found}; --resume alone goes on from the newest that is whole")
-            return saved.path
-    steps = ", ".join(saved.path.name for saved in checkpoints) or "no checkpoint-N"
-    raise UserError(f"{path} is no checkpoint of --output_dir {directory}, which holds {steps}", "resume")
+def check_resumable(directory: Path, resume: str) -> None:
+    """Refuse to go on where there is no such checkpoint, whole or not.
+
+    Raises:
+        UserError: there is none, or it is not one of this directory.
+    """
+    checkpoints = saved_checkpoints(directory) if directory.is_dir() else []
+    if resume != NEWEST and not _same(Path(resume), directory):
+        if not any(_same(saved.path, Path(resume)) for saved in checkpoints):
+            steps = ", ".join(saved.path.name for saved in checkpoints) or "no checkpoint-N"
+            raise UserError(f"{resume} is no checkpoint of --output_dir {directory}, which holds {steps}", "resume")
+    elif not checkpoints:
+        way_out = "start over with --overwrite" if is_ours(directory) else "start without --resume"
+        raise UserError(f"found no checkpoint-N in {directory}: {way_out}", "resume")
+
+
+def _named(checkpoints: list[Saved], path: Path) -> Path:
+    named = next(saved.path for saved in checkpoints if _same(saved.path, path))
+    if found := damage(named, _state_files(named)):
+        raise RunError(f"{path} is broken: {found}; --resume alone goes on from the newest that is whole")
+    return named
 
 
 def _state_files(checkpoint: Path) -> tuple[str, ...]:
@@ -172,58 +180,94 @@ def make_readable(directory: Path) -> None:
 
 
 def clear(directory: Path, everything: bool) -> None:
-    """Take out what a killed run did not finish; with `everything` all that an earlier run wrote, and nothing else."""
-    shutil.rmtree(directory / UNFINISHED, ignore_errors=True)
-    if everything:
-        for saved in saved_checkpoints(directory):
-            remove(saved.path)
-        for name in RUN_FILES:
-            (directory / name).unlink(missing_ok=True)
-        _clear_adapter(directory)
-        shutil.rmtree(directory / UNFINISHED, ignore_errors=True)
-        _clear_tries(directory)
+    """Take out what a killed run did not finish; with `everything` all that earlier runs wrote, and nothing else.
+
+    What no run of ours wrote stays where it is; where that keeps a folder of ours, a line says so.
+    """
+    recover(directory)
+    _clear_drafts(directory)
+    if not everything:
+        return
+    _clear_tries(directory)
+    for saved in saved_checkpoints(directory):
+        remove(saved.path)
+    delete_files(directory, written_files(directory) - {RUN_FILE})
+    (directory / RUN_FILE).unlink(missing_ok=True)  # the last: it tells whose directory this is
+    _remove_if_empty(directory / UNFINISHED)
+    _tell_of_leftovers(directory)
 
 
-def _clear_adapter(directory: Path) -> None:
-    """Remove the adapter below the merged model; it is that of another step once the directory holds another model."""
-    if (below := directory / ADAPTER_DIRECTORY).is_dir():
-        for name in MODEL_FILES:
-            (below / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # it holds something that is not ours
-            below.rmdir()
+def _clear_drafts(directory: Path) -> None:
+    """Remove what was being written when a run was killed."""
+    unfinished = directory / UNFINISHED
+    folders = [unfinished, *(path for path in unfinished.rglob("*") if path.is_dir() and not _is_aside(path))]
+    drafts = [path for folder in folders for pattern in DRAFT_PATTERNS for path in folder.glob(pattern)]
+    delete_files(directory, [path.relative_to(directory).as_posix() for path in drafts])
+    delete_files(directory, [name + DRAFT_SUFFIX for name in (*RUN_FILES, TRIES_TABLE)])
+    for folder in sorted(folders, reverse=True):
+        _remove_if_empty(folder)
+
+
+def _is_aside(path: Path) -> bool:
+    """Whether it is, or lies in, a checkpoint that is removed or replaced, which `recover` sees to."""
+    return any(part.startswith((REMOVED, REPLACED)) for part in path.parts)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # it is not there, or holds something that is not ours
+        folder.rmdir()
+
+
+def _tell_of_leftovers(directory: Path) -> None:
+    ours = [path for path in directory.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    ours += [directory / name for name in (UNFINISHED, ADAPTER_DIRECTORY, TRIES_DIRECTORY)]
+    left = [path for path in ours if path.is_dir()]
+    if left:
+        names = ", ".join(f"{path.name} ({_contents(path)})" for path in sorted(left))
+        say(f"left in {directory}, because no manifest of a run names what they hold: {names}")
+
+
+def _contents(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir())
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "empty"
 
 
 def _clear_tries(directory: Path) -> None:
-    (directory / TRIES_TABLE).unlink(missing_ok=True)
-    (directory / TRIES_PLOT).unlink(missing_ok=True)
-    if (tries := directory / TRIES_DIRECTORY).is_dir():
-        for folder in filter(_is_ours, tries.iterdir()):
+    for folder in runs_below(directory):
+        with locked(folder):
             clear(folder, everything=True)
-            (folder / LOCK_FILE).unlink(missing_ok=True)
-        for folder in (*tries.iterdir(), tries):
-            with contextlib.suppress(OSError):  # it holds something that is not ours
-                folder.rmdir()
+        for name in LOCK_FILES:
+            (folder / name).unlink(missing_ok=True)
+        _remove_if_empty(folder)
+    _remove_if_empty(directory / TRIES_DIRECTORY)
 
 
 def hold_model_of(directory: Path, source: Path) -> None:
-    """Let a directory hold the model of another run, and what that run tells of itself; run.json is left alone."""
+    """Let a directory hold the model of another run, and what that run tells of itself; of run.json only the list of
+    files changes."""
     unfinished = directory / UNFINISHED
     unfinished.mkdir(exist_ok=True)
-    inside = [f"{ADAPTER_DIRECTORY}/{name}" for name in MODEL_FILES]
-    for name in (*inside, *RUN_FILES):
-        if name != RUN_FILE and (source / name).is_file():
-            (directory / name).parent.mkdir(exist_ok=True)
-            copy = _link_or_copy if name.endswith(WEIGHTS_SUFFIX) else shutil.copyfile
-            copy(source / name, unfinished / Path(name).name)
-            (unfinished / Path(name).name).replace(directory / name)
-        elif name != RUN_FILE:
-            (directory / name).unlink(missing_ok=True)
+    files = {*RUN_FILES, *(f"{ADAPTER_DIRECTORY}/{name}" for name in MODEL_FILES)} - {RUN_FILE}
+    there = {name for name in files if (source / name).is_file()}
+    earlier = written_files(directory)
+    write_run(directory, {**_run_of(directory), "files": [*earlier, *there]})
+    delete_files(directory, (earlier & files) - there)
+    for name in sorted(there, key=lambda name: (name.endswith(WEIGHTS_SUFFIX), name)):
+        (directory / name).parent.mkdir(exist_ok=True)
+        _put(source / name, unfinished / Path(name).name, directory / name)
+
+
+def write_run(directory: Path, run: dict[str, Any]) -> None:
+    """Write run.json. What it listed as written stays listed."""
+    files = sorted({*run.get("files", ()), *RECORD_FILES, *written_files(directory)})
+    write_whole(directory / RUN_FILE, json.dumps({**run, "files": files}, indent=2, sort_keys=True) + "\n")
 
 
 class RunDirectory:
     """The directory of a run that works in it: its checkpoints, the model it holds itself, and run.json."""
 
     def __init__(self, path: Path, save_total_limit: int | None) -> None:
+        """`save_total_limit` is how many checkpoints are kept; None or 0 keeps all."""
         self.path = path
         self._limit = save_total_limit
         self._record: dict[str, Any] = {}
@@ -231,7 +275,12 @@ class RunDirectory:
     def update(self, **content: Any) -> None:
         """Add to run.json, and write it whole or not at all."""
         self._record.update(content)
-        write_whole(self.path / RUN_FILE, json.dumps(self._record, indent=2, sort_keys=True) + "\n")
+        write_run(self.path, self._record)
+
+    def will_write(self, *names: str) -> None:
+        """Have run.json list files before they are written: no others are ever deleted."""
+        if not written_files(self.path).issuperset(names):
+            self.update(files=[*self._record.get("files", ()), *names])
 
     @property
     def record(self) -> dict[str, Any]:
@@ -244,60 +293,123 @@ class RunDirectory:
         seal(draft, {"step": step, "order": order, **facts})
         put_in_place(draft, self.path / f"checkpoint-{step}")
 
+    def holds(self, step: int) -> bool:
+        """Whether the directory itself holds the model of this step, its weights as large as they were written."""
+        model = _run_of(self.path).get("model")
+        sizes = model.get("sizes", {}) if isinstance(model, dict) else {}
+        return step_of_model(self.path) == step and sizes == self._sizes(sizes)
+
+    def _sizes(self, names: Iterable[str]) -> dict[str, int]:
+        return {name: (self.path / name).stat().st_size for name in names if (self.path / name).is_file()}
+
     def publish(self, step: int) -> None:
         """Let the directory itself hold the model of a checkpoint. Where that has been removed, nothing changes."""
         checkpoint = self.path / f"checkpoint-{step}"
-        if step == step_of_model(self.path) or not checkpoint.is_dir():
+        if self.holds(step) or not checkpoint.is_dir():
             return
         unfinished = self.path / UNFINISHED
         unfinished.mkdir(exist_ok=True)
+        names = [name for name in MODEL_FILES if (checkpoint / name).is_file()]
+        self.will_write(*names)
         if is_adapter(checkpoint):  # what was merged before is of an older one
-            (self.path / WEIGHTS).unlink(missing_ok=True)
-            _clear_adapter(self.path)
-        for name in MODEL_FILES:
-            if (checkpoint / name).is_file():
-                copy = _link_or_copy if name.endswith(WEIGHTS_SUFFIX) else shutil.copyfile
-                copy(checkpoint / name, unfinished / name)
-                (unfinished / name).replace(self.path / name)
-        self.update(model={"step": step})
+            delete_files(self.path, [WEIGHTS, *self._adapter_below()])
+        for name in names:
+            _put(checkpoint / name, unfinished / name, self.path / name)
+        self._note_model(step)
+
+    def _adapter_below(self) -> set[str]:
+        """The files of the adapter beside a merged model; it is of another step once the directory holds another."""
+        return {name for name in written_files(self.path) if name.startswith(f"{ADAPTER_DIRECTORY}/")}
+
+    def _note_model(self, step: int | None) -> None:
+        """Say in run.json what the directory holds, once that is on the disk."""
+        sync(self.path)
+        self.update(model={"step": step, "sizes": self._sizes((WEIGHTS, ADAPTER_WEIGHTS))})
 
     def merge_adapter(self) -> None:
         """Add the adapter to the weights of its model, and let the directory hold the whole; the adapter goes below."""
-        if not is_adapter(self.path):
+        if not (self.path / ADAPTER_CONFIG).is_file():
             return
-        unfinished = self.path / UNFINISHED
+        unfinished, below = self.path / UNFINISHED, self.path / ADAPTER_DIRECTORY
         unfinished.mkdir(exist_ok=True)
+        below.mkdir(exist_ok=True)
+        moved = [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
+        copied = [name for name in (*CONFIG_FILES, *TOKENIZER_FILES) if name in written_files(self.path)]
+        self.will_write(WEIGHTS, *(f"{ADAPTER_DIRECTORY}/{name}" for name in (*copied, *moved)))
+        for name in (*copied, *moved):
+            if (self.path / name).is_file():
+                _put(self.path / name, unfinished / name, below / name)
+        sync(below)
+        if is_adapter(self.path):  # else a run was killed when all that was left was to delete it here
+            self._write_merged(unfinished / WEIGHTS)
+            (unfinished / WEIGHTS).replace(self.path / WEIGHTS)
+            sync(self.path)
+        delete_files(self.path, moved)
+        make_readable(self.path)
+        self._note_model(step_of_model(self.path))
+
+    def _write_merged(self, file: Path) -> None:
+        from safetensors.torch import save_file
+
+        from gpt2tg.engine.weights import stream_weights
+
         weights = {
             name if name == OUTPUT_LAYER else f"transformer.{name}": tensor.float().contiguous()
             for name, tensor in stream_weights(self.path, read_shape(self.path))
         }
-        save_file(weights, unfinished / WEIGHTS, metadata={"format": "pt"})
-        below = self.path / ADAPTER_DIRECTORY
-        below.mkdir(exist_ok=True)
-        for name in (*CONFIG_FILES, *TOKENIZER_FILES):
-            if (self.path / name).is_file():
-                shutil.copyfile(self.path / name, below / name)
-        for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-            _link_or_copy(self.path / name, below / name)
-        (unfinished / WEIGHTS).replace(self.path / WEIGHTS)
-        for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-            (self.path / name).unlink()
-        make_readable(self.path)
+        save_file(weights, file, metadata={"format": "pt"})
+        sync(file)
+
+    def tidy(self, step: int, best_step: int | None) -> None:
+        """After a save: let the directory hold the model of this step, and remove checkpoints over the limit.
+
+        What another program has open, as Windows has it, is told of and tried again at the next save.
+        """
+        try:
+            self.publish(step)
+        except PermissionError as error:
+            say(f"{self.path} does not hold step {step} yet: {one_line(error)}; tried again at the next save")
+        self.prune(best_step)
+
+    def absent_weights(self) -> list[str]:
+        """The files of weights that the directory does not hold. An upload on the way may have held them."""
+        return [name for name in (WEIGHTS, ADAPTER_CONFIG, ADAPTER_WEIGHTS) if not (self.path / name).is_file()]
 
     def prune(self, best_step: int | None) -> None:
         """Remove the oldest checkpoints over the limit, never the best."""
-        if self._limit is None:
+        if not self._limit:
             return
         whole = [saved for saved in saved_checkpoints(self.path) if saved.order is not None]
         for saved in whole[: -self._limit]:
             if saved.step != best_step:
-                remove(saved.path)
+                self._remove(saved.path)
+
+    def _remove(self, checkpoint: Path) -> None:
+        try:
+            remove(checkpoint)
+        except OSError as error:
+            say(f"{checkpoint} is not removed yet: {one_line(error)}; tried again at the next save")
+            return
+        if checkpoint.is_dir():
+            say(f"{checkpoint} stays, because it holds what no run wrote: {_contents(checkpoint)}")
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    """The same file under another name; a copy where the file system has no hard links."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+def _put(source: Path, draft: Path, target: Path) -> None:
+    """The same file in another place, whole or not there: linked if it is large and links are possible, else copied."""
+    draft.unlink(missing_ok=True)
+    is_linked = False
+    if source.name.endswith(WEIGHTS_SUFFIX):
+        with contextlib.suppress(OSError):
+            os.link(source, draft)
+            is_linked = True
+    if not is_linked:
+        shutil.copyfile(source, draft)
+        sync(draft)
+    draft.replace(target)
+
+
+def say(text: str) -> None:
+    """As in `callbacks`, whose libraries take seconds to import: a run with something to tell needs them anyway."""
+    from gpt2tg.training import callbacks
+
+    callbacks.say(text)

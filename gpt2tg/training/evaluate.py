@@ -12,11 +12,11 @@ from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
 from gpt2tg.engine.checkpoints import find_checkpoint
-from gpt2tg.errors import UserError
 from gpt2tg.options import EvaluationOptions
+from gpt2tg.training.checks import check_stride
 from gpt2tg.training.data import NO_LOSS
 from gpt2tg.training.model import existing_model
-from gpt2tg.training.sources import plan_evaluation
+from gpt2tg.training.sources import Survey, plan_evaluation
 from gpt2tg.training.tokens import tokenize
 
 
@@ -49,7 +49,9 @@ def perplexity(loss: float) -> float:
     return math.inf if loss > 700 else math.exp(loss)
 
 
-def evaluate(model_name: str, options: EvaluationOptions, device: torch.device) -> Evaluation:
+def evaluate(
+    model_name: str, options: EvaluationOptions, device: torch.device, found: Survey | None = None
+) -> Evaluation:
     """Measure a model on a text file.
 
     The context slides as transformers documents it for models of fixed length: windows as long as the model's
@@ -57,17 +59,17 @@ def evaluate(model_name: str, options: EvaluationOptions, device: torch.device) 
     has counted. Where the text is read as several examples, the end-of-text token between them counts too; the
     bytes are those of the examples.
 
+    Args:
+        found: as `plan_evaluation` finds it, where the text has been looked through before.
+
     Raises:
         UserError: no such model or file, or a stride that the positions do not allow.
     """
-    found = plan_evaluation(options)
+    found = found or plan_evaluation(options)
     model, tokenizer = existing_model(find_checkpoint(model_name))
     positions = model.config.n_positions
     stride = options.stride or positions // 2
-    if stride >= positions:  # the first token of a window has no context: windows must share at least one
-        raise UserError(
-            f"{stride} is too long for the {positions} positions of the model: use at most {positions - 1}", "stride"
-        )
+    check_stride(stride, positions)
     ids = tokenize(found, tokenizer).ids
     nats = _nats(model.to(device).eval(), ids, positions, stride, options.batch_size)
     return Evaluation(tokens=len(ids) - 1, bytes=found.text_bytes, nats=nats)

@@ -26,7 +26,7 @@ from transformers import GPT2LMHeadModel, TrainerCallback, TrainerState, Trainin
 from transformers.integrations import integration_utils as integrations
 
 from gpt2tg import __version__
-from gpt2tg.engine.adapters import is_adapter
+from gpt2tg.engine.adapters import ADAPTER_CONFIG
 from gpt2tg.engine.runs import saved_checkpoints, step_of_model
 from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.errors import Interrupted, RunError, UserError, one_line
@@ -39,24 +39,34 @@ from gpt2tg.training.callbacks import (
     Stopwatch,
     duration,
     held_step,
-    is_main_process,
     is_out_of_patience,
     say,
 )
+from gpt2tg.training.checks import check_existing, check_processes, check_training_device
 from gpt2tg.training.data import TrainingData, collate, load_data
-from gpt2tg.training.directory import RunDirectory, check_output, clear, find_resumable, locked
+from gpt2tg.training.devices import device_bytes
+from gpt2tg.training.directory import RECORD_FILES, SAMPLES_FILE, RunDirectory, find_resumable
 from gpt2tg.training.evaluate import perplexity
 from gpt2tg.training.fields import trainer_fields
 from gpt2tg.training.identity import check_same_run, identity
 from gpt2tg.training.interruption import Interruption
 from gpt2tg.training.lora import base_reference, choose_weights
-from gpt2tg.training.memory import device_bytes, out_of_memory, smaller_batches
-from gpt2tg.training.model import check_existing, existing_model, new_model, shape_of_model, transformers_tokenizer
+from gpt2tg.training.memory import out_of_memory, smaller_batches
+from gpt2tg.training.model import (
+    existing_model,
+    new_model,
+    saved_tokenizer,
+    shape_of_model,
+    train_tokenizer,
+    transformers_tokenizer,
+)
 from gpt2tg.training.plan import fused_attention, plan, show_blocks, total_steps
+from gpt2tg.training.processes import by_main_process, is_main_process
 from gpt2tg.training.processor import keep_freed_memory
 from gpt2tg.training.records import Records
+from gpt2tg.training.reservation import Reservation
 from gpt2tg.training.samples import Samples
-from gpt2tg.training.sources import plan_sources
+from gpt2tg.training.sources import Sources, plan_sources
 from gpt2tg.training.trainer import LanguageTrainer
 
 # torch.compile takes about a minute for a model of GPT-2's depth, and then saves some tens of milliseconds a pass.
@@ -86,6 +96,7 @@ def finetune(
     model_name: str = ModelNameOptions.model_name,
     device: str = DeviceOptions.device,
     callbacks: Sequence[TrainerCallback] = (),
+    sources: Sources | None = None,
 ) -> Outcome | None:
     """Train as the options say and leave a model with its tokenizer in the output directory.
 
@@ -96,6 +107,7 @@ def finetune(
         model_name: the model to start from; not looked at with `from_scratch`.
         device: where to compute: auto, cpu, cuda or mps.
         callbacks: further ones for the Trainer.
+        sources: as `plan_sources` finds them, where the text has been looked through before.
 
     Returns:
         What was achieved; None after a `dry_run`, which only prints the plan, on stdout.
@@ -107,15 +119,10 @@ def finetune(
         Interrupted: a signal ended the run; its `is_saved` tells whether there is something to resume.
     """
     _quiet_libraries()
+    check_training_device(device)
+    check_processes(options)
     with Interruption() as interruption:
-        return _finetune(options, model_name, _training_device(device), interruption, callbacks)
-
-
-def _training_device(name: str) -> torch.device:
-    if name.startswith("cuda:"):
-        number = name.removeprefix("cuda:")
-        raise UserError(f"{name} is for generating: CUDA_VISIBLE_DEVICES={number} in front of the command", "device")
-    return choose_device(name)
+        return _finetune(options, model_name, choose_device(device), interruption, callbacks, sources)
 
 
 def _finetune(
@@ -124,25 +131,33 @@ def _finetune(
     device: torch.device,
     interruption: Interruption,
     callbacks: Sequence[TrainerCallback],
+    sources: Sources | None,
 ) -> Outcome | None:
     arguments = training_arguments(options, device)
-    if arguments.world_size > 1:
-        _check_processes(options)
-    else:
+    if arguments.world_size == 1:
         _tell_of_idle_gpus(device)
-    checkpoint = _check_directory(options, arguments)
-    run = _Run(options, model_name, device, arguments, interruption, callbacks)
-    run.announce()
-    if options.dry_run:
-        run.show_plan()
-        return None
-    state = None if checkpoint is None else run.ended_state(checkpoint)
-    if state is not None and run.is_complete(state):
-        say(f"nothing to do: the run has reached its end at step {state.global_step:,}")
-        return _outcome(run.output_dir, state)
-    with told_when_full(run.output_dir):
-        run.assemble(arguments)
-        with _opened(run.directory, options, arguments):
+    place = Reservation(Path(options.output_dir), options.resume is not None, options.overwrite)
+    with contextlib.ExitStack() as held:
+
+        def reserve() -> Path | None:
+            """The checkpoint to go on from, where the run resumes."""
+            if not options.dry_run:
+                held.enter_context(place)
+            return None if options.resume is None else find_resumable(Path(options.output_dir), options.resume)
+
+        checkpoint = by_main_process(reserve)
+        run = _Run(options, model_name, device, arguments, interruption, callbacks, checkpoint, sources)
+        run.announce()
+        if options.dry_run:
+            run.show_plan()
+            return None
+        state = None if checkpoint is None else run.ended_state(checkpoint)
+        if state is not None and run.is_complete(state):
+            say(f"nothing to do: the run has reached its end at step {state.global_step:,}")
+            return _outcome(run.output_dir, state)
+        with told_when_full(run.output_dir):
+            run.assemble(arguments)
+            by_main_process(place.open)
             if is_main_process():
                 run.directory.update(**run.record())
             run.train(checkpoint, state)
@@ -151,15 +166,6 @@ def _finetune(
     outcome = _outcome(run.output_dir, run.trainer.state)
     _conclude(outcome)
     return outcome
-
-
-def _check_directory(options: TrainingOptions, arguments: TrainingArguments) -> Path | None:
-    """Refuse an output directory that the run may not have; the checkpoint to go on from, where it resumes."""
-    directory = Path(options.output_dir)
-    if not options.dry_run:
-        with arguments.main_process_first(local=False):
-            check_output(directory, options.resume is not None, options.overwrite)
-    return None if options.resume is None else find_resumable(directory, options.resume)
 
 
 class _Run:
@@ -173,14 +179,18 @@ class _Run:
         arguments: TrainingArguments,
         interruption: Interruption,
         callbacks: Sequence[TrainerCallback],
+        checkpoint: Path | None,
+        sources: Sources | None,
     ) -> None:
+        """`checkpoint` is the one to go on from; `sources` are there where the text has been looked through before."""
         self.options = options
         self.output_dir = Path(options.output_dir)
         self.directory = RunDirectory(self.output_dir, options.save_total_limit)
         self._device, self._arguments = device, arguments
         self._interruption, self._callbacks = interruption, callbacks
-        self._sources = plan_sources(options)
-        self._start = self._model_to_start_from(model_name)
+        self._sources = by_main_process(lambda: sources or plan_sources(options))
+        self._checkpoint = checkpoint
+        self._start = None if options.from_scratch else check_existing(options, model_name)
         self._model_name = None if self._start is None else model_name
         self._model, self._tokenizer = self._make_model()
         if options.generate_samples or options.sample_steps:
@@ -192,19 +202,18 @@ class _Run:
         self._steps = total_steps(options, len(self._data.train), arguments.world_size)
         self._compiles = is_compiled(options, device, self._steps)
 
-    def _model_to_start_from(self, name: str) -> Path | None:
-        if self.options.from_scratch:
-            return None
-        start = check_existing(self.options, name)
-        if self.options.overwrite and start.resolve().is_relative_to(self.output_dir.resolve()):
-            raise UserError(f"would remove {start}, the model to start from: choose another --output_dir", "overwrite")
-        return start
-
     def _make_model(self) -> tuple[GPT2LMHeadModel, TextTokenizer]:
         transformers.set_seed(self.options.seed)
         if self._start is None:
-            return new_model(self._sources[0], self.options)
+            return new_model(self._new_tokenizer, self.options), self._new_tokenizer
         return existing_model(self._start, self.options.dropout)
+
+    @functools.cached_property
+    def _new_tokenizer(self) -> TextTokenizer:
+        """Of a run from scratch: trained on the text, or as the checkpoint has it."""
+        if self._checkpoint is not None:
+            return saved_tokenizer(self._checkpoint)
+        return by_main_process(lambda: train_tokenizer(self._sources[0], self.options.vocab_size))
 
     def announce(self) -> None:
         """Say what is trained on what, with advice on the data."""
@@ -219,7 +228,8 @@ class _Run:
     def _traits(self) -> dict[str, Any]:
         """What a resumed run must have in common with this one. To be asked for before any weight changes."""
         world_size = self._arguments.world_size
-        return identity(self.options, self._model, self._start is None, self._data, world_size)
+        is_new = self._start is None
+        return by_main_process(lambda: identity(self.options, self._model, is_new, self._data, world_size))
 
     @property
     def _name(self) -> str:
@@ -244,12 +254,14 @@ class _Run:
 
     def is_complete(self, state: TrainerState) -> bool:
         """Whether the output directory holds what a run that has ended is to leave there."""
-        waits_for_merging = self.options.lora and not self.options.no_merge and is_adapter(self.output_dir)
-        return not waits_for_merging and step_of_model(self.output_dir) == held_step(state, self.options.keep)
+        is_adapter_alone = (self.output_dir / ADAPTER_CONFIG).is_file()
+        waits_for_merging = self.options.lora and not self.options.no_merge and is_adapter_alone
+        return not waits_for_merging and self.directory.holds(held_step(state, self.options.keep))
 
     def record(self) -> dict[str, Any]:
         """What run.json says of the run before it begins."""
-        return _run_record(self.options, self._model_name, self._data, self._arguments)
+        files = [*RECORD_FILES, *([SAMPLES_FILE] if self.options.sample_steps else [])]
+        return {**_run_record(self.options, self._model_name, self._data, self._arguments), "files": files}
 
     def assemble(self, arguments: TrainingArguments) -> None:
         """Make the trainer, with all that watches it. Nothing is written yet but, where there was none, a directory.
@@ -348,26 +360,6 @@ def _is_over(state: TrainerState, options: TrainingOptions, last_step: int) -> b
 
 
 @contextlib.contextmanager
-def _opened(directory: RunDirectory, options: TrainingOptions, arguments: TrainingArguments) -> Iterator[None]:
-    """The output directory is made if need be, cleared as the flags say, and kept from other runs.
-
-    Of several processes the main one sees to that; the others have the directory as long as it has.
-    """
-    if not is_main_process():
-        with arguments.main_process_first(local=False):
-            yield
-        return
-    directory.path.mkdir(parents=True, exist_ok=True)
-    with locked(directory.path):
-        with arguments.main_process_first(local=False):
-            clear(directory.path, everything=options.overwrite)
-        try:
-            yield
-        finally:
-            clear(directory.path, everything=False)
-
-
-@contextlib.contextmanager
 def told_when_full(path: Path) -> Iterator[None]:
     """Turn what libraries raise when they cannot write into one RunError with the cause."""
     try:
@@ -435,14 +427,6 @@ def training_arguments(options: TrainingOptions, device: torch.device) -> Traini
     # Over several GPUs the Trainer would spread one process by DataParallel, which is slow and changes the batch.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
-
-
-def _check_processes(options: TrainingOptions) -> None:
-    """Refuse what one process alone could do."""
-    if options.auto_batch_size:
-        raise UserError("is for a single process: choose a --batch_size that fits", "auto_batch_size")
-    if options.sample_steps and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
-        raise UserError("needs the whole model in one process, and FSDP cuts it: leave the flag out", "sample_steps")
 
 
 def _tell_of_idle_gpus(device: torch.device) -> None:

@@ -10,9 +10,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import psutil
-import torch
-
 from gpt2tg.engine.checkpoints import ModelShape
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training import loss
@@ -33,7 +30,7 @@ class Memory:
     activations: int  # kept by the forward pass for the backward pass
     loss: int  # logits, a piece of the rows at a time, and the gradients made of them, at their largest
     layer: int  # the largest that a single layer or weight needs while gradients are made
-    accumulates: bool  # gradients of earlier passes are there during the forward pass
+    accumulates: bool  # gradients, or their buffers, are there during the forward pass too
 
     @property
     def peak(self) -> int:
@@ -51,11 +48,12 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
 
 
-def estimate(shape: ModelShape, options: TrainingOptions, fused_attention: bool = True) -> Memory:
-    """What the largest moment of a training step holds.
+def estimate(shape: ModelShape, options: TrainingOptions, fused_attention: bool = True, processes: int = 1) -> Memory:
+    """What the largest moment of a training step holds, in each process.
 
     Args:
         fused_attention: attention never holds a matrix of tokens by tokens. On a CPU that is so without dropout only.
+        processes: of several, each keeps the buffers in which gradients travel. The gradients lie in them.
     """
     tokens = options.batch_size * options.block_size
     half = options.bf16 or options.fp16
@@ -80,7 +78,7 @@ def estimate(shape: ModelShape, options: TrainingOptions, fused_attention: bool 
         activations=activations,
         loss=at_loss,
         layer=max(layer, 0 if options.lora or options.freeze_layers else FULL * shape.vocab_size * shape.n_embd),
-        accumulates=options.gradient_accumulation_steps > 1,
+        accumulates=options.gradient_accumulation_steps > 1 or processes > 1,
     )
 
 
@@ -173,13 +171,6 @@ def smaller_batches(options: TrainingOptions) -> TrainingOptions | None:
         if blocks % size == 0:
             return replace(options, batch_size=size, gradient_accumulation_steps=blocks // size)
     return None
-
-
-def device_bytes(device: torch.device) -> int:
-    """The memory of a GPU, or of the machine."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return psutil.virtual_memory().total
 
 
 def out_of_memory(shape: ModelShape, options: TrainingOptions, available: float | None, fused_attention: bool) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
@@ -14,32 +15,15 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils import ModelOutput
 
-from gpt2tg.engine.checkpoints import ModelShape, base_directory, find_checkpoint, read_shape, shape_of
+from gpt2tg.engine.checkpoints import ModelShape, base_directory, read_json, read_shape, shape_of
 from gpt2tg.engine.model import GPT2
 from gpt2tg.engine.tokenizer import END_OF_TEXT, TextTokenizer, byte_level, load_tokenizer
 from gpt2tg.engine.weights import read_weights
-from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.lora import plain_weights
 from gpt2tg.training.loss import next_token_loss
 from gpt2tg.training.processor import ATTENTION, GELU, Dropout
 from gpt2tg.training.sources import TextSource
-
-
-def check_existing(options: TrainingOptions, model_name: str) -> Path:
-    """The directory of the model to fine-tune, once its config is known to suit the options.
-
-    Raises:
-        UserError: no such model, another architecture, or a block size over its positions.
-    """
-    directory = find_checkpoint(model_name)
-    positions = read_shape(directory).n_positions
-    if options.block_size > positions:
-        raise UserError(
-            f"{options.block_size} is over the {positions} positions of {model_name}: use at most {positions}",
-            "block_size",
-        )
-    return directory
 
 
 def existing_model(directory: Path, dropout: float | None = None) -> tuple[GPT2LMHeadModel, TextTokenizer]:
@@ -65,9 +49,8 @@ def _config_directory(directory: Path) -> Path:
     return directory
 
 
-def new_model(source: TextSource, options: TrainingOptions) -> tuple[GPT2LMHeadModel, TextTokenizer]:
-    """A new byte-level BPE tokenizer trained on the text, and a GPT-2 with random weights for it."""
-    tokenizer = train_tokenizer(source, options.vocab_size)
+def new_model(tokenizer: TextTokenizer, options: TrainingOptions) -> GPT2LMHeadModel:
+    """A GPT-2 with random weights for a tokenizer."""
     config = GPT2Config(
         vocab_size=tokenizer.raw.get_vocab_size(),
         n_positions=options.n_positions,
@@ -79,7 +62,18 @@ def new_model(source: TextSource, options: TrainingOptions) -> tuple[GPT2LMHeadM
     )
     if options.dropout is not None:
         config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = options.dropout
-    return for_training(GPT2LMHeadModel(config)), tokenizer
+    return for_training(GPT2LMHeadModel(config))
+
+
+def saved_tokenizer(checkpoint: Path) -> TextTokenizer:
+    """The tokenizer in a checkpoint of a run from scratch, as `train_tokenizer` had made it.
+
+    What transformers adds when it saves one, a post-processor that does nothing, is left out: its tokens were cached
+    under a name without it.
+    """
+    content = read_json(checkpoint / "tokenizer.json")
+    raw = Tokenizer.from_str(json.dumps({**content, "post_processor": None}))
+    return TextTokenizer(raw, raw.token_to_id(END_OF_TEXT))
 
 
 def train_tokenizer(source: TextSource, vocab_size: int) -> TextTokenizer:

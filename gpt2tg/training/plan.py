@@ -16,6 +16,7 @@ from gpt2tg.options import TrainingOptions
 from gpt2tg.training.advice import counted
 from gpt2tg.training.callbacks import duration
 from gpt2tg.training.data import NO_LOSS, TrainingData
+from gpt2tg.training.devices import synchronize, undisturbed_randomness
 from gpt2tg.training.lora import choose_weights
 from gpt2tg.training.memory import checkpoint_bytes, estimate, gigabytes
 from gpt2tg.training.model import for_training
@@ -44,7 +45,7 @@ def plan(
     measured = measured_steps(options, steps, epoch) if blocks else set()
     size, kept = checkpoint_bytes(shape, options), most_checkpoints(options, steps, measured)
     yield f"checkpoints: {kept:,} at most, of {gigabytes(size)}, in all {gigabytes(kept * size)} on disk"
-    memory = estimate(shape, options, fused_attention(config, options, device))
+    memory = estimate(shape, options, fused_attention(config, options, device), processes)
     yield f"memory: about {memory} at its peak, libraries not counted"
     pace = measure_pace(options, config, device)
     # The first of the measurements is made before training.
@@ -73,7 +74,7 @@ def measured_steps(options: TrainingOptions, steps: int, epoch: int) -> set[int]
 def most_checkpoints(options: TrainingOptions, steps: int, measured: set[int]) -> int:
     """How many checkpoints are left at the end, where each measurement was the best so far; over the limit, one was."""
     saved = len({*range(options.save_steps, steps + 1, options.save_steps), *measured, steps})
-    if options.save_total_limit is None:
+    if not options.save_total_limit:
         return saved
     return min(saved, options.save_total_limit + bool(measured))
 
@@ -107,7 +108,7 @@ def measure_pace(options: TrainingOptions, config: GPT2Config, device: torch.dev
 def _time(options: TrainingOptions, config: GPT2Config, layers: int, device: torch.device) -> list[float]:
     """The shortest times of some steps: forward, backward, update."""
     small = GPT2Config.from_dict({**config.to_dict(), "n_layer": layers, "use_cache": False})
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with undisturbed_randomness():
         model = choose_weights(for_training(GPT2LMHeadModel(small)), options, "-").to(device).train()
         ids = torch.randint(small.vocab_size, (options.batch_size, options.block_size), device=device)
         optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
@@ -130,8 +131,7 @@ def _time(options: TrainingOptions, config: GPT2Config, layers: int, device: tor
 def _timed(work: Callable[[], object], device: torch.device) -> tuple[object, float]:
     started = time.perf_counter()
     result = work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronize(device)
     return result, time.perf_counter() - started
 
 

@@ -13,10 +13,10 @@ from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.generation import Generator
 from gpt2tg.options import DecodingOptions, TrainingOptions
 from gpt2tg.training.callbacks import Stopwatch, say
+from gpt2tg.training.devices import undisturbed_randomness
 from gpt2tg.training.directory import SAMPLES_FILE
 from gpt2tg.training.durable import write_whole
 from gpt2tg.training.model import engine_model
-from gpt2tg.training.trainer import undisturbed_randomness
 
 HEADING = re.compile(r"^## Step (\d+)$", re.MULTILINE)
 

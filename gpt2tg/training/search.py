@@ -12,7 +12,6 @@ import csv
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,20 +26,20 @@ from gpt2tg.engine.runs import LOG_FILE, saved_checkpoints
 from gpt2tg.errors import Interrupted, RunError, UserError
 from gpt2tg.options import NEWEST, DeviceOptions, ModelNameOptions, TrainingOptions
 from gpt2tg.training.callbacks import duration, say
+from gpt2tg.training.checks import check_processes
 from gpt2tg.training.directory import (
     RUN_FILE,
     TRIES_DIRECTORY,
     TRIES_PLOT,
     TRIES_TABLE,
-    check_output,
-    clear,
     hold_model_of,
-    locked,
+    write_run,
 )
 from gpt2tg.training.durable import write_whole
 from gpt2tg.training.evaluate import perplexity
 from gpt2tg.training.finetune import Outcome, finetune, told_when_full
 from gpt2tg.training.plots import draw_tries
+from gpt2tg.training.reservation import Reservation
 from gpt2tg.training.trainer import NotFinite
 
 # As many runs go to their end before any is compared with them.
@@ -122,8 +121,7 @@ def search(
         RunError: as `finetune`; a loss that is not finite ends one run alone, unless all end so.
         Interrupted: a signal ended the search; `--resume` goes on with it.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UserError("trains in a single process: start it without torchrun or accelerate launch", "try")
+    check_processes(options)
     top = Path(options.output_dir)
     tries = {attempt.folder: attempt for attempt in map(Try, options.tried_settings())}
     if options.dry_run:
@@ -131,13 +129,11 @@ def search(
             print(f"{attempt.name}:")
             finetune(one, model_name, device)
         return None
-    check_output(top, options.resume is not None, options.overwrite)
-    if options.resume:
-        tries |= {folder: attempt for folder, attempt in _earlier(top).items() if folder in tries}
-    with told_when_full(top):
-        top.mkdir(parents=True, exist_ok=True)
-        with locked(top):
-            clear(top, everything=options.overwrite)
+    with Reservation(top, options.resume is not None, options.overwrite) as place:
+        if options.resume:
+            tries |= {folder: attempt for folder, attempt in _earlier(top).items() if folder in tries}
+        with told_when_full(top):
+            place.open()
             outcomes = _try_all(options, model_name, device, tries)
             return _conclude(top, tries, outcomes)
 
@@ -214,7 +210,7 @@ def measured(path: Path) -> list[tuple[float, float]]:
 def _record(top: Path, tries: dict[str, Try], run: dict[str, Any] | None = None) -> None:
     """Keep how far the search has come, in the file by which a directory is known as one of ours."""
     content = {"versions": {"gpt2tg": __version__}, **(run or {}), "tries": [asdict(one) for one in tries.values()]}
-    write_whole(top / RUN_FILE, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    write_run(top, {**content, "files": [TRIES_TABLE, TRIES_PLOT]})
 
 
 def _conclude(top: Path, tries: dict[str, Try], outcomes: dict[str, Outcome]) -> Outcome:
@@ -226,7 +222,6 @@ def _conclude(top: Path, tries: dict[str, Try], outcomes: dict[str, Outcome]) ->
     path = top / TRIES_DIRECTORY / best
     hold_model_of(top, path)
     _record(top, tries, json.loads((path / RUN_FILE).read_text(encoding="utf-8")))
-    clear(top, everything=False)
     curves = [
         (tries[folder].name, tries[folder].state == FINISHED, measured(top / TRIES_DIRECTORY / folder))
         for folder in ranking

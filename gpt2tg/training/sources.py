@@ -87,7 +87,11 @@ class TextSource:
         return is_held_out if self.keep_held_out else ~is_held_out
 
 
-def plan_sources(options: TrainingOptions) -> tuple[TextSource, TextSource | None]:
+# What to learn from, and what to measure on.
+Sources = tuple[TextSource, TextSource | None]
+
+
+def plan_sources(options: TrainingOptions) -> Sources:
     """Look through the files and decide which examples are held out, before anything is loaded or written.
 
     Returns:

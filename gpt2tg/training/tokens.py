@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.errors import RunError
+from gpt2tg.training.cache import writable
 from gpt2tg.training.sources import Survey
 from gpt2tg.training.text import Piece
 
-CACHE = Path(HF_HOME) / "gpt2tg" / "tokens"
+CACHE = writable(Path(HF_HOME) / "gpt2tg" / "tokens")
 
 # Part of the name of cached tokens: raise it whenever reading or tokenising changes, or old ones would be used.
 VERSION = 1

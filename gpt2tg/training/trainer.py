@@ -7,7 +7,6 @@ import functools
 import json
 import math
 import os
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,9 +22,10 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from gpt2tg.errors import Interrupted, RunError, one_line
-from gpt2tg.training.callbacks import Stopwatch, best_step, held_step, is_due, measuring_bar, memory_gb
+from gpt2tg.training.callbacks import Stopwatch, best_step, held_step, is_due, measuring_bar
 from gpt2tg.training.data import NO_LOSS
-from gpt2tg.training.directory import RUN_FILE, RunDirectory, make_readable
+from gpt2tg.training.devices import memory_gb, undisturbed_randomness
+from gpt2tg.training.directory import RUN_FILE, RunDirectory, clear, make_readable
 from gpt2tg.training.durable import UNFINISHED
 from gpt2tg.training.evaluate import perplexity
 from gpt2tg.training.interruption import Agreement, Interruption
@@ -90,6 +90,8 @@ class LanguageTrainer(Trainer):
     ) -> None:
         """`identity` is what a resumed run must have in common with this one; each checkpoint keeps it."""
         super().__init__(**settings)
+        if self.accelerator.ddp_handler is not None:  # else each process holds its gradients twice
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True
         self.directory = directory
         self._identity = identity
         self._keep = keep
@@ -140,7 +142,7 @@ class LanguageTrainer(Trainer):
             logs["tokens"] = step * self.stopwatch.tokens_per_step
             logs["tokens_per_second"] = self.stopwatch.tokens_per_second(step)
             logs["seconds"] = self.stopwatch.seconds
-            logs["memory_gb"] = memory_gb()
+            logs["memory_gb"] = memory_gb(self.args.device)
         super().log(logs, *rest, **settings)
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
@@ -222,7 +224,8 @@ class LanguageTrainer(Trainer):
                 if self.is_world_process_zero():
                     self._settle(self.directory.path / UNFINISHED / f"checkpoint-{self.state.global_step}")
             except BaseException:
-                shutil.rmtree(self.directory.path / UNFINISHED, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    clear(self.directory.path, everything=False)
                 raise
             self.accelerator.wait_for_everyone()
         self.has_saved = True
@@ -292,14 +295,14 @@ class LanguageTrainer(Trainer):
             token=self.args.hub_token,
             revision=self.args.hub_revision,
             ignore_patterns=["_*", ".*", "checkpoint-*", RUN_FILE],
+            delete_patterns=self.directory.absent_weights(),
             run_as_future=not blocking,
         )
 
     def _settle(self, draft: Path) -> None:
         make_readable(draft)
         self.directory.add_checkpoint(draft, self.state.global_step, {"run": self._identity})
-        self.directory.publish(held_step(self.state, self._keep))
-        self.directory.prune(best_step(self.state.log_history))
+        self.directory.tidy(held_step(self.state, self._keep), best_step(self.state.log_history))
         self._push_on_the_way()
 
 
@@ -324,11 +327,3 @@ def not_finite(what: str, step: int) -> NotFinite:
         f"the {what} is no finite number at step {step}, and no checkpoint holds it: "
         "lower --learning_rate, or use --bf16 instead of --fp16"
     )
-
-
-@contextlib.contextmanager
-def undisturbed_randomness() -> Iterator[None]:
-    """Leave torch's random state as it was: what is drawn inside must not change the training."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        yield

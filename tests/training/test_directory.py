@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from gpt2tg.engine.runs import choose_checkpoint, listing, saved_checkpoints
 from gpt2tg.errors import RunError, UserError
+from gpt2tg.options import TrainingOptions
 from gpt2tg.training import durable
-from gpt2tg.training.directory import RunDirectory, check_output, clear, find_resumable, locked
+from gpt2tg.training.cache import writable
+from gpt2tg.training.directory import RunDirectory, clear, find_resumable
+from gpt2tg.training.locks import locked
+from gpt2tg.training.reservation import check_output
 
 
 def draft(directory: Path, content: str = "weights") -> Path:
@@ -102,7 +107,7 @@ def test_the_directory_holds_the_model_of_a_checkpoint(
     for step in (1, 2, 1):
         run.publish(step)
         assert (tmp_path / "model.safetensors").read_text() == f"weights of {step}"
-        assert json.loads((tmp_path / "run.json").read_text())["model"] == {"step": step}
+        assert json.loads((tmp_path / "run.json").read_text())["model"]["step"] == step
     run.publish(7)  # gone: what is there stays
     assert (tmp_path / "model.safetensors").read_text() == "weights of 1"
     shutil.rmtree(tmp_path / "checkpoint-1")
@@ -136,6 +141,113 @@ def test_broken_manifests_are_no_surprise(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-1" / "manifest.json").unlink()
     with pytest.raises(RunError, match="all 2 checkpoints"):
         find_resumable(tmp_path, "newest")
+
+
+def test_two_checkpoints_and_the_best_stay_by_default(tmp_path: Path) -> None:
+    limit = TrainingOptions(train_file="a.txt").save_total_limit
+    run_of(tmp_path, 1, 2, 3, 4, 5, limit=limit, best=1)
+    assert names(tmp_path) == ["checkpoint-1", "checkpoint-4", "checkpoint-5"]
+    run_of(tmp_path, 6, 7, limit=TrainingOptions(train_file="a.txt", save_total_limit=0).save_total_limit)
+    assert len(names(tmp_path)) == 5
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_what_the_directory_holds_is_on_the_disk_before_it_is_told(
+    tmp_path: Path, has_links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Power may fail at any moment: no name is given to content that is not synced, and run.json comes last."""
+    events: list[tuple[str, str]] = []
+    sync, replace = durable.sync, os.replace
+
+    def synced(path: Path) -> None:
+        events.append(("sync", path.name))
+        sync(path)
+
+    def replaced(source: Path, target: Path) -> None:
+        events.append(("name", Path(target).name))
+        replace(source, target)
+
+    run = run_of(tmp_path, 1)
+    monkeypatch.setattr(durable, "sync", synced)
+    monkeypatch.setattr("gpt2tg.training.directory.sync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    if not has_links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+    run.publish(1)
+    named = events.index(("name", "model.safetensors"))
+    assert has_links or ("sync", "model.safetensors") in events[:named]
+    assert ("sync", tmp_path.name) in events[named:]
+    assert events[-1] == ("name", "run.json")
+
+
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_a_model_that_is_not_as_large_as_written_is_published_again(tmp_path: Path, how: str) -> None:
+    run = run_of(tmp_path, 1)
+    run.publish(1)
+    assert run.holds(1)
+    model = tmp_path / "model.safetensors"
+    model.unlink()  # a second name of the file in the checkpoint, which stays whole
+    if how == "cut":
+        model.write_text("")
+    assert not run.holds(1)
+    run.publish(1)
+    assert run.holds(1)
+    assert model.read_text() == "weights of 1"
+
+
+@pytest.mark.parametrize("working", ["publish", "remove"])
+def test_what_another_program_has_open_ends_no_run(
+    tmp_path: Path, working: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Windows renames and removes no file that a session has mapped: it is told, and tried again at the next save."""
+    run = run_of(tmp_path, 1, limit=1)
+    run.tidy(1, None)
+    run.add_checkpoint(draft(tmp_path, "weights of 2"), 2, {"run": {}})
+    rename = {"publish": "replace", "remove": "rename"}[working]
+    real = getattr(os, rename)
+
+    def held(source: Path, target: Path) -> None:
+        if Path(target).name in ("model.safetensors", "removed-checkpoint-1"):
+            raise PermissionError(13, "The process cannot access the file", str(source))
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, rename, held)
+        run.tidy(2, None)
+    assert "tried again at the next save" in capsys.readouterr().err
+    assert durable.damage(tmp_path / "checkpoint-2") is None
+    assert (tmp_path / "model.safetensors").read_text() == f"weights of {1 if working == 'publish' else 2}"
+    run.tidy(2, None)
+    assert (tmp_path / "model.safetensors").read_text() == "weights of 2"
+    assert names(tmp_path) == ["checkpoint-2"]
+
+
+def test_drafts_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    run_of(tmp_path, 1).publish(1)
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    for name in ("run.json.tmp", "README.md.tmp", "training_log.csv.tmp", ".unfinished/model.safetensors"):
+        (tmp_path / name).write_text("{")
+    draft(tmp_path)
+    clear(tmp_path, everything=False)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert not (tmp_path / durable.UNFINISHED).exists()
+
+
+def test_tokens_are_kept_where_one_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images bring models along in a folder that is read-only; a home may be so too."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    assert writable(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert writable(tmp_path / "file" / "b") == tmp_path / "home" / "gpt2tg" / "tokens"
+    assert writable(Path("/proc/tokens")) == tmp_path / "home" / "gpt2tg" / "tokens"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "home"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    found = writable(tmp_path / "file" / "b")
+    assert found.is_relative_to(tmp_path / "temporary")
+    found.parent.mkdir()
+    found.parent.chmod(0o777)  # anybody could put tokens there
+    assert writable(tmp_path / "file" / "b") == tmp_path / "file" / "b"
 
 
 # --- choosing among checkpoints to generate from --------------------------------------------------------------

@@ -77,9 +77,14 @@ class Hub:
 
     def __init__(self) -> None:
         self.uploads: list[tuple[str, set[str], list[str]]] = []
+        self.files: set[str] = set()
 
-    def upload_folder(self, *, repo_id: str, folder_path: Path, ignore_patterns: list[str], **_: object) -> object:
-        self.uploads.append((repo_id, {path.name for path in folder_path.iterdir()}, ignore_patterns))
+    def upload_folder(
+        self, *, repo_id: str, folder_path: Path, ignore_patterns: list[str], delete_patterns: list[str], **_: object
+    ) -> object:
+        there = {path.name for path in folder_path.iterdir()}
+        self.uploads.append((repo_id, there, ignore_patterns))
+        self.files = {name for name in self.files if name not in delete_patterns} | there
         return SimpleNamespace(done=lambda: True, result=lambda: None)
 
 
@@ -104,6 +109,31 @@ def test_what_the_directory_holds_is_uploaded(
     assert {"model.safetensors", "README.md", "tokenizer.json"} <= files
     assert "run.json" in ignored
     assert "checkpoint-*" in ignored
+
+
+@pytest.mark.parametrize("no_merge", [False, True])
+def test_the_hub_never_holds_an_adapter_beside_a_merged_model(
+    text_file: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_merge: bool
+) -> None:
+    """transformers would load the adapter of the last upload on the way instead of the model."""
+    hub = Hub()
+    hub.files = {"model.safetensors", "my-notes.txt"} if no_merge else {"my-notes.txt"}
+    monkeypatch.setattr(module, "HfApi", lambda: hub)
+
+    def make_repository(self: Trainer, token: str | None = None, private: bool | None = None) -> None:
+        self.hub_model_id, self.push_in_progress = self.args.hub_model_id, None
+
+    monkeypatch.setattr(Trainer, "init_hf_repo", make_repository)
+    given = TrainingOptions(
+        train_file=str(text_file), output_dir=str(tmp_path), block_size=16, max_steps=2, save_steps=1, lora=True,
+        validation_split=0, push_to_hub=True, no_merge=no_merge, trainer=("hub_model_id=me/owl",),
+    )  # fmt: skip
+    finetune(given, str(model_dir))
+    assert len(hub.uploads) == 3
+    assert "adapter_model.safetensors" in hub.uploads[0][1]
+    found = {name for name in hub.files if name.endswith(".safetensors") or name == "adapter_config.json"}
+    assert found == ({"adapter_model.safetensors", "adapter_config.json"} if no_merge else {"model.safetensors"})
+    assert "my-notes.txt" in hub.files
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def test_memory_that_runs_out_keeps_to_the_checkpoint_that_was_named(
     text_file: Path, model_dir: Path, tmp_path: Path, small_device: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The first step after the resume finds no room: what is gone on from is still the older checkpoint."""
-    options = quick(text_file, tmp_path / "out", auto_batch_size=True)
+    options = quick(text_file, tmp_path / "out", auto_batch_size=True, save_total_limit=0)
     finetune(options, str(model_dir))
     named = str(tmp_path / "out" / "checkpoint-2")
     capsys.readouterr()

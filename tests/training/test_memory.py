@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -29,8 +34,11 @@ GPT2, GPT2_XL = shape(12, 768, 12), shape(48, 1600, 25)
 SMALL = shape(3, 128, 4, 2000, 128)
 
 
-def measured_peak(of: ModelShape, options: TrainingOptions) -> int:
-    """Bytes held at the worst moment of the second step, weights and the optimizer's state included."""
+def measured_peak(of: ModelShape, options: TrainingOptions, wrap: Callable[..., torch.nn.Module] | None = None) -> int:
+    """Bytes held at the worst moment of a later step, weights and the optimizer's state included.
+
+    `wrap` makes of the model one whose gradients travel between processes, in buffers that are held all the time.
+    """
     config = GPT2Config(
         vocab_size=of.vocab_size, n_positions=of.n_positions, n_embd=of.n_embd, n_layer=of.n_layer, n_head=of.n_head,
         resid_pdrop=options.dropout, embd_pdrop=options.dropout, attn_pdrop=options.dropout, use_cache=False,
@@ -41,6 +49,8 @@ def measured_peak(of: ModelShape, options: TrainingOptions) -> int:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model = choose_weights(model, options, "base")
     trained = [weight for weight in model.parameters() if weight.requires_grad]
+    if wrap is not None:
+        model = wrap(model)
     optimizer = torch.optim.AdamW(trained, fused=True)
     ids = torch.randint(0, of.vocab_size, (options.batch_size, options.block_size))
 
@@ -53,9 +63,12 @@ def measured_peak(of: ModelShape, options: TrainingOptions) -> int:
         optimizer.zero_grad(set_to_none=True)
 
     step()
+    if wrap is not None:
+        step()  # the buffers are laid out anew in the second
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         step()
     held = sum(weight.nbytes for weight in model.parameters())
+    held += sum(weight.nbytes for weight in trained) if wrap is not None else 0
     held += sum(value.nbytes for state in optimizer.state.values() for value in state.values())
     events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
     running = most = 0
@@ -85,6 +98,19 @@ def test_the_estimate_is_what_a_step_takes(settings: dict, rows: int, monkeypatc
     options = TrainingOptions(**{"batch_size": 2, "block_size": 128, "dropout": 0.0, **settings})
     found = estimate(SMALL, options, fused_attention=not options.dropout).peak
     assert found == pytest.approx(measured_peak(SMALL, options), rel=0.03)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_gradients_of_several_processes_are_counted_once(tmp_path: Path) -> None:
+    """They lie in the buffers in which they travel, as the trainer asks for; else each process held them twice."""
+    options = TrainingOptions(batch_size=1, block_size=32, dropout=0.0)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        measured = measured_peak(SMALL, options, partial(DistributedDataParallel, gradient_as_bucket_view=True))
+    finally:
+        dist.destroy_process_group()
+    # One by one they are there twice for a moment, until they are copied into their buffer.
+    assert estimate(SMALL, options, processes=2).peak == pytest.approx(measured, rel=0.08)
 
 
 def test_the_estimate_with_an_adapter_is_not_too_low() -> None:

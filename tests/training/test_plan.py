@@ -102,10 +102,15 @@ def test_steps_are_counted_as_the_trainer_does(settings: dict, steps: int) -> No
 
 @pytest.mark.parametrize(
     ("settings", "kept"),
-    [({}, {10, 20, 25}), ({"eval_steps": 8}, {8, 10, 16, 20, 24, 25}), ({"save_total_limit": 2}, {10, 20, 25})],
+    [
+        ({"save_total_limit": 0}, {10, 20, 25}),
+        ({"save_total_limit": 0, "eval_steps": 8}, {8, 10, 16, 20, 24, 25}),
+        ({"eval_steps": 8}, {20, 24, 25}),
+        ({"save_total_limit": 1}, {20, 25}),
+    ],
 )
 def test_checkpoints_on_disk_are_those_saved_and_measured(settings: dict, kept: set[int]) -> None:
-    """25 steps, 20 of them an epoch, saved every 10; with a limit of 2 the best may stay beside the newest."""
+    """25 steps, 20 of them an epoch, saved every 10; two stay unless told otherwise, and the best beside them."""
     options = TrainingOptions(save_steps=10, **settings)
     measured = measured_steps(options, steps=25, epoch=20)
     assert measured == {20, 25} | {step for step in (8, 16, 24) if options.eval_steps}

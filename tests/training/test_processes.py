@@ -23,7 +23,7 @@ import finetune_gpt2
 from gpt2tg.errors import UserError
 from gpt2tg.generation import load
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training import finetune as module
+from gpt2tg.training.checks import check_processes
 from gpt2tg.training.directory import FSDP_OPTIMIZER, FSDP_WEIGHTS
 from gpt2tg.training.finetune import finetune
 
@@ -54,6 +54,7 @@ cli.notice("started by: " + " ".join(cli._launcher()))
 learn = LanguageTrainer.training_step
 
 def signalled(self, *arguments):
+    assert getattr(arguments[0], "gradient_as_bucket_view", True), "gradients are held twice"
     if os.environ["RANK"] == "1" and self.state.max_steps == 400 and self.state.global_step == 1:
         os.kill(os.getpid(), signal.SIGTERM)
     return learn(self, *arguments)
@@ -193,9 +194,10 @@ def test_the_config_for_fsdp_is_one_that_accelerate_reads() -> None:
 
 
 def test_what_one_process_alone_can_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="auto_batch_size"):
-        module._check_processes(TrainingOptions(train_file="a.txt", auto_batch_size=True))
-    module._check_processes(TrainingOptions(train_file="a.txt", sample_steps=1))
+        check_processes(TrainingOptions(train_file="a.txt", auto_batch_size=True))
+    check_processes(TrainingOptions(train_file="a.txt", sample_steps=1))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UserError, match="sample_steps"):
-        module._check_processes(TrainingOptions(train_file="a.txt", sample_steps=1))
+        check_processes(TrainingOptions(train_file="a.txt", sample_steps=1))

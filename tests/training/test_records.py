@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import TrainerControl, TrainerState
 
 import finetune_gpt2
@@ -22,6 +23,7 @@ from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training import samples as sampling
 from gpt2tg.training.callbacks import Progress, Stopwatch, best_step, is_due, is_out_of_patience, measurements
+from gpt2tg.training.card import model_card
 from gpt2tg.training.finetune import Outcome, finetune
 
 Capture = pytest.CaptureFixture[str]
@@ -89,6 +91,27 @@ def test_the_picture_is_a_picture(outcome: Outcome) -> None:
         picture.load()
         colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or ()}
     assert {(0, 114, 178), (213, 94, 0), (0, 158, 115)} <= colours  # training, validation, lowest
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("gpt2", "openai-community/gpt2"),
+        ("somebody/owl-gpt2", "somebody/owl-gpt2"),
+        ("here/model", None),
+        ("gpt2-tiny", None),
+        ("/home/me/model", None),
+        (None, None),
+    ],
+)
+def test_the_card_names_the_base_where_others_can_find_it(
+    outcome: Outcome, name: str | None, shown: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    run = json.loads((outcome.output_dir / "run.json").read_text(encoding="utf-8"))
+    front = yaml.safe_load(model_card({**run, "model_name": name}, 1).split("---")[1])
+    assert front.get("base_model") == shown
 
 
 def test_run_json_and_the_card(outcome: Outcome, options: TrainingOptions, model_dir: Path) -> None:

@@ -26,7 +26,7 @@ from gpt2tg.training.trainer import LanguageTrainer
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
 # Twelve blocks to learn from, 14 where none is held out: with batches of 2, an epoch takes 6 passes, or 7.
-BASE = dict(block_size=16, batch_size=2, save_steps=2, learning_rate=1e-3, logging_steps=3)
+BASE = dict(block_size=16, batch_size=2, save_steps=2, learning_rate=1e-3, logging_steps=3, save_total_limit=0)
 
 GRID = {
     "steps": dict(max_steps=8, dropout=0.3),
@@ -224,6 +224,35 @@ def test_a_broken_checkpoint_is_named_and_passed_over(
     assert len(told) == 1
     assert "checkpoint-6 is broken" in told[0]
     assert (newest / "model.safetensors").read_bytes() == (whole / "checkpoint-6" / "model.safetensors").read_bytes()
+
+
+def test_a_run_from_scratch_goes_on_with_the_tokenizer_it_made(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many gigabytes of text it takes long to train one, and each process would."""
+    shape = dict(from_scratch=True, vocab_size=270, n_layer=1, n_embd=16, n_head=1, n_positions=16)
+    options = TrainingOptions(
+        train_file=str(text_file), output_dir=str(tmp_path / "out"), **{**BASE, **shape, "max_steps": 2}
+    )
+    finetune(options)
+
+    def train(*_: object) -> None:
+        raise AssertionError("a tokenizer is there")
+
+    monkeypatch.setattr(module, "train_tokenizer", train)
+    assert finetune(replace(options, resume="newest", max_steps=3)).steps == 3
+
+
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_a_finished_run_whose_model_is_damaged_is_mended(run: TrainingOptions, model_dir: Path, how: str) -> None:
+    """As power loss leaves it: run.json tells of the model, whose content never reached the disk."""
+    model = Path(run.output_dir) / "model.safetensors"
+    content = model.read_bytes()
+    model.unlink()
+    if how == "cut":
+        model.write_bytes(b"")
+    finetune(run, str(model_dir))
+    assert model.read_bytes() == content
 
 
 def test_where_no_checkpoint_is_good_the_run_fails_and_nothing_is_touched(
