@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from safetensors.torch import save_file
 from gpt2tg.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter
 from gpt2tg.engine.checkpoints import read_shape
 from gpt2tg.engine.hub import CONFIG_FILES, TOKENIZER_FILES
-from gpt2tg.engine.runs import LOG_FILE, Saved, saved_checkpoints, step_of_model
+from gpt2tg.engine.runs import LOG_FILE, Saved, read_object, saved_checkpoints, step_of_model
 from gpt2tg.engine.weights import stream_weights
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.options import NEWEST
 from gpt2tg.training.callbacks import say
 from gpt2tg.training.durable import UNFINISHED, damage, put_in_place, remove, seal, write_whole
+from gpt2tg.training.saved_state import find_fault
 
 # Written first and read by nobody but us: a directory that holds it was made by a run of ours.
 RUN_FILE = "run.json"
@@ -92,10 +93,10 @@ def _require_writable(directory: Path) -> None:
 
 def _is_ours(directory: Path) -> bool:
     try:
-        run = json.loads((directory / RUN_FILE).read_text(encoding="utf-8"))
-        return "gpt2tg" in run["versions"]
-    except (OSError, ValueError, KeyError, TypeError):
+        versions = read_object(directory / RUN_FILE).get("versions")
+    except (OSError, ValueError):
         return False
+    return isinstance(versions, dict) and "gpt2tg" in versions
 
 
 @contextlib.contextmanager
@@ -121,8 +122,11 @@ def locked(directory: Path) -> Iterator[None]:
         lock.release()
 
 
-def find_resumable(directory: Path, resume: str) -> Path:
+def find_resumable(directory: Path, resume: str, passed_over: Container[Path] = ()) -> Path:
     """The checkpoint to go on from: the one named, or the newest that is whole. Broken ones are named and passed over.
+
+    Args:
+        passed_over: those that were found broken, and named, before.
 
     Raises:
         UserError: there is no such checkpoint, or it is not one of this directory.
@@ -135,7 +139,9 @@ def find_resumable(directory: Path, resume: str) -> Path:
         way_out = "start over with --overwrite" if _is_ours(directory) else "start without --resume"
         raise UserError(f"found no checkpoint-N in {directory}: {way_out}", "resume")
     for saved in reversed(checkpoints):
-        if not (found := damage(saved.path, _state_files(saved.path))):
+        if saved.path in passed_over:
+            continue
+        if not (found := _damage(saved.path)):
             return saved.path
         say(f"{saved.path} is broken and passed over: {found}")
     raise RunError(
@@ -147,11 +153,16 @@ def find_resumable(directory: Path, resume: str) -> Path:
 def _named(directory: Path, checkpoints: list[Saved], path: Path) -> Path:
     for saved in checkpoints:
         if _same(saved.path, path):
-            if found := damage(saved.path, _state_files(saved.path)):
+            if found := _damage(saved.path):
                 raise RunError(f"{path} is broken: {found}; --resume alone goes on from the newest that is whole")
             return saved.path
     steps = ", ".join(saved.path.name for saved in checkpoints) or "no checkpoint-N"
     raise UserError(f"{path} is no checkpoint of --output_dir {directory}, which holds {steps}", "resume")
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """Why a run cannot go on from a checkpoint; None where it can."""
+    return damage(checkpoint, _state_files(checkpoint)) or find_fault(checkpoint)
 
 
 def _state_files(checkpoint: Path) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from gpt2tg import __version__
 from gpt2tg.engine.adapters import is_adapter
 from gpt2tg.engine.runs import saved_checkpoints, step_of_model
 from gpt2tg.engine.tokenizer import TextTokenizer
-from gpt2tg.errors import Interrupted, RunError, UserError, one_line
+from gpt2tg.errors import Interrupted, RunError, UserError, masked, one_line
 from gpt2tg.generation import choose_device
 from gpt2tg.options import DEFAULT_MAX_LENGTH, NEWEST, DeviceOptions, ModelNameOptions, TrainingOptions
 from gpt2tg.training.advice import advice, counted
@@ -42,20 +42,23 @@ from gpt2tg.training.callbacks import (
     is_main_process,
     is_out_of_patience,
     say,
+    show,
 )
 from gpt2tg.training.data import TrainingData, collate, load_data
 from gpt2tg.training.directory import RunDirectory, check_output, clear, find_resumable, locked
 from gpt2tg.training.evaluate import perplexity
-from gpt2tg.training.fields import trainer_fields
+from gpt2tg.training.fields import trainer_fields, without_secrets
 from gpt2tg.training.identity import check_same_run, identity
 from gpt2tg.training.interruption import Interruption
-from gpt2tg.training.lora import base_reference, choose_weights
+from gpt2tg.training.lora import base_reference, check_layers, choose_weights
 from gpt2tg.training.memory import device_bytes, out_of_memory, smaller_batches
 from gpt2tg.training.model import check_existing, existing_model, new_model, shape_of_model, transformers_tokenizer
 from gpt2tg.training.plan import fused_attention, plan, show_blocks, total_steps
 from gpt2tg.training.processor import keep_freed_memory
 from gpt2tg.training.records import Records
+from gpt2tg.training.restoring import Damaged
 from gpt2tg.training.samples import Samples
+from gpt2tg.training.saved_state import STATE_FILE
 from gpt2tg.training.sources import plan_sources
 from gpt2tg.training.trainer import LanguageTrainer
 
@@ -131,6 +134,7 @@ def _finetune(
     else:
         _tell_of_idle_gpus(device)
     checkpoint = _check_directory(options, arguments)
+    interruption.is_saved = checkpoint is not None
     run = _Run(options, model_name, device, arguments, interruption, callbacks)
     run.announce()
     if options.dry_run:
@@ -145,9 +149,10 @@ def _finetune(
         with _opened(run.directory, options, arguments):
             if is_main_process():
                 run.directory.update(**run.record())
-            run.train(checkpoint, state)
+            was_over = run.train(checkpoint, state)
+            interruption.is_saved = True
             if is_main_process():
-                run.finish(was_over=state is not None)
+                run.finish(was_over)
     outcome = _outcome(run.output_dir, run.trainer.state)
     _conclude(outcome)
     return outcome
@@ -183,6 +188,7 @@ class _Run:
         self._start = self._model_to_start_from(model_name)
         self._model_name = None if self._start is None else model_name
         self._model, self._tokenizer = self._make_model()
+        check_layers(options, self._model.config.n_layer)
         if options.generate_samples or options.sample_steps:
             tokens = len(self._tokenizer.encode(options.prompt))
             _check_sample_prompt(options, tokens, self._model.config.n_positions)
@@ -213,13 +219,13 @@ class _Run:
         _announce(self.options, self._model, self._data, self._name, self._arguments.world_size)
         if is_main_process():
             for line in show_blocks(self._data, self._tokenizer, self.options):
-                print(line)
+                show(line)
 
     @functools.cached_property
     def _traits(self) -> dict[str, Any]:
         """What a resumed run must have in common with this one. To be asked for before any weight changes."""
         world_size = self._arguments.world_size
-        return identity(self.options, self._model, self._start is None, self._data, world_size)
+        return identity(self.options, self._model, self._tokenizer, self._start is None, self._data, world_size)
 
     @property
     def _name(self) -> str:
@@ -230,7 +236,7 @@ class _Run:
         if is_main_process():
             world_size = self._arguments.world_size
             for line in plan(self.options, self._model.config, self._shape, self._data, self._device, world_size):
-                print(line)
+                show(line)
 
     def ended_state(self, checkpoint: Path) -> TrainerState | None:
         """The state in the checkpoint to go on from, where nothing is left to train.
@@ -239,13 +245,14 @@ class _Run:
             UserError: the checkpoint is that of another run.
         """
         check_same_run(checkpoint, self._traits, self.options.resume_anyway)
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
         return state if _is_over(state, self.options, self._steps) else None
 
     def is_complete(self, state: TrainerState) -> bool:
-        """Whether the output directory holds what a run that has ended is to leave there."""
+        """Whether the output directory holds what a run that has ended is to leave there, and nothing is to be sent."""
         waits_for_merging = self.options.lora and not self.options.no_merge and is_adapter(self.output_dir)
-        return not waits_for_merging and step_of_model(self.output_dir) == held_step(state, self.options.keep)
+        waits = waits_for_merging or self.options.push_to_hub
+        return not waits and step_of_model(self.output_dir) == held_step(state, self.options.keep)
 
     def record(self) -> dict[str, Any]:
         """What run.json says of the run before it begins."""
@@ -290,30 +297,42 @@ class _Run:
     def _records(self) -> Records:
         return Records(self.directory, f"{self._name} on {_file_names(self.options)}")
 
-    def train(self, checkpoint: Path | None, state: TrainerState | None) -> None:
+    def train(self, checkpoint: Path | None, state: TrainerState | None) -> bool:
         """Train to the end, or have been there with this state; with smaller batches where memory does not suffice.
 
+        A checkpoint that turns out not to fit the model is passed over for the one before it.
+
+        Returns:
+            Whether nothing was left to train.
+
         Raises:
+            Damaged: the checkpoint that --resume names does not fit.
             RunError: out of memory.
             Interrupted: a signal ended it.
         """
-        geometry = self.options
-        if state is not None:
-            self.trainer.state = state
+        geometry, broken = self.options, set[Path]()
         while state is None:
             try:
                 _train(self.trainer, checkpoint, self._interruption, self.options.early_stopping_patience)
-                return
+                return False
+            except Damaged as error:
+                if checkpoint is None or self.options.resume != NEWEST:
+                    raise
+                say(f"{error}; it is passed over")
+                broken.add(checkpoint)
             except RuntimeError as error:
                 if not (isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)):
                     raise
-            geometry = self._smaller(geometry)
-            if self.trainer.has_saved:
-                checkpoint = find_resumable(self.output_dir, NEWEST)
+                geometry = self._smaller(geometry)
+            if self.trainer.has_saved or broken:
+                checkpoint = find_resumable(self.output_dir, NEWEST, broken)
+                state = self.ended_state(checkpoint)
             del self.trainer, self._model
             release_memory()
             self._model = self._make_model()[0]
             self.assemble(training_arguments(geometry, self._device))
+        self.trainer.state = state
+        return True
 
     def _smaller(self, geometry: TrainingOptions) -> TrainingOptions:
         """Smaller batches after memory ran out with these."""
@@ -431,7 +450,7 @@ def training_arguments(options: TrainingOptions, device: torch.device) -> Traini
     except (ValueError, TypeError, ImportError) as error:
         if not others:
             raise
-        raise UserError(f"{' '.join(options.trainer)}: {one_line(error)}", "trainer") from None
+        raise UserError(f"{' '.join(map(masked, options.trainer))}: {one_line(error)}", "trainer") from None
     # Over several GPUs the Trainer would spread one process by DataParallel, which is slow and changes the batch.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
@@ -552,7 +571,7 @@ def _run_record(
 ) -> dict[str, Any]:
     return {
         "model_name": model_name,
-        "options": asdict(options),
+        "options": {**asdict(options), "trainer": without_secrets(options.trainer)},
         "data": {
             "train_examples": data.train_examples,
             "validation_examples": data.validation_examples,
