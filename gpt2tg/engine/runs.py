@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +147,6 @@ def _validation_losses(directory: Path) -> dict[int, float]:
             for row in csv.DictReader(file):
                 if row.get("validation_loss"):
                     found[int(row["step"] or 0)] = float(row["validation_loss"] or 0)
-    except (OSError, ValueError, csv.Error):
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
         pass
-    return found
+    return {step: loss for step, loss in found.items() if math.isfinite(loss)}

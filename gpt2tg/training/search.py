@@ -150,7 +150,10 @@ def search(
         return None
     check_output(top, options.resume is not None, options.overwrite)
     if options.resume:
-        tries |= {folder: attempt for folder, attempt in _earlier(top).items() if folder in tries}
+        earlier = _earlier(top)
+        for folder, attempt in tries.items():  # the record has the settings of each in another order
+            known = [replace(one, settings=attempt.settings) for one in earlier if one.settings == attempt.settings]
+            tries[folder] = known[0] if known else attempt
     with Interruption() as interruption, told_when_full(top):
         top.mkdir(parents=True, exist_ok=True)
         with locked(top):
@@ -163,11 +166,10 @@ def search(
     return outcome
 
 
-def _earlier(top: Path) -> dict[str, Try]:
-    """How far the search in a directory has come, by folder."""
+def _earlier(top: Path) -> list[Try]:
+    """How far the search in a directory has come."""
     try:
-        entries = read_object(top / RUN_FILE)["tries"]
-        return {attempt.folder: attempt for attempt in map(Try.read, entries)}
+        return list(map(Try.read, read_object(top / RUN_FILE)["tries"]))
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"found no search in {top}: start without --resume, or in another --output_dir", "resume"
