@@ -287,7 +287,7 @@ def test_a_reader_that_has_seen_enough_ends_no_run(
     """As with `2>&1 | head -1`: a pipe of the system for both, whose reader goes at once."""
     reader, writer = os.pipe()
     os.close(reader)
-    with os.fdopen(writer, "w") as pipe:
+    with os.fdopen(writer, "w", buffering=1) as pipe:  # as stderr is: each line is seen to fail
         monkeypatch.setattr(sys, "stdout", pipe)
         monkeypatch.setattr(sys, "stderr", pipe)
         assert finetune_gpt2.main(quick(text_file, model_dir, tmp_path, "--show_blocks", "2")) == 0
