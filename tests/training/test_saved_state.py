@@ -242,6 +242,22 @@ def test_moments_that_do_not_fit_are_passed_over(
     assert {path: path.stat().st_mtime_ns for path in out.glob("checkpoint-*/*")} == before
 
 
+def test_an_adapter_of_other_names_is_not_trained_from_nothing(
+    whole: TrainingOptions, model_dir: Path, tmp_path: Path
+) -> None:
+    """peft passes over what an adapter lacks, and would go on from a new one."""
+    options = replace(whole, output_dir=str(tmp_path), lora=True, max_steps=2)
+    finetune(options, str(model_dir))
+
+    def renamed(checkpoint: Path) -> None:
+        file = checkpoint / "adapter_model.safetensors"
+        save_file({name.replace(".h.0.", ".h.7."): tensor for name, tensor in load_file(file).items()}, file)
+
+    sealed(tmp_path / "checkpoint-2", renamed)
+    with pytest.raises(RunError, match="broken and none was touched"):
+        finetune(replace(options, resume="newest", max_steps=3), str(model_dir))
+
+
 RECORDS = {**NO_OBJECTS, "step is endless": b'{"model": {"step": Infinity}, "versions": "gpt2tg 1"}'}
 
 
