@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from gpt2tg import __version__
-from gpt2tg.errors import Interrupted, RunError, UserError
+from gpt2tg.errors import Interrupted, RunError, UserError, masked
 from gpt2tg.options import only, plain_type
 
 Options = TypeVar("Options")
@@ -179,8 +179,9 @@ def notice(text: str) -> None:
     Written in one piece: `print` writes the end of the line on its own, and another process may come between.
     """
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
+        with contextlib.suppress(OSError, ValueError):  # nobody listens, which is no reason to end
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
 
 
 def leave(code: int) -> NoReturn:
@@ -209,7 +210,7 @@ def run(parser: Parser, body: Callable[[dict[str, Any]], None], argv: Sequence[s
 
     Returns:
         0 when all went well, 2 for what the user can mend in the command or its input, 1 for a run that
-        failed on its way, 130 for Ctrl-C, 143 for SIGTERM.
+        failed on its way, 130 for Ctrl-C, 128 and its number for another signal.
     """
     words = sys.argv[1:] if argv is None else argv
     debug = "--debug" in words
@@ -253,7 +254,7 @@ def _resuming(parser: Parser, words: Sequence[str]) -> str:
             kept.append(word)
             dropping = False
     program = [*_launcher(), sys.argv[0]] if sys.argv[0].endswith(".py") else [parser.prog.removesuffix(".py")]
-    return _quoted([*program, *kept, "--resume"])
+    return _quoted([*program, *map(masked, kept), "--resume"])
 
 
 def _launcher() -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class UserError(ValueError):
     """Bad input: something the user can mend in the command or in a file it names.
@@ -37,3 +39,8 @@ def one_line(error: object, longest: int = 200) -> str:
     """What an error of a library says, fit for a message of ours: its first line, nothing that cannot be seen."""
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return "".join(character for character in first if character.isprintable()).strip()[:longest]
+
+
+def masked(word: str) -> str:
+    """A word of a command line as it may be shown: without the token in `hub_token=...`."""
+    return re.sub(r"(\w+_token)=.+", r"\1=...", word, flags=re.DOTALL)

@@ -5,6 +5,8 @@ At a terminal there is a bar, elsewhere plain lines, all on stderr.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -136,9 +138,13 @@ class Progress(TrainerCallback):
         self._bar: tqdm | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_world_process_zero and sys.stderr.isatty():
+        if state.is_world_process_zero and STDERR.isatty():
             self._bar = tqdm(
-                total=state.max_steps, initial=state.global_step, bar_format=BAR_FORMAT, dynamic_ncols=True
+                total=state.max_steps,
+                initial=state.global_step,
+                bar_format=BAR_FORMAT,
+                dynamic_ncols=True,
+                file=STDERR,
             )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -187,14 +193,59 @@ class Progress(TrainerCallback):
 
 def measuring_bar(batches: Iterable[Any]) -> Iterable[Any]:
     """The same batches; at a terminal with a bar where they take their time."""
-    is_shown = is_main_process() and sys.stderr.isatty()
-    return tqdm(batches, "measuring", delay=SHORT_MEASUREMENT, leave=False, dynamic_ncols=True, disable=not is_shown)
+    is_shown = is_main_process() and STDERR.isatty()
+    return tqdm(
+        batches,
+        "measuring",
+        delay=SHORT_MEASUREMENT,
+        leave=False,
+        dynamic_ncols=True,
+        disable=not is_shown,
+        file=STDERR,
+    )
 
 
 def say(text: str) -> None:
     """One line on stderr that does not tear a progress bar, from the main process alone."""
     if is_main_process():
-        tqdm.write(text, file=sys.stderr)
+        tqdm.write(text, file=STDERR)
+
+
+def show(text: str) -> None:
+    """Print on stdout, from the main process alone. A reader that has gone (`| head`) ends no run."""
+    if not is_main_process():
+        return
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # Python would complain again when it closes stdout
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+class _Stderr:
+    """stderr as it is at the moment, for lines and bars whose loss is no reason to end a run: a terminal may be closed,
+    a pipe have lost its reader, the disk of a log be full, and a service may have no stderr at all."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return sys.stderr.isatty()
+        return False
+
+    def fileno(self) -> int:
+        return sys.stderr.fileno()
+
+
+STDERR: Any = _Stderr()
 
 
 def duration(seconds: float) -> str:

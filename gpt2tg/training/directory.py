@@ -9,14 +9,14 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
 from gpt2tg.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter
 from gpt2tg.engine.checkpoints import read_shape
 from gpt2tg.engine.hub import CONFIG_FILES, TOKENIZER_FILES
-from gpt2tg.engine.runs import LOG_FILE, MANIFEST, Saved, saved_checkpoints, step_of_model
+from gpt2tg.engine.runs import LOG_FILE, MANIFEST, Saved, read_object, saved_checkpoints, step_of_model
 from gpt2tg.errors import RunError, UserError, one_line
 from gpt2tg.options import NEWEST
 from gpt2tg.training.durable import (
@@ -81,7 +81,8 @@ DRAFT_PATTERNS += ("*.safetensors", "*.pt", "*.pth", "*.bin", "*.distcp", ".meta
 
 def is_ours(directory: Path) -> bool:
     """Whether a run of ours made a directory."""
-    return "gpt2tg" in (_run_of(directory).get("versions") or ())
+    versions = _run_of(directory).get("versions")
+    return isinstance(versions, dict) and "gpt2tg" in versions
 
 
 def is_search(directory: Path) -> bool:
@@ -92,10 +93,9 @@ def is_search(directory: Path) -> bool:
 def _run_of(directory: Path) -> dict[str, Any]:
     """What run.json holds; nothing where it cannot be read."""
     try:
-        run = json.loads((directory / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_object(directory / RUN_FILE)
+    except (OSError, ValueError):
         return {}
-    return run if isinstance(run, dict) else {}
 
 
 def written_files(directory: Path) -> set[str]:
@@ -118,8 +118,11 @@ def runs_below(directory: Path) -> list[Path]:
     return [folder for folder in sorted(tries.iterdir()) if is_ours(folder)] if tries.is_dir() else []
 
 
-def find_resumable(directory: Path, resume: str) -> Path:
+def find_resumable(directory: Path, resume: str, passed_over: Container[Path] = ()) -> Path:
     """The checkpoint to go on from: the one named, or the newest that is whole. Broken ones are named and passed over.
+
+    Args:
+        passed_over: those that were found broken, and named, before.
 
     Raises:
         UserError: there is no such checkpoint, or it is not one of this directory.
@@ -130,7 +133,9 @@ def find_resumable(directory: Path, resume: str) -> Path:
     if resume != NEWEST and not _same(Path(resume), directory):
         return _named(checkpoints, Path(resume))
     for saved in reversed(checkpoints):
-        if not (found := damage(saved.path, _state_files(saved.path))):
+        if saved.path in passed_over:
+            continue
+        if not (found := _damage(saved.path)):
             return saved.path
         say(f"{saved.path} is broken and passed over: {found}")
     raise RunError(
@@ -157,9 +162,16 @@ def check_resumable(directory: Path, resume: str) -> None:
 
 def _named(checkpoints: list[Saved], path: Path) -> Path:
     named = next(saved.path for saved in checkpoints if _same(saved.path, path))
-    if found := damage(named, _state_files(named)):
+    if found := _damage(named):
         raise RunError(f"{path} is broken: {found}; --resume alone goes on from the newest that is whole")
     return named
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """Why a run cannot go on from a checkpoint; None where it can."""
+    from gpt2tg.training.saved_state import find_fault  # needs torch, which a directory is looked into without
+
+    return damage(checkpoint, _state_files(checkpoint)) or find_fault(checkpoint)
 
 
 def _state_files(checkpoint: Path) -> tuple[str, ...]:

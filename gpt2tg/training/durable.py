@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gpt2tg.engine.runs import MANIFEST
+from gpt2tg.engine.runs import MANIFEST, read_object
 
 # In the output directory: what is being written, and what is being removed.
 UNFINISHED = ".unfinished"
@@ -78,9 +78,9 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
 
     Raises:
         OSError: it is not there.
-        ValueError: it is no JSON.
+        ValueError: it is no JSON object.
     """
-    return json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    return read_object(checkpoint / MANIFEST)
 
 
 def put_in_place(draft: Path, final: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 from collections.abc import Sequence
 from typing import Any
 
 from transformers import HfArgumentParser, TrainingArguments
 
-from gpt2tg.errors import UserError, one_line
+from gpt2tg.errors import UserError, masked, one_line
 
 # Fields that flags of ours stand for. Where a flag has the name of the field, the field alone is listed.
 FLAGS = {
@@ -45,6 +46,20 @@ SETTLED = {
     "use_cache",
 }  # fmt: skip
 
+# Fields that change neither the data nor a step: they may differ when a run is resumed.
+SHAPES_NO_STEP = {
+    "batch_eval_metrics", "dataloader_multiprocessing_context", "dataloader_num_workers",
+    "dataloader_persistent_workers", "dataloader_prefetch_factor", "ddp_timeout", "debug", "eval_accumulation_steps",
+    "eval_do_concat_batches", "eval_use_gather_object", "include_for_metrics", "include_num_input_tokens_seen",
+    "log_on_each_node", "logging_dir", "logging_first_step", "project", "restore_callback_states_from_checkpoint",
+    "run_name", "skip_memory_metrics", "torch_empty_cache_steps", "trackio_bucket_id", "trackio_space_id",
+    "trackio_static_space_id",
+}  # fmt: skip
+HUB_FIELDS = "hub_"
+
+# The end of the names of fields that hold a secret, as transformers knows them too.
+SECRET = "_token"
+
 
 def trainer_fields(entries: Sequence[str]) -> dict[str, Any]:
     """The fields in `name=value` entries, each as the type that TrainingArguments gives it.
@@ -60,6 +75,7 @@ def trainer_fields(entries: Sequence[str]) -> dict[str, Any]:
 
 def _field(entry: str, parser: HfArgumentParser) -> tuple[str, Any]:
     name, equals, text = entry.partition("=")
+    entry = masked(entry)
     if not name or not equals:
         raise UserError(f"{entry} is no field and value: write it like adam_beta1=0.8", "trainer")
     known = {action.dest: action for action in parser._actions if action.dest != "help"}
@@ -77,3 +93,26 @@ def _field(entry: str, parser: HfArgumentParser) -> tuple[str, Any]:
     except argparse.ArgumentError as error:
         raise UserError(f"{entry}: {one_line(error.message)}", "trainer") from None
     return name, getattr(found, name)
+
+
+def shaping_fields(entries: Sequence[str]) -> dict[str, Any]:
+    """Return those fields in `name=value` entries that shape a step, where they differ from what is the default anyway.
+
+    An entry that this version of transformers refuses stands as it was written.
+    """
+    found: dict[str, Any] = {}
+    for entry in entries:
+        name = entry.partition("=")[0]
+        if name in SHAPES_NO_STEP or name.startswith(HUB_FIELDS):
+            continue
+        try:
+            found |= trainer_fields([entry])
+        except UserError:
+            found[name] = entry.partition("=")[2]
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+    return {name: value for name, value in found.items() if name not in defaults or defaults[name] != value}
+
+
+def without_secrets(entries: Sequence[str]) -> tuple[str, ...]:
+    """Return the entries that may be written to a file: those that hold no secret."""
+    return tuple(entry for entry in entries if not entry.partition("=")[0].endswith(SECRET))

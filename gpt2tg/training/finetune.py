@@ -29,7 +29,7 @@ from gpt2tg import __version__
 from gpt2tg.engine.adapters import ADAPTER_CONFIG
 from gpt2tg.engine.runs import saved_checkpoints, step_of_model
 from gpt2tg.engine.tokenizer import TextTokenizer
-from gpt2tg.errors import Interrupted, RunError, UserError, one_line
+from gpt2tg.errors import Interrupted, RunError, UserError, masked, one_line
 from gpt2tg.generation import choose_device
 from gpt2tg.options import DEFAULT_MAX_LENGTH, NEWEST, DeviceOptions, ModelNameOptions, TrainingOptions
 from gpt2tg.training.advice import advice, counted
@@ -41,16 +41,17 @@ from gpt2tg.training.callbacks import (
     held_step,
     is_out_of_patience,
     say,
+    show,
 )
 from gpt2tg.training.checks import check_existing, check_processes, check_training_device
 from gpt2tg.training.data import TrainingData, collate, load_data
 from gpt2tg.training.devices import device_bytes
 from gpt2tg.training.directory import RECORD_FILES, SAMPLES_FILE, RunDirectory, find_resumable
 from gpt2tg.training.evaluate import perplexity
-from gpt2tg.training.fields import trainer_fields
+from gpt2tg.training.fields import trainer_fields, without_secrets
 from gpt2tg.training.identity import check_same_run, identity
 from gpt2tg.training.interruption import Interruption
-from gpt2tg.training.lora import base_reference, choose_weights
+from gpt2tg.training.lora import base_reference, check_layers, choose_weights
 from gpt2tg.training.memory import out_of_memory, smaller_batches
 from gpt2tg.training.model import (
     existing_model,
@@ -65,7 +66,9 @@ from gpt2tg.training.processes import by_main_process, is_main_process
 from gpt2tg.training.processor import keep_freed_memory
 from gpt2tg.training.records import Records
 from gpt2tg.training.reservation import Reservation
+from gpt2tg.training.restoring import Damaged
 from gpt2tg.training.samples import Samples
+from gpt2tg.training.saved_state import STATE_FILE
 from gpt2tg.training.sources import Sources, plan_sources
 from gpt2tg.training.trainer import LanguageTrainer
 
@@ -146,6 +149,7 @@ def _finetune(
             return None if options.resume is None else find_resumable(Path(options.output_dir), options.resume)
 
         checkpoint = by_main_process(reserve)
+        interruption.is_saved = checkpoint is not None
         run = _Run(options, model_name, device, arguments, interruption, callbacks, checkpoint, sources)
         run.announce()
         if options.dry_run:
@@ -160,9 +164,10 @@ def _finetune(
             by_main_process(place.open)
             if is_main_process():
                 run.directory.update(**run.record())
-            run.train(checkpoint, state)
+            was_over = run.train(checkpoint, state)
+            interruption.is_saved = True
             if is_main_process():
-                run.finish(was_over=state is not None)
+                run.finish(was_over)
     outcome = _outcome(run.output_dir, run.trainer.state)
     _conclude(outcome)
     return outcome
@@ -193,6 +198,7 @@ class _Run:
         self._start = None if options.from_scratch else check_existing(options, model_name)
         self._model_name = None if self._start is None else model_name
         self._model, self._tokenizer = self._make_model()
+        check_layers(options, self._model.config.n_layer)
         if options.generate_samples or options.sample_steps:
             tokens = len(self._tokenizer.encode(options.prompt))
             _check_sample_prompt(options, tokens, self._model.config.n_positions)
@@ -222,14 +228,16 @@ class _Run:
         _announce(self.options, self._model, self._data, self._name, self._arguments.world_size)
         if is_main_process():
             for line in show_blocks(self._data, self._tokenizer, self.options):
-                print(line)
+                show(line)
 
     @functools.cached_property
     def _traits(self) -> dict[str, Any]:
         """What a resumed run must have in common with this one. To be asked for before any weight changes."""
         world_size = self._arguments.world_size
         is_new = self._start is None
-        return by_main_process(lambda: identity(self.options, self._model, is_new, self._data, world_size))
+        return by_main_process(
+            lambda: identity(self.options, self._model, self._tokenizer, is_new, self._data, world_size)
+        )
 
     @property
     def _name(self) -> str:
@@ -240,7 +248,7 @@ class _Run:
         if is_main_process():
             world_size = self._arguments.world_size
             for line in plan(self.options, self._model.config, self._shape, self._data, self._device, world_size):
-                print(line)
+                show(line)
 
     def ended_state(self, checkpoint: Path) -> TrainerState | None:
         """The state in the checkpoint to go on from, where nothing is left to train.
@@ -249,14 +257,14 @@ class _Run:
             UserError: the checkpoint is that of another run.
         """
         check_same_run(checkpoint, self._traits, self.options.resume_anyway)
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
         return state if _is_over(state, self.options, self._steps) else None
 
     def is_complete(self, state: TrainerState) -> bool:
-        """Whether the output directory holds what a run that has ended is to leave there."""
+        """Whether the output directory holds what a run that has ended is to leave there, and nothing is to be sent."""
         is_adapter_alone = (self.output_dir / ADAPTER_CONFIG).is_file()
-        waits_for_merging = self.options.lora and not self.options.no_merge and is_adapter_alone
-        return not waits_for_merging and self.directory.holds(held_step(state, self.options.keep))
+        waits = self.options.push_to_hub or (self.options.lora and not self.options.no_merge and is_adapter_alone)
+        return not waits and self.directory.holds(held_step(state, self.options.keep))
 
     def record(self) -> dict[str, Any]:
         """What run.json says of the run before it begins."""
@@ -302,30 +310,42 @@ class _Run:
     def _records(self) -> Records:
         return Records(self.directory, f"{self._name} on {_file_names(self.options)}")
 
-    def train(self, checkpoint: Path | None, state: TrainerState | None) -> None:
+    def train(self, checkpoint: Path | None, state: TrainerState | None) -> bool:
         """Train to the end, or have been there with this state; with smaller batches where memory does not suffice.
 
+        A checkpoint that turns out not to fit the model is passed over for the one before it.
+
+        Returns:
+            Whether nothing was left to train.
+
         Raises:
+            Damaged: the checkpoint that --resume names does not fit.
             RunError: out of memory.
             Interrupted: a signal ended it.
         """
-        geometry = self.options
-        if state is not None:
-            self.trainer.state = state
+        geometry, broken = self.options, set[Path]()
         while state is None:
             try:
                 _train(self.trainer, checkpoint, self._interruption, self.options.early_stopping_patience)
-                return
+                return False
+            except Damaged as error:
+                if checkpoint is None or self.options.resume != NEWEST:
+                    raise
+                say(f"{error}; it is passed over")
+                broken.add(checkpoint)
             except RuntimeError as error:
                 if not (isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)):
                     raise
-            geometry = self._smaller(geometry)
-            if self.trainer.has_saved:
-                checkpoint = find_resumable(self.output_dir, NEWEST)
+                geometry = self._smaller(geometry)
+            if self.trainer.has_saved or broken:
+                checkpoint = find_resumable(self.output_dir, NEWEST, broken)
+                state = self.ended_state(checkpoint)
             del self.trainer, self._model
             release_memory()
             self._model = self._make_model()[0]
             self.assemble(training_arguments(geometry, self._device))
+        self.trainer.state = state
+        return True
 
     def _smaller(self, geometry: TrainingOptions) -> TrainingOptions:
         """Smaller batches after memory ran out with these."""
@@ -423,7 +443,7 @@ def training_arguments(options: TrainingOptions, device: torch.device) -> Traini
     except (ValueError, TypeError, ImportError) as error:
         if not others:
             raise
-        raise UserError(f"{' '.join(options.trainer)}: {one_line(error)}", "trainer") from None
+        raise UserError(f"{' '.join(map(masked, options.trainer))}: {one_line(error)}", "trainer") from None
     # Over several GPUs the Trainer would spread one process by DataParallel, which is slow and changes the batch.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
@@ -536,7 +556,7 @@ def _run_record(
 ) -> dict[str, Any]:
     return {
         "model_name": model_name,
-        "options": asdict(options),
+        "options": {**asdict(options), "trainer": without_secrets(options.trainer)},
         "data": {
             "train_examples": data.train_examples,
             "validation_examples": data.validation_examples,

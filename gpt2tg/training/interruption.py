@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a request to save and end while training, and an end at once before and after."""
+"""Ctrl-C, SIGTERM and their like: a request to save and end while training, and an end at once before and after."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from accelerate import Accelerator
 
 from gpt2tg.errors import Interrupted
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Sent again by someone who does not want to wait: the second one ends a run at once.
+URGENT = (signal.SIGINT, signal.SIGTERM)
+
+# A terminal that closes, once from the system and once from its shell; the warning of a batch system (Slurm's --signal)
+# before it ends a job; Ctrl-Break, and a console that closes, on Windows.
+WARNINGS = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGBREAK") if hasattr(signal, name))
 
 # A terminal sends Ctrl-C to all, and torchrun sends it on to the processes it started: within so many seconds that is
 # one and the same.
@@ -27,20 +32,27 @@ SECONDS_BETWEEN, MOST_STEPS_BETWEEN = 1.0, 50
 
 
 class Interruption:
-    """While it is entered, the first signal is remembered as long as `training` is set; a second one quits at once.
+    """While it is entered, the first signal is remembered as long as `training` is set. A second Ctrl-C or SIGTERM
+    quits at once.
 
-    Outside of the main thread, where Python handles no signals, nothing changes.
+    Outside of the main thread, where Python handles no signals, nothing changes. Nor does it for a warning that is
+    ignored, as SIGHUP is under nohup, or that the program around us handles itself.
+
+    Attributes:
+        is_saved: what a signal ends outside of training can be resumed.
     """
 
     def __init__(self) -> None:
         self.training = False
+        self.is_saved = False
         self.signal: int | None = None
-        self._when = 0.0
+        self._urged: float | None = None
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+            numbers = (*URGENT, *filter(_is_free, WARNINGS))
+            self._handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -52,20 +64,29 @@ class Interruption:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if not self.training:
-            raise Interrupted("interrupted", number)
+            raise Interrupted("interrupted", number, self.is_saved)
+        if number in URGENT:
+            now, urged = time.monotonic(), self._urged
+            self._urged = now if urged is None else urged
+            if urged is not None and not (now - urged < LAUNCHER_ECHO and "LOCAL_RANK" in os.environ):
+                _tell("ended at once: what was not yet saved is lost")
+                os._exit(128 + number)
         if self.signal is not None:
-            if time.monotonic() - self._when < LAUNCHER_ECHO and "LOCAL_RANK" in os.environ:
-                return
-            _tell("ended at once: what was not yet saved is lost")
-            os._exit(128 + number)
-        self.signal, self._when = number, time.monotonic()
+            return
+        self.signal = number
         is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
         when = (
             "this step is finished and saved first"
             if is_alone
             else "within about a second all processes end a step and save"
         )
-        _tell(f"interrupted: {when}; a second signal ends the run at once")
+        _tell(f"interrupted: {when}; a second Ctrl-C or SIGTERM ends the run at once")
+
+
+def _is_free(number: int) -> bool:
+    """Whether nobody but us handles a signal, or wants it ignored."""
+    handler = signal.getsignal(number)
+    return handler is signal.SIG_DFL or isinstance(getattr(handler, "__self__", None), Interruption)
 
 
 class Agreement:

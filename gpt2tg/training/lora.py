@@ -29,6 +29,7 @@ def choose_weights(model: GPT2LMHeadModel, options: TrainingOptions, base: str) 
     Raises:
         UserError: more layers frozen than there are.
     """
+    check_layers(options, model.config.n_layer)
     if options.freeze_layers:
         _freeze(model, options.freeze_layers)
     if not options.lora:
@@ -75,9 +76,12 @@ def base_reference(model_name: str, directory: Path) -> str:
     return str(directory.resolve()) if model_name != BUNDLED_MODEL and given.exists() else model_name
 
 
-def _freeze(model: GPT2LMHeadModel, layers: int) -> None:
-    there = len(model.transformer.h)
-    if layers > there:
+def check_layers(options: TrainingOptions, there: int) -> None:
+    """Raises UserError where more layers are to be frozen than there are."""
+    if (layers := options.freeze_layers) > there:
         raise UserError(f"{layers} is more than the {there} layers of the model: use at most {there}", "freeze_layers")
+
+
+def _freeze(model: GPT2LMHeadModel, layers: int) -> None:
     for part in (model.transformer.wte, model.transformer.wpe, *model.transformer.h[:layers]):
         part.requires_grad_(False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -99,9 +99,16 @@ class Pace:
 
 
 def measure_pace(options: TrainingOptions, config: GPT2Config, device: torch.device) -> Pace:
-    """Time models of one layer and of two on random tokens: what the second adds, each further layer will."""
-    one, two = (_time(options, config, layers, device) for layers in (1, 2))
-    times = [max(a + (config.n_layer - 1) * (b - a), a) for a, b in zip(one, two, strict=True)]
+    """Time models of one trained layer and of two on random tokens: what the second adds, each further layer will.
+
+    Where layers are frozen, one stands below for all of them: they take part in the forward pass alone.
+    """
+    frozen = min(options.freeze_layers, 1)
+    small = replace(options, freeze_layers=frozen)
+    one, two = (_time(small, config, frozen + trained, device) for trained in (1, 2))
+    trained = config.n_layer - options.freeze_layers
+    further = (config.n_layer - frozen - 1, trained - 1, trained - 1)
+    times = [max(a + more * max(b - a, 0.0), 0.0) for a, b, more in zip(one, two, further, strict=True)]
     return Pace(*times)
 
 

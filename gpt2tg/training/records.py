@@ -80,20 +80,21 @@ class Records(TrainerCallback):
 def _figures(history: History, step: int, last_step: int) -> dict[str, Any]:
     """The numbers of the run so far. Losses are in nats per token."""
     lines = [entry for entry in history if "loss" in entry]
+    last = lines[-1] if lines else {}
     measured = {at: loss for loss, at in measurements(history)}
     best = best_step(history)
     return {
         "step": step,
         "of_steps": last_step,
-        "epoch": lines[-1]["epoch"] if lines else None,
-        "training_loss": lines[-1]["loss"] if lines else None,
+        "epoch": last.get("epoch"),
+        "training_loss": last.get("loss"),
         "validation_loss_before": next((e["eval_loss"] for e in history if "eval_loss" in e and not e["step"]), None),
         "validation_loss": measured[max(measured)] if measured else None,
         "best_validation_loss": None if best is None else measured[best],
         "best_step": best,
-        "tokens": lines[-1]["tokens"] if lines else None,
-        "seconds": lines[-1]["seconds"] if lines else None,
-        "memory_gb": max((entry["memory_gb"] for entry in lines), default=None),
+        "tokens": last.get("tokens"),
+        "seconds": last.get("seconds"),
+        "memory_gb": max((entry["memory_gb"] for entry in lines if "memory_gb" in entry), default=None),
     }
 
 

@@ -2,18 +2,18 @@
 
 Every run is an ordinary one, in a folder of its own that can be resumed, so that nothing needs to be kept but how far
 the search has come. Optuna decides which are hopeless: its median pruner ends a run whose best validation loss so far
-is above the median of what the finished runs had measured after as many rounds over the text. The search of
-transformers' Trainer keeps one dataset and forgets a run that was interrupted; it would not serve.
+is above the median of what the finished runs of the same schedule had measured after as many rounds over the text. The
+search of transformers' Trainer keeps one dataset and forgets a run that was interrupted; it would not serve.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ import optuna
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gpt2tg import __version__
-from gpt2tg.engine.runs import LOG_FILE, saved_checkpoints
+from gpt2tg.engine.runs import LOG_FILE, read_object, saved_checkpoints
 from gpt2tg.errors import Interrupted, RunError, UserError
 from gpt2tg.options import NEWEST, DeviceOptions, ModelNameOptions, TrainingOptions
-from gpt2tg.training.callbacks import duration, say
+from gpt2tg.training.callbacks import duration, say, show
 from gpt2tg.training.checks import check_processes
 from gpt2tg.training.directory import (
     RUN_FILE,
@@ -38,6 +38,7 @@ from gpt2tg.training.directory import (
 from gpt2tg.training.durable import write_whole
 from gpt2tg.training.evaluate import perplexity
 from gpt2tg.training.finetune import Outcome, finetune, told_when_full
+from gpt2tg.training.interruption import Interruption
 from gpt2tg.training.plots import draw_tries
 from gpt2tg.training.reservation import Reservation
 from gpt2tg.training.trainer import NotFinite
@@ -71,6 +72,21 @@ class Try:
     def folder(self) -> str:
         """A name for a folder, the same whatever else is tried."""
         return re.sub(r"[^\w.=+-]+", ",", self.name)
+
+    @classmethod
+    def read(cls, entry: dict[str, Any]) -> Try:
+        """Return a try from its entry in run.json.
+
+        Raises:
+            TypeError, ValueError: it is none.
+        """
+        found = cls(**entry)
+        if not isinstance(found.settings, dict) or found.state not in (None, FINISHED, PRUNED, DIVERGED):
+            raise ValueError(f"{entry} is no try")
+        for number in (found.validation_loss, found.step, found.steps, found.seconds):
+            if number is not None and not math.isfinite(number):
+                raise ValueError(f"{entry} is no try")
+        return found
 
     def note(self, outcome: Outcome, is_pruned: bool) -> None:
         """Keep what a run achieved."""
@@ -126,23 +142,29 @@ def search(
     tries = {attempt.folder: attempt for attempt in map(Try, options.tried_settings())}
     if options.dry_run:
         for attempt, one in zip(tries.values(), options.tries(), strict=True):
-            print(f"{attempt.name}:")
+            show(f"{attempt.name}:")
             finetune(one, model_name, device)
         return None
     with Reservation(top, options.resume is not None, options.overwrite) as place:
         if options.resume:
-            tries |= {folder: attempt for folder, attempt in _earlier(top).items() if folder in tries}
-        with told_when_full(top):
+            earlier = _earlier(top)
+            for folder, attempt in tries.items():  # the record has the settings of each in another order
+                known = [replace(one, settings=attempt.settings) for one in earlier if one.settings == attempt.settings]
+                tries[folder] = known[0] if known else attempt
+        with Interruption() as interruption, told_when_full(top):
             place.open()
+            _record(top, tries)
+            interruption.is_saved = True
             outcomes = _try_all(options, model_name, device, tries)
-            return _conclude(top, tries, outcomes)
+            outcome, rows = _conclude(top, tries, outcomes)
+    show(_aligned(rows))
+    return outcome
 
 
-def _earlier(top: Path) -> dict[str, Try]:
-    """How far the search in a directory has come, by folder."""
+def _earlier(top: Path) -> list[Try]:
+    """How far the search in a directory has come."""
     try:
-        record = json.loads((top / RUN_FILE).read_text(encoding="utf-8"))
-        return {attempt.folder: attempt for attempt in (Try(**entry) for entry in record["tries"])}
+        return list(map(Try.read, read_object(top / RUN_FILE)["tries"]))
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"found no search in {top}: start without --resume, or in another --output_dir", "resume"
@@ -153,16 +175,14 @@ def _try_all(options: TrainingOptions, model_name: str, device: str, tries: dict
     """Train all that is not trained yet, one after the other; what was achieved by folder."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     top = Path(options.output_dir)
-    study = optuna.create_study(
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=NEVER_PRUNED, n_min_trials=NEVER_PRUNED)
-    )
+    studies: dict[Hashable, optuna.Study] = defaultdict(_new_study)
     outcomes = {}
-    _record(top, tries)
     for number, (one, (folder, attempt)) in enumerate(zip(options.tries(), tries.items(), strict=True), start=1):
         say(f"try {number} of {len(tries)}: {attempt.name}" + (f", {attempt.state} before" if attempt.state else ""))
         if attempt.state in (PRUNED, DIVERGED):
             continue
         path = top / TRIES_DIRECTORY / folder
+        study = studies[_schedule(one)]
         judge = Judge(study.ask())
         try:
             outcomes[folder] = _run(one, path, model_name, device, judge)
@@ -171,7 +191,7 @@ def _try_all(options: TrainingOptions, model_name: str, device: str, tries: dict
             attempt.state = DIVERGED
             say(str(error))
         except Interrupted as stop:
-            stop.is_saved = True
+            stop.is_saved = True  # with what was tried before it
             raise
         if attempt.state == PRUNED:
             say("pruned: runs before it were better by then")
@@ -180,6 +200,27 @@ def _try_all(options: TrainingOptions, model_name: str, device: str, tries: dict
             study.add_trial(optuna.create_trial(value=attempt.validation_loss, intermediate_values=losses))
         _record(top, tries)
     return outcomes
+
+
+def _new_study() -> optuna.Study:
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=NEVER_PRUNED, n_min_trials=NEVER_PRUNED)
+    return optuna.create_study(pruner=pruner)
+
+
+def _schedule(one: TrainingOptions) -> Hashable:
+    """What runs must have in common for their losses to be compared on the way.
+
+    After the first of four rounds the learning rate is still high, after the only one of another run it has fallen: the
+    loss of the latter is lower then, whichever ends lower. Blocks of another size give other losses altogether.
+    """
+    step = (
+        one.batch_size * one.gradient_accumulation_steps
+    )  # the blocks of one: max_steps of larger steps are more rounds
+    rises = 0 if one.lr_scheduler_type == "constant" else one.warmup_steps * step
+    length: float | None = one.max_steps * step if one.max_steps else one.epochs
+    if one.lr_scheduler_type.startswith("constant"):
+        length = None  # it never falls: the longer run begins as the shorter one
+    return one.block_size, one.lr_scheduler_type, rises, bool(one.max_steps), length
 
 
 def _run(one: TrainingOptions, path: Path, model_name: str, device: str, judge: Judge) -> Outcome:
@@ -202,9 +243,9 @@ def measured(path: Path) -> list[tuple[float, float]]:
     try:
         with (path / LOG_FILE).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-    except FileNotFoundError:
+        return [(float(row["epoch"]), float(row["validation_loss"])) for row in rows if row["validation_loss"]]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):  # none, or none of ours
         return []
-    return [(float(row["epoch"]), float(row["validation_loss"])) for row in rows if row["validation_loss"]]
 
 
 def _record(top: Path, tries: dict[str, Try], run: dict[str, Any] | None = None) -> None:
@@ -213,15 +254,15 @@ def _record(top: Path, tries: dict[str, Try], run: dict[str, Any] | None = None)
     write_run(top, {**content, "files": [TRIES_TABLE, TRIES_PLOT]})
 
 
-def _conclude(top: Path, tries: dict[str, Try], outcomes: dict[str, Outcome]) -> Outcome:
-    """Let the directory hold the model of the best run, and show them all."""
+def _conclude(top: Path, tries: dict[str, Try], outcomes: dict[str, Outcome]) -> tuple[Outcome, list[list[str]]]:
+    """Let the directory hold the model of the best run; returns what it achieved, and the table of all."""
     ranking = sorted(tries, key=lambda folder: _rank(tries[folder]))
     best = ranking[0]
     if tries[best].state != FINISHED:
         raise RunError(f"each of the {len(tries)} runs ended with a loss that is no finite number: try lower rates")
     path = top / TRIES_DIRECTORY / best
     hold_model_of(top, path)
-    _record(top, tries, json.loads((path / RUN_FILE).read_text(encoding="utf-8")))
+    _record(top, tries, read_object(path / RUN_FILE))
     curves = [
         (tries[folder].name, tries[folder].state == FINISHED, measured(top / TRIES_DIRECTORY / folder))
         for folder in ranking
@@ -231,9 +272,8 @@ def _conclude(top: Path, tries: dict[str, Try], outcomes: dict[str, Outcome]) ->
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_whole(top / TRIES_TABLE, text.getvalue())
-    print(_aligned(rows))
     say(f"the best is {tries[best].name}: its model is in {top}, all runs are in {top / TRIES_DIRECTORY}")
-    return replace(outcomes[best], output_dir=top)
+    return replace(outcomes[best], output_dir=top), rows
 
 
 def _rank(attempt: Try) -> tuple[bool, float]:

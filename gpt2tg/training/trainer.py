@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import math
 import os
 import signal
@@ -17,10 +16,12 @@ from accelerate import Accelerator
 from huggingface_hub import HfApi
 from peft import PeftModel
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
+from gpt2tg.engine.runs import read_object
 from gpt2tg.errors import Interrupted, RunError, one_line
 from gpt2tg.training.callbacks import Stopwatch, best_step, held_step, is_due, measuring_bar
 from gpt2tg.training.data import NO_LOSS
@@ -29,9 +30,8 @@ from gpt2tg.training.directory import RUN_FILE, RunDirectory, clear, make_readab
 from gpt2tg.training.durable import UNFINISHED
 from gpt2tg.training.evaluate import perplexity
 from gpt2tg.training.interruption import Agreement, Interruption
-
-# Under this name our part of the state stands in the trainer_state.json of a checkpoint.
-OUR_STATE = "gpt2tg"
+from gpt2tg.training.restoring import require_fitting_adapter, require_fitting_state, set_rates, told_as_damage
+from gpt2tg.training.saved_state import OUR_STATE, STATE_FILE
 
 
 class LossSum:
@@ -63,6 +63,11 @@ class LossSum:
         """Raises NotFinite where a loss was no number, in any of the processes."""
         if (step := int(self._accelerator.gather(self._broken).max().item())) >= 0:
             raise not_finite("loss", step)
+
+    @property
+    def logged_step(self) -> int:
+        """The step of the last line of the log."""
+        return self._since
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it: the sum of each process."""
@@ -102,6 +107,8 @@ class LanguageTrainer(Trainer):
         self._losses = LossSum(self.accelerator)
         self._is_saving = False
         self._first_step = 0
+        self._resumed_from: str | None = None
+        self._last_step: dict[str, float] = {}  # gradient norm and learning rate of the last step
         self.has_saved = False
 
     def train(self, resume_from_checkpoint: str | None = None, **settings: Any) -> Any:
@@ -109,10 +116,12 @@ class LanguageTrainer(Trainer):
         seconds = 0.0
         measures = self.eval_dataset is not None
         self.args.eval_on_start = measures
+        self._resumed_from = resume_from_checkpoint
         if resume_from_checkpoint is not None:
             state = read_state(Path(resume_from_checkpoint))
             ours = state["stateful_callbacks"][OUR_STATE]
             self._losses.restore(ours)
+            self._last_step = ours.get("last_step", {})
             seconds, self._first_step = ours["seconds"], state["global_step"]
             # The run may have been interrupted when it was about to measure.
             self.args.eval_on_start = measures and _lacks_measurement(state, self._eval_steps)
@@ -124,6 +133,71 @@ class LanguageTrainer(Trainer):
         loss = super().training_step(*arguments, **settings)
         self._losses.add(loss, self.state.global_step + 1)
         return loss
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        """As in transformers, called once a step: what the log says of the step is kept with the checkpoint."""
+        found = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self._last_step = {"grad_norm": found, "learning_rate": self._get_learning_rate()}
+        return found
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """As in transformers, which passes over tensors that are missing or of other names.
+
+        Raises:
+            Damaged: the weights are not those of this model.
+        """
+        with told_as_damage(resume_from_checkpoint, "its weights"):
+            if isinstance(self.model, PeftModel):
+                require_fitting_adapter(Path(resume_from_checkpoint), self.model)
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load the moments of the optimizer and how far the schedule has come.
+
+        The settings in both files give way to those of this run, which are others after --resume_anyway and where the
+        length of the run has changed. Transformers would go on with those of the checkpoint.
+
+        Raises:
+            Damaged: the state is not that of this model's optimizer.
+        """
+        if checkpoint is None or self.optimizer is None or self.lr_scheduler is None:
+            return
+        groups = self.optimizer.param_groups
+        settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+        with told_as_damage(checkpoint, "the state of its optimizer"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            if not self.is_fsdp_enabled:
+                require_fitting_state(self.optimizer)
+        for group, given in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(given)
+        if isinstance(self.lr_scheduler, LambdaLR):
+            set_rates(self.lr_scheduler, self.optimizer)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with told_as_damage(str(checkpoint), "the state of its loss scaler"):
+            super()._load_scaler(checkpoint)
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        """As in transformers, which skips the scheduler before the first step alone. A run that was interrupted in a
+        measurement makes it then, and after it does what it would have done."""
+        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        if skip_scheduler and self._resumed_from is not None:
+            self._end_step(trial)
+        return metrics
+
+    def _end_step(self, trial: Any) -> None:
+        """Save, and log where the run ends, as after a measurement in the middle of the run."""
+        if self.control.should_save:
+            self._load_rng_state(self._resumed_from)  # transformers loads it when the next step begins
+            self._save_checkpoint(self.model_wrapped, trial)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        if self.control.should_training_stop and self._losses.logged_step < self.state.global_step:
+            self.log({"loss": 0.0, **self._last_step})  # the loss itself comes from our count
+
+    def _run_epoch(self, **settings: Any) -> None:
+        """As in transformers, which would take one more step where the measurement before it ended the run."""
+        if not self.control.should_training_stop:
+            super()._run_epoch(**settings)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """As in transformers, which counts the model's weights anew at each step."""
@@ -175,6 +249,7 @@ class LanguageTrainer(Trainer):
         """Save before the measurement, which the resumed run will make; nothing is saved where no step was taken."""
         if self.state.global_step > self._first_step:
             self.control.should_save = self.control.should_training_stop = True
+            self.control.should_evaluate = False  # else it is tried, and saved, once more at the end of the epoch
             return
         way_out = "" if self._first_step else ": start again with --overwrite"
         number = self._interruption.signal or signal.SIGTERM
@@ -216,7 +291,11 @@ class LanguageTrainer(Trainer):
         """Write a checkpoint aside, give it its name when it is whole, and only then remove older ones."""
         self.require_finite()
         with self.stopwatch.paused():
-            self.state.stateful_callbacks[OUR_STATE] = {**self._losses.state(), "seconds": self.stopwatch.seconds}
+            self.state.stateful_callbacks[OUR_STATE] = {
+                **self._losses.state(),
+                "seconds": self.stopwatch.seconds,
+                "last_step": {name: float(value) for name, value in self._last_step.items()},
+            }
             try:
                 with self._as_saved():
                     super()._save_checkpoint(model, trial)
@@ -242,10 +321,17 @@ class LanguageTrainer(Trainer):
             self._is_saving = False
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """As in transformers; an adapter gets the config that our reader wants, and no card of its own."""
+        """As in transformers; an adapter gets the config that our reader wants, and no card of its own.
+
+        Transformers stores its arguments too: a token of the hub has no place in a file that may be passed on.
+        """
         if state_dict is not None and self.model.config.tie_word_embeddings:
             state_dict.pop("lm_head.weight", None)  # the embeddings once more, where FSDP has gathered the weights
-        super()._save(output_dir, state_dict)
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
         if isinstance(self.model, PeftModel) and output_dir is not None:
             (Path(output_dir) / "README.md").unlink(missing_ok=True)
             self.model.config.save_pretrained(output_dir)
@@ -314,7 +400,7 @@ def _lacks_measurement(state: dict[str, Any], eval_steps: int | None) -> bool:
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """The state of the Trainer in a checkpoint."""
-    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return read_object(checkpoint / STATE_FILE)
 
 
 class NotFinite(RunError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 from huggingface_hub.errors import LocalTokenNotFoundError
 from transformers import Trainer, TrainingArguments
 
+import finetune_gpt2
+from gpt2tg.cli import _resuming
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.options import DeviceOptions, TrainingOptions
 from gpt2tg.training import trainer as module
@@ -109,6 +112,28 @@ def test_what_the_directory_holds_is_uploaded(
     assert {"model.safetensors", "README.md", "tokenizer.json"} <= files
     assert "run.json" in ignored
     assert "checkpoint-*" in ignored
+    finetune(replace(given, resume="newest"), str(model_dir))  # as after an upload that was interrupted
+    assert hub.uploads[3:] == hub.uploads[-1:] == [hub.uploads[2]]
+
+
+def test_a_token_is_written_nowhere(
+    text_file: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = TrainingOptions(
+        train_file=str(text_file), output_dir=str(tmp_path), block_size=16, max_steps=1, validation_split=0,
+        trainer=("hub_token=hf_secret", "adam_beta1=0.8"),
+    )  # fmt: skip
+    finetune(given, str(model_dir))
+    assert all(b"hf_secret" not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert json.loads((tmp_path / "run.json").read_text())["options"]["trainer"] == ["adam_beta1=0.8"]
+    finetune(replace(given, resume="newest", trainer=("adam_beta1=0.8",)), str(model_dir))
+    words = ["--trainer", "hub_token=hf_secret", "adam_beta1=0.8", "--trainer=hub_token=hf_secret"]
+    assert "hf_secret" not in _resuming(finetune_gpt2.parser(), words)
+    assert "adam_beta1=0.8" in _resuming(finetune_gpt2.parser(), words)
+    with pytest.raises(UserError) as refused:
+        training_arguments(replace(given, trainer=("push_token=hf_secret",)), torch.device("cpu"))
+    assert "hf_secret" not in str(refused.value)
+    assert "hf_secret" not in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize("no_merge", [False, True])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,8 +21,14 @@ import torch
 import finetune_gpt2
 from gpt2tg.cli import _resuming
 from gpt2tg.engine.runs import saved_checkpoints
+from gpt2tg.options import TrainingOptions
 from gpt2tg.training import interruption
-from gpt2tg.training.interruption import MOST_STEPS_BETWEEN, SECONDS_BETWEEN, Agreement, Interruption
+from gpt2tg.training.directory import RunDirectory
+from gpt2tg.training.finetune import finetune
+from gpt2tg.training.interruption import MOST_STEPS_BETWEEN, SECONDS_BETWEEN, WARNINGS, Agreement, Interruption
+from gpt2tg.training.trainer import LanguageTrainer
+
+pytestmark = pytest.mark.usefixtures("without_pictures")
 
 ROOT = Path(__file__).parents[2]
 
@@ -167,3 +176,147 @@ def test_the_command_that_resumes_several_processes(
     monkeypatch.setattr(psutil.Process, "cmdline", lambda process: parent)
     expected = f"{launcher} finetune_gpt2.py --bf16 --resume"
     assert _resuming(finetune_gpt2.parser(), ["--bf16"]) == expected
+
+
+@pytest.fixture
+def signals_as_before() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in WARNINGS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGBREAK"])
+def test_a_warning_saves_and_its_echo_ends_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal that closes sends SIGHUP twice; a batch system's SIGTERM follows its warning, while the run saves."""
+    if not hasattr(signal, name):
+        pytest.skip("not on this system")
+    number, ended = getattr(signal, name), []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with Interruption() as interruption:
+        interruption.training = True
+        for sent in (number, number, signal.SIGTERM):
+            signal.raise_signal(sent)
+            assert interruption.signal == number
+        assert not ended
+        signal.raise_signal(signal.SIGTERM)
+        assert ended == [143]
+
+
+@pytest.mark.usefixtures("signals_as_before")
+@pytest.mark.skipif(not WARNINGS, reason="not on this system")
+def test_what_nohup_ignores_or_another_handles_is_left_alone() -> None:
+    others = []
+    for handler in (signal.SIG_IGN, lambda *signalled: others.append(signalled[0])):
+        for number in WARNINGS:
+            signal.signal(number, handler)
+        with Interruption() as interruption:
+            interruption.training = True
+            for number in WARNINGS:
+                signal.raise_signal(number)
+            assert interruption.signal is None
+    assert others == list(WARNINGS)
+
+
+@pytest.mark.skipif(not WARNINGS, reason="not on this system")
+def test_a_run_within_a_search_hears_the_warning() -> None:
+    with Interruption() as search, Interruption() as run:
+        run.training = True
+        signal.raise_signal(WARNINGS[0])
+        assert (search.signal, run.signal) == (None, WARNINGS[0])
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
+def test_a_run_that_is_warned_saves_and_is_resumed(
+    text_file: Path, model_dir: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a terminal that is gone: whatever is told fails."""
+    learn = LanguageTrainer.training_step
+
+    def signalled(self: LanguageTrainer, *arguments: object) -> torch.Tensor:
+        if self.state.global_step == 1:
+            signal.raise_signal(getattr(signal, name))
+        return learn(self, *arguments)
+
+    monkeypatch.setattr(LanguageTrainer, "training_step", signalled)
+    monkeypatch.setattr(sys, "stderr", Gone(errno.EIO))
+    words = quick(text_file, model_dir, tmp_path)
+    assert finetune_gpt2.main(words) == 128 + getattr(signal, name)
+    assert [saved.step for saved in saved_checkpoints(tmp_path)] == [2]
+    assert finetune_gpt2.main([*words, "--resume"]) == 0
+    assert [saved.step for saved in saved_checkpoints(tmp_path)] == [2, 3]
+
+
+def quick(text_file: Path, model_dir: Path, directory: Path, *rest: str) -> list[str]:
+    words = ["--train_file", text_file, "--model_name", model_dir, "--output_dir", directory, "--block_size", 16]
+    words += ["--validation_split", 0, "--max_steps", 3, "--save_steps", 9, "--logging_steps", 1, "--device", "cpu"]
+    return [*map(str, words), *rest]
+
+
+class Gone(io.StringIO):
+    """A terminal that was closed, or a pipe without a reader."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._number = number
+
+    def isatty(self) -> bool:
+        return self._number == errno.EIO
+
+    def write(self, text: str) -> int:
+        raise OSError(self._number, os.strerror(self._number))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [Gone(errno.EIO), Gone(errno.EPIPE), Gone(errno.ENOSPC), "closed", None],
+    ids=["terminal gone", "no reader", "full disk", "closed", "none"],
+)
+def test_nothing_that_is_told_ends_a_run(
+    text_file: Path, model_dir: Path, tmp_path: Path, broken: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if broken == "closed":
+        broken = io.StringIO()
+        broken.close()
+    monkeypatch.setattr(sys, "stderr", broken)
+    options = TrainingOptions(
+        train_file=str(text_file), output_dir=str(tmp_path), block_size=16, max_steps=2, logging_steps=1
+    )
+    assert finetune(options, str(model_dir), "cpu").steps == 2
+
+
+def test_a_reader_that_has_seen_enough_ends_no_run(
+    text_file: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with `2>&1 | head -1`: a pipe of the system for both, whose reader goes at once."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as pipe:  # as stderr is: each line is seen to fail
+        monkeypatch.setattr(sys, "stdout", pipe)
+        monkeypatch.setattr(sys, "stderr", pipe)
+        assert finetune_gpt2.main(quick(text_file, model_dir, tmp_path, "--show_blocks", "2")) == 0
+    assert [saved.step for saved in saved_checkpoints(tmp_path)] == [3]
+
+
+@pytest.mark.parametrize("name", ["publish", "merge_adapter"])
+def test_ctrl_c_after_the_last_step_names_what_goes_on(
+    text_file: Path, model_dir: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """All steps are saved, and the model is not in its place."""
+    words = quick(text_file, model_dir, tmp_path, "--lora")
+    done = getattr(RunDirectory, name)
+
+    def interrupted(self: RunDirectory, *arguments: object) -> None:
+        if not self.record.get("figures") or self.record["figures"]["step"] == 3:
+            signal.raise_signal(signal.SIGINT)
+        done(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, name, interrupted)
+        assert finetune_gpt2.main(words) == 130
+    told = capsys.readouterr().err
+    assert told.splitlines()[-2] == "interrupted"
+    assert told.splitlines()[-1].startswith("go on with: ")
+    assert finetune_gpt2.main([*words, "--resume"]) == 0
+    assert (tmp_path / "model.safetensors").is_file()

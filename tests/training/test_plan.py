@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from transformers import GPT2Config
 
 from gpt2tg.engine.checkpoints import read_shape
 from gpt2tg.engine.tokenizer import TextTokenizer
+from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training import advice as module
+from gpt2tg.training import plan as planning
 from gpt2tg.training.advice import advice
 from gpt2tg.training.data import load_data
-from gpt2tg.training.plan import measured_steps, most_checkpoints, plan, show_blocks, total_steps
+from gpt2tg.training.finetune import finetune
+from gpt2tg.training.plan import measure_pace, measured_steps, most_checkpoints, plan, show_blocks, total_steps
 from gpt2tg.training.sources import plan_sources
 
 
@@ -116,6 +120,28 @@ def test_checkpoints_on_disk_are_those_saved_and_measured(settings: dict, kept: 
     assert measured == {20, 25} | {step for step in (8, 16, 24) if options.eval_steps}
     assert most_checkpoints(options, 25, measured) == len(kept)
     assert most_checkpoints(options, 25, set()) == min(3, options.save_total_limit or 3)
+
+
+def test_frozen_layers_cost_no_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a model of known times: 5 + 2 a layer forward, 7 + 3 for each trained one back, 1 for each to update."""
+
+    def times(options: TrainingOptions, config: GPT2Config, layers: int, device: torch.device) -> list[float]:
+        trained = layers - options.freeze_layers
+        assert trained >= 0
+        return [5.0 + 2 * layers, 7.0 + 3 * trained, 1.0 * trained]
+
+    monkeypatch.setattr(planning, "_time", times)
+    for frozen in (0, 1, 9, 12):
+        pace = measure_pace(TrainingOptions(freeze_layers=frozen), GPT2Config(n_layer=12), torch.device("cpu"))
+        assert (pace.forward, pace.backward, pace.update) == (29, 7 + 3 * (12 - frozen), 12 - frozen)
+
+
+def test_a_dry_run_freezes_what_the_run_would(text_file: Path, model_dir: Path, capsys: pytest.CaptureFixture) -> None:
+    options = TrainingOptions(train_file=str(text_file), block_size=32, batch_size=1, dry_run=True, freeze_layers=2)
+    finetune(options, str(model_dir))
+    assert "time: about " in capsys.readouterr().out
+    with pytest.raises(UserError, match="freeze_layers 3 is more than the 2 layers of the model"):
+        finetune(replace(options, freeze_layers=3), str(model_dir))
 
 
 def test_shown_blocks_mark_what_carries_no_loss(tmp_path: Path, tokenizer: TextTokenizer) -> None:

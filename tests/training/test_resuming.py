@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import get_cosine_schedule_with_warmup
+from transformers.trainer_pt_utils import safe_globals
 
 from gpt2tg.engine.runs import saved_checkpoints
 from gpt2tg.errors import Interrupted, RunError, UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training import finetune as module
 from gpt2tg.training.finetune import finetune
+from gpt2tg.training.identity import check_same_run
 from gpt2tg.training.trainer import LanguageTrainer
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -320,3 +327,151 @@ def test_the_same_content_under_another_name_is_the_same(
     shutil.copytree(model_dir, tmp_path / "model")
     options = replace(run, output_dir=str(moved), train_file=str(tmp_path / "renamed.txt"), max_steps=7)
     assert finetune(options, str(tmp_path / "model")).steps == 7
+
+
+def groups_of(checkpoint: Path) -> list[dict[str, object]]:
+    return torch.load(checkpoint / "optimizer.pt", weights_only=True)["param_groups"]
+
+
+def test_settings_given_anyway_are_used_from_the_next_step(
+    run: TrainingOptions, model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = dict(
+        learning_rate=0.02, weight_decay=0.5, adam_beta2=0.9, trainer=("adam_beta1=0.7",), lr_scheduler_type="cosine",
+        warmup_steps=7, logging_steps=1, max_steps=9,
+    )  # fmt: skip
+    finetune(replace(run, resume_anyway=True, **given), str(model_dir))
+    assert "--learning_rate 0.02 now, 0.001 then" in capsys.readouterr().err
+    out = Path(run.output_dir)
+    rates = {row["step"]: float(row["learning_rate"]) for row in log(out) if row["learning_rate"]}
+    stand_in = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.02)
+    schedule = get_cosine_schedule_with_warmup(stand_in, num_warmup_steps=7, num_training_steps=9)
+    for step in range(1, 10):
+        if step > 6:
+            assert rates[str(step)] == pytest.approx(schedule.get_last_lr()[0])
+        stand_in.step()
+        schedule.step()
+    decayed, others = groups_of(out / "checkpoint-9")
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.5, 0.0)
+    assert decayed["betas"] == others["betas"] == (0.7, 0.9)
+
+
+def test_a_rate_of_almost_nothing_leaves_the_weights(run: TrainingOptions, model_dir: Path) -> None:
+    """Who lowers a rate that was too high sees it in what is learned, in the very next step."""
+    out = Path(run.output_dir)
+    back = replace(run, resume=str(out / "checkpoint-2"), max_steps=3)
+    finetune(replace(back, resume_anyway=True, learning_rate=1e-12), str(model_dir))
+    before, after = (load_file(out / f"checkpoint-{step}" / "model.safetensors") for step in (2, 3))
+    for name, weight in before.items():
+        torch.testing.assert_close(after[name], weight, atol=1e-9, rtol=0)
+
+
+def test_another_seed_orders_the_text_and_says_what_stays(
+    run: TrainingOptions, model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(run.output_dir).with_name("copy")
+    shutil.copytree(run.output_dir, copy)
+    options = replace(run, max_steps=8, logging_steps=1, dropout=0.0, resume_anyway=True)
+    finetune(options, str(model_dir))
+    assert "those of the checkpoint" not in capsys.readouterr().err
+    finetune(replace(options, output_dir=str(copy), seed=1), str(model_dir))
+    told = capsys.readouterr().err
+    assert "--seed orders the text from here on; weights and random state are those of the checkpoint" in told
+    one, other = ({row["step"]: row["loss"] for row in log(Path(out)) if row["loss"]} for out in (run.output_dir, copy))
+    assert one["6"] == other["6"]
+    assert one["7"] != other["7"]
+
+
+def run_of(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / "manifest.json").read_text())["run"]
+
+
+def write_run(checkpoint: Path, run: dict[str, Any]) -> None:
+    content = json.loads((checkpoint / "manifest.json").read_text())
+    (checkpoint / "manifest.json").write_text(json.dumps({**content, "run": run}))
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "told"),
+    [
+        ({"lora_dropout": ...}, {}, None),
+        ({"lora_dropout": ..., "trainer": ..., "no_cross_examples": ...}, {}, None),
+        ({"adam_beta2": ...}, {"adam_beta2": 0.9}, "--adam_beta2 0.9 now, 0.999 then"),
+        ({"flag_of_later": None, "switch_of_later": False}, {}, None),
+        ({"flag_of_later": 3}, {}, "--flag_of_later None now, 3 then"),
+        ({}, {"trainer": ["dataloader_num_workers=2", "run_name=owl", "ddp_timeout=9", "hub_model_id=me/owl"]}, None),
+        ({"trainer": ["adam_beta1=0.8", "tf32=true"]}, {"trainer": ["tf32=True", "adam_beta1=.80"]}, None),
+        ({}, {"trainer": ["adam_beta1=0.9"]}, None),  # the default
+        ({"trainer": ["adam_beta1=0.8"]}, {}, "--trainer adam_beta1 None now, 0.8 then"),
+        ({"trainer": ["field_of_before=1"]}, {}, "--trainer field_of_before None now, 1 then"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_another_version_is_compared_by_meaning(
+    run: TrainingOptions, then: dict[str, Any], now: dict[str, Any], told: str | None
+) -> None:
+    checkpoint = Path(run.output_dir) / "checkpoint-6"
+    before = run_of(checkpoint)
+    write_run(checkpoint, {**before, "options": changed(before["options"], then)})
+    here = {**before, "options": changed(before["options"], now)}
+    if told is None:
+        check_same_run(checkpoint, here, anyway=False)
+    else:
+        with pytest.raises(UserError, match=re.escape(told)):
+            check_same_run(checkpoint, here, anyway=False)
+
+
+def changed(options: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in {**options, **change}.items() if value is not ...}
+
+
+def test_another_tokenizer_is_never_gone_on_with(run: TrainingOptions) -> None:
+    checkpoint = Path(run.output_dir) / "checkpoint-6"
+    before = run_of(checkpoint)
+    with pytest.raises(UserError, match="cannot go on with another tokenizer"):
+        check_same_run(checkpoint, {**before, "vocabulary": "other words"}, anyway=True)
+    write_run(checkpoint, {name: value for name, value in before.items() if name != "vocabulary"})
+    check_same_run(checkpoint, before, anyway=True)
+
+
+def test_an_interrupted_measurement_saves_once(
+    text_file: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved, save = [], LanguageTrainer._save_checkpoint
+
+    def counted(self: LanguageTrainer, *arguments: object) -> None:
+        saved.append(self.state.global_step)
+        save(self, *arguments)
+
+    monkeypatch.setattr(LanguageTrainer, "_save_checkpoint", counted)
+    settings = {**BASE, "save_steps": 100, "max_steps": 5, "eval_steps": 2, "validation_split": 0.4}
+    options = TrainingOptions(train_file=str(text_file), output_dir=str(tmp_path / "out"), **settings)
+    with interrupted_while_measuring(2), pytest.raises(Interrupted):
+        finetune(options, str(model_dir))
+    assert saved == [2]
+
+
+def test_a_run_interrupted_where_its_patience_ends_takes_no_more_steps(
+    text_file: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Resumed, it does what it would have done after the measurement, to the last line of the log; and only once."""
+    settings = {**BASE, "save_steps": 100, "max_steps": 30, "eval_steps": 2, "validation_split": 0.4}
+    options = TrainingOptions(
+        train_file=str(text_file), output_dir=str(tmp_path / "straight"), early_stopping_patience=1,
+        lr_scheduler_type="constant", **{**settings, "learning_rate": 0.3},
+    )  # fmt: skip
+    straight = finetune(options, str(model_dir))
+    assert 2 < straight.steps < 30
+    broken = replace(options, output_dir=str(tmp_path / "broken"))
+    with interrupted_while_measuring(straight.steps), pytest.raises(Interrupted):
+        finetune(broken, str(model_dir))
+    broken = replace(broken, resume="newest")
+    resumed = finetune(broken, str(model_dir))
+    assert (resumed.steps, resumed.held_step) == (straight.steps, straight.held_step)
+    same_run(tmp_path / "straight", tmp_path / "broken")
+    ends = [tmp_path / name / f"checkpoint-{straight.steps}" / "rng_state.pth" for name in ("straight", "broken")]
+    with safe_globals():
+        states = [torch.load(path, weights_only=True) for path in ends]
+    assert torch.equal(states[0]["cpu"], states[1]["cpu"])
+    capsys.readouterr()
+    finetune(broken, str(model_dir))
+    assert f"nothing to do: the run has reached its end at step {straight.steps}" in capsys.readouterr().err

@@ -8,14 +8,16 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from gpt2tg.errors import Interrupted, UserError
 from gpt2tg.generation import load
 from gpt2tg.options import TrainingOptions, decoding_options
 from gpt2tg.training import search as module
+from gpt2tg.training.finetune import Outcome
 from gpt2tg.training.search import measured, search
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -130,6 +132,89 @@ def test_overwrite_removes_a_search_and_nothing_else(text_file: Path, model_dir:
     folders = {path.name for path in (tmp_path / "tries").iterdir()}
     assert folders == {"learning_rate=0.001", "learning_rate=0.0001"}
     assert [path.name for path in (tmp_path / "tries" / "learning_rate=0.001").iterdir()] == ["notes.txt"]
+
+
+def stubbed(curves: dict[str, list[float]]) -> Any:
+    """Stands for `finetune`: a run measures what its curve says, a loss after each round, until it is ended."""
+
+    def run(one: TrainingOptions, name: str, device: str, callbacks: list) -> Outcome:
+        path = Path(one.output_dir)
+        path.mkdir(parents=True, exist_ok=True)
+        losses = curves[path.name]
+        state, control = TrainerState(max_steps=len(losses)), TrainerControl()
+        for step, loss in enumerate(losses, start=1):
+            state.global_step = step
+            state.log_history.append({"step": step, "epoch": float(step), "eval_loss": loss})
+            callbacks[0].on_evaluate(None, state, control)
+            if control.should_training_stop:
+                break
+        rows = [f"{entry['epoch']},{entry['eval_loss']}" for entry in state.log_history]
+        (path / "training_log.csv").write_text("\n".join(["epoch,validation_loss", *rows]))
+        (path / "run.json").write_text("{}")
+        return Outcome(path, state.global_step, state.global_step, 1.0, 9.0, state.log_history[-1]["eval_loss"])
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("tries", "settings", "curves", "pruned"),
+    [
+        # A run of one round has annealed after it, one of four has not.
+        (["epochs=1,2,4"], {}, {"epochs=1.0": [4.04], "epochs=2.0": [4.05, 3.97], "epochs=4.0": [4.06, 4.0, 3.9, 3.8]},
+         []),
+        (["max_steps=4,5,9"], {}, {f"max_steps={steps}": [4 + steps, 3.0] for steps in (4, 5, 9)}, []),
+        (["epochs=1,2,4"], {"lr_scheduler_type": "constant"},
+         {"epochs=1.0": [4.04], "epochs=2.0": [4.05, 3.97], "epochs=4.0": [4.06, 4.0]}, ["epochs=4.0"]),
+        (["lr_scheduler_type=linear,cosine,constant"], {}, {f"lr_scheduler_type={name}": [loss, 3.0] for name, loss in
+         (("linear", 4.0), ("cosine", 4.1), ("constant", 4.2))}, []),
+        (["block_size=16,17,32"], {}, {f"block_size={size}": [4 + size, 3.0] for size in (16, 17, 32)}, []),
+        (["batch_size=1,2,4"], {"max_steps": 40}, {f"batch_size={size}": [4 + size, 3.0] for size in (1, 2, 4)}, []),
+        (["batch_size=1,2,4"], {}, {f"batch_size={size}": [4 + size, 3.0] for size in (1, 2, 4)}, ["batch_size=4"]),
+        (["warmup_steps=0,1,30"], {}, {f"warmup_steps={steps}": [4 + steps, 3.0] for steps in (0, 1, 30)}, []),
+        (["weight_decay=0,1,3"], {}, {f"weight_decay={x}.0": [4.0 + x, 3.0] for x in (0, 1, 3)}, ["weight_decay=3.0"]),
+    ],
+)  # fmt: skip
+def test_only_runs_of_one_schedule_are_compared_on_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tries: list[str], settings: dict, curves: dict, pruned: list[str]
+) -> None:
+    monkeypatch.setattr(module, "finetune", stubbed(curves))
+    monkeypatch.setattr(module, "draw_tries", lambda *rest: None)
+    search(TrainingOptions(train_file="a.txt", output_dir=str(tmp_path / "out"), try_=tuple(tries), **settings))
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    found = {module.Try(**entry).folder: entry["state"] for entry in record["tries"]}
+    assert found.keys() == curves.keys()
+    assert [folder for folder, state in found.items() if state == "pruned"] == pruned
+
+
+def test_a_search_knows_its_runs_in_whatever_order_they_are_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curves = {f"weight_decay={x}.0,learning_rate=0.001": [4.0 + x, 3.0] for x in (0, 1, 3)}
+    run, begun = stubbed(curves), []
+
+    def counted(one: TrainingOptions, *rest: Any) -> Outcome:
+        begun.append(one.weight_decay)
+        return run(one, *rest)
+
+    monkeypatch.setattr(module, "finetune", counted)
+    monkeypatch.setattr(module, "draw_tries", lambda *rest: None)
+    given = TrainingOptions(
+        train_file="a.txt", output_dir=str(tmp_path), try_=("weight_decay=0,1,3", "learning_rate=1e-3")
+    )
+    search(given)
+    search(replace(given, resume="newest"))
+    assert begun == [0, 1, 3, 0, 1]  # the last was pruned
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", '{"tries": 5}', '{"tries": [5]}', '{"tries": [{"settings": 5}]}', "[" * 100_000,
+     '{"tries": [{"settings": {}, "step": "x"}]}', '{"tries": [{"settings": {}, "state": "odd"}]}'],
+)  # fmt: skip
+def test_a_record_that_is_none_of_a_search(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(UserError, match="found no search"):
+        search(TrainingOptions(train_file="a.txt", output_dir=str(tmp_path), try_=("epochs=1,2",), resume="newest"))
 
 
 def test_dry_run_plans_each(text_file: Path, model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
