@@ -88,7 +88,7 @@ def cut(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut, "is cut, broken or missing"),
+        (cut, "is cut or broken"),
         (lambda directory: (directory / "adapter_model.safetensors").unlink(), "is cut, broken or missing"),
         (lambda directory: (directory / "adapter_config.json").write_text("{"), "cannot be read"),
         (lambda directory: edit(directory, peft_type="PREFIX_TUNING"), "only LoRA can be read"),
