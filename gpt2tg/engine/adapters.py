@@ -151,8 +151,8 @@ class _Adapter:
             if product.shape != weight.shape:
                 raise self._misfit(name)
             weight = weight.float() + product
-        if tuple(weight.shape) != self.sizes[name]:
-            raise self._misfit(name)
+        if (shape := tuple(weight.shape)) != self.sizes[name]:
+            raise self._misfit(f"{name} of the shape {shape}")
         return weight
 
     def check_all_used(self) -> None:
@@ -203,6 +203,8 @@ def _refuse_unknown_settings(config: dict[str, Any], directory: Path) -> None:
     if config.get("peft_type") != "LORA":
         raise UserError(f"{directory} is a {config.get('peft_type')} adapter: only LoRA can be read")
     refused = {name: value for name, value in config.items() if name not in ANY_VALUE and value not in OFF}
+    if refused.get("revision") == "main":  # that is what is read
+        del refused["revision"]
     if (beginning := config.get("init_lora_weights")) not in PLAIN_BEGINNINGS:
         refused["init_lora_weights"] = beginning
     for name, value in refused.items():
