@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gpt2tg.engine.adapters import base_name, embedding_rows, is_adapter
+from gpt2tg.engine.adapters import adapter_file, base_name, embedding_rows, is_adapter
 from gpt2tg.engine.hub import (
     ADAPTER_CONFIG,
     ADAPTER_PICKLE,
@@ -20,6 +20,7 @@ from gpt2tg.engine.hub import (
     WEIGHT_FILES,
     fetch_model,
 )
+from gpt2tg.engine.weight_files import find_weights
 from gpt2tg.errors import UserError, one_line
 from gpt2tg.lfs import refuse_pointer
 from gpt2tg.options import BUNDLED_MODEL
@@ -122,7 +123,8 @@ def find_checkpoint(name: str, option: str = "model_name") -> Path:
         name: what the user wrote after the flag `option`.
 
     Raises:
-        UserError: there is no such model; the message says what was found instead.
+        UserError: there is no such model; the message says what was found instead. Or its weights are not there, or a
+            file is a Git LFS pointer.
     """
     try:
         path = Path(name).expanduser()
@@ -144,23 +146,26 @@ def find_checkpoint(name: str, option: str = "model_name") -> Path:
 
 def _inside(directory: Path, option: str) -> Path:
     if (directory / "config.json").is_file() or is_adapter(directory):
-        _refuse_pointers(directory)
-        return directory
+        return _checked(directory)
     steps = numbered_checkpoints(directory)
     if steps:
-        _refuse_pointers(steps[-1])
-        return steps[-1]
+        return _checked(steps[-1])
     found = sorted(path.name for path in directory.iterdir())
     listing = ", ".join(found[:6]) + (", ..." if len(found) > 6 else "") if found else "nothing"
     raise UserError(f"{directory} holds no model: config.json is missing, found {listing}", option)
 
 
-def _refuse_pointers(directory: Path) -> None:
-    """Refuse a clone without git-lfs at once; the weights are looked at by those who choose among them."""
+def _checked(directory: Path) -> Path:
+    """The directory, once its weights are there and no file that is read is a Git LFS pointer."""
     whole = (directory / "tokenizer.json").is_file()  # then nobody reads the vocabularies beside it
     for name in (*CONFIG_FILES, *TOKENIZER_FILES, ADAPTER_CONFIG):
         if not (whole and name in ("vocab.json", "merges.txt", "vocab.txt")):
             refuse_pointer(directory / name)
+    if is_adapter(directory):
+        adapter_file(directory)
+    else:
+        find_weights(directory)
+    return directory
 
 
 def numbered_checkpoints(directory: Path) -> list[Path]:

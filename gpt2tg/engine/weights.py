@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gpt2tg.engine.adapters import add_adapter, is_adapter
 from gpt2tg.engine.checkpoints import ModelShape, base_directory, read_shape
+from gpt2tg.engine.hub import ADAPTER_CONFIG
 from gpt2tg.engine.tensor_files import TensorFile, open_tensors
 from gpt2tg.engine.tensor_files import is_finite as _is_finite
 from gpt2tg.engine.weight_files import EMBEDDING, HEAD, MASKS, find_weights, stored_names
@@ -67,6 +68,8 @@ def stream_weights(directory: Path, shape: ModelShape, known_finite: Container[s
     for name, size in wanted.items():
         stored.check(name, size)
     notes = stored.notes_on_others()
+    if (directory / ADAPTER_CONFIG).is_file():
+        notes.append(f"{directory / ADAPTER_CONFIG}: not used, as the weights of a whole model lie beside it")
     return Weights(_read_all(stored, shape, known_finite, notes), notes)
 
 
@@ -87,7 +90,7 @@ class _Stored:
     """The tensors in the files of a checkpoint, by their plain names."""
 
     def __init__(self, files: list[TensorFile], index: dict[str, str], shape: ModelShape) -> None:
-        self.where = files[0].file
+        self.where = files[0].file if len(files) == 1 else files[0].file.parent
         self._shape = shape
         self._names = [name for file in files for name in file.shapes]
         if unmerged := next((name for name in self._names if ".lora_" in name), None):
@@ -118,7 +121,7 @@ class _Stored:
                 )
         first, stored = places[0]
         for file, other in places[1:]:
-            if not torch.equal(first.read(stored), file.read(other)):
+            if not _are_equal(first.read(stored), file.read(other)):
                 raise UserError(
                     f"{file.file}: {name} is there twice with different values, as {stored} in {first.file.name} "
                     f"and as {other} in {file.file.name}: remove one of them"
@@ -138,11 +141,7 @@ class _Stored:
             return False
         self.check(HEAD, (self._shape.vocab_size, self._shape.n_embd))
         head, embedding = (file.read(name) for file, name in (self._places[HEAD][0], self._places[EMBEDDING][0]))
-        if head.data_ptr() == embedding.data_ptr():
-            return False
-        if head.dtype != embedding.dtype:
-            head, embedding = head.float(), embedding.float()
-        return not torch.equal(head, embedding)
+        return not _are_equal(head, embedding)
 
     def notes_on_others(self) -> list[str]:
         """A line that names the tensors which GPT-2 has no use for; masks of old versions need none."""
@@ -152,6 +151,13 @@ class _Stored:
             return []
         names = ", ".join(others[:LISTED]) + (", ..." if len(others) > LISTED else "")
         return [f"{self.where}: not used, as GPT-2 has no such weights: {names} ({len(others)} in all)"]
+
+
+def _are_equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, in whatever precision."""
+    if one.dtype != other.dtype:
+        one, other = one.float(), other.float()
+    return one.data_ptr() == other.data_ptr() or torch.equal(one, other)
 
 
 def _holders(files: list[TensorFile], name: str, index: dict[str, str]) -> list[TensorFile]:

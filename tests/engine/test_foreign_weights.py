@@ -173,6 +173,15 @@ def test_own_names_go_before_those_of_a_model_beside_it(checkpoint: Path, weight
     assert f"({len(other)} in all)" in note
 
 
+def test_tensor_may_be_there_twice_with_the_same_values(checkpoint: Path, weights: Tensors) -> None:
+    halves = {name: tensor.half() for name, tensor in weights.items()}
+    store(checkpoint, halves)
+    expected = theirs(checkpoint)
+    copies = {f"lm.{name}": tensor.double() for name, tensor in halves.items()}
+    store(checkpoint, {**{f"model.{name}": tensor for name, tensor in halves.items()}, **copies})
+    assert ours(checkpoint) == expected
+
+
 def test_two_models_in_one_file_are_not_mixed(checkpoint: Path, weights: Tensors) -> None:
     pair = {f"{who}.{name}": tensor + shift for shift, who in enumerate("ab") for name, tensor in weights.items()}
     store(checkpoint, pair)
@@ -192,6 +201,13 @@ def test_unused_tensors_are_named_and_masks_are_not(checkpoint: Path, weights: T
     (note,) = load(str(checkpoint)).notes
     assert all(name in note for name in extra)
     assert "attn.bias" not in note
+
+
+def test_adapter_beside_whole_weights_is_not_used_and_said(checkpoint: Path, model_dir: Path) -> None:
+    (checkpoint / "adapter_config.json").write_text("{}")
+    assert ours(checkpoint) == theirs(model_dir)
+    (note,) = load(str(checkpoint)).notes
+    assert "adapter_config.json: not used" in note
 
 
 def test_adapter_that_was_not_merged_is_refused(checkpoint: Path, weights: Tensors) -> None:
@@ -415,6 +431,14 @@ def test_git_lfs_pointer_in_place_of_a_shard_is_named(checkpoint: Path, weights:
     files = store_shards(checkpoint, parts, {name: place for place, part in enumerate(parts) for name in part})
     write_pointer(files[1])
     assert "git lfs pull" in refusal(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_git_lfs_pointer_is_found_with_the_directory(checkpoint: Path, name: str) -> None:
+    """Before anything heavy is imported."""
+    write_pointer(checkpoint / name)
+    with pytest.raises(UserError, match="git lfs pull"):
+        find_checkpoint(str(checkpoint))
 
 
 def test_git_lfs_pointer_that_nobody_reads_does_no_harm(checkpoint: Path, model_dir: Path) -> None:
