@@ -13,16 +13,19 @@ from gpt2tg.decoding.sampling import drawn, most_probable
 from gpt2tg.engine.cuda_graph import Choose, ContinuousBatch, Entry, bucket_for
 from gpt2tg.engine.model import GPT2
 from gpt2tg.engine.tokenizer import TextTokenizer
-from gpt2tg.filtering import Shaping, on_the_distribution, on_the_text_so_far
+from gpt2tg.filtering import Shaping, on_the_distribution, on_the_text_so_far, on_unused
 from gpt2tg.options import DecodingOptions
 
 
 class CapturedSteps:
     """Lends batches that are written in captured steps. The last one is kept, for a capture takes time."""
 
-    def __init__(self, model: GPT2, tokenizer: TextTokenizer, end_ids: Sequence[int]) -> None:
+    def __init__(
+        self, model: GPT2, tokenizer: TextTokenizer, end_ids: Sequence[int], unused: Tensor | None = None
+    ) -> None:
         self.are_used = model.device.type == "cuda"
         self._model, self._tokenizer, self._end_ids = model, tokenizer, end_ids
+        self._unused = unused
         self._kept: tuple[object, ContinuousBatch] | None = None
 
     def suit(self, options: DecodingOptions, length: int) -> bool:
@@ -46,7 +49,7 @@ class CapturedSteps:
         kept = self._kept if self._kept and self._kept[0] == kind else None
         self.drop()  # its memory is free before more is asked for
         if kept is None:
-            choose = choice(shaping, options.strategy.samples)
+            choose = choice([*on_unused(self._unused), *shaping], options.strategy.samples)
             kept = kind, ContinuousBatch(self._model, rows, capacity, choose, self._end_ids)
         try:
             yield kept[1]

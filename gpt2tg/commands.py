@@ -226,6 +226,8 @@ def model_loader(given: dict[str, Any], option: str) -> Callable[..., Generator]
         from gpt2tg.generation import load
 
         generator = load(name, device, option, precision)
+        for note in generator.notes:
+            notice(note)
         if precision not in ("auto", generator.model.precision):
             notice(f"--precision {precision} is not to be had on this processor: {generator.model.precision} is used")
         return generator

@@ -16,10 +16,22 @@ from gpt2tg.options import DecodingOptions
 Shaping = partial[Tensor]
 
 
-def filter_chain(options: DecodingOptions, tokenizer: TextTokenizer, end_ids: Sequence[int]) -> list[Filter]:
-    """The filters that the options ask for. The order is that of `decoding/filters.py`."""
+def filter_chain(
+    options: DecodingOptions, tokenizer: TextTokenizer, end_ids: Sequence[int], unused: Tensor | None = None
+) -> list[Filter]:
+    """The filters that the options ask for. The order is that of `decoding/filters.py`.
+
+    Args:
+        unused: which ids have no token, (V,); None if there are none. They are banned before anything else.
+    """
+    first = [_whatever_the_text(change) for change in on_unused(unused)]
     shaping = [_whatever_the_text(change) for change in on_the_distribution(options, len(end_ids))]
-    return [*on_the_text_so_far(options, tokenizer, end_ids), *shaping]
+    return [*first, *on_the_text_so_far(options, tokenizer, end_ids), *shaping]
+
+
+def on_unused(unused: Tensor | None) -> list[Shaping]:
+    """What keeps ids without a token from being written, whatever the options: (B, V) -> (B, V)."""
+    return [] if unused is None else [partial(filters.without, banned=unused)]
 
 
 def _whatever_the_text(change: Shaping) -> Filter:

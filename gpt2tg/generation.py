@@ -18,7 +18,7 @@ from gpt2tg.engine.checkpoints import find_checkpoint, read_shape
 from gpt2tg.engine.cuda_graph import ContinuousBatch, Entry
 from gpt2tg.engine.model import GPT2, Context
 from gpt2tg.engine.sliding import SlidingRows
-from gpt2tg.engine.tokenizer import TextTokenizer, load_tokenizer
+from gpt2tg.engine.tokenizer import TextTokenizer, load_tokenizer, note_on_unused, unused_ids
 from gpt2tg.engine.weights import stream_weights
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.filtering import filter_chain
@@ -89,11 +89,28 @@ class Request:
 class Generator:
     """A model with its tokenizer, ready to write."""
 
-    def __init__(self, model: GPT2, tokenizer: TextTokenizer) -> None:
+    def __init__(self, model: GPT2, tokenizer: TextTokenizer, notes: Sequence[str] = ()) -> None:
+        """
+        Args:
+            notes: what the user should know about the model's files.
+        """
         self.model = model
         self.tokenizer = tokenizer
-        self.captured_steps = captured.CapturedSteps(model, tokenizer, self._end_ids)
+        self.notes = list(notes)
+        self.unused = self._find_unused()
+        """Which ids have no token, (V,); None if there are none."""
+        self.captured_steps = captured.CapturedSteps(model, tokenizer, self._end_ids, self.unused)
         self._spare: Context | None = None  # the cache of the last text, while nobody writes to it
+
+    def _find_unused(self) -> torch.Tensor | None:
+        size = self.model.shape.vocab_size
+        unused = unused_ids(self.tokenizer, size, self._end_ids)
+        if not unused:
+            return None
+        self.notes.append(note_on_unused(len(unused), size))
+        mask = torch.zeros(size, dtype=torch.bool)
+        mask[unused] = True
+        return mask.to(self.model.device)
 
     def generate(self, prompt: str, options: DecodingOptions) -> list[Sample]:
         """Write texts to one prompt.
@@ -273,7 +290,7 @@ class Generator:
                 for sample, (owner, stream) in enumerate(zip(owners, streams, strict=True))
             )
             return captured.decode(rows, entries, finish)
-        filters = filter_chain(options, self.tokenizer, self._end_ids)
+        filters = filter_chain(options, self.tokenizer, self._end_ids, self.unused)
         if options.decoding == "contrastive":
             top_k, alpha = options.effective_top_k or 1, options.penalty_alpha
             return contrastive.contrastive_search(rows, prompts, filters, top_k, alpha, finish)
@@ -306,7 +323,7 @@ class Generator:
             rows,
             [request.ids for request in requests],
             rooms,
-            filter_chain(options, self.tokenizer, self._end_ids),
+            filter_chain(options, self.tokenizer, self._end_ids, self.unused),
             settings,
             proposers,
             self._endings(options, rooms),
@@ -433,7 +450,8 @@ def load(name: str, device: str = "auto", option: str = "model_name", precision:
     tokenizer = load_tokenizer(directory, shape.vocab_size, shape.end_ids[0] if shape.end_ids else None)
     ready = ahead.end(directory)
     weights = stream_weights(directory, shape, ready.names if ready else ())
-    return Generator(GPT2(weights, shape, where, precision, ready), tokenizer)
+    model = GPT2(weights, shape, where, precision, ready)
+    return Generator(model, tokenizer, weights.notes)
 
 
 def choose_device(device: str) -> torch.device:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gpt2tg.decoding.filters import BANNED
 from gpt2tg.decoding.interface import NotFiniteError, log_probabilities
 from gpt2tg.engine.sliding import windows
 from gpt2tg.engine.tokenizer import END_OF_TEXT, TextStream, TextTokenizer
@@ -140,8 +141,11 @@ def token_texts(tokenizer: TextTokenizer, ids: Sequence[int]) -> list[str]:
 
 
 def _logprobs(generator: Generator, ids: Sequence[int], context: int) -> Iterator[Tensor]:
-    """Log-probabilities (t, V) of the places of the ids after the context, in pieces, as when they were written."""
-    done = context
+    """Log-probabilities (t, V) of the places of the ids after the context, in pieces, as when they were written.
+
+    Those of ids without a token are minus infinity: nothing is written with them, and nothing ranks behind them.
+    """
+    done, unused = context, generator.unused
     try:
         for start, end in windows(context, len(ids) - 1, generator.model.shape.n_positions):
             place = start
@@ -149,7 +153,8 @@ def _logprobs(generator: Generator, ids: Sequence[int], context: int) -> Iterato
                 new = logits[max(0, done - 1 - place) :]  # a token follows from the row of the one before it
                 place += len(logits)
                 if len(new):
-                    yield log_probabilities(new.float(), done - context + 1)
+                    logprobs = log_probabilities(new.float(), done - context + 1)
+                    yield logprobs if unused is None else logprobs.masked_fill(unused, BANNED)
                     done += len(new)
     except NotFiniteError as error:
         raise RunError(str(error)) from None
@@ -157,7 +162,8 @@ def _logprobs(generator: Generator, ids: Sequence[int], context: int) -> Iterato
 
 def _likeliest(tokenizer: TextTokenizer, logprobs: Tensor, count: int) -> list[tuple[Candidate, ...]]:
     """The most probable tokens of each place. (t, V)"""
-    values, ids = logprobs.topk(min(count, logprobs.shape[1]), dim=1)
+    used = int((logprobs[0] > BANNED).sum())
+    values, ids = logprobs.topk(min(count, used), dim=1)
     found = []
     for tokens, probabilities in zip(ids.tolist(), values.exp().tolist(), strict=True):
         candidates: list[Candidate] = []

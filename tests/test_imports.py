@@ -18,10 +18,11 @@ HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "tokenizers"
 RULES: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
+    "lfs": {"errors"},
     "options": {"errors"},
     "cli": {"__init__", "errors", "options", "psutil"},  # psutil where several processes were started
     "decoding": {"decoding", "numpy", "torch"},
-    "engine": {"engine", "errors", "options", "torch", "safetensors", "tokenizers", "huggingface_hub"},
+    "engine": {"engine", "errors", "lfs", "options", "torch", "safetensors", "tokenizers", "huggingface_hub"},
     "training": {"training", "engine", "generation", "errors", "options", "__init__"}  # generation: samples on the way
     | {"torch", "safetensors", "tokenizers", "transformers", "accelerate", "tqdm"}
     | {"numpy", "huggingface_hub", "peft", "filelock", "matplotlib", "optuna", "psutil"},

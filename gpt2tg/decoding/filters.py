@@ -101,6 +101,11 @@ def ban(logits: Tensor, rows: Iterable[int], tokens: Sequence[int]) -> Tensor:
     return _where_anything_is_left(changed, logits)
 
 
+def without(logits: Tensor, banned: Tensor) -> Tensor:
+    """Ban tokens everywhere. `banned` is (V,), of truth values, on the device of the logits."""
+    return logits.masked_fill(banned, BANNED)
+
+
 def temperature(logits: Tensor, value: float) -> Tensor:
     """Divide by the temperature: below 1 the distribution grows sharper, above 1 flatter (Ackley et al. 1985)."""
     return logits / value

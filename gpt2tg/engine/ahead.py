@@ -22,6 +22,7 @@ from gpt2tg.engine import kernels
 from gpt2tg.engine.checkpoints import ModelShape
 from gpt2tg.engine.hub import WEIGHT_FILES
 from gpt2tg.engine.pages import line_after, mapped
+from gpt2tg.engine.weight_files import EMBEDDING, HEAD, stored_names
 
 BYTES_OF_A_WEIGHT = {"fp32": 4, "fp16": 2, "int8": 1}
 
@@ -174,10 +175,13 @@ def places_in(content: mmap.mmap, shape: ModelShape) -> dict[str, int]:
     if beginning > min(len(content), LONGEST_HEADER):
         raise ValueError("the header is longer than the file")
     header: dict[str, Any] = json.loads(content[8:beginning])
-    stored = {name.removeprefix("transformer."): entry for name, entry in header.items()}
-    if len(stored) < len(header):
-        raise ValueError("a tensor is there twice")
     sizes, places = dict(shape.tensors()), {}
+    names = stored_names(header, {*sizes, HEAD})
+    if shape.tied and EMBEDDING not in names:
+        names[EMBEDDING] = names[HEAD]
+    if any(len(several) > 1 for several in names.values()):
+        raise ValueError("a tensor is there twice")
+    stored = {plain: header[name] for plain, (name,) in names.items()}
     for name, inputs, outputs, _ in shape.matrices():
         start, end = stored[name]["data_offsets"]
         places[name] = beginning + start

@@ -6,13 +6,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gpt2tg.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_name, is_adapter
-from gpt2tg.engine.hub import WEIGHT_FILES, fetch_model
-from gpt2tg.errors import UserError
+from gpt2tg.engine.adapters import adapter_file, base_name, embedding_rows, is_adapter
+from gpt2tg.engine.hub import (
+    ADAPTER_CONFIG,
+    ADAPTER_PICKLE,
+    ADAPTER_WEIGHTS,
+    CONFIG_FILES,
+    TOKENIZER_FILES,
+    WEIGHT_FILES,
+    fetch_model,
+)
+from gpt2tg.engine.weight_files import find_weights
+from gpt2tg.errors import UserError, one_line
+from gpt2tg.lfs import refuse_pointer
 from gpt2tg.options import BUNDLED_MODEL
 
 BUNDLED_DIRECTORY = Path(__file__).resolve().parent.parent / "bundled" / BUNDLED_MODEL
@@ -21,6 +31,32 @@ BUNDLED_DIRECTORY = Path(__file__).resolve().parent.parent / "bundled" / BUNDLED
 LARGEST = {"n_layer": 512, "n_embd": 65_536, "n_head": 1_024, "vocab_size": 4_000_000, "n_positions": 1_048_576}
 
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu", "gelu_fast", "relu")
+
+# Other names of the sizes: those that transformers knows, and the one of its first versions.
+OTHER_NAMES = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+    "n_ctx": "n_positions",
+}
+
+# Fields that are on or off, and what they are where config.json does not say.
+SWITCHES = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "tie_word_embeddings": True,
+    "reorder_and_upcast_attn": False,  # the same in exact arithmetic, and 32 bits is what we compute in
+    "add_cross_attention": False,  # layers that attend to an encoder, which is never there
+}
+
+# Fields that make another model of a GPT-2, or weights that are no plain numbers.
+UNREADABLE_FIELDS = {
+    "quantization_config": "the weights are quantised: give a directory with the model in 16 or 32 bits",
+    "compression_config": "the weights are compressed: give a directory with the model in 16 or 32 bits",
+    "pruned_heads": "some attention heads are removed, which cannot be computed",
+    "is_encoder_decoder": "it needs an encoder, and only models of the GPT-2 architecture can be used",
+}
 
 
 @dataclass(frozen=True)
@@ -87,7 +123,8 @@ def find_checkpoint(name: str, option: str = "model_name") -> Path:
         name: what the user wrote after the flag `option`.
 
     Raises:
-        UserError: there is no such model; the message says what was found instead.
+        UserError: there is no such model; the message says what was found instead. Or its weights are not there, or a
+            file is a Git LFS pointer.
     """
     try:
         path = Path(name).expanduser()
@@ -109,13 +146,26 @@ def find_checkpoint(name: str, option: str = "model_name") -> Path:
 
 def _inside(directory: Path, option: str) -> Path:
     if (directory / "config.json").is_file() or is_adapter(directory):
-        return directory
+        return _checked(directory)
     steps = numbered_checkpoints(directory)
     if steps:
-        return steps[-1]
+        return _checked(steps[-1])
     found = sorted(path.name for path in directory.iterdir())
     listing = ", ".join(found[:6]) + (", ..." if len(found) > 6 else "") if found else "nothing"
     raise UserError(f"{directory} holds no model: config.json is missing, found {listing}", option)
+
+
+def _checked(directory: Path) -> Path:
+    """The directory, once its weights are there and no file that is read is a Git LFS pointer."""
+    whole = (directory / "tokenizer.json").is_file()  # then nobody reads the vocabularies beside it
+    for name in (*CONFIG_FILES, *TOKENIZER_FILES, ADAPTER_CONFIG):
+        if not (whole and name in ("vocab.json", "merges.txt", "vocab.txt")):
+            refuse_pointer(directory / name)
+    if is_adapter(directory):
+        adapter_file(directory)
+    else:
+        find_weights(directory)
+    return directory
 
 
 def numbered_checkpoints(directory: Path) -> list[Path]:
@@ -125,7 +175,7 @@ def numbered_checkpoints(directory: Path) -> list[Path]:
         for path in directory.glob("checkpoint-*")
         if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
         and any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
-        and any((path / name).is_file() for name in (*WEIGHT_FILES, ADAPTER_WEIGHTS))
+        and any((path / name).is_file() for name in (*WEIGHT_FILES, ADAPTER_WEIGHTS, ADAPTER_PICKLE))
     }
     return [numbers[step] for step in sorted(numbers)]
 
@@ -153,7 +203,8 @@ def read_shape(directory: Path) -> ModelShape:
         UserError: names the file and what is wrong with it.
     """
     if is_adapter(directory) and not (directory / "config.json").is_file():
-        return read_shape(base_directory(directory))
+        shape = read_shape(base_directory(directory))
+        return replace(shape, vocab_size=embedding_rows(directory) or shape.vocab_size)
     config = read_json(directory / "config.json")
     return shape_of(config, directory, _end_ids(directory, config))
 
@@ -167,29 +218,32 @@ def shape_of(config: dict[str, Any], directory: Path, end_ids: tuple[int, ...]) 
     Raises:
         UserError: names the file and what is wrong with it.
     """
-    classes = config.get("architectures")
-    classes = [str(name) for name in classes] if isinstance(classes, list) else []
-    kind = config.get("model_type") or ("gpt2" if "GPT2LMHeadModel" in classes else ", ".join(classes) or "unknown")
-    if kind != "gpt2":
-        raise UserError(f"{directory} is a {kind} model: only models of the GPT-2 architecture can be used")
+    _refuse_other_architectures(config, directory)
+    where = directory / "config.json"
+    config = _under_usual_names(config, where)
+    for name, why in UNREADABLE_FIELDS.items():
+        if config.get(name):
+            raise UserError(f"{where}: {name} {one_line(config[name], 80)} cannot be used: {why}")
     for name, most in LARGEST.items():
         value = config.get(name)
         if type(value) is not int or not 1 <= value <= most:  # True is an int, but no size
-            raise UserError(f"{directory / 'config.json'}: {name} is {value}, expected a number from 1 to {most}")
+            raise UserError(f"{where}: {name} is {value}, expected a number from 1 to {most}")
+    for name in SWITCHES:
+        if not isinstance(config.get(name, True), bool):
+            raise UserError(f"{where}: {name} is {one_line(config[name], 80)}, expected true or false")
     if config["n_embd"] % config["n_head"]:
-        raise UserError(
-            f"{directory / 'config.json'}: width {config['n_embd']} cannot be divided among {config['n_head']} heads"
-        )
-    inner = config.get("n_inner") or 4 * config["n_embd"]
+        raise UserError(f"{where}: width {config['n_embd']} cannot be divided among {config['n_head']} heads")
+    inner = 4 * config["n_embd"] if config.get("n_inner") is None else config["n_inner"]
     if type(inner) is not int or not 1 <= inner <= 4 * LARGEST["n_embd"]:
         most = 4 * LARGEST["n_embd"]
-        raise UserError(f"{directory / 'config.json'}: n_inner is {inner}, expected a number from 1 to {most}")
+        raise UserError(f"{where}: n_inner is {inner}, expected a number from 1 to {most}")
     activation = config.get("activation_function", "gelu_new")
     if activation not in ACTIVATIONS:
-        raise UserError(f"{directory / 'config.json'}: activation {activation} is none of {', '.join(ACTIVATIONS)}")
+        raise UserError(f"{where}: activation {activation} is none of {', '.join(ACTIVATIONS)}")
     epsilon = config.get("layer_norm_epsilon", 1e-5)
     if not isinstance(epsilon, (int, float)) or not 0 <= epsilon < 1:
-        raise UserError(f"{directory / 'config.json'}: layer_norm_epsilon is {epsilon}, expected a small number")
+        raise UserError(f"{where}: layer_norm_epsilon is {epsilon}, expected a small number")
+    switches = {name: config.get(name, default) for name, default in SWITCHES.items()}
     return ModelShape(
         vocab_size=config["vocab_size"],
         n_positions=config["n_positions"],
@@ -199,11 +253,34 @@ def shape_of(config: dict[str, Any], directory: Path, end_ids: tuple[int, ...]) 
         n_inner=inner,
         activation=activation,
         epsilon=epsilon,
-        scale_attention=config.get("scale_attn_weights", True),
-        scale_by_layer=config.get("scale_attn_by_inverse_layer_idx", False),
-        tied=config.get("tie_word_embeddings", True),
+        scale_attention=switches["scale_attn_weights"],
+        scale_by_layer=switches["scale_attn_by_inverse_layer_idx"],
+        tied=switches["tie_word_embeddings"],
         end_ids=end_ids,
     )
+
+
+def _refuse_other_architectures(config: dict[str, Any], directory: Path) -> None:
+    classes = config.get("architectures")
+    classes = [str(name) for name in classes] if isinstance(classes, list) else []
+    kind = config.get("model_type") or ("gpt2" if "GPT2LMHeadModel" in classes else ", ".join(classes) or "unknown")
+    if kind == "unknown" and "architectures" not in config and {*LARGEST, "n_ctx"} <= config.keys():
+        kind = "gpt2"  # as the very first versions wrote it, with no word of which model it is
+    if kind != "gpt2":
+        raise UserError(f"{directory} is a {kind} model: only models of the GPT-2 architecture can be used")
+
+
+def _under_usual_names(config: dict[str, Any], where: Path) -> dict[str, Any]:
+    """The config with its sizes under the names of GPT-2's own.
+
+    Raises:
+        UserError: two names of one size contradict each other.
+    """
+    found = dict(config)
+    for other, usual in OTHER_NAMES.items():
+        if other in config and found.setdefault(usual, config[other]) != config[other] and other != "n_ctx":
+            raise UserError(f"{where}: {usual} is {found[usual]}, but {other} is {config[other]}")
+    return found
 
 
 def _end_ids(directory: Path, config: dict[str, Any]) -> tuple[int, ...]:
@@ -224,6 +301,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: there is none.
     """
+    refuse_pointer(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

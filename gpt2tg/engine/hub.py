@@ -11,8 +11,22 @@ from gpt2tg.options import BUNDLED_MODEL
 # How long the hub may take to answer before it counts as out of reach.
 PATIENCE_SECONDS = 5
 
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+# In the order of preference.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_PICKLE = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+)
+TOKENIZER_FILES = (
+    *("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "chat_template.jinja", "chat_template.json"),
+)
 CONFIG_FILES = ("config.json", "generation_config.json")
 
 
@@ -37,25 +51,29 @@ def _cached(name: str) -> Path | None:
     """The cached copy, if it has all that we need of it; the library counts files that nobody here reads."""
     from huggingface_hub import try_to_load_from_cache
 
-    config = try_to_load_from_cache(name, "config.json")
-    directory = Path(config).parent if isinstance(config, str) else None
-    return directory if directory is not None and _is_complete(directory) else None
+    for file in ("config.json", ADAPTER_CONFIG):
+        found = try_to_load_from_cache(name, file)
+        if isinstance(found, str) and _is_complete(Path(found).parent):
+            return Path(found).parent
+    return None
 
 
 def _is_complete(directory: Path) -> bool:
-    there = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
-    has_tokenizer = "tokenizer.json" in there or {"vocab.json", "merges.txt"} <= there
+    there = {path.name for path in directory.iterdir() if path.is_file()} if directory.is_dir() else set()
+    if ADAPTER_CONFIG in there and not there & set(WEIGHT_FILES):
+        return bool(there & {ADAPTER_WEIGHTS, ADAPTER_PICKLE})
+    has_tokenizer = bool(there & {"tokenizer.json", "vocab.txt"}) or {"vocab.json", "merges.txt"} <= there
     return "config.json" in there and has_tokenizer and _weights_are_there(directory, there)
 
 
 def _weights_are_there(directory: Path, there: set[str]) -> bool:
-    index = directory / "model.safetensors.index.json"
-    if index.name in there and "model.safetensors" not in there:
-        try:
-            return set(json.loads(index.read_text())["weight_map"].values()) <= there
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return False
-    return bool(there & set(WEIGHT_FILES))
+    preferred = next((name for name in WEIGHT_FILES if name in there), None)
+    if preferred is None or not preferred.endswith(".json"):
+        return preferred is not None
+    try:
+        return set(json.loads((directory / preferred).read_text(encoding="utf-8"))["weight_map"].values()) <= there
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _download(name: str, option: str) -> Path:
@@ -80,12 +98,15 @@ def _download(name: str, option: str) -> Path:
 
 
 def _weights_of(files: list[str]) -> list[str]:
-    """The weights worth downloading: one format, safetensors where there is one."""
-    if "model.safetensors" in files:
-        return ["model.safetensors"]
-    if "model.safetensors.index.json" in files:
-        return ["model.safetensors.index.json", "model-*.safetensors"]
-    return ["pytorch_model.bin"]
+    """The weights worth downloading: one format, in the order of preference, or else those of an adapter."""
+    preferred = next((name for name in WEIGHT_FILES if name in files), None)
+    if preferred is None:
+        adapter = next((name for name in (ADAPTER_WEIGHTS, ADAPTER_PICKLE) if name in files), None)
+        return [ADAPTER_CONFIG, adapter] if adapter else ["pytorch_model.bin"]
+    if not preferred.endswith(".json"):
+        return [preferred]
+    whole = preferred.removesuffix(".index.json")  # its shards are named as model-00001-of-00002.safetensors
+    return [preferred, "-*.".join(whole.rsplit(".", 1))]
 
 
 def _refuse_when_out_of_reach(name: str, option: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from gpt2tg.engine.ahead import Ready
 from gpt2tg.engine.checkpoints import ModelShape
 from gpt2tg.engine.linear import Matrix, matrix_maker
+from gpt2tg.engine.weight_files import HEAD
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": partial(F.gelu, approximate="tanh"),
@@ -44,20 +46,20 @@ class GPT2:
         """Take the weights in, one by one, so that no second copy of the model is ever held.
 
         Args:
-            weights: by their plain names, in the order of `ModelShape.tensors`.
+            weights: by their plain names, in the order of `ModelShape.tensors`. With a head among them the model has
+                one of its own, whatever the shape says.
             precision: `fp32`, `fp16`, `int8` or `auto`; see `matrix_maker`.
             ready: what was made ready of these weights.
 
         Raises:
             UserError: a precision that the device does not have, or weights too large for it.
         """
-        self.shape = shape
         self.device = device
         self.precision, make = matrix_maker(precision, device, shape.n_embd, shape.n_inner, ready)
         self.dtype = torch.float16 if self.precision == "fp16" and device.type != "cpu" else torch.float32
         self.weights: dict[str, Tensor] = {}  # norms, biases, positions
         self.matrices: dict[str, Matrix] = {}
-        by_output = {name: by_output for name, _, _, by_output in shape.matrices()}
+        by_output = {HEAD: True} | {name: by_output for name, _, _, by_output in shape.matrices()}
         for name, tensor in weights.items() if isinstance(weights, Mapping) else weights:
             if name in by_output:
                 self.matrices[name.removesuffix(".weight")] = make(tensor.t() if by_output[name] else tensor)
@@ -65,7 +67,8 @@ class GPT2:
                 self.weights[name] = tensor.to(device, self.dtype, copy=True, memory_format=torch.contiguous_format)
         for name, matrix in self.matrices.items():
             matrix.bias = self.weights.get(f"{name}.bias")
-        self.head = self.matrices["wte" if shape.tied else "lm_head"]
+        self.shape = replace(shape, tied="lm_head" not in self.matrices)
+        self.head = self.matrices["wte" if self.shape.tied else "lm_head"]
         self._activation = ACTIVATION_FUNCTIONS[shape.activation]
 
     def context(self, capacity: int, keep_hidden: bool = False) -> Context:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
@@ -88,6 +89,24 @@ def load_tokenizer(directory: Path, vocab_size: int, end_id: int | None) -> Text
     if end_id is None:
         raise UserError(f"{directory}: neither its settings nor its tokenizer name an end-of-text token")
     return TextTokenizer(tokenizer, end_id)
+
+
+def unused_ids(tokenizer: TextTokenizer, vocab_size: int, end_ids: Sequence[int]) -> list[int]:
+    """Ids that have a row in the model's embedding but no token: a vocabulary is often padded to a round size.
+
+    Args:
+        vocab_size: rows of the embedding.
+        end_ids: have their meaning from the model's settings, though no token may be written for them.
+    """
+    if tokenizer.raw.get_vocab_size() >= vocab_size:  # asked first, because the whole vocabulary takes time
+        return []
+    used = {*tokenizer.raw.get_vocab().values(), *end_ids, tokenizer.end_id}
+    return [token for token in range(vocab_size) if token not in used]
+
+
+def note_on_unused(count: int, vocab_size: int) -> str:
+    """The line that tells the user of ids without a token."""
+    return f"{count} of the model's {vocab_size} embedding rows belong to no token: they are never written"
 
 
 def _read(directory: Path) -> Tokenizer:

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gpt2tg.engine.adapters import add_adapter, is_adapter
-from gpt2tg.engine.checkpoints import ModelShape, base_directory, read_json
-from gpt2tg.engine.hub import WEIGHT_FILES
-from gpt2tg.errors import UserError, one_line
+from gpt2tg.engine.checkpoints import ModelShape, base_directory, read_shape
+from gpt2tg.engine.hub import ADAPTER_CONFIG
+from gpt2tg.engine.tensor_files import TensorFile, open_tensors
+from gpt2tg.engine.tensor_files import is_finite as _is_finite
+from gpt2tg.engine.weight_files import EMBEDDING, HEAD, MASKS, find_weights, stored_names
+from gpt2tg.errors import UserError
 
-# What weights may be stored as; they are computed with in 32 bits.
-WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Names that a message lists before it says "...".
+LISTED = 3
 
-# Bytes of a file of weights that are read before it is mapped anew.
-REMAP_AFTER = 32_000_000
+
+@dataclass
+class Weights:
+    """The tensors of a GPT-2 by their plain names, read one by one while they are iterated.
+
+    A head that differs from the token embedding comes last, also where config.json says that they are the same.
+    """
+
+    tensors: Iterator[tuple[str, Tensor]]
+    notes: list[str] = field(default_factory=list)
+    """What the user should know about the files; complete once all tensors were read."""
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return self.tensors
 
 
 def read_weights(directory: Path, shape: ModelShape) -> dict[str, Tensor]:
@@ -29,124 +45,122 @@ def read_weights(directory: Path, shape: ModelShape) -> dict[str, Tensor]:
     return dict(stream_weights(directory, shape))
 
 
-def stream_weights(
-    directory: Path, shape: ModelShape, known_finite: Container[str] = ()
-) -> Iterator[tuple[str, Tensor]]:
+def stream_weights(directory: Path, shape: ModelShape, known_finite: Container[str] = ()) -> Weights:
     """The tensors of `read_weights` one by one: who does not keep them never holds the whole file in memory.
 
-    Names and shapes are compared with `shape` at once, before any weight is asked for. Those of an adapter are the
-    weights of its model with the adapter added.
+    Names, shapes and types are checked against `shape` at once, before any weight is asked for. Those of an adapter
+    are the weights of its model with the adapter added.
 
     Args:
         known_finite: names of tensors that were looked through before. They are given without being read.
 
     Raises:
-        UserError: no weights, weights that are cut, miss a layer, have another shape or are not numbers,
+        UserError: no weights, weights that are cut, miss a layer, have another shape or type or are not numbers,
             or a pickle that holds more than weights. Nothing in such a pickle is run.
     """
     if is_adapter(directory):
-        return add_adapter(stream_weights(base_directory(directory), shape), directory)
-    files = _weight_files(directory)
-    opened = [_Pickle(file) if file.suffix == ".bin" else _Safetensors(file) for file in files]
-    places = {_plain_name(name): (file, name) for file in opened for name in file.shapes}
+        base = base_directory(directory)
+        weights = stream_weights(base, read_shape(base))
+        return Weights(add_adapter(weights, directory, shape), weights.notes)
+    files, index = find_weights(directory)
+    stored = _Stored([open_tensors(file) for file in files], index, shape)
     wanted = dict(shape.tensors())
     for name, size in wanted.items():
-        if name not in places:
-            raise UserError(f"{files[0]} lacks {name}: the model is not whole")
-        file, stored = places[name]
-        if file.shapes[stored] != size:
-            raise UserError(f"{files[0]}: {name} has the shape {file.shapes[stored]}, but config.json says {size}")
-    return ((name, _read_tensor(name, *places[name], files[0], name in known_finite)) for name in wanted)
+        stored.check(name, size)
+    notes = stored.notes_on_others()
+    if (directory / ADAPTER_CONFIG).is_file():
+        notes.append(f"{directory / ADAPTER_CONFIG}: not used, as the weights of a whole model lie beside it")
+    return Weights(_read_all(stored, shape, known_finite, notes), notes)
 
 
-def _read_tensor(name: str, file: _Safetensors | _Pickle, stored: str, where: Path, known_finite: bool) -> Tensor:
-    tensor = file.read(stored)
-    if tensor.dtype not in WEIGHT_TYPES or tensor.layout != torch.strided or tensor.is_meta:
-        raise UserError(f"{where}: {name} is of a kind that cannot be computed with ({tensor.dtype})")
-    if not known_finite and not _is_finite(tensor):
-        raise UserError(f"{where}: {name} holds numbers that are not finite: the model is broken")
-    return tensor
+def _read_all(
+    stored: _Stored, shape: ModelShape, known_finite: Container[str], notes: list[str]
+) -> Iterator[tuple[str, Tensor]]:
+    for name, _ in shape.tensors():
+        yield name, stored.read(name, name in known_finite)
+    if shape.tied and stored.has_other_head():
+        notes.append(
+            f"{stored.where}: {HEAD} differs from {EMBEDDING}, though config.json says that they are tied: "
+            "the head is used as it is stored"
+        )
+        yield HEAD, stored.read(HEAD)
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    """A sum is finite only if all its terms are; one that overflowed says nothing yet."""
-    total = tensor.sum(dtype=torch.float32 if tensor.dtype != torch.float64 else None)
-    return bool(torch.isfinite(total)) or bool(torch.isfinite(tensor).all())
+class _Stored:
+    """The tensors in the files of a checkpoint, by their plain names."""
 
+    def __init__(self, files: list[TensorFile], index: dict[str, str], shape: ModelShape) -> None:
+        self.where = files[0].file if len(files) == 1 else files[0].file.parent
+        self._shape = shape
+        self._names = [name for file in files for name in file.shapes]
+        if unmerged := next((name for name in self._names if ".lora_" in name), None):
+            raise UserError(
+                f"{self.where} holds {unmerged}: an adapter that was not merged into its model. "
+                "Merge it with peft (merge_and_unload), or give the adapter's own directory"
+            )
+        known = {*dict(shape.tensors()), HEAD}
+        self._places = {
+            plain: [(file, name) for name in names for file in _holders(files, name, index)]
+            for plain, names in stored_names(dict.fromkeys(self._names), known).items()
+        }
+        if shape.tied and EMBEDDING not in self._places and HEAD in self._places:
+            self._places[EMBEDDING] = self._places.pop(HEAD)  # the other name of the shared tensor
 
-def _plain_name(name: str) -> str:
-    return name.removeprefix("transformer.")
+    def check(self, name: str, size: tuple[int, ...]) -> None:
+        """Refuse a tensor that is missing, of another shape or type, or there twice with different values."""
+        places = self._places.get(name)
+        if not places:
+            raise UserError(f"{self.where} lacks {name}: the model is not whole")
+        for file, stored in places:
+            if file.shapes[stored] != size:
+                raise UserError(f"{file.file}: {name} has the shape {file.shapes[stored]}, but config.json says {size}")
+            if kind := file.unreadable_type(stored):
+                raise UserError(
+                    f"{file.file}: {name} is of a kind that cannot be computed with ({kind}): "
+                    "save the model in 16 or 32 bits"
+                )
+        first, stored = places[0]
+        for file, other in places[1:]:
+            if not _are_equal(first.read(stored), file.read(other)):
+                raise UserError(
+                    f"{file.file}: {name} is there twice with different values, as {stored} in {first.file.name} "
+                    f"and as {other} in {file.file.name}: remove one of them"
+                )
 
-
-def _weight_files(directory: Path) -> list[Path]:
-    """The files that hold the weights, safetensors first."""
-    whole, index, pickle = (directory / name for name in WEIGHT_FILES)
-    if whole.is_file():
-        return [whole]
-    if index.is_file():
-        names = read_json(index).get("weight_map")
-        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-            raise UserError(f"{index} does not say which file holds which weights")
-        parts = [directory / Path(name).name for name in sorted(set(names.values()))]
-        missing = [part.name for part in parts if not part.is_file()]
-        if missing:
-            raise UserError(f"{directory} lacks {missing[0]}: the model is not whole")
-        return parts
-    if pickle.is_file():
-        return [pickle]
-    raise UserError(f"{directory} holds no weights: expected model.safetensors (or pytorch_model.bin)")
-
-
-class _Safetensors:
-    """A memory-mapped file of tensors, mapped anew now and then so that what was read need not stay in memory."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._open()
-        self.shapes = {name: tuple(self._mapped.get_slice(name).get_shape()) for name in self._mapped.keys()}  # noqa: SIM118
-
-    def _open(self) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            self._mapped = safe_open(self._file, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{self._file} is cut or broken: {error}") from None
-        self._read = 0
-
-    def read(self, name: str) -> Tensor:
-        if self._read > REMAP_AFTER:
-            self._open()
-        tensor: Tensor = self._mapped.get_tensor(name)
-        self._read += tensor.nbytes
+    def read(self, name: str, known_finite: bool = False) -> Tensor:
+        """A tensor that was checked."""
+        file, stored = self._places[name][0]
+        tensor = file.read(stored)
+        if not known_finite and not _is_finite(tensor):
+            raise UserError(f"{file.file}: {name} holds numbers that are not finite: the model is broken")
         return tensor
 
+    def has_other_head(self) -> bool:
+        """Whether a head is stored that differs from the token embedding. One that does not fit is refused."""
+        if HEAD not in self._places:
+            return False
+        self.check(HEAD, (self._shape.vocab_size, self._shape.n_embd))
+        head, embedding = (file.read(name) for file, name in (self._places[HEAD][0], self._places[EMBEDDING][0]))
+        return not _are_equal(head, embedding)
 
-class _Pickle:
-    """pytorch_model.bin."""
+    def notes_on_others(self) -> list[str]:
+        """A line that names the tensors which GPT-2 has no use for; masks of old versions need none."""
+        used = {stored for places in self._places.values() for _, stored in places}
+        others = [name for name in self._names if name not in used and not MASKS.search(name)]
+        if not others:
+            return []
+        names = ", ".join(others[:LISTED]) + (", ..." if len(others) > LISTED else "")
+        return [f"{self.where}: not used, as GPT-2 has no such weights: {names} ({len(others)} in all)"]
 
-    def __init__(self, file: Path) -> None:
-        self._tensors = _read_pickle(file)
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
 
-    def read(self, name: str) -> Tensor:
-        return self._tensors[name]
+def _are_equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, in whatever precision."""
+    if one.dtype != other.dtype:
+        one, other = one.float(), other.float()
+    return one.data_ptr() == other.data_ptr() or torch.equal(one, other)
 
 
-def _read_pickle(file: Path) -> dict[str, Tensor]:
-    """Read pytorch_model.bin with torch's weights-only reader, which runs nothing that stands in it."""
-    import zipfile
-
-    try:
-        mapped = zipfile.is_zipfile(file)  # the format before torch 1.6 cannot be memory-mapped
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # a broken pickle can fail in any way
-        raise UserError(
-            f"{file} is refused: it is broken or holds more than weights, and nothing in it was run "
-            f"({one_line(error, 120)}); convert it to model.safetensors on a machine where you trust it"
-        ) from None
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
-    ):
-        raise UserError(f"{file} holds something else than named weights")
-    return content
+def _holders(files: list[TensorFile], name: str, index: dict[str, str]) -> list[TensorFile]:
+    """The files that hold a stored tensor: the one that the index names, if it does, or all."""
+    holders = [file for file in files if name in file.shapes]
+    return [file for file in holders if file.file.name == index.get(name)] or holders

@@ -17,9 +17,19 @@ from transformers.utils import ModelOutput
 
 from gpt2tg.engine.checkpoints import ModelShape, base_directory, read_json, read_shape, shape_of
 from gpt2tg.engine.model import GPT2
-from gpt2tg.engine.tokenizer import END_OF_TEXT, TextTokenizer, byte_level, load_tokenizer
-from gpt2tg.engine.weights import read_weights
+from gpt2tg.engine.tokenizer import (
+    END_OF_TEXT,
+    TextTokenizer,
+    byte_level,
+    load_tokenizer,
+    note_on_unused,
+    unused_ids,
+)
+from gpt2tg.engine.weight_files import HEAD
+from gpt2tg.engine.weights import stream_weights
+from gpt2tg.errors import UserError, one_line
 from gpt2tg.options import TrainingOptions
+from gpt2tg.training.callbacks import say
 from gpt2tg.training.lora import plain_weights
 from gpt2tg.training.loss import next_token_loss
 from gpt2tg.training.processor import ATTENTION, GELU, Dropout
@@ -27,19 +37,50 @@ from gpt2tg.training.sources import TextSource
 
 
 def existing_model(directory: Path, dropout: float | None = None) -> tuple[GPT2LMHeadModel, TextTokenizer]:
-    """Read a model through the same checks that generation uses; weights in fp32, dropout its own unless given."""
+    """Read a model through the same checks that generation uses; weights in fp32, dropout its own unless given.
+
+    What the user should know about its files is printed on stderr.
+    """
     shape = read_shape(directory)
-    weights = {name: tensor.float() for name, tensor in read_weights(directory, shape).items()}
-    config = GPT2Config.from_pretrained(_config_directory(directory), local_files_only=True)
+    stored = stream_weights(directory, shape)
+    weights = {name: tensor.float() for name, tensor in stored}
+    for note in stored.notes:
+        say(note)
+    head = weights.pop(HEAD, None)
+    config = _read_config(directory, shape, is_tied=head is None)
     if dropout is not None:
         config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = dropout
     model = GPT2LMHeadModel(config)
-    output = weights.pop("lm_head.weight", weights["wte.weight"])
     model.transformer.load_state_dict(weights)
-    if not shape.tied:
-        model.lm_head.load_state_dict({"weight": output})
+    if head is not None:
+        model.lm_head.load_state_dict({"weight": head})
     tokenizer = load_tokenizer(directory, shape.vocab_size, shape.end_ids[0] if shape.end_ids else None)
+    if unused := unused_ids(tokenizer, shape.vocab_size, shape.end_ids):
+        say(note_on_unused(len(unused), shape.vocab_size))
     return for_training(model), tokenizer
+
+
+def _read_config(directory: Path, shape: ModelShape, is_tied: bool) -> GPT2Config:
+    """The config as transformers reads it, with the shape that the weights turned out to have.
+
+    Raises:
+        UserError: transformers refuses a field of it.
+    """
+    where = _config_directory(directory)
+    try:
+        config = GPT2Config.from_pretrained(where, local_files_only=True)
+    except Exception as error:  # its check of types has an error of its own for each kind
+        raise UserError(f"{where / 'config.json'} is refused by transformers: {_last_line(error)}") from None
+    for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise UserError(f"{where / 'config.json'}: {name} is {getattr(config, name)}, expected 0 to 1")
+    config.vocab_size, config.n_positions, config.tie_word_embeddings = shape.vocab_size, shape.n_positions, is_tied
+    config.add_cross_attention = False  # there is no encoder to attend to
+    return config
+
+
+def _last_line(error: Exception) -> str:
+    return one_line(str(error).strip().rpartition("\n")[2] or error)
 
 
 def _config_directory(directory: Path) -> Path:

@@ -204,13 +204,58 @@ def test_a_file_that_took_the_place_of_the_one_that_was_read(directory: Path) ->
 def test_a_tensor_that_is_there_under_two_names_is_left_to_who_reads_it_then(directory: Path) -> None:
     weights = load_file(directory / "model.safetensors")
     name = "h.1.attn.c_attn.weight"
-    weights[name] = weights[f"transformer.{name}"] + 1
+    for difference in (0, 1):
+        weights[name] = weights[f"transformer.{name}"] + difference
+        save_file(weights, directory / "model.safetensors", {"format": "pt"})
+        begin(directory)._thread.join()
+        ready = ahead.end(directory)
+        assert ready is not None
+        assert ready.laid_out == 0
+        if not difference:
+            assert_same(made(directory, "fp32", ready), made(directory, "fp32", None))
+    with pytest.raises(UserError, match=f"{name} is there twice with different values"):
+        made(directory, "fp32", ready)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "pretrained_model."])
+def test_names_behind_a_prefix_are_laid_out_too(directory: Path, prefix: str) -> None:
+    expected = made(directory, "fp32", None)
+    weights = {f"{prefix}{name}": tensor for name, tensor in load_file(directory / "model.safetensors").items()}
     save_file(weights, directory / "model.safetensors", {"format": "pt"})
     begin(directory)._thread.join()
     ready = ahead.end(directory)
     assert ready is not None
-    assert ready.laid_out == 0
-    assert_same(made(directory, "fp32", ready), made(directory, "fp32", None))
+    assert ready.names == {name for name, *_ in read_shape(directory).matrices()}
+    assert_same(made(directory, "fp32", ready), expected)
+
+
+@pytest.mark.parametrize("difference", [0, 1], ids=["equal", "another head"])
+def test_a_head_beside_a_tied_embedding_is_used_if_it_differs(tmp_path: Path, difference: int) -> None:
+    random_model(n_embd=20, n_head=2).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["lm_head.weight"] = weights["transformer.wte.weight"] + difference
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    begin(tmp_path)._thread.join()
+    ready = ahead.end(tmp_path)
+    assert ready is not None
+    assert "wte.weight" in ready.names
+    found = made(tmp_path, "fp32", ready)
+    assert found.shape.tied is not bool(difference)
+    expected = weights["transformer.wte.weight"] + difference
+    assert torch.equal(found.head.columns(torch.arange(300)), expected)
+
+
+def test_a_shared_tensor_under_the_name_of_the_head_is_laid_out(tmp_path: Path) -> None:
+    random_model(n_embd=20, n_head=2).save_pretrained(tmp_path)
+    expected = made(tmp_path, "fp32", None)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["lm_head.weight"] = weights.pop("transformer.wte.weight")
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    begin(tmp_path)._thread.join()
+    ready = ahead.end(tmp_path)
+    assert ready is not None
+    assert "wte.weight" in ready.names
+    assert_same(made(tmp_path, "fp32", ready), expected)
 
 
 def test_a_pipe_keeps_nobody_waiting(directory: Path) -> None:

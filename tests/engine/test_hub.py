@@ -170,6 +170,54 @@ def test_a_copy_that_lacks_a_shard_does_not_count(cache: Path, sharded_files: di
         fetch_model("gpt2")
 
 
+def sharded_pickle(tmp_path: Path) -> dict[str, Path]:
+    """The weights of a model in two pickles, and their index."""
+    weights = random_model().state_dict()
+    names = list(weights)
+    parts = {BIN_SHARDS[0]: names[:9], BIN_SHARDS[1]: names[9:]}
+    for file, part in parts.items():
+        torch.save({name: weights[name] for name in part}, tmp_path / file)
+    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+    (tmp_path / BIN_INDEX).write_text(json.dumps(index))
+    return {name: tmp_path / name for name in (*BIN_SHARDS, BIN_INDEX)}
+
+
+def test_a_cached_model_in_several_pickles_counts(
+    cache: Path, files: dict[str, Path], tmp_path: Path, dead_network: list[str], reference: GPT2LMHeadModel
+) -> None:
+    del files["model.safetensors"]
+    snapshot = put(cache, "gpt2", {**files, **sharded_pickle(tmp_path)})
+    assert fetch_model("gpt2").resolve() == snapshot.resolve()
+    assert dead_network == []
+    found = read_gpt2(find_checkpoint("gpt2")).matrices["wte"].columns(torch.arange(300))
+    assert torch.equal(found, reference.transformer.wte.weight)
+
+
+def test_a_copy_that_lacks_a_pickled_shard_does_not_count(cache: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    del files["model.safetensors"]
+    put(cache, "gpt2", {**files, **sharded_pickle(tmp_path)})
+    next(cache.glob(f"*/snapshots/*/{BIN_SHARDS[1]}")).unlink()
+    with pytest.raises(UserError, match="gpt2 is no directory here and not in the local cache"):
+        fetch_model("gpt2")
+
+
+def test_a_link_whose_content_is_gone_does_not_count(cache: Path, files: dict[str, Path]) -> None:
+    snapshot = put(cache, "gpt2", files)
+    (snapshot / "model.safetensors").resolve().unlink()
+    with pytest.raises(UserError, match="gpt2 is no directory here and not in the local cache"):
+        fetch_model("gpt2")
+
+
+def test_a_cached_adapter_is_found_without_the_network(
+    cache: Path, files: dict[str, Path], dead_network: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    names = {"adapter_config.json": tmp_path / "adapter_config.json", "adapter_model.safetensors": files["config.json"]}
+    snapshot = put(cache, "someone/lora", names)
+    assert fetch_model("someone/lora").resolve() == snapshot.resolve()
+    assert dead_network == []
+
+
 # --- not in the cache, and no network ---
 
 
@@ -266,6 +314,8 @@ def http_error(kind: type[HfHubHTTPError], message: str) -> HfHubHTTPError:
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 INDEX = "model.safetensors.index.json"
+BIN_SHARDS = ("pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin")
+BIN_INDEX = "pytorch_model.bin.index.json"
 
 
 @pytest.mark.parametrize(
@@ -279,8 +329,14 @@ INDEX = "model.safetensors.index.json"
         ({INDEX, *SHARDS}, {INDEX, *SHARDS}),
         ({INDEX, *SHARDS, "pytorch_model.bin"}, {INDEX, *SHARDS}),
         ({"model.safetensors", INDEX, *SHARDS}, {"model.safetensors"}),
+        ({BIN_INDEX, *BIN_SHARDS, "tf_model.h5"}, {BIN_INDEX, *BIN_SHARDS}),
+        ({BIN_INDEX, *BIN_SHARDS, INDEX, *SHARDS}, {INDEX, *SHARDS}),
+        ({"pytorch_model.bin", BIN_INDEX, *BIN_SHARDS}, {"pytorch_model.bin"}),
     ],
-    ids=["alone", "and a pickle", "and others", "pickle", "pickle and others", "shards", "shards and a pickle", "both"],
+    ids=[
+        *("alone", "and a pickle", "and others", "pickle", "pickle and others", "shards", "shards and a pickle"),
+        *("both", "pickled shards", "both kinds of shards", "pickle and its shards"),
+    ],
 )
 def test_one_format_of_the_weights_is_downloaded(publish: Publish, there: set[str], taken: set[str]) -> None:
     publish(*BASICS, *there)
@@ -291,6 +347,18 @@ def test_all_of_the_tokenizer_and_the_settings_is_downloaded(publish: Publish) -
     small = {"config.json", "generation_config.json", "vocab.json", "merges.txt", "tokenizer.json"}
     publish(*small, "model.safetensors")
     assert files_of(fetch_model("gpt2")).keys() == {*small, "model.safetensors"}
+
+
+def test_side_files_of_the_tokenizer_are_downloaded(publish: Publish) -> None:
+    side = {"added_tokens.json", "special_tokens_map.json", "tokenizer_config.json", "chat_template.jinja", "vocab.txt"}
+    publish(*BASICS, *side, "model.safetensors")
+    assert files_of(fetch_model("gpt2")).keys() == {*BASICS, *side, "model.safetensors"}
+
+
+@pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_adapter_is_downloaded_with_its_config(publish: Publish, weights: str) -> None:
+    publish("adapter_config.json", weights, "README.md", "training_args.bin")
+    assert files_of(fetch_model("someone/lora")).keys() == {"adapter_config.json", weights}
 
 
 def test_what_no_model_needs_is_not_downloaded(publish: Publish) -> None:
