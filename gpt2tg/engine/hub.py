@@ -13,7 +13,9 @@ PATIENCE_SECONDS = 5
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
-CONFIG_FILES = ("config.json", "generation_config.json")
+TOKENIZER_FILES += ("added_tokens.json", "vocab.txt", "chat_template.jinja")
+GENERATION_CONFIG = "generation_config.json"
+CONFIG_FILES = ("config.json", GENERATION_CONFIG)
 
 
 def fetch_model(name: str, option: str = "model_name") -> Path:

@@ -16,13 +16,15 @@ from transformers.utils import ModelOutput
 
 from gpt2tg.engine.checkpoints import ModelShape, base_directory, find_checkpoint, read_shape, shape_of
 from gpt2tg.engine.model import GPT2
-from gpt2tg.engine.tokenizer import END_OF_TEXT, TextTokenizer, byte_level, load_tokenizer
+from gpt2tg.engine.tokenizer import TextTokenizer, load_tokenizer
+from gpt2tg.engine.tokenizer_files import END_OF_TEXT, byte_level
 from gpt2tg.engine.weights import read_weights
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.lora import plain_weights
 from gpt2tg.training.loss import next_token_loss
 from gpt2tg.training.processor import ATTENTION, GELU, Dropout
+from gpt2tg.training.side_files import eos_token_id
 from gpt2tg.training.sources import TextSource
 
 
@@ -49,12 +51,14 @@ def existing_model(directory: Path, dropout: float | None = None) -> tuple[GPT2L
     config = GPT2Config.from_pretrained(_config_directory(directory), local_files_only=True)
     if dropout is not None:
         config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = dropout
+    tokenizer = load_tokenizer(directory, shape.vocab_size, shape.end_ids)
+    if tokenizer.end_id not in shape.end_ids:
+        config.eos_token_id = eos_token_id(shape, tokenizer)
     model = GPT2LMHeadModel(config)
     output = weights.pop("lm_head.weight", weights["wte.weight"])
     model.transformer.load_state_dict(weights)
     if not shape.tied:
         model.lm_head.load_state_dict({"weight": output})
-    tokenizer = load_tokenizer(directory, shape.vocab_size, shape.end_ids[0] if shape.end_ids else None)
     return for_training(model), tokenizer
 
 
