@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ CLEANED = {" .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'", " n't": "n't"
 CLEANED |= {" 've": "'ve", " 're": "'re"}
 
 # Before such a space nothing is ever replaced together with what follows it.
-CLEAN_BORDER = re.compile(r"(?<=[^ '])(?= )")
+CLEAN_BORDER = re.compile(r"(?<=[^ '])(?= [^'])")
 
 
 class TextTokenizer:
@@ -49,9 +49,9 @@ class TextTokenizer:
     @cached_property
     def special(self) -> dict[int, str]:
         """The tokens that leave no trace in a text, and their names."""
-        added = self.raw.get_added_tokens_decoder()
-        skip = partial(self.raw.decode, skip_special_tokens=True)  # it also skips what once was special
-        found = {n: token.content for n, token in added.items() if token.special or (token.content and not skip([n]))}
+        decode, added = self.raw.decode, self.raw.get_added_tokens_decoder()
+        # Asked of the decoder, which does not go by the flags of a token alone.
+        found = {n: token.content for n, token in added.items() if decode([n], False) and not decode([n], True)}
         end = self.raw.id_to_token(self.end_id) or ""
         # Old vocabularies do not mark it.
         return {**found, self.end_id: end} if MARKUP.fullmatch(end) else found
@@ -229,10 +229,9 @@ class TextStream:
         if is_last:
             ready, rest = [*ready, rest], ""
         self._uncleaned = rest
-        if not ready:
-            return ""
-        text, self._before = self._tokenizer.cleaned("".join(ready))[self._before :], 0
-        return text
+        text = self._tokenizer.cleaned("".join(ready))
+        before, self._before = self._before, max(0, self._before - len(text))
+        return text[before:]
 
 
 def load_tokenizer(directory: Path, vocab_size: int, end_ids: Sequence[int] | None = None) -> TextTokenizer:

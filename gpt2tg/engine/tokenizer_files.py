@@ -124,6 +124,7 @@ def _base(directory: Path, settings: Mapping[str, Any], rows: int) -> tuple[Toke
     """The tokenizer of the main files, and the added tokens of theirs that are left out."""
     if (directory / WHOLE).is_file():
         raw, beyond = _whole(directory / WHOLE, rows)
+        # This class goes by its settings, not by what its file says of the first word.
         if settings["tokenizer_class"] == GPT2_CLASS and isinstance(raw.pre_tokenizer, pre_tokenizers.ByteLevel):
             raw.pre_tokenizer.add_prefix_space = settings.get("add_prefix_space") is True
         return raw, beyond
@@ -148,13 +149,13 @@ def byte_level(model: BPE, adds_end: bool = True, adds_space: bool = False) -> T
     """GPT-2's way around a byte-pair encoding: bytes as letters, words split with their leading space.
 
     Args:
-        adds_end: whether the end-of-text token is added where the vocabulary lacks it.
+        adds_end: whether the end-of-text token is added.
         adds_space: whether a text that begins with a word gets a space before it.
     """
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=adds_space)
     tokenizer.decoder = decoders.ByteLevel()
-    if adds_end or tokenizer.token_to_id(END_OF_TEXT) is not None:
+    if adds_end:
         tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False, special=True)])
     return tokenizer
 
