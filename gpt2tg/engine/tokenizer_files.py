@@ -162,7 +162,8 @@ def byte_level(model: BPE, adds_end: bool = True, adds_space: bool = False) -> T
 
 def _word_pieces(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
     """Devlin et al. 2019, "BERT": words of lower case unless the settings say otherwise, cut into pieces."""
-    vocabulary = {line.rstrip("\n"): number for number, line in enumerate(path.open(encoding="utf-8"))}
+    with path.open(encoding="utf-8") as file:
+        vocabulary = {line.rstrip("\n"): number for number, line in enumerate(file)}
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token=str(_token(settings.get("unk_token")))))
     tokenizer.normalizer = normalizers.BertNormalizer(
         clean_text=True,
@@ -193,6 +194,8 @@ def _listed(directory: Path, settings: Mapping[str, Any]) -> dict[int, AddedToke
     """The tokens that files beside the tokenizer list with their ids."""
     if "added_tokens_decoder" in settings:
         file, entries = SETTINGS, settings["added_tokens_decoder"]
+        if not isinstance(entries, dict):
+            raise UserError(f"{directory / file}: added_tokens_decoder is no object")
         tokens = {number: _token(value, special=False) for number, value in entries.items()}
     else:
         file, entries = ADDED_TOKENS, _object(directory / ADDED_TOKENS)
