@@ -197,8 +197,8 @@ def test_a_session_goes_on_without_losing_spaces(spaced: Generator) -> None:
 @pytest.mark.parametrize("kind", ["always", "byte fallback"])
 def test_words_are_banned_with_and_without_a_space(kind: str) -> None:
     tokenizer = TextTokenizer(KINDS[kind][0](), 1)
-    within = [tokenizer.encode(f"a{word}")[-1] for word in ("o", " o")]
-    assert {(token,) for token in within} <= {ids[-1:] for ids in token_biases({"o": 1.0}, tokenizer)}
+    within_a_word = tokenizer.encode("ao")[-1]
+    assert (within_a_word,) in token_biases({"o": 1.0}, tokenizer)
 
 
 # --- special tokens ---
