@@ -10,7 +10,10 @@ from gpt2tg.engine.adapters import is_adapter
 from gpt2tg.engine.checkpoints import ModelShape, base_directory, read_json
 from gpt2tg.engine.hub import GENERATION_CONFIG, TOKENIZER_FILES
 from gpt2tg.engine.tokenizer import TextTokenizer
-from gpt2tg.engine.tokenizer_files import tokenizer_directory
+from gpt2tg.engine.tokenizer_files import SETTINGS, tokenizer_directory
+
+# Where transformers keeps the default chat template, and others beside it.
+TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 
 
 class SideFiles:
@@ -32,6 +35,7 @@ def side_files(directory: Path, shape: ModelShape, tokenizer: TextTokenizer) -> 
     """Read the files of a model. They stay as they are, but for end tokens that training does not end texts with."""
     where = tokenizer_directory(directory)
     files = {name: (where / name).read_bytes() for name in TOKENIZER_FILES if (where / name).is_file()}
+    files = _with_all_templates(files, where)
     settings = _generation_config(directory)
     if settings is not None:
         files[GENERATION_CONFIG] = settings.read_bytes()
@@ -39,6 +43,23 @@ def side_files(directory: Path, shape: ModelShape, tokenizer: TextTokenizer) -> 
             changed = {**read_json(settings), "eos_token_id": eos_token_id(shape, tokenizer)}
             files[GENERATION_CONFIG] = (json.dumps(changed, indent=2, sort_keys=True) + "\n").encode()
     return SideFiles(files)
+
+
+def _with_all_templates(files: dict[str, bytes], directory: Path) -> dict[str, bytes]:
+    """The files, with all chat templates in tokenizer_config.json where the directory has further ones.
+
+    Transformers reads them there too, unless the default one has a file, and a checkpoint of ours has no directories.
+    """
+    found = {path.stem: path.read_text(encoding="utf-8") for path in sorted((directory / TEMPLATES).glob("*.jinja"))}
+    if not found:
+        return files
+    config = json.loads(files.get(SETTINGS, b"{}"))
+    default = files[TEMPLATE].decode() if TEMPLATE in files else config.get("chat_template")
+    if isinstance(default, str):
+        found["default"] = default
+    config["chat_template"] = [{"name": name, "template": template} for name, template in found.items()]
+    content = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    return {**{name: files[name] for name in files if name != TEMPLATE}, SETTINGS: content}
 
 
 def eos_token_id(shape: ModelShape, tokenizer: TextTokenizer) -> int | list[int]:

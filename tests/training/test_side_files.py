@@ -75,6 +75,17 @@ def test_fine_tuning_keeps_what_the_base_brought(base: Path, text_file: Path, tm
     assert load(str(out)).model.shape.end_ids == (0, 199)
 
 
+def test_further_chat_templates_are_kept(base: Path, text_file: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "base", tmp_path / "out"
+    shutil.copytree(base, source)
+    theirs = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    theirs.chat_template = {"default": TEMPLATE, "tool_use": "tools: {{ messages[0]['content'] }}"}
+    theirs.save_pretrained(source)
+    assert (source / "additional_chat_templates" / "tool_use.jinja").is_file()
+    finetune(quick(text_file, out, max_steps=1), str(source))
+    assert AutoTokenizer.from_pretrained(out, local_files_only=True).chat_template == theirs.chat_template
+
+
 def test_older_tokenizer_files_are_kept_too(tokenizer: TextTokenizer, text_file: Path, tmp_path: Path) -> None:
     base, out = tmp_path / "base", tmp_path / "out"
     random_model(vocab_size=301).save_pretrained(base)
