@@ -58,7 +58,7 @@ def ours(file: str, block_size: int) -> Callable[[], dict]:
     from gpt2tg.training.sources import plan_sources
 
     shape = read_shape(BUNDLED_DIRECTORY)
-    tokenizer = load_tokenizer(BUNDLED_DIRECTORY, shape.vocab_size, shape.end_ids[0])
+    tokenizer = load_tokenizer(BUNDLED_DIRECTORY, shape.vocab_size, shape.end_ids)
     options = TrainingOptions(train_file=(file,), validation_split=0, block_size=block_size)
 
     def prepare() -> dict:

@@ -55,7 +55,7 @@ def _write_checkpoint(shape: str, directory: Path) -> None:
     torch.manual_seed(SEED)
     config = GPT2Config(bos_token_id=0, eos_token_id=0, **SHAPES[shape])
     GPT2LMHeadModel(config).save_pretrained(directory)
-    transformers_tokenizer(load_tokenizer(BUNDLED_DIRECTORY, VOCABULARY, 0), POSITIONS).save_pretrained(directory)
+    transformers_tokenizer(load_tokenizer(BUNDLED_DIRECTORY, VOCABULARY, [0]), POSITIONS).save_pretrained(directory)
 
 
 def ctranslate2(source: Path) -> Path:
