@@ -213,6 +213,8 @@ def model_loader(given: dict[str, Any], option: str) -> Callable[..., Generator]
             notice(note)
         if precision not in ("auto", generator.model.precision):
             notice(f"--precision {precision} is not to be had on this processor: {generator.model.precision} is used")
+        for line in generator.tokenizer.notes:
+            notice(line)
         return generator
 
     return load_model

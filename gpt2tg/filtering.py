@@ -85,8 +85,9 @@ def on_the_distribution(options: DecodingOptions, end_tokens: int) -> list[Shapi
 
 
 def token_biases(words: dict[str, float], tokenizer: TextTokenizer) -> dict[tuple[int, ...], float]:
-    """Biases by word as biases by sequence of ids, for all the ways the word is usually written."""
-    return {tuple(tokenizer.encode(form)): bias for word, bias in words.items() for form in forms(word)}
+    """Biases by word as biases by sequence of ids, for all the ways the word is usually written within a text."""
+    encode = partial(tokenizer.encode, continues=True)
+    return {tuple(encode(form)): bias for word, bias in words.items() for form in forms(word)}
 
 
 def forms(word: str) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from gpt2tg import captured
 from gpt2tg.decoding import beam, contrastive, lookup, sampling
 from gpt2tg.decoding.interface import NotFiniteError, Token
-from gpt2tg.decoding.stopping import Deadline, Endings, StopStrings, cut_at_stop
+from gpt2tg.decoding.stopping import Deadline, Endings, StopStrings, with_marks
 from gpt2tg.engine import ahead
 from gpt2tg.engine.checkpoints import find_checkpoint, read_shape
 from gpt2tg.engine.cuda_graph import ContinuousBatch, Entry
@@ -23,7 +23,7 @@ from gpt2tg.engine.weights import stream_weights
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.filtering import filter_chain
 from gpt2tg.options import DEFAULT_MAX_LENGTH, DecodingOptions
-from gpt2tg.streaming import VisibleText
+from gpt2tg.streaming import VisibleText, completion
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class Generator:
             prompt.encode("utf-8")
         except UnicodeEncodeError:  # bytes of the command line or of stdin that were no text
             raise UserError("is not UTF-8", "prompt") from None
-        return self.tokenizer.encode(prompt) or [self.tokenizer.end_id]
+        return self.tokenizer.encode_prompt(prompt)
 
     def fit(self, prompt: str, options: DecodingOptions, index: int = 0) -> Request:
         """Find the room that a prompt leaves, and treat one that leaves none as `options.overflow` says.
@@ -244,14 +244,16 @@ class Generator:
         """Texts that are written token by token: greedy, drawn, contrastive."""
         owners = [owner for owner in range(len(requests)) for _ in range(options.draws)]
         numbers = [request.first + number for request in requests for number in range(options.draws)]
-        visible = [VisibleText(self.tokenizer, options.stop, options.keep_stop) for _ in owners]
+        visible = [
+            VisibleText(self.tokenizer, options.stop, options.keep_stop, requests[owner].ids) for owner in owners
+        ]
         new_ids: list[list[int]] = [[] for _ in owners]
         logprobs = [0.0] * len(owners)
         for token in self._tokens(rows, requests, owners, numbers, options):
             sample, request = token.sample, requests[owners[token.sample]]
             new_ids[sample].append(token.id)
             logprobs[sample] += token.logprob
-            piece = "" if token.finish_reason == "eos" else visible[sample].push(token.id)
+            piece = visible[sample].push(token.id)
             if not token.finish_reason:
                 if piece:
                     yield Chunk(request.index, numbers[sample], piece)
@@ -279,7 +281,7 @@ class Generator:
         options: DecodingOptions,
     ) -> Iterator[Token]:
         prompts = [request.ids for request in requests]
-        finish = self._endings(options, [requests[owner].room for owner in owners])
+        finish = self._endings(options, [requests[owner] for owner in owners])
         seed, samples = options.seed or 0, options.strategy.samples
         streams = (
             sampling.stream(seed, requests[owner].index, number) for owner, number in zip(owners, numbers, strict=True)
@@ -326,9 +328,9 @@ class Generator:
             filter_chain(options, self.tokenizer, self._end_ids, self.unused),
             settings,
             proposers,
-            self._endings(options, rooms),
+            self._endings(options, requests),
         )
-        visible = [VisibleText(self.tokenizer, options.stop, options.keep_stop) for _ in requests]
+        visible = [VisibleText(self.tokenizer, options.stop, options.keep_stop, request.ids) for request in requests]
         for position, search in searches:
             request, best = requests[position], visible[position]
             if not search.is_over:
@@ -342,10 +344,9 @@ class Generator:
                 yield Chunk(request.index, rank, sample.completion[shown:], sample)
 
     def _beam_sample(self, request: Request, rank: int, text: beam.Hypothesis, options: DecodingOptions) -> Sample:
-        written = text.ids[:-1] if text.finish_reason == "eos" else text.ids
         return Sample(
             prompt=request.prompt,
-            completion=cut_at_stop(self.tokenizer.decode(list(written)), options.stop, options.keep_stop),
+            completion=completion(self.tokenizer, request.ids, text.ids, options.stop, options.keep_stop),
             prompt_index=request.index,
             index=rank,
             prompt_tokens=len(request.ids),
@@ -394,8 +395,15 @@ class Generator:
         one = len(requests) == options.draws == 1 and not options.strategy.beams
         return one and options.decoding != "contrastive" and self.model.shares_memory
 
-    def _endings(self, options: DecodingOptions, rooms: Sequence[int]) -> Endings:
-        stop = StopStrings(options.stop, self.tokenizer.decode)
+    def _endings(self, options: DecodingOptions, requests: Sequence[Request]) -> Endings:
+        """Says when a text ends. `requests` has the prompt of each."""
+        rooms = [request.room for request in requests]
+        strings, marks = with_marks(options.stop, self.tokenizer.special)
+
+        def tail(index: int, ids: Sequence[int], count: int) -> str:
+            return self.tokenizer.tail(requests[index].ids, ids, count, marks)
+
+        stop = StopStrings(strings, tail)
         if options.max_time is None:
             return Endings(self._end_ids, stop, rooms)
         return Endings(self._end_ids, stop, rooms, Deadline(options.max_time))
@@ -447,7 +455,7 @@ def load(name: str, device: str = "auto", option: str = "model_name", precision:
     where = choose_device(device)
     directory = find_checkpoint(name, option)
     shape = read_shape(directory)
-    tokenizer = load_tokenizer(directory, shape.vocab_size, shape.end_ids[0] if shape.end_ids else None)
+    tokenizer = load_tokenizer(directory, shape.vocab_size, shape.end_ids)
     ready = ahead.end(directory)
     weights = stream_weights(directory, shape, ready.names if ready else ())
     model = GPT2(weights, shape, where, precision, ready)

@@ -14,7 +14,7 @@ from torch import Tensor
 from gpt2tg.decoding.filters import BANNED
 from gpt2tg.decoding.interface import NotFiniteError, log_probabilities
 from gpt2tg.engine.sliding import windows
-from gpt2tg.engine.tokenizer import END_OF_TEXT, TextStream, TextTokenizer
+from gpt2tg.engine.tokenizer import TextStream, TextTokenizer
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.generation import Generator, Sample
 
@@ -77,8 +77,8 @@ def inspect_text(generator: Generator, text: str, alternatives: int = 0) -> list
 
     A text that is longer than the model's positions is read in windows that slide by half of them.
     """
-    ids = generator.tokenizer.encode(text)
-    return inspect_ids(generator, [generator.tokenizer.end_id], ids, alternatives)
+    tokenizer = generator.tokenizer
+    return inspect_ids(generator, tokenizer.encode_prompt(""), tokenizer.encode(text), alternatives)
 
 
 def inspect_ids(
@@ -87,7 +87,8 @@ def inspect_ids(
     """Tokens after a context of at least one token."""
     if not ids:
         return []
-    texts = token_texts(generator.tokenizer, ids)
+    texts = token_texts(generator.tokenizer, ids, context)
+    begins = not generator.tokenizer.decode(context)
     found = []
     wanted = torch.tensor(list(ids), device=generator.model.device)
     for logprobs in _logprobs(generator, [*context, *ids], len(context)):
@@ -98,7 +99,7 @@ def inspect_ids(
             own[:, 0].exp().tolist(),
             (1 + (logprobs > own).sum(dim=1)).tolist(),
             torch.special.entr(logprobs.exp()).sum(dim=1).tolist(),
-            _likeliest(generator.tokenizer, logprobs, alternatives),
+            _likeliest(generator.tokenizer, logprobs, alternatives, begins and not first),
             strict=True,
         )
         found += [InspectedToken(ids[place], texts[place], *row) for place, row in enumerate(columns, start=first)]
@@ -124,18 +125,14 @@ def next_token(generator: Generator, prompt: str, count: int, overflow: str = "e
         )
     (logprobs,) = _logprobs(generator, [*ids[-positions:], generator.tokenizer.end_id], len(ids[-positions:]))
     entropy = torch.special.entr(logprobs.exp()).sum().item()
-    return NextToken(entropy, _likeliest(generator.tokenizer, logprobs, count)[0])
+    begins = not generator.tokenizer.decode(ids)
+    return NextToken(entropy, _likeliest(generator.tokenizer, logprobs, count, begins)[0])
 
 
-def token_texts(tokenizer: TextTokenizer, ids: Sequence[int]) -> list[str]:
-    """The share of each token in the text of them all; the end-of-text token shows its name."""
-    stream = TextStream(tokenizer)
-    texts = []
-    for token in ids:
-        if token == tokenizer.end_id:
-            texts.append(stream.finish() + END_OF_TEXT)
-        else:
-            texts.append(stream.push(token))
+def token_texts(tokenizer: TextTokenizer, ids: Sequence[int], before: Sequence[int] = ()) -> list[str]:
+    """The share of each token in the text that they add to what is before them; special tokens show their name."""
+    stream = TextStream(tokenizer, before, tokenizer.special)
+    texts = [stream.push(token) for token in ids]
     texts[-1] += stream.finish()
     return texts
 
@@ -160,8 +157,8 @@ def _logprobs(generator: Generator, ids: Sequence[int], context: int) -> Iterato
         raise RunError(str(error)) from None
 
 
-def _likeliest(tokenizer: TextTokenizer, logprobs: Tensor, count: int) -> list[tuple[Candidate, ...]]:
-    """The most probable tokens of each place. (t, V)"""
+def _likeliest(tokenizer: TextTokenizer, logprobs: Tensor, count: int, begins: bool) -> list[tuple[Candidate, ...]]:
+    """The most probable tokens of each place; `begins` where the first place is the beginning of a text. (t, V)"""
     used = int((logprobs[0] > BANNED).sum())
     values, ids = logprobs.topk(min(count, used), dim=1)
     found = []
@@ -170,10 +167,7 @@ def _likeliest(tokenizer: TextTokenizer, logprobs: Tensor, count: int) -> list[t
         for place, (token, probability) in enumerate(zip(tokens, probabilities, strict=True)):
             is_tied = place > 0 and probability == candidates[-1].probability
             rank = candidates[-1].rank if is_tied else place + 1
-            candidates.append(Candidate(token, _alone(tokenizer, token), probability, rank))
+            text = tokenizer.name(token, begins and not found)
+            candidates.append(Candidate(token, text, probability, rank))
         found.append(tuple(candidates))
     return found
-
-
-def _alone(tokenizer: TextTokenizer, token: int) -> str:
-    return END_OF_TEXT if token == tokenizer.end_id else tokenizer.decode([token])

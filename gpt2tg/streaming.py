@@ -5,22 +5,44 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-from gpt2tg.decoding.stopping import cut_at_stop, held_back
+from gpt2tg.decoding.stopping import cut_at_stop, held_back, with_marks
 from gpt2tg.engine.tokenizer import TextStream, TextTokenizer
 
 ZERO_WIDTH_JOINER = "\u200d"
 
 
-class VisibleText:
-    """One text while it is being written, and how far it has been shown."""
+def completion(
+    tokenizer: TextTokenizer, before: Sequence[int], ids: Sequence[int], stop: Sequence[str], keep_stop: bool
+) -> str:
+    """The text that ids add to that of the ids before them, up to a stop string."""
+    visible = VisibleText(tokenizer, stop, keep_stop, before)
+    for token in ids:
+        visible.push(token)
+    visible.finish()
+    return visible.shown
 
-    def __init__(self, tokenizer: TextTokenizer, stop: Sequence[str] = (), keep_stop: bool = False) -> None:
+
+class VisibleText:
+    """One text while it is being written, and how far it has been shown.
+
+    Special tokens leave no trace in it. One that is named in a stop string nevertheless ends the text.
+    """
+
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        stop: Sequence[str] = (),
+        keep_stop: bool = False,
+        before: Sequence[int] = (),
+    ) -> None:
+        """`before` are the tokens that the text is written to."""
         self.shown = ""
         self.count = 0
         """Tokens pushed so far."""
-        self._stream = TextStream(tokenizer)
+        self._stop, marks = with_marks(stop, tokenizer.special)
+        self._names = {ord(mark): tokenizer.special[token] for token, mark in marks.items()}
+        self._stream = TextStream(tokenizer, before, marks)
         self._pending = ""
-        self._stop = stop
         self._keep_stop = keep_stop
 
     def push(self, token: int) -> str:
@@ -36,12 +58,14 @@ class VisibleText:
     def finish(self) -> str:
         """The rest of the text, up to the stop string where it ends with one."""
         self._pending += self._stream.finish()
-        whole = cut_at_stop(self.shown + self._pending, self._stop, self._keep_stop)
-        self._pending = whole[len(self.shown) :]
+        before_stop, with_stop = (cut_at_stop(self._pending, self._stop, keep) for keep in (False, True))
+        kept = with_stop[len(before_stop) :].translate(self._names) if self._keep_stop else ""
+        self._pending = before_stop + kept
         return self._show(len(self._pending))
 
     def _show(self, length: int) -> str:
         piece, self._pending = self._pending[:length], self._pending[length:]
+        piece = piece.translate(dict.fromkeys(self._names))
         self.shown += piece
         return piece
 

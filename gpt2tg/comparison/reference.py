@@ -91,7 +91,7 @@ def _piece(generator: Generator, text: str, prompt_tokens: int, room: int) -> tu
     has_ended = enough == text and len(ids) < end
     prompt = "".join(texts[:cut])
     following = (*ids[cut:end], *([tokenizer.end_id] if has_ended else []))
-    return Piece(prompt, tuple(tokenizer.encode(prompt)), following, has_ended), len("".join(texts[:end]))
+    return Piece(prompt, tuple(tokenizer.encode_prompt(prompt)), following, has_ended), len("".join(texts[:end]))
 
 
 def spread(pieces: Sequence[Piece], count: int) -> list[Piece]:
@@ -106,7 +106,7 @@ def as_samples(generator: Generator, pieces: Sequence[Piece]) -> list[Sample]:
     return [
         Sample(
             prompt=piece.prompt,
-            completion=generator.tokenizer.decode(list(piece.ids)),
+            completion=generator.tokenizer.added(piece.context, piece.ids),
             prompt_index=number,
             index=0,
             prompt_tokens=len(piece.context),

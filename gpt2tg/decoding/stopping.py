@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-# Token ids -> their text; bytes that make no whole character may come out as replacement characters.
-Decode = Callable[[list[int]], str]
+# The number of a text, its new token ids, how many of them at least -> the text of the last of them; bytes that make no
+# whole character may come out as replacement characters.
+Tail = Callable[[int, Sequence[int], int], str]
+
+# No text holds half a character: these stand for tokens without a text.
+FIRST_MARK, LAST_MARK = 0xD800, 0xDFFF
 
 
 class Deadline:
@@ -24,19 +28,39 @@ class Deadline:
 class StopStrings:
     """Finds strings in a text that grows token by token, across token borders."""
 
-    def __init__(self, strings: Sequence[str], decode: Decode) -> None:
+    def __init__(self, strings: Sequence[str], tail: Tail) -> None:
         self._strings = tuple(strings)
-        self._decode = decode
+        self._tail = tail
         # A token is at least one byte: so many of them hold any string that ends in the newest one, and the bytes
         # of a character that the window may cut at its beginning.
-        self._reach = max((len(string.encode()) for string in strings), default=0) + 3
+        self._reach = max((len(string.encode(errors="surrogatepass")) for string in strings), default=0) + 3
 
-    def end_in(self, ids: Sequence[int]) -> bool:
+    def end_in(self, index: int, ids: Sequence[int]) -> bool:
         """Whether the text of the ids holds a stop string, given that without the newest id it held none."""
         if not self._strings:
             return False
-        window = self._decode(list(ids[-self._reach :]))
+        window = self._tail(index, ids, self._reach)
         return any(string in window for string in self._strings)
+
+
+def with_marks(strings: Sequence[str], special: Mapping[int, str]) -> tuple[tuple[str, ...], dict[int, str]]:
+    """Stop strings as they are, and with a mark for each token that leaves no text, but whose name they hold.
+
+    Args:
+        special: names of tokens that leave no text.
+
+    Returns:
+        The strings, and the marks of the tokens.
+    """
+    named = [number for number, name in special.items() if any(name in string for string in strings)]
+    longest_first = sorted(named, key=lambda number: -len(special[number]))
+    marks = {number: chr(mark) for number, mark in zip(longest_first, range(FIRST_MARK, LAST_MARK), strict=False)}
+    marked = []
+    for string in strings:
+        for number, mark in marks.items():
+            string = string.replace(special[number], mark)
+        marked.append(string)
+    return tuple(dict.fromkeys([*strings, *marked])), marks
 
 
 def cut_at_stop(text: str, strings: Sequence[str], keep: bool) -> str:
@@ -79,7 +103,7 @@ class Endings:
         """The reason to end with the newest of the new ids, or None."""
         if ids[-1] in self._end_ids:
             return "eos"
-        if self._stop.end_in(ids):
+        if self._stop.end_in(index, ids):
             return "stop"
         if len(ids) >= self._room[index]:
             return "length"

@@ -27,7 +27,8 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "chat_template.jinja", "chat_template.json"),
 )
-CONFIG_FILES = ("config.json", "generation_config.json")
+GENERATION_CONFIG = "generation_config.json"
+CONFIG_FILES = ("config.json", GENERATION_CONFIG)
 
 
 def fetch_model(name: str, option: str = "model_name") -> Path:

@@ -33,10 +33,11 @@ def why(session: Session, words: str) -> None:
     if not turns:
         raise UserError("there is no text yet: type its beginning")
     before, text = ("", str(session.text)) if words else (session.text.before_last + turns[-1].typed, turns[-1].written)
-    ids = session.generator.tokenizer.encode(text) if words else _written_ids(session, turns[-1])
+    context = session.generator.encode(before)
+    ids = session.generator.tokenizer.encode(text) if words else _written_ids(session, context, turns[-1])
     if not ids:
         raise UserError("nothing was written here: /why all explains the whole text")
-    tokens = inspect_ids(session.generator, session.generator.encode(before), ids, ALTERNATIVES)
+    tokens = inspect_ids(session.generator, context, ids, ALTERNATIVES)
     style, write = session.front.style, session.front.write
     shown = session.front.style.shown
     write("".join(style.heat(shown(token.text), token.probability) for token in tokens).rstrip("\n") + "\n\n")
@@ -46,15 +47,16 @@ def why(session: Session, words: str) -> None:
         write(f"  {_explained(token)}\n")
 
 
-def _written_ids(session: Session, turn: Turn) -> Sequence[int]:
-    """The tokens that were written, up to a stop string; where they are not known, those of the text read anew.
+def _written_ids(session: Session, context: Sequence[int], turn: Turn) -> Sequence[int]:
+    """The tokens that were written after a context, up to a stop string; where they are not known, those of the text
+    read anew.
 
     Another model may have taken over: tokens that are not the text in its vocabulary are none of its own.
     """
     tokenizer = session.generator.tokenizer
-    ids = [token for token in turn.ids if token != tokenizer.end_id]
-    ends = (end for end in range(len(ids), 0, -1) if tokenizer.decode(ids[:end]) == turn.written)
-    return ids[:end] if (end := next(ends, None)) else tokenizer.encode(turn.written)
+    ids = [token for token in turn.ids if token not in tokenizer.special]
+    ends = (end for end in range(len(ids), 0, -1) if tokenizer.added(context, ids[:end]) == turn.written)
+    return ids[:end] if (end := next(ends, None)) else tokenizer.encode(turn.written, continues=True)
 
 
 def _explained(token: InspectedToken) -> str:

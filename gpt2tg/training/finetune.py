@@ -27,6 +27,7 @@ from transformers.integrations import integration_utils as integrations
 
 from gpt2tg import __version__
 from gpt2tg.engine.adapters import is_adapter
+from gpt2tg.engine.checkpoints import read_shape
 from gpt2tg.engine.runs import saved_checkpoints, step_of_model
 from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.errors import Interrupted, RunError, UserError, one_line
@@ -56,6 +57,7 @@ from gpt2tg.training.plan import fused_attention, plan, show_blocks, total_steps
 from gpt2tg.training.processor import keep_freed_memory
 from gpt2tg.training.records import Records
 from gpt2tg.training.samples import Samples
+from gpt2tg.training.side_files import SideFiles, side_files
 from gpt2tg.training.sources import plan_sources
 from gpt2tg.training.trainer import LanguageTrainer
 
@@ -208,6 +210,8 @@ class _Run:
 
     def announce(self) -> None:
         """Say what is trained on what, with advice on the data."""
+        for line in self._tokenizer.notes:
+            say(line)
         for line in advice(self._sources, self._data, self.options):
             say(f"advice: {line}")
         _announce(self.options, self._model, self._data, self._name, self._arguments.world_size)
@@ -276,7 +280,7 @@ class _Run:
             data_collator=collate(options.block_size, self._tokenizer.end_id),
             train_dataset=data.train,
             eval_dataset=data.validation,
-            processing_class=transformers_tokenizer(self._tokenizer, model.config.n_positions),
+            processing_class=self._side_files(),
             callbacks=[Progress(stopwatch), *self._callbacks],
         )
         trainer.remove_callback(transformers.PrinterCallback)
@@ -286,6 +290,12 @@ class _Run:
         measures = data.validation is not None
         trainer.add_callback(Pace(measures, options.eval_steps, options.early_stopping_patience, trainer.agreement))
         self.trainer = trainer
+
+    def _side_files(self) -> SideFiles | transformers.PreTrainedTokenizerFast:
+        """What saves the tokenizer into each checkpoint, and what else the model to start from brought."""
+        if self._start is None:
+            return transformers_tokenizer(self._tokenizer, self._model.config.n_positions)
+        return side_files(self._start, read_shape(self._start), self._tokenizer)
 
     def _records(self) -> Records:
         return Records(self.directory, f"{self._name} on {_file_names(self.options)}")

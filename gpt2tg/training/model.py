@@ -16,14 +16,8 @@ from transformers.utils import ModelOutput
 
 from gpt2tg.engine.checkpoints import ModelShape, base_directory, find_checkpoint, read_shape, shape_of
 from gpt2tg.engine.model import GPT2
-from gpt2tg.engine.tokenizer import (
-    END_OF_TEXT,
-    TextTokenizer,
-    byte_level,
-    load_tokenizer,
-    note_on_unused,
-    unused_ids,
-)
+from gpt2tg.engine.tokenizer import TextTokenizer, load_tokenizer, note_on_unused, unused_ids
+from gpt2tg.engine.tokenizer_files import END_OF_TEXT, byte_level
 from gpt2tg.engine.weight_files import HEAD
 from gpt2tg.engine.weights import stream_weights
 from gpt2tg.errors import UserError, one_line
@@ -32,6 +26,7 @@ from gpt2tg.training.callbacks import say
 from gpt2tg.training.lora import plain_weights
 from gpt2tg.training.loss import next_token_loss
 from gpt2tg.training.processor import ATTENTION, GELU, Dropout
+from gpt2tg.training.side_files import eos_token_id
 from gpt2tg.training.sources import TextSource
 
 
@@ -65,11 +60,13 @@ def existing_model(directory: Path, dropout: float | None = None) -> tuple[GPT2L
     config = _read_config(directory, shape, is_tied=head is None)
     if dropout is not None:
         config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = dropout
+    tokenizer = load_tokenizer(directory, shape.vocab_size, shape.end_ids)
+    if tokenizer.end_id not in shape.end_ids:
+        config.eos_token_id = eos_token_id(shape, tokenizer)
     model = GPT2LMHeadModel(config)
     model.transformer.load_state_dict(weights)
     if head is not None:
         model.lm_head.load_state_dict({"weight": head})
-    tokenizer = load_tokenizer(directory, shape.vocab_size, shape.end_ids[0] if shape.end_ids else None)
     if unused := unused_ids(tokenizer, shape.vocab_size, shape.end_ids):
         say(note_on_unused(len(unused), shape.vocab_size))
     return for_training(model), tokenizer

@@ -6,12 +6,14 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2tg.engine.checkpoints import ModelShape
-from gpt2tg.engine.tokenizer import TextTokenizer
+from gpt2tg.engine.tokenizer import TextStream, TextTokenizer
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.advice import counted
 from gpt2tg.training.callbacks import duration
@@ -152,9 +154,8 @@ def show_blocks(data: TrainingData, tokenizer: TextTokenizer, options: TrainingO
 
 
 def _stretches(ids: list[int], labels: list[int], tokenizer: TextTokenizer) -> Iterator[str]:
-    start = 0
-    for i in range(1, len(ids) + 1):
-        if i == len(ids) or (labels[i] == NO_LOSS) != (labels[start] == NO_LOSS):
-            text = tokenizer.raw.decode(ids[start:i], skip_special_tokens=False)
-            yield text.join(MARKS) if labels[start] == NO_LOSS else text
-            start = i
+    stream = TextStream(tokenizer, marks=tokenizer.special)
+    places = zip(ids, (label == NO_LOSS for label in labels), strict=True)
+    for is_context, stretch in groupby(places, key=itemgetter(1)):
+        text = "".join([stream.push(token) for token, _ in stretch]) + stream.finish()
+        yield text.join(MARKS) if is_context else text

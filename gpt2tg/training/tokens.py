@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,15 +96,28 @@ def _write(draft: Path, found: Survey, tokenizer: TextTokenizer) -> None:
 
 
 def token_runs(found: Survey, tokenizer: TextTokenizer) -> Iterator[tuple[Piece, np.ndarray]]:
-    """Each piece of text with its ids, the end-of-text token where an example ends."""
-    kind = _id_type(tokenizer)
+    """Each piece of text with its ids. An example begins with what the tokenizer puts before a text, and ends with the
+    end-of-text token."""
+    kind, begins = _id_type(tokenizer), True
     with tqdm(total=found.text_bytes, desc="tokenizing", unit="B", unit_scale=True, leave=False, disable=None) as bar:
         for batch in _batches(found.pieces()):
-            texts = [piece.text for piece in batch]
-            encodings = tokenizer.raw.encode_batch_fast(texts, add_special_tokens=False)
-            for piece, encoding in zip(batch, encodings, strict=True):
-                yield piece, np.array([*encoding.ids, tokenizer.end_id] if piece.ends else encoding.ids, kind)
-            bar.update(sum(len(text.encode()) for text in texts))
+            for piece, ids in zip(batch, _encode(batch, begins, tokenizer), strict=True):
+                before = tokenizer.prefix if begins else ()
+                yield piece, np.array([*before, *ids, tokenizer.end_id] if piece.ends else [*before, *ids], kind)
+                begins = piece.ends
+            bar.update(sum(len(piece.text.encode()) for piece in batch))
+
+
+def _encode(batch: Sequence[Piece], begins: bool, tokenizer: TextTokenizer) -> list[list[int]]:
+    """The ids of each piece; `begins` where the first begins an example."""
+    follows = [not begins, *(not piece.ends for piece in batch[:-1])]
+    continues = [later and not tokenizer.encodes_in_parts for later in follows]
+    texts = [piece.text for piece, later in zip(batch, continues, strict=True) if not later]
+    encoded = iter(tokenizer.raw.encode_batch_fast(texts, add_special_tokens=False))
+    return [
+        tokenizer.encode(piece.text, continues=True) if later else next(encoded).ids
+        for piece, later in zip(batch, continues, strict=True)
+    ]
 
 
 def _batches(stream: Iterator[Piece]) -> Iterator[list[Piece]]:
@@ -131,4 +144,6 @@ def _fingerprint(found: Survey, tokenizer: TextTokenizer) -> str:
     """Names the tokens by all that they depend on, the text itself included."""
     digest = hashlib.sha256(repr((VERSION, found.digest, tokenizer.end_id)).encode())
     digest.update(tokenizer.raw.to_str().encode())
+    if tokenizer.prefix or not tokenizer.encodes_in_parts:
+        digest.update(repr((tokenizer.prefix, tokenizer.encodes_in_parts)).encode())
     return digest.hexdigest()[:32]

@@ -67,7 +67,7 @@ def in_steps(
         Entry(sample, prompt, room, sampling.stream(7, sample, 0).random if options.strategy.samples else None)
         for sample, (prompt, room) in enumerate(work)
     )
-    finish = Endings(end_ids, StopStrings((), lambda _: ""), [room for _, room in work])
+    finish = Endings(end_ids, StopStrings((), lambda *_: ""), [room for _, room in work])
     return collected(batch.write(entries, finish))
 
 
@@ -85,7 +85,7 @@ def one_by_one(
             [0],
             [lambda x, _, change=change: change(x) for change in shaping],
             choose,
-            Endings(end_ids, StopStrings((), lambda _: ""), [room]),
+            Endings(end_ids, StopStrings((), lambda *_: ""), [room]),
         )
         texts[sample] = collected(written)[0]
     return texts
