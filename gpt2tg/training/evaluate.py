@@ -14,6 +14,7 @@ from transformers import GPT2LMHeadModel
 from gpt2tg.engine.checkpoints import find_checkpoint
 from gpt2tg.errors import UserError
 from gpt2tg.options import EvaluationOptions
+from gpt2tg.training.callbacks import say
 from gpt2tg.training.data import NO_LOSS
 from gpt2tg.training.model import existing_model
 from gpt2tg.training.sources import plan_evaluation
@@ -61,6 +62,8 @@ def evaluate(model_name: str, options: EvaluationOptions, device: torch.device) 
         UserError: no such model or file, or a stride that the positions do not allow.
     """
     found = plan_evaluation(options)
+    for line in found.notices:
+        say(line)
     model, tokenizer = existing_model(find_checkpoint(model_name))
     positions = model.config.n_positions
     stride = options.stride or positions // 2

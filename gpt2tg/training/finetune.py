@@ -180,6 +180,8 @@ class _Run:
         self._device, self._arguments = device, arguments
         self._interruption, self._callbacks = interruption, callbacks
         self._sources = plan_sources(options)
+        for line in dict.fromkeys(line for side in self._sources if side is not None for line in side.found.notices):
+            say(line)
         self._start = self._model_to_start_from(model_name)
         self._model_name = None if self._start is None else model_name
         self._model, self._tokenizer = self._make_model()
