@@ -273,6 +273,9 @@ def compare(given: dict[str, Any], name: str, option: str) -> None:
     shared = {key: value for key, value in only(DecodingOptions, given).items() if key not in ("decoding", "replay")}
     base = decoding_options(shared)
 
+    if "text_column" in given and not {"reference", "train_file", "prompts_file"}.intersection(given):
+        notice("--text_column is not used: no file is read")
+
     from gpt2tg.comparison.strategies import strategies_to_compare
 
     strategies_to_compare(base, where.strategies, say=lambda _: None)  # refuses before anything heavy is loaded

@@ -164,6 +164,17 @@ def test_comparison_refuses_a_broken_table(tmp_path: Path, flag: str, capsys: Ca
     assert f"{flag} {path}, line 2 is no JSON" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["--compare"], ["--tune"]])
+def test_comparison_and_tuning_take_the_column(tmp_path: Path, words: list[str], capsys: Capture) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("title;story\na;The owl slept.\n")
+    words = [*words, "--model_name", "no/such/model", "--reference", str(path), "--text_column"]
+    assert text_generation_demo.main([*words, "poem"]) == 2
+    assert f"--reference {path} has no column poem: it has title, story" in capsys.readouterr().err
+    assert text_generation_demo.main([*words, "story"]) == 2
+    assert f'{path}: reading the column "story" (of title, story; semicolons' in capsys.readouterr().err
+
+
 def test_a_column_of_plain_prompts_is_refused(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
     path = written(tmp_path / "t.txt", "prompt")
     words = ["--model_path", str(model_dir), "--prompts_file", str(path), "--text_column", "story"]

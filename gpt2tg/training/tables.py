@@ -51,6 +51,10 @@ TEXT_TO_NAME = 3
 MARKS_OF_TEXT = re.compile(r"""[\s,.!?;:"“”„«»…。、！？<>{}()\[\]]""")
 
 
+# The line below the names of a table in Markdown.
+MARKDOWN_RULE = re.compile(r"\s*\|?(?:\s*:?-{3,}:?\s*\|)+(?:\s*:?-{3,}:?)?\s*")
+
+
 class BadRecord(ValueError):
     """A table that cannot be read; the message names the line or the columns."""
 
@@ -177,7 +181,7 @@ def _table_rows(file: TextIO, suffix: str, choice: _Choice, say: Say) -> Iterato
     skipped -= len(head)
     if not head:
         return
-    _require_table(head[0], skipped + 1)
+    _require_table(head, skipped + 1)
     usual = "\t" if suffix == ".tsv" else ","
     delimiter = delimiter or find_delimiter(head, usual, lambda names: _has(choice, names))
     records = _records(chain(head, lines), delimiter, skipped)
@@ -220,16 +224,19 @@ def _head(lines: Iterator[str]) -> list[str]:
     return found
 
 
-def _require_table(first: str, line: int) -> None:
-    """Refuse what is something else by its first line.
+def _require_table(head: list[str], line: int) -> None:
+    """Refuse what is something else by its first lines.
 
     Raises:
-        BadRecord: JSON or a web page.
+        BadRecord: JSON, a web page, or a table of Markdown.
     """
+    first = head[0]
     if first.lstrip().startswith(("{", "[")):
         raise BadRecord(f"line {line} is JSON, not a line of column names: name the file .jsonl")
     if is_web_page(first):
         raise BadRecord("is a web page, not a table: download the table itself")
+    if any(MARKDOWN_RULE.fullmatch(row) for row in head[1:2]):
+        raise BadRecord(f"line {line + 1} is the rule of a Markdown table: export the table as .csv")
 
 
 def _has(choice: _Choice, names: list[str]) -> bool:

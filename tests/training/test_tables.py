@@ -87,6 +87,7 @@ def test_delimiters_in_random_tables(tmp_path: Path) -> None:
         ('id, text\n1, "quoted"\n', "line 2: a quote after a blank would be part of the text"),
         (",,\n1,2,3\n", "line 1 has no names of columns"),
         ('{"text": "The owl, who"}\n', "line 1 is JSON, not a line of column names: name the file .jsonl"),
+        ("| id | text |\n|---|:---|\n| 1 | The owl |\n", "line 2 is the rule of a Markdown table"),
         ("<!DOCTYPE html>\n<html></html>\n", "is a web page, not a table"),
         ("1,The owl slept.\n2,The fox ran.\n", "if line 1 is no line of names, write one above it"),
     ],
