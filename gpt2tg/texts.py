@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from gpt2tg.errors import UserError
+from gpt2tg.training.columns import FOR_LEARNING, BadRecord, Columns
 from gpt2tg.training.json_text import parse_json, refuse_half_characters
 from gpt2tg.training.kinds import HEAD_BYTES, is_table, misnamed, require_plain, require_table
-from gpt2tg.training.tables import FOR_LEARNING, JSON_SUFFIXES, BadRecord, Columns, Row, read_rows
+from gpt2tg.training.tables import JSON_SUFFIXES, Row, read_rows
 from gpt2tg.training.text import decode_utf8, pieces
 
 __all__ = [

@@ -24,6 +24,9 @@ PROGRAM_FOLDERS = ("__pycache__", "__MACOSX", "node_modules", "site-packages")
 MODEL_FILES = ("model.safetensors", "pytorch_model.bin", "adapter_config.json", "tokenizer.json", "merges.txt")
 ENVIRONMENT_FILE = "pyvenv.cfg"
 
+# What a run of ours leaves, also where it was cut short or copied in part.
+LOG_FILE = "training_log.csv"
+
 Say = Callable[[str], None]
 
 
@@ -126,8 +129,8 @@ def _is_foreign(folder: Path, output: Path | None, say: Say) -> bool:
     if folder.name in PROGRAM_FOLDERS or (folder / ENVIRONMENT_FILE).exists():
         return True
     is_output = output is not None and output.exists() and folder.exists() and folder.samefile(output)
-    if is_output or is_run(folder) or _holds_model(folder):
-        say(f"{folder} passed over: {'the output directory' if is_output else 'it holds a model'}")
+    if is_output or is_run(folder) or _holds_model(folder) or (folder / LOG_FILE).exists():
+        say(f"{folder} passed over: {'the output directory' if is_output else 'it holds a run or a model'}")
         return True
     return False
 

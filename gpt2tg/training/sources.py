@@ -14,9 +14,10 @@ import numpy as np
 
 from gpt2tg.errors import UserError
 from gpt2tg.options import EvaluationOptions, TrainingOptions
+from gpt2tg.training.columns import BadRecord, Say
 from gpt2tg.training.files import find_files
 from gpt2tg.training.kinds import HEAD_BYTES, is_table, misnamed, require_plain, require_table
-from gpt2tg.training.tables import BadRecord, Say, record_pieces
+from gpt2tg.training.tables import record_pieces
 from gpt2tg.training.text import Piece, pieces, require_utf8
 
 # What is left where text was read in another encoding than it was written in.
@@ -41,6 +42,7 @@ class Survey:
     reading: Reading
     bytes: int  # of the files
     text_bytes: int  # of the examples in them
+    empty: int  # rows without text, passed over
     garbled: int  # examples with letters that an earlier conversion broke
     digest: str  # of the content of the files and of how they are read, not of their names
     hashes: np.ndarray  # (examples,) int64: equal for equal examples, within this process
@@ -134,7 +136,7 @@ def survey(names: tuple[str, ...], reading: Reading, option: str, output: Path |
     notices: list[str] = []
     files = find_files(names, option, output, notices.append)
     require_table(reading.text_column, *files)
-    size = text_bytes = garbled = running = 0
+    size = text_bytes = empty = garbled = running = 0
     digest, hashes = hashlib.sha256(), array("q")
     told: dict[str, list[Path]] = {}
     for path in files:
@@ -142,6 +144,7 @@ def survey(names: tuple[str, ...], reading: Reading, option: str, output: Path |
         file = _opened(path, option, say)
         for piece in _checked(_pieces(file, path, reading, say), path, option):
             if not piece.text:
+                empty += 1
                 continue
             text_bytes += len(piece.text.encode())
             garbled += any(sign in piece.text for sign in GARBLED)
@@ -155,7 +158,9 @@ def survey(names: tuple[str, ...], reading: Reading, option: str, output: Path |
         where = files[0] if len(files) == 1 else f"none of {len(files)} files"
         raise UserError(f"{where} holds no text ({size} bytes): give a file with at least one example", option)
     notices += [f"{_file_names(paths)}: {what}" for what, paths in told.items()]
-    return Survey(files, reading, size, text_bytes, garbled, digest.hexdigest(), np.array(hashes), tuple(notices))
+    return Survey(
+        files, reading, size, text_bytes, empty, garbled, digest.hexdigest(), np.array(hashes), tuple(notices)
+    )
 
 
 def _file_names(paths: list[Path]) -> str:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import csv
 import re
-import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain, islice
-from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple, TextIO
 
+from gpt2tg.training.columns import (
+    FOR_LEARNING,
+    BadRecord,
+    Choice,
+    Columns,
+    Say,
+    announced,
+    column_names,
+    listed,
+    only_column,
+)
 from gpt2tg.training.delimiters import SPOKEN, declared_delimiter, find_delimiter, fits, is_blank
 from gpt2tg.training.json_text import parse_json, refuse_half_characters
 from gpt2tg.training.kinds import is_web_page
@@ -31,36 +39,8 @@ LONGEST_FIELD = 1 << 27
 HOW_TO_QUOTE = 'a text with quotes is written "so ""quoted"" here"'
 HOW_TO_WRITE_JSON = 'write it like {"text": "..."}'
 
-# The columns to read where none is named: the first of these that are there. Of two the last is learned.
-FOR_LEARNING = (("prompt", "completion"), ("text",))
-
-# What people call the only column of a table. Any other first line may be the first text of a file without names.
-NAMES_IN_USE = """
-    text texts content contents body document doc story stories poem poems poetry lyrics song verse verses quote quotes
-    quotation sentence sentences line lines paragraph passage chapter article post comment review tweet message email
-    headline title titles name names word words joke jokes recipe description summary abstract question answer prompt
-    completion response output input transcript caption note notes value data essay letter dialogue example examples
-    texte phrase texto frase testo frasi tekst satz sätze geschichte gedicht
-"""
-USUAL_NAMES = frozenset(NAMES_IN_USE.split())
-
-# In characters: the texts below a name are so many times as long.
-TEXT_TO_NAME = 3
-
-# What a text has and the name of a column has not.
-MARKS_OF_TEXT = re.compile(r"""[\s,.!?;:"“”„«»…。、！？<>{}()\[\]]""")
-
-
 # The line below the names of a table in Markdown.
 MARKDOWN_RULE = re.compile(r"\s*\|?(?:\s*:?-{3,}:?\s*\|)+(?:\s*:?-{3,}:?)?\s*")
-
-
-class BadRecord(ValueError):
-    """A table that cannot be read; the message names the line or the columns."""
-
-    def about(self, path: Path) -> str:
-        """The message, with the file it is about."""
-        return f"{path}, {self}" if str(self).startswith("line") else f"{path} {self}"
 
 
 class Row(NamedTuple):
@@ -69,10 +49,6 @@ class Row(NamedTuple):
     line: int
     prompt: str
     text: str
-
-
-Say = Callable[[str], None]
-Columns = tuple[str, ...]
 
 
 def record_pieces(file: TextIO, suffix: str, text_column: str | None, say: Say = lambda _: None) -> Iterator[Piece]:
@@ -105,70 +81,14 @@ def read_rows(
     Raises:
         BadRecord: a row that is none, no column to read from, or one that most rows lack.
     """
-    choice = _Choice(text_column, wanted)
+    choice = Choice(text_column, wanted)
     return _json_rows(file, choice, say) if suffix in JSON_SUFFIXES else _table_rows(file, suffix, choice, say)
-
-
-# ---- which column ----
-
-
-class _Choice(NamedTuple):
-    """How the columns to read are chosen."""
-
-    text_column: str | None
-    wanted: tuple[Columns, ...]
-
-    def named(self, there: list[str]) -> Columns:
-        """The columns that are asked for by name, as the table writes them; none where they are not there."""
-        for columns in self.wanted if self.text_column is None else ((self.text_column,),):
-            found = tuple(name for column in columns for name in _alike(column, there)[:1])
-            if len(found) == len(columns):
-                return found
-        return ()
-
-    def only(self, there: list[str]) -> Columns:
-        """The only column, where none is asked for."""
-        names = [name for name in there if _plain(name)]
-        return tuple(names) if self.text_column is None and len(names) == 1 else ()
-
-    def refusal(self, there: list[str], hint: str = "") -> BadRecord:
-        if self.text_column is not None:
-            return BadRecord(f"has no column {self.text_column}: it has {_listed(there)}")
-        return BadRecord(f"has the columns {_listed(there)}: say with --text_column which of them holds the text{hint}")
-
-
-def _alike(column: str, there: list[str]) -> list[str]:
-    """The columns that go by a name: written just so, or but for capitals and blanks.
-
-    Raises:
-        BadRecord: several do.
-    """
-    if column in there:
-        return [column]
-    found = [name for name in there if _plain(name) == _plain(column)]
-    if len(found) > 1:
-        raise BadRecord(f"has the columns {_listed(found)}: say with --text_column which of them holds the text")
-    return found
-
-
-def _plain(name: str) -> str:
-    return name.strip("\ufeff\u200b \t\r\n\xa0").casefold()
-
-
-def _listed(columns: Iterable[str]) -> str:
-    names = ["".join(sign for sign in name if sign.isprintable())[:40] for name in columns if _plain(name)]
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "none"
-
-
-def _announced(columns: Columns) -> str:
-    names = " and ".join(f'"{_listed([name])}"' for name in columns)
-    return f"reading the column{'' if len(columns) == 1 else 's'} {names}"
 
 
 # ---- csv and tsv ----
 
 
-def _table_rows(file: TextIO, suffix: str, choice: _Choice, say: Say) -> Iterator[Row]:
+def _table_rows(file: TextIO, suffix: str, choice: Choice, say: Say) -> Iterator[Row]:
     csv.field_size_limit(LONGEST_FIELD)
     lines = _lines(file)
     head = _head(lines)
@@ -185,10 +105,13 @@ def _table_rows(file: TextIO, suffix: str, choice: _Choice, say: Say) -> Iterato
     usual = "\t" if suffix == ".tsv" else ","
     delimiter = delimiter or find_delimiter(head, usual, lambda names: _has(choice, names))
     records = _records(chain(head, lines), delimiter, skipped)
-    line, header = next(records)
-    names = _column_names(header, line)
-    columns = choice.named(names) or _only_column(choice, names, line, _rows_below(head, delimiter))
-    say(_announced(columns) + (f" (of {_listed(names)}; {_spoken(delimiter)} between them)" if len(names) > 1 else ""))
+    first = next(records, None)
+    if first is None:
+        return
+    line, header = first
+    names = column_names(header, line)
+    columns = choice.named(names) or only_column(choice, names, line, _rows_below(head, delimiter))
+    say(announced(columns) + (f" (of {listed(names)}; {_spoken(delimiter)} between them)" if len(names) > 1 else ""))
     *prompt, text = (names.index(column) for column in columns)
     # What is left empty at the end of a row is no text, unless it follows the text: that may end in a comma.
     longest = len(header) if len(names) - 1 in (*prompt, text) else sys.maxsize
@@ -239,7 +162,7 @@ def _require_table(head: list[str], line: int) -> None:
         raise BadRecord(f"line {line + 1} is the rule of a Markdown table: export the table as .csv")
 
 
-def _has(choice: _Choice, names: list[str]) -> bool:
+def _has(choice: Choice, names: list[str]) -> bool:
     try:
         return bool(choice.named(names))
     except BadRecord:
@@ -280,44 +203,6 @@ def _csv_error(error: str, begin: int, line: int) -> str:
     return f"line {line}: {error}{since}"
 
 
-def _column_names(row: list[str], line: int) -> list[str]:
-    """The names of the columns. Those without a name at the end are none.
-
-    Raises:
-        BadRecord: no names, or two columns of one name.
-    """
-    names = [name.strip("\ufeff \t\r\n\xa0") for name in row]
-    while names and not _plain(names[-1]):
-        names.pop()
-    if not names:
-        raise BadRecord(f"line {line} has no names of columns: write them above the first row")
-    for name in names:
-        if _plain(name) and names.count(name) > 1:
-            raise BadRecord(f"line {line}: two columns are named {_listed([name])}: rename or remove one")
-    return names
-
-
-def _only_column(choice: _Choice, names: list[str], line: int, texts: list[str]) -> Columns:
-    """The only column, where its name is one, and not the first text of a file without a line of names.
-
-    Raises:
-        BadRecord: there are several columns, or the first line seems to be a text.
-    """
-    columns = choice.only(names)
-    if not columns:
-        raise choice.refusal(names, f"; if line {line} is no line of names, write one above it")
-    (name,) = columns
-    if _plain(name) in USUAL_NAMES:
-        return columns
-    if MARKS_OF_TEXT.search(name) or (texts and median(map(len, texts)) < TEXT_TO_NAME * len(name)):
-        as_flag = shlex.quote(name) if len(name) <= 40 else "NAME"
-        raise BadRecord(
-            f'line {line}: is "{_listed([name])}" the name of the column, or the first text? '
-            f"Write a line above it that says text, or name the file .txt, or say --text_column {as_flag}"
-        )
-    return columns
-
-
 def _rows_below(head: list[str], delimiter: str) -> list[str]:
     """The texts of the first rows, for how long they are."""
     return [line.strip(f"\r\n{delimiter}") for line in head[1:] if line.strip()]
@@ -342,7 +227,7 @@ def _misfit(values: int, columns: int, delimiters: str) -> str:
 # ---- jsonl ----
 
 
-def _json_rows(file: TextIO, choice: _Choice, say: Say) -> Iterator[Row]:
+def _json_rows(file: TextIO, choice: Choice, say: Say) -> Iterator[Row]:
     objects = _json_objects(file)
     head = list(islice(objects, HEAD_ROWS))
     if not head:
@@ -351,20 +236,21 @@ def _json_rows(file: TextIO, choice: _Choice, say: Say) -> Iterator[Row]:
     columns = choice.named(there) or choice.only(there)
     if not columns:
         raise choice.refusal(there)
-    say(_announced(columns))
+    say(announced(columns))
     rows = empty = lacking = 0
     example = ""
     for line, row in chain(head, objects):
         rows += 1
         if columns[-1] not in row:
             lacking += 1
-            example = example or f"line {line}, which has {_listed(row)}"
+            example = example or f"line {line}, which has {listed(row)}"
+            yield Row(line, "", "")
             continue
         *prompt, text = (_json_text(row, column, line) for column in columns)
         empty += not text.strip()
         yield Row(line, "".join(prompt), text) if text.strip() else Row(line, "", "")
     if lacking:
-        missing = f"no {_listed(columns[-1:])} in {lacking:,} of {rows:,} rows, such as {example}"
+        missing = f"no {listed(columns[-1:])} in {lacking:,} of {rows:,} rows, such as {example}"
         if 2 * lacking > rows:
             raise BadRecord(f"has {missing}: say with --text_column which column holds the text, or mend these rows")
         say(f"{missing}: passed over")

@@ -96,6 +96,11 @@ def test_a_table_of_another_form_is_refused(tmp_path: Path, content: str, messag
     assert message in refusal(tmp_path / "t.csv", content)
 
 
+@pytest.mark.parametrize("content", ["", "\n", "text\n", "id,text\n\n", "sep=;\n", "sep=;\n\n", "id,text\n1,\n"])
+def test_a_table_without_rows_holds_no_text(tmp_path: Path, content: str) -> None:
+    assert "holds no text" in refusal(tmp_path / "t.csv", content)
+
+
 def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
     """Behind a declared delimiter, blank lines and texts of several lines."""
     content = 'sep=,\n\nid,text\n1,"one\ntwo"\n\n2,three,four\n'
