@@ -46,7 +46,7 @@ def parser() -> cli.Parser:
     ):
         script.add_options(options)
     script.add_options(CheckpointOptions, only=("checkpoint",))
-    script.add_options(PromptOptions, only=("prompt", "prompts_file", "batch_size"))
+    script.add_options(PromptOptions, only=("prompt", "prompts_file", "text_column", "batch_size"))
     return script
 
 

@@ -136,7 +136,9 @@ def generate(given: dict[str, Any], name: str | None, option: str, **defaults: A
 
     if where.prompts_file and "prompt" in given:
         notice("--prompt is not used: the prompts come from --prompts_file")
-    prompts = read_prompts(where)
+    if "text_column" in given and not where.prompts_file:
+        notice("--text_column is not used: there is no --prompts_file")
+    prompts = read_prompts(where, notice)
     import_torch(given, name, option)
     if own := checkpoint_settings(given, name, option):
         decoding = decoding_options(only(DecodingOptions, given), **{**only(DecodingOptions, defaults), **own})
@@ -157,8 +159,18 @@ def generate(given: dict[str, Any], name: str | None, option: str, **defaults: A
 
 
 # The flags that still count where nothing is written.
-USED_BY_SCORE = {"score", "show_probabilities", "output", "format", "overwrite"}
-USED_BY_CANDIDATES = {"candidates", "overflow", "prompt", "prompts_file", "output", "format", "overwrite"}
+WHERE_IT_GOES = {"output", "format", "overwrite"}
+USED_BY_SCORE = {"score", "text_column", "show_probabilities"} | WHERE_IT_GOES
+USED_BY_CANDIDATES = {
+    "candidates",
+    "overflow",
+    "prompt",
+    "prompts_file",
+    "text_column",
+    "output",
+    "format",
+    "overwrite",
+}
 
 
 def measure(given: dict[str, Any], inspection: InspectionOptions, name: str, option: str) -> None:
@@ -182,10 +194,10 @@ def measure(given: dict[str, Any], inspection: InspectionOptions, name: str, opt
     check_output(where, goes_on=False)
     name = chosen_model(given, name)
     if inspection.score is not None:
-        lines = lines_to_score(inspection.score)
+        lines = lines_to_score(inspection.score, where.text_column, notice)
         write_scores(load(name), lines, where, inspection)
     elif inspection.candidates is not None:
-        prompts = read_prompts(where)
+        prompts = read_prompts(where, notice)
         write_candidates(load(name), prompts, where, inspection.candidates, decoding.overflow)
 
 
@@ -287,6 +299,9 @@ def compare(given: dict[str, Any], name: str, option: str) -> None:
     shared = {key: value for key, value in only(DecodingOptions, given).items() if key not in ("decoding", "replay")}
     base = decoding_options(shared)
 
+    if "text_column" in given and not {"reference", "train_file", "prompts_file"}.intersection(given):
+        notice("--text_column is not used: no file is read")
+
     from gpt2tg.comparison.strategies import strategies_to_compare
 
     strategies_to_compare(base, where.strategies, say=lambda _: None)  # refuses before anything heavy is loaded
@@ -295,7 +310,7 @@ def compare(given: dict[str, Any], name: str, option: str) -> None:
 
     from_reference = where.reference is not None and not {"prompt", "prompts_file"}.intersection(given)
     prompts = [] if from_reference else texts_of(pick(PromptOptions, given), notice)
-    request = read_request(where, prompts, notice)
+    request = read_request(where, prompts, notice, given.get("text_column"))
     name = chosen_model(given, name)
     chosen = where.strategies or _all_strategies(given, name, option)
     generator = model_loader(given, option)(name)
@@ -337,14 +352,17 @@ def tune(given: dict[str, Any], name: str, option: str) -> None:
     base = decoding_options(left, **({} if "max_length" in left else {"max_new_tokens": TUNING_NEW_TOKENS}))
 
     from gpt2tg.checkpoint_defaults import in_words, kept, write_defaults
-    from gpt2tg.comparison import reference, report, table
+    from gpt2tg.comparison import report, table
     from gpt2tg.comparison.tune import summary
     from gpt2tg.comparison.tune import tune as searching
     from gpt2tg.engine.checkpoints import find_checkpoint
     from gpt2tg.generation import new_seed
+    from gpt2tg.texts import read_examples, require_table
 
     page = table.check_file(where.report, report.FORMATS, "report", where.overwrite)
-    text = reference.read_text(Path(where.reference), "reference")
+    human, column = Path(where.reference), given.get("text_column")
+    require_table(column, human)
+    examples = read_examples(human, "reference", where.examples, column, notice)
     name = chosen_model(given, name)
     if search.apply:
         _require_own_directory(name, option)
@@ -354,7 +372,6 @@ def tune(given: dict[str, Any], name: str, option: str) -> None:
     notice(f"seed {base.seed}")
     notice(f"measuring the reference; then settings are tried and the best checked, in {search.budget:g} s")
     batch_size = pick(PromptOptions, given, batch_size=TUNING_BATCH_SIZE).batch_size
-    examples = reference.examples_of(text, where.examples)
     prompts = where.num_prompts or MOST_TUNING_PROMPTS
     found = searching(generator, examples, base, prompts, search.budget, batch_size, notice)
     writer()(summary(found.end))
@@ -410,7 +427,7 @@ def interactive(given: dict[str, Any], name: str | None, option: str) -> None:
             raise UserError(
                 f"and --{flag} contradict each other: a session reads and writes line by line", "interactive"
             )
-    for flag in given.keys() & {"overwrite", "batch_size"}:
+    for flag in given.keys() & {"overwrite", "batch_size", "text_column"}:
         notice(f"--{flag} is not used: a session writes text by text")
     decoding = settle_decoding(given, num_sequences=SESSION_SEQUENCES)
     load = model_loader(given, option)

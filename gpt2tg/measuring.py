@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ from gpt2tg.errors import UserError
 from gpt2tg.generation import Generator
 from gpt2tg.inspection import InspectedToken, inspect_text, next_token
 from gpt2tg.options import InspectionOptions, PromptOptions
-from gpt2tg.prompts import Prompt, read_lines
+from gpt2tg.prompts import Prompt
 from gpt2tg.sinks import write_whole
 from gpt2tg.tables import candidate_entry, candidate_table, quoted, token_entry, token_table
+from gpt2tg.texts import is_table, read_lines, read_stdin, read_table, require_table
 
 HEADING = " line  tokens  log-probability  perplexity  text"
 
@@ -41,19 +41,27 @@ class ScoredLine:
         return math.fsum(token.logprob for token in self.tokens)
 
 
-def lines_to_score(source: str) -> list[tuple[int, str]]:
-    """The lines of a file, or of stdin for `-`, that are not blank, with their numbers.
+def lines_to_score(
+    source: str, text_column: str | None = None, say: Callable[[str], None] = lambda _: None
+) -> list[tuple[int, str]]:
+    """The lines of a file, or of stdin for `-`, that are not blank, with their numbers; of a table its texts.
+
+    Args:
+        text_column: of a table.
+        say: takes a line on which column is read.
 
     Raises:
         UserError: the file cannot be read or holds no text.
     """
-    lines = sys.stdin.read().split("\n") if source == "-" else read_lines(Path(source), "score")
-    found = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    path = Path(source)
+    if source != "-" and is_table(path):
+        found = [(row.line, row.prompt + row.text) for row in read_table(path, "score", text_column, say)]
+    else:
+        require_table(text_column, path)
+        lines = read_stdin("score").split("\n") if source == "-" else read_lines(path, "score", say)
+        found = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if not found:
         raise UserError(f"{source} holds no text", "score")
-    for number, line in found:
-        if any("\ud800" <= character <= "\udfff" for character in line):  # bytes of stdin that were no text
-            raise UserError(f"{source} is not UTF-8: line {number}", "score")
     return found
 
 
@@ -108,7 +116,8 @@ def _perplexity(logprob: float, tokens: int) -> float:
 
 
 def _excerpt(text: str) -> str:
-    return text if len(text) <= EXCERPT else text[: EXCERPT - 3].rstrip() + "..."
+    line = " ".join(text.splitlines())
+    return line if len(line) <= EXCERPT else line[: EXCERPT - 3].rstrip() + "..."
 
 
 def write_candidates(

@@ -496,6 +496,16 @@ def why_unused(name: str, options: DecodingOptions) -> str:
     return f"--decoding {options.decoding} has no use for it"
 
 
+TEXT_COLUMN = option(
+    None,
+    "the column of a .csv, .tsv or .jsonl that holds the text",
+    group="data",
+    metavar="NAME",
+    shown_default="prompt and completion where both are there, learning the completion alone; else text, or the only "
+    "column",
+)
+
+
 @dataclass(frozen=True)
 class PromptOptions:
     """What to continue, and where the texts go."""
@@ -503,10 +513,12 @@ class PromptOptions:
     prompt: str = option(DEFAULT_PROMPT, "the text to continue; - reads it from stdin", group="prompts", metavar="TEXT")
     prompts_file: str | None = option(
         None,
-        'several prompts: a .txt with one a line, or a .jsonl with {"prompt": ...} and settings of its own in each',
+        'several prompts: a .txt with one a line, a .jsonl with {"prompt": ...} and settings of its own in each, or '
+        "the column prompt of a .csv or .tsv",
         group="prompts",
         metavar="FILE",
     )
+    text_column: str | None = TEXT_COLUMN
     batch_size: int = option(8, "texts written side by side; changes none of them", group="prompts", low=1)
     output: str | None = option(
         None, "write the texts to this file", group="prompts", metavar="FILE", shown_default="stdout"
@@ -735,15 +747,6 @@ class TaskOptions:
 
 # The linear layers of a GPT-2, as its files call them; c_proj is in attention and in the MLP.
 LORA_TARGETS = ("c_attn", "c_proj", "c_fc")
-
-TEXT_COLUMN = option(
-    None,
-    "the column of a .csv, .tsv or .jsonl that holds the text",
-    group="data",
-    metavar="NAME",
-    shown_default="prompt and completion where both are there, learning the completion alone; else text, or the only "
-    "column",
-)
 
 
 @dataclass(frozen=True)

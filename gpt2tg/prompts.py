@@ -1,16 +1,26 @@
-"""Where prompts come from: a flag, stdin, or a file with one a line."""
+"""Where prompts come from: a flag, stdin, or a file with one a line or row."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gpt2tg.errors import UserError
 from gpt2tg.options import DecodingOptions, PromptOptions, plain_type
+from gpt2tg.texts import (
+    FOR_PROMPTS,
+    is_json_lines,
+    is_table,
+    json_line,
+    read_lines,
+    read_stdin,
+    read_table,
+    require_table,
+)
 
 
 @dataclass(frozen=True)
@@ -21,52 +31,39 @@ class Prompt:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def read_prompts(options: PromptOptions) -> list[Prompt]:
+def read_prompts(options: PromptOptions, say: Callable[[str], None] = lambda _: None) -> list[Prompt]:
     """The prompts that the options name, in their order.
+
+    Args:
+        say: takes a line on which column of a table is read.
 
     Raises:
         UserError: the file cannot be read, holds no prompt, or has a line that is none; names file and line.
     """
     if options.prompts_file is None:
-        return [Prompt(sys.stdin.read().removesuffix("\n") if options.prompt == "-" else options.prompt)]
+        return [Prompt(read_stdin("prompt").removesuffix("\n") if options.prompt == "-" else options.prompt)]
     path = Path(options.prompts_file)
-    lines = read_lines(path, "prompts_file")
-    if path.suffix == ".jsonl":
-        prompts = [_from_json(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
+    require_table(options.text_column, path)
+    if is_json_lines(path):
+        name = options.text_column or "prompt"
+        lines = enumerate(read_lines(path, "prompts_file"), start=1)
+        prompts = [_from_json(line, f"{path} line {number}", name) for number, line in lines if line.strip()]
+    elif is_table(path):
+        rows = read_table(path, "prompts_file", options.text_column, say, FOR_PROMPTS)
+        prompts = [Prompt(row.text) for row in rows]
     else:
-        prompts = [Prompt(line) for line in lines if line.strip()]
+        prompts = [Prompt(line) for line in read_lines(path, "prompts_file", say) if line.strip()]
     if not prompts:
         raise UserError(f"{path} holds no prompt: write one a line", "prompts_file")
     return prompts
 
 
-def read_lines(path: Path, option: str | None) -> list[str]:
-    """The lines of a text file.
-
-    Args:
-        option: the flag that the path came from, for messages; None where it came from no flag.
-
-    Raises:
-        UserError: the file cannot be read, or is not UTF-8.
-    """
-    try:
-        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: byte {error.start} is no part of a character", option) from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}", option) from None
-
-
-def _from_json(line: str, path: Path, number: int) -> Prompt:
-    where = f"{path} line {number}"
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        raise UserError(f'{where} is no JSON: write {{"prompt": "..."}}', "prompts_file") from None
-    if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
-        raise UserError(f'{where} has no "prompt" that is a text', "prompts_file")
-    settings = {name: setting(name, value, where, "prompts_file") for name, value in entry.items() if name != "prompt"}
-    return Prompt(entry["prompt"], settings)
+def _from_json(line: str, where: str, name: str) -> Prompt:
+    entry = json_line(line, where, "prompts_file", 'write {"prompt": "..."}')
+    text = entry.pop(name, None)
+    if not isinstance(text, str):
+        raise UserError(f'{where} has no "{name}" that is a text', "prompts_file")
+    return Prompt(text, {key: setting(key, value, where, "prompts_file") for key, value in entry.items()})
 
 
 def setting(name: str, value: Any, where: str, option: str | None) -> Any:

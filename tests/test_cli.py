@@ -93,7 +93,7 @@ def test_every_flag_reaches_its_option(script: ModuleType) -> None:
     for options in groups:
         for field in dataclasses.fields(options):
             if script is text_generation_demo and options is PromptOptions and field.name not in (
-                "prompt", "prompts_file", "batch_size",
+                "prompt", "prompts_file", "text_column", "batch_size",
             ):  # fmt: skip
                 continue  # the demo writes to the terminal, or a comparison to its own file
             kind = cli.plain_type(options, field.name)

@@ -821,7 +821,7 @@ def saved(generator: Generator, tmp_path: Path) -> tuple[Path, list[str]]:
         (lambda lines: [*lines[:2], lines[2][:40]], "line 3 is no JSON"),
         (lambda lines: [], "is no session"),
         (lambda lines: lines[1:], "is no session"),
-        (lambda lines: ["[]"], "line 1 is no part of a session"),
+        (lambda lines: ["[]"], "line 1 is no JSON object"),
         (lambda lines: [lines[0].replace('session": 1', 'session": 2'), *lines[1:]], "of form 2, and this version"),
         (lambda lines: [lines[0], lines[1].replace('"typed": "', '"typed": 3, "x": "'), lines[2]],
          'line 2 has no "typed" that is a text'),

@@ -13,12 +13,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a check
 from gpt2tg import DecodingOptions, load
 from gpt2tg.comparison.compare import Comparison, compare, human_text
 from gpt2tg.comparison.plots import heat_map
-from gpt2tg.comparison.reference import examples_of, read_text
 from gpt2tg.comparison.report import distances, probabilities
 from gpt2tg.comparison.strategies import strategies_to_compare
 from gpt2tg.comparison.table import terminal_table
 from gpt2tg.comparison.tune import summary, tune
 from gpt2tg.generation import Generator
+from gpt2tg.texts import examples_of, read_text
 
 HERE = Path(__file__).resolve().parent
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from gpt2tg.errors import UserError
 from gpt2tg.generation import Generator, Sample
 from gpt2tg.inspection import inspect_ids, token_texts
-from gpt2tg.prompts import read_lines
 
 # Tokens of a prompt that is taken from a reference.
 PROMPT_TOKENS = 16
@@ -35,26 +32,6 @@ class Piece:
     ids: tuple[int, ...]
     """What follows, and the end-of-text token where the example ends with it."""
     has_ended: bool
-
-
-def read_text(path: Path, option: str) -> str:
-    """The text of a file; `option` is the flag that named it.
-
-    Raises:
-        UserError: it cannot be read, is not UTF-8, or holds no text.
-    """
-    text = "\n".join(read_lines(path, option))
-    if not text.strip():
-        raise UserError(f"{path} holds no text", option)
-    return text
-
-
-def examples_of(text: str, examples: str) -> list[str]:
-    """The examples of a text, as they are for training: lines, paragraphs, or the whole."""
-    if examples == "file":
-        return [text]
-    parts = text.split("\n") if examples == "line" else re.split(r"\n(?:[^\S\n]*\n)+", text)
-    return [part.strip("\n") for part in parts if part.strip()]
 
 
 def pieces_of(generator: Generator, examples: Sequence[str], prompt_tokens: int, room: int) -> list[Piece]:

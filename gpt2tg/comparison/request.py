@@ -8,11 +8,11 @@ from pathlib import Path
 
 from gpt2tg.comparison import report, table
 from gpt2tg.comparison.compare import compare, human_text
-from gpt2tg.comparison.reference import examples_of, read_text
 from gpt2tg.comparison.strategies import strategies_to_compare
 from gpt2tg.generation import Generator, Sample, new_seed
 from gpt2tg.options import DEFAULT_REFERENCE_PROMPTS, CompareOptions, DecodingOptions, PromptOptions
 from gpt2tg.prompts import read_prompts
+from gpt2tg.texts import read_examples, require_table
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,15 @@ class Request:
     report: Path | None
 
 
-def read_request(where: CompareOptions, prompts: Sequence[str], say: Callable[[str], None]) -> Request:
+def read_request(
+    where: CompareOptions, prompts: Sequence[str], say: Callable[[str], None], text_column: str | None = None
+) -> Request:
     """Read the files that are named, and see that those to be written can be, before anything is computed.
 
     Args:
         prompts: none where they come from the reference.
-        say: takes a line on what is not used.
+        say: takes a line on what is not used, and on which column of a table is read.
+        text_column: of the tables.
 
     Raises:
         UserError: a file that cannot be read, or should not be written.
@@ -44,10 +47,15 @@ def read_request(where: CompareOptions, prompts: Sequence[str], say: Callable[[s
         say("--num_prompts is not used: the prompts do not come from --reference")
     output = table.check_file(where.output, table.FORMATS, "output", where.overwrite)
     page = table.check_file(where.report, report.FORMATS, "report", where.overwrite)
+    files = [Path(file) for file in (where.reference, where.train_file) if file is not None]
+    if files:
+        require_table(text_column, *files)
     examples: list[str] = []
     if where.reference is not None:
-        examples = examples_of(read_text(Path(where.reference), "reference"), where.examples)
-    training = None if where.train_file is None else read_text(Path(where.train_file), "train_file")
+        examples = read_examples(Path(where.reference), "reference", where.examples, text_column, say)
+    training = None
+    if where.train_file is not None:
+        training = "\n".join(read_examples(Path(where.train_file), "train_file", "file", text_column, say))
     count = where.num_prompts or DEFAULT_REFERENCE_PROMPTS
     return Request(tuple(prompts), tuple(examples), count, training, output, page)
 
@@ -58,7 +66,7 @@ def texts_of(options: PromptOptions, say: Callable[[str], None]) -> list[str]:
     Raises:
         UserError: the file cannot be read, or holds no prompt.
     """
-    prompts = read_prompts(options)
+    prompts = read_prompts(options, say)
     if any(prompt.settings for prompt in prompts):
         say("settings in --prompts_file are not used: all prompts go through the same strategies")
     return [prompt.text for prompt in prompts]

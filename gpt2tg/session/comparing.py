@@ -41,12 +41,12 @@ def compare(session: Session, words: str) -> None:
     if "prompts_file" in given:
         if "prompt" in given:
             say("prompt is not used: the prompts come from prompts_file")
-        prompts = texts_of(PromptOptions(prompts_file=given["prompts_file"]), say)
+        prompts = texts_of(PromptOptions(**only(PromptOptions, given)), say)
     elif "prompt" in given:
         prompts = [given["prompt"]]
     else:
         prompts = [] if where.reference is not None else [_last_prompt(session)]
-    request = read_request(where, prompts, say)
+    request = read_request(where, prompts, say, given.get("text_column"))
     carry_out(
         request,
         generator=session.generator,

@@ -10,9 +10,10 @@ from typing import Any
 
 from gpt2tg.errors import UserError
 from gpt2tg.options import DecodingOptions
-from gpt2tg.prompts import read_lines, setting
+from gpt2tg.prompts import setting
 from gpt2tg.session.state import Turn
 from gpt2tg.sinks import write_whole
+from gpt2tg.texts import json_line, read_lines
 
 # The form of the file. A file of a later form is refused, not guessed at.
 VERSION = 1
@@ -58,7 +59,7 @@ def load(path: Path) -> SavedSession:
     entries = []
     for number, line in enumerate(read_lines(path, None), start=1):
         if line:
-            entries.append(_entry(line, f"{path} line {number}"))
+            entries.append(json_line(line, f"{path} line {number}", None, "/save writes sessions"))
     if not entries or "gpt2tg_session" not in entries[0]:
         raise UserError(f"{path} is no session: /save writes one")
     first, *rest = entries
@@ -91,16 +92,6 @@ def _turn_entry(turn: Turn) -> dict[str, Any]:
         "finish_reason": turn.finish_reason,
         "ids": turn.ids,
     }
-
-
-def _entry(line: str, where: str) -> dict[str, Any]:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        raise UserError(f"{where} is no JSON: /save writes sessions") from None
-    if not isinstance(entry, dict):
-        raise UserError(f"{where} is no part of a session")
-    return entry
 
 
 def _turn(entry: dict[str, Any], where: str) -> Turn:

@@ -24,7 +24,7 @@ FIELDS = {field.name: field for field in dataclasses.fields(DecodingOptions)}
 # What /compare takes besides, by the names of the flags of --compare, and where each has its home.
 COMPARING = {
     **{field.name: CompareOptions for field in dataclasses.fields(CompareOptions) if field.name != "compare"},
-    **dict.fromkeys(("prompt", "prompts_file"), PromptOptions),
+    **dict.fromkeys(("prompt", "prompts_file", "text_column"), PromptOptions),
 }
 COMPARING_FIELDS = {
     name: next(field for field in dataclasses.fields(options) if field.name == name)

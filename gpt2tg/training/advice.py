@@ -31,8 +31,6 @@ def advice(
             f"{counted(found.garbled, 'example')} with letters that an earlier conversion broke, "
             "\N{REPLACEMENT CHARACTER} or Ã¤ for ä: convert the text anew from its source"
         )
-    if found.empty:
-        yield f"{counted(found.empty, 'row')} without text passed over"
     if (found.examples > 1 or options.examples != "file") and found.examples < FEW_EXAMPLES:
         yield (
             f"{counted(found.examples, 'example')} is little, {FEW_EXAMPLES:,} or more is better: "

@@ -13,6 +13,7 @@ from transformers import GPT2LMHeadModel
 
 from gpt2tg.engine.checkpoints import find_checkpoint
 from gpt2tg.options import EvaluationOptions
+from gpt2tg.training.callbacks import say
 from gpt2tg.training.checks import check_stride
 from gpt2tg.training.data import NO_LOSS
 from gpt2tg.training.model import existing_model
@@ -66,6 +67,8 @@ def evaluate(
         UserError: no such model or file, or a stride that the positions do not allow.
     """
     found = found or plan_evaluation(options)
+    for line in found.notices:
+        say(line)
     model, tokenizer = existing_model(find_checkpoint(model_name))
     positions = model.config.n_positions
     stride = options.stride or positions // 2

@@ -196,6 +196,8 @@ class _Run:
         self._device, self._arguments = device, arguments
         self._interruption, self._callbacks = interruption, callbacks
         self._sources = by_main_process(lambda: sources or plan_sources(options))
+        for line in dict.fromkeys(line for side in self._sources if side is not None for line in side.found.notices):
+            say(line)
         self._checkpoint = checkpoint
         self._start = None if options.from_scratch else check_existing(options, model_name)
         self._model_name = None if self._start is None else model_name

@@ -8,18 +8,17 @@ import random
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from glob import has_magic, iglob
 from pathlib import Path
 
 import numpy as np
 
 from gpt2tg.errors import UserError
 from gpt2tg.options import EvaluationOptions, TrainingOptions
-from gpt2tg.training.tables import SUFFIXES, BadRecord, record_pieces
+from gpt2tg.training.columns import BadRecord, Say
+from gpt2tg.training.files import find_files
+from gpt2tg.training.kinds import HEAD_BYTES, is_table, misnamed, require_plain, require_table
+from gpt2tg.training.tables import record_pieces
 from gpt2tg.training.text import Piece, pieces, require_utf8
-
-# What is taken from a folder; a file that is named is read whatever its name.
-TEXT_SUFFIXES = (".txt", ".md", *SUFFIXES)
 
 # What is left where text was read in another encoding than it was written in.
 GARBLED = ("\N{REPLACEMENT CHARACTER}", "â€", "Ã¤", "Ã¶", "Ã¼", "Ã©", "Ã¨")
@@ -47,6 +46,7 @@ class Survey:
     garbled: int  # examples with letters that an earlier conversion broke
     digest: str  # of the content of the files and of how they are read, not of their names
     hashes: np.ndarray  # (examples,) int64: equal for equal examples, within this process
+    notices: tuple[str, ...] = ()  # what a user should know: which columns are read, what is passed over
 
     @property
     def examples(self) -> int:
@@ -102,9 +102,10 @@ def plan_sources(options: TrainingOptions) -> Sources:
         UserError: a file cannot be used.
     """
     reading = Reading(options.examples, options.text_column)
-    found = survey(options.train_file, reading, "train_file")
+    output = Path(options.output_dir)
+    found = survey(options.train_file, reading, "train_file", output)
     if options.validation_file:
-        return TextSource(found), TextSource(survey(options.validation_file, reading, "validation_file"))
+        return TextSource(found), TextSource(survey(options.validation_file, reading, "validation_file", output))
     if not options.validation_split or found.examples < 2:
         return TextSource(found), None
     held_out = _choose_held_out(found.examples, options.validation_split, options.seed)
@@ -125,22 +126,27 @@ def _choose_held_out(examples: int, share: float, seed: int) -> frozenset[int]:
     return frozenset(random.Random(seed).sample(range(examples), count))
 
 
-def survey(names: tuple[str, ...], reading: Reading, option: str) -> Survey:
+def survey(names: tuple[str, ...], reading: Reading, option: str, output: Path | None = None) -> Survey:
     """Walk through the files once: are they text, how many examples do they hold, and which are alike?
+
+    Args:
+        output: a directory whose texts are not read where it lies in a folder that is.
 
     Raises:
         UserError: no such file, binary, not UTF-8 (names the byte), a broken table, or no text in them.
     """
     if not names:
         raise UserError("is required: give a text file", option)
-    files = tuple(path for name in names for path in find_files(name, option))
-    if reading.text_column is not None and not any(path.suffix.lower() in SUFFIXES for path in files):
-        raise UserError(f"{reading.text_column} is for {', '.join(SUFFIXES)}: {files[0]} is plain text", "text_column")
+    notices: list[str] = []
+    files = find_files(names, option, output, notices.append)
+    require_table(reading.text_column, *files)
     size = text_bytes = empty = garbled = running = 0
     digest, hashes = hashlib.sha256(), array("q")
+    told: dict[str, list[Path]] = {}
     for path in files:
-        file = _WatchedFile(path)
-        for piece in _checked(_pieces(file, path, reading), path, option):
+        say = _Teller(path, told)
+        file = _opened(path, option, say)
+        for piece in _checked(_pieces(file, path, reading, say), path, option):
             if not piece.text:
                 empty += 1
                 continue
@@ -155,49 +161,57 @@ def survey(names: tuple[str, ...], reading: Reading, option: str) -> Survey:
     if not hashes:
         where = files[0] if len(files) == 1 else f"none of {len(files)} files"
         raise UserError(f"{where} holds no text ({size} bytes): give a file with at least one example", option)
-    return Survey(files, reading, size, text_bytes, empty, garbled, digest.hexdigest(), np.array(hashes))
+    notices += [f"{_file_names(paths)}: {what}" for what, paths in told.items()]
+    return Survey(
+        files, reading, size, text_bytes, empty, garbled, digest.hexdigest(), np.array(hashes), tuple(notices)
+    )
 
 
-def find_files(name: str, option: str) -> list[Path]:
-    """The files that a name means: itself, those that match a pattern, or the texts in a folder and below.
+def _file_names(paths: list[Path]) -> str:
+    return str(paths[0]) if len(paths) == 1 else f"{len(paths)} files, such as {paths[0]}"
+
+
+@dataclass(frozen=True)
+class _Teller:
+    """Gathers what is to be told of files: the same of many is told once."""
+
+    path: Path
+    told: dict[str, list[Path]]
+
+    def __call__(self, what: str) -> None:
+        self.told.setdefault(what, []).append(self.path)
+
+
+def _opened(path: Path, option: str, say: Say) -> _WatchedFile:
+    """A file to read, known not to be something else than text.
 
     Raises:
-        UserError: there is none.
+        UserError: it cannot be read, or is a PDF, an archive, UTF-16, ...
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        found = [file for file in path.rglob("*") if file.suffix.lower() in TEXT_SUFFIXES and file.is_file()]
-        if not found:
-            raise UserError(f"{path} is a directory without a text file ({', '.join(TEXT_SUFFIXES)})", option)
-        return sorted(found)
-    if not path.exists() and has_magic(name):
-        found = [Path(match) for match in iglob(str(path), recursive=True) if Path(match).is_file()]
-        if not found:
-            raise UserError(f"{name} matches no file", option)
-        return sorted(found)
-    if not path.exists():
-        raise UserError(f"{path} does not exist: give the path of a text file", option)
-    if path.suffix.lower() == ".json":
-        raise UserError(
-            f"{path} would be read as plain text: write it as .jsonl, an object a line, or name it .txt", option
-        )
-    if not path.is_file():
-        raise UserError(f"{path} is a pipe or a device, which can be read but once: save it to a file first", option)
-    return [path]
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+        require_plain(path, head, option)
+        if warning := misnamed(path, head):
+            say(warning)
+        return _WatchedFile(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}", option) from None
 
 
 def _how_read(path: Path, reading: Reading) -> tuple[str | None, ...]:
     suffix = path.suffix.lower()
-    return (suffix, reading.text_column) if suffix in SUFFIXES else (reading.examples,)
+    return (suffix, reading.text_column) if is_table(path) else (reading.examples,)
 
 
-def _pieces(raw: io.FileIO, path: Path, reading: Reading) -> Iterator[Piece]:
+def _pieces(raw: io.FileIO, path: Path, reading: Reading, say: Say = lambda _: None) -> Iterator[Piece]:
     """The examples of an open file, by the kind that its name tells. A row without text is an empty piece."""
-    suffix = path.suffix.lower()
-    is_table = suffix in SUFFIXES
     buffered = io.BufferedReader(raw, BUFFER_BYTES)
-    with io.TextIOWrapper(buffered, encoding="utf-8-sig", newline="" if is_table else "\n") as file:
-        yield from record_pieces(file, suffix, reading.text_column) if is_table else pieces(file, reading.examples)
+    with io.TextIOWrapper(buffered, encoding="utf-8-sig", newline="" if is_table(path) else "\n") as file:
+        if is_table(path):
+            yield from record_pieces(file, path.suffix.lower(), reading.text_column, say)
+        else:
+            yield from pieces(file, reading.examples)
 
 
 def _checked(stream: Iterator[Piece], path: Path, option: str) -> Iterator[Piece]:
@@ -208,7 +222,7 @@ def _checked(stream: Iterator[Piece], path: Path, option: str) -> Iterator[Piece
         require_utf8(path, option)  # walks through the file again to name the byte
         raise
     except BadRecord as error:
-        raise UserError(f"{path} {error}" if str(error).startswith("has") else f"{path}, {error}", option) from None
+        raise UserError(error.about(path), option) from None
 
 
 class _ZeroByteError(ValueError):

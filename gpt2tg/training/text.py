@@ -39,9 +39,7 @@ def require_utf8(path: Path, option: str) -> int:
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             if b"\0" in chunk:
-                raise UserError(
-                    f"{path} is a binary file: byte {offset + chunk.index(0)} is zero, expected UTF-8 text", option
-                )
+                raise _binary(path, offset + chunk.index(0), option)
             pending = len(decoder.getstate()[0])
             try:
                 decoder.decode(chunk)
@@ -53,7 +51,25 @@ def require_utf8(path: Path, option: str) -> int:
     return offset
 
 
-def _not_utf8(path: Path, offset: int, option: str) -> UserError:
+def decode_utf8(content: bytes, path: Path, option: str | None) -> str:
+    """The text of a file that was read, without its byte-order mark.
+
+    Raises:
+        UserError: names the first byte that is no text.
+    """
+    if b"\0" in content:
+        raise _binary(path, content.index(0), option)
+    try:
+        return content.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, error.start, option) from None
+
+
+def _binary(path: Path, offset: int, option: str | None) -> UserError:
+    return UserError(f"{path} is a binary file: byte {offset} is zero, expected UTF-8 text", option)
+
+
+def _not_utf8(path: Path, offset: int, option: str | None) -> UserError:
     return UserError(
         f"{path} is not UTF-8: byte {offset} is no part of a character; "
         "save it as UTF-8, for instance with: iconv -f WINDOWS-1252 -t UTF-8",
@@ -85,6 +101,9 @@ class _Part(NamedTuple):
         return self.starts and self.ends and not self.text.strip()
 
 
+# No text is cut before the line break at its end: the example may end there, and its last piece would be empty.
+
+
 def _line_parts(file: TextIO) -> Iterator[_Part]:
     rest, starts = "", True
     while read := file.readline(PIECE_CHARACTERS):
@@ -92,7 +111,7 @@ def _line_parts(file: TextIO) -> Iterator[_Part]:
         if rest.endswith("\n"):
             yield _Part(rest[:-2] + "\n" if rest.endswith("\r\n") else rest, starts, True)
             rest, starts = "", True
-        elif cut := _last_cut(rest, len(rest) - len(read)):
+        elif cut := _last_cut(rest.removesuffix("\r"), len(rest) - len(read)):
             yield _Part(rest[:cut], starts, False)
             rest, starts = rest[cut:], False
     if rest:
@@ -126,7 +145,7 @@ def _each_paragraph(parts: Iterator[_Part]) -> Iterator[Piece]:
     for part in parts:
         if not part.is_blank_line:
             held += part.text
-            if len(held) >= PIECE_CHARACTERS and (cut := _last_cut(held)):
+            if len(held) >= PIECE_CHARACTERS and (cut := _last_cut(held.removesuffix("\n"))):
                 yield Piece(held[:cut], False)
                 held = held[cut:]
         elif held:

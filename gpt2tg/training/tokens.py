@@ -22,7 +22,7 @@ from gpt2tg.training.text import Piece
 CACHE = writable(Path(HF_HOME) / "gpt2tg" / "tokens")
 
 # Part of the name of cached tokens: raise it whenever reading or tokenising changes, or old ones would be used.
-VERSION = 1
+VERSION = 2
 
 # Characters encoded in one call: the tokenizer spreads the examples over the cores.
 ENCODE_CHARACTERS = 1 << 20

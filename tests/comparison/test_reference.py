@@ -8,9 +8,10 @@ import pytest
 import torch
 from conftest import FABLES
 
-from gpt2tg.comparison.reference import as_samples, examples_of, pieces_of, read_text, spread
+from gpt2tg.comparison.reference import as_samples, pieces_of, spread
 from gpt2tg.errors import UserError
 from gpt2tg.generation import Generator, load
+from gpt2tg.texts import examples_of, read_examples, read_text
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_files_that_are_refused(tmp_path: Path, content: bytes | None, message: 
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
-        read_text(path, "reference")
+        read_examples(path, "reference", "line", None, print)
     assert caught.value.option == "reference"
 
 
