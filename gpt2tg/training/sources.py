@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import random
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from glob import has_magic, iglob
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from gpt2tg.errors import UserError
 from gpt2tg.options import EvaluationOptions, TrainingOptions
+from gpt2tg.training.split import Split, choose
 from gpt2tg.training.tables import SUFFIXES, BadRecord, record_pieces
 from gpt2tg.training.text import Piece, pieces, require_utf8
 
@@ -47,6 +47,7 @@ class Survey:
     garbled: int  # examples with letters that an earlier conversion broke
     digest: str  # of the content of the files and of how they are read, not of their names
     hashes: np.ndarray  # (examples,) int64: equal for equal examples, within this process
+    sizes: np.ndarray  # (examples,) int64: bytes of text
 
     @property
     def examples(self) -> int:
@@ -64,26 +65,27 @@ class TextSource:
     """The examples of the files, or the part of them on one side of the split."""
 
     found: Survey
-    held_out: frozenset[int] = frozenset()
+    split: Split = field(default_factory=Split)
     keep_held_out: bool = False
 
     def __iter__(self) -> Iterator[Piece]:
-        number = 0
+        """The text of the examples that are on this side whole; parted ones are learned from."""
+        number, chosen = 0, self.chosen
         for piece in self.found.pieces():
-            if (number in self.held_out) == self.keep_held_out:
+            if chosen[number]:
                 yield piece
             number += piece.ends
 
     @property
     def count(self) -> int:
-        """Number of examples."""
-        return len(self.held_out) if self.keep_held_out else self.found.examples - len(self.held_out)
+        """Number of whole examples."""
+        return len(self.split.whole) if self.keep_held_out else self.found.examples - len(self.split.whole)
 
     @property
     def chosen(self) -> np.ndarray:
-        """(examples,) bool: which of the examples are on this side."""
+        """(examples,) bool: which of the examples are on this side whole; parted ones are learned from."""
         is_held_out = np.zeros(self.found.examples, dtype=bool)
-        is_held_out[list(self.held_out)] = True
+        is_held_out[self.split.whole] = True
         return is_held_out if self.keep_held_out else ~is_held_out
 
 
@@ -91,8 +93,8 @@ def plan_sources(options: TrainingOptions) -> tuple[TextSource, TextSource | Non
     """Look through the files and decide which examples are held out, before anything is loaded or written.
 
     Returns:
-        What to learn from, and what to measure on: the validation files, or `validation_split` of the examples
-        (at least one), or None. A single example cannot be split here; `load_data` splits its blocks.
+        What to learn from, and what to measure on: the validation files, or `validation_split` of the text, or None.
+        A single example cannot be split here; `load_data` splits its blocks.
 
     Raises:
         UserError: a file cannot be used.
@@ -103,8 +105,10 @@ def plan_sources(options: TrainingOptions) -> tuple[TextSource, TextSource | Non
         return TextSource(found), TextSource(survey(options.validation_file, reading, "validation_file"))
     if not options.validation_split or found.examples < 2:
         return TextSource(found), None
-    held_out = _choose_held_out(found.examples, options.validation_split, options.seed)
-    return TextSource(found, held_out), TextSource(found, held_out, keep_held_out=True)
+    split = choose(found.hashes, found.sizes, options.validation_split, options.seed)
+    if not (len(split.whole) or len(split.parted)):  # short copies of one text
+        return TextSource(found), None
+    return TextSource(found, split), TextSource(found, split, keep_held_out=True)
 
 
 def plan_evaluation(options: EvaluationOptions) -> Survey:
@@ -114,11 +118,6 @@ def plan_evaluation(options: EvaluationOptions) -> Survey:
         UserError: a file cannot be used.
     """
     return survey(options.eval_file, Reading(options.examples, options.text_column), "eval_file")
-
-
-def _choose_held_out(examples: int, share: float, seed: int) -> frozenset[int]:
-    count = min(max(1, round(examples * share)), examples - 1)
-    return frozenset(random.Random(seed).sample(range(examples), count))
 
 
 def survey(names: tuple[str, ...], reading: Reading, option: str) -> Survey:
@@ -132,8 +131,8 @@ def survey(names: tuple[str, ...], reading: Reading, option: str) -> Survey:
     files = tuple(path for name in names for path in find_files(name, option))
     if reading.text_column is not None and not any(path.suffix.lower() in SUFFIXES for path in files):
         raise UserError(f"{reading.text_column} is for {', '.join(SUFFIXES)}: {files[0]} is plain text", "text_column")
-    size = text_bytes = empty = garbled = running = 0
-    digest, hashes = hashlib.sha256(), array("q")
+    size = text_bytes = empty = garbled = running = before = 0
+    digest, hashes, sizes = hashlib.sha256(), array("q"), array("q")
     for path in files:
         file = _WatchedFile(path)
         for piece in _checked(_pieces(file, path, reading), path, option):
@@ -145,13 +144,16 @@ def survey(names: tuple[str, ...], reading: Reading, option: str) -> Survey:
             running = hash((running, piece))
             if piece.ends:
                 hashes.append(running)
-                running = 0
+                sizes.append(text_bytes - before)
+                running, before = 0, text_bytes
         size += file.size
         digest.update(repr((file.digest.hexdigest(), _how_read(path, reading))).encode())
     if not hashes:
         where = files[0] if len(files) == 1 else f"none of {len(files)} files"
         raise UserError(f"{where} holds no text ({size} bytes): give a file with at least one example", option)
-    return Survey(files, reading, size, text_bytes, empty, garbled, digest.hexdigest(), np.array(hashes))
+    return Survey(
+        files, reading, size, text_bytes, empty, garbled, digest.hexdigest(), np.array(hashes), np.array(sizes)
+    )
 
 
 def find_files(name: str, option: str) -> list[Path]:

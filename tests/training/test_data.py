@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import random
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,16 +16,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_model
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from transformers import GPT2LMHeadModel
 
 from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training import processor, text, tokens
-from gpt2tg.training.data import TrainingData, collate, load_data
+from gpt2tg.training import data, processor, text, tokens
+from gpt2tg.training.data import Blocks, TrainingData, collate, load_data
 from gpt2tg.training.model import existing_model, for_training, train_tokenizer
 from gpt2tg.training.sources import Survey, plan_sources
+from gpt2tg.training.tokens import Tokens
 
 EXAMPLES = ["The owl sold silence.", "  indented, with an end  ", "naïve 猫 🦊 e\u0301", "x", "A fox counted. " * 30]
 
@@ -344,6 +348,89 @@ def test_no_split_keeps_a_single_stream_whole(tmp_path: Path, tokenizer: TextTok
     assert ids_of(loaded.train) == encode_by_hand(["x\n" * 50], tokenizer)
 
 
+def stories(directory: Path, lengths: list[int]) -> tuple[Path, list[str]]:
+    """Files of so many words each, no two alike."""
+    rng = random.Random(1)
+    texts = [" ".join(str(rng.randrange(1000)) for _ in range(length)) + "\n" for length in lengths]
+    for number, content in enumerate(texts):
+        (directory / f"{number:02}.txt").write_text(content)
+    return directory, texts
+
+
+@pytest.mark.parametrize(
+    ("lengths", "share"),
+    [([3000, 1], 0.05), ([3000, 2000], 0.05), ([900] * 19, 0.05), ([3000, 150, 150, 40], 0.05), ([900] * 3, 0.5)],
+    ids=["book and note", "two books", "19 stories", "book and stories", "half"],
+)
+def test_few_files_hold_out_their_share_of_the_tokens(
+    tmp_path: Path, tokenizer: TextTokenizer, lengths: list[int], share: float
+) -> None:
+    """Never a whole book, whatever the seed: what is held out stands at the end of files, and the rest is learned."""
+    folder, texts = stories(tmp_path, lengths)
+    total = len(encode_by_hand(texts, tokenizer))
+    for seed in (42, 1, 2, 3):
+        found = load(folder, tokenizer, examples="file", validation_split=share, seed=seed, block_size=32)
+        held_out = len(ids_of(found.validation))
+        assert held_out == pytest.approx(share * total, rel=0.1)
+        assert sorted(ids_of(found.train) + ids_of(found.validation)) == sorted(encode_by_hand(texts, tokenizer))
+        ends = tokenizer.raw.decode(ids_of(found.validation), skip_special_tokens=False).split("<|endoftext|>")[:-1]
+        assert all(any(content.endswith(end) and content != end for content in texts) for end in ends)
+        assert (found.train_examples, found.validation_examples) == (len(lengths), len(ends))
+
+
+def test_a_very_long_line_is_not_held_out_whole(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    lines = [*numbered(60), "x " * 3000]
+    total = len(encode_by_hand(lines, tokenizer))
+    for seed in range(8):
+        found = load(write(tmp_path, lines), tokenizer, validation_split=0.1, seed=seed)
+        assert 0.05 * total <= len(ids_of(found.validation)) <= 0.2 * total
+
+
+def test_of_a_long_completion_both_sides_learn_a_part(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    rows = [{"prompt": "count " * 200, "completion": f" {n} owl" * 100} for n in range(2)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load(tmp_path / "t.jsonl", tokenizer, validation_split=0.2, block_size=16)
+    total = sum(len(encode_by_hand([row["completion"]], tokenizer)) for row in rows)
+    held_out = tokenizer.raw.decode(ids_of(found.validation))
+    assert "count" not in held_out
+    assert len(ids_of(found.validation)) == pytest.approx(0.2 * total, rel=0.1)
+
+
+def test_examples_of_like_length_are_held_out_by_number(tmp_path: Path) -> None:
+    """As in earlier versions, whose runs can be resumed."""
+    chosen = random.Random(7).sample(range(200), 10)
+    assert held_out_texts(write(tmp_path, numbered(200)), seed=7) == [f"fable {n}" for n in sorted(chosen)]
+
+
+@pytest.mark.parametrize("copies", [2, 40])
+def test_copies_are_on_one_side_of_the_split(tmp_path: Path, tokenizer: TextTokenizer, copies: int) -> None:
+    lines = [line for n, line in enumerate(numbered(60)) for _ in range(copies if n % 7 == 0 else 1)]
+    random.Random(0).shuffle(lines)
+    path = write(tmp_path, lines)
+    for seed in range(10):
+        found = load(path, tokenizer, validation_split=0.2, seed=seed)
+        learned, held_out = texts_of(found.train, tokenizer), texts_of(found.validation, tokenizer)
+        assert sorted(learned + held_out) == sorted(lines)
+        assert not set(learned) & set(held_out)
+        assert 0.1 * len(lines) <= len(held_out) <= 0.4 * len(lines)
+
+
+def test_copies_of_a_book_hold_out_the_same_end(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    folder, (book, _) = stories(tmp_path, [1500, 1400])
+    (folder / "copy.txt").write_text(book)
+    for seed in (42, 1, 2):
+        found = load(folder, tokenizer, examples="file", validation_split=0.05, seed=seed)
+        ends = tokenizer.raw.decode(ids_of(found.validation), skip_special_tokens=False).split("<|endoftext|>")[:-1]
+        assert len([end for end in ends if book.endswith(end)]) in (0, 2)
+        assert len({end for end in ends if book.endswith(end)}) <= 1
+        assert found.train_examples == 3
+
+
+def test_nothing_is_held_out_of_one_text_in_many_copies(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    found = load(write(tmp_path, ["the same"] * 50), tokenizer, validation_split=0.05, block_size=8)
+    assert (found.validation, found.train_examples) == (None, 50)
+
+
 def test_a_training_file_is_required() -> None:
     with pytest.raises(UserError) as caught:
         plan_sources(TrainingOptions())
@@ -461,6 +548,23 @@ def test_fingerprints_name_what_the_blocks_hold(tmp_path: Path, tokenizer: TextT
         fingerprints(no_cross_examples=True), fingerprints(validation_split=0),
     ]  # fmt: skip
     assert len({fingerprints(), *others}) == 7
+
+
+def test_fingerprints_of_many_blocks_take_little_memory() -> None:
+    """A single stream is named by the numbers of its blocks, as in earlier versions."""
+    count = 150_000
+    nothing = Tokens(np.zeros(1, np.uint16), None, np.ones(1, np.int64), "name")
+    edges = np.arange(count + 1)
+    blocks = Blocks(nothing, edges[:-1] * 8, edges[1:] * 8, edges, restart=False)
+    tracemalloc.start()
+    border = count - 7000
+    found = [data._fingerprint(Subset(blocks, numbers)) for numbers in (range(border), range(border, count))]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3_000_000
+    expected = repr((blocks.fingerprint, list(range(border, count))))
+    assert found[1] == hashlib.sha256(expected.encode()).hexdigest()[:32]
+    assert found[0] != found[1]
 
 
 def test_an_interrupted_run_leaves_no_half_of_the_data(
