@@ -40,6 +40,8 @@ class Survey:
     """What a first walk through the files found."""
 
     files: tuple[Path, ...]
+    digests: tuple[str, ...]  # of the files
+    option: str  # that names the files, for messages
     reading: Reading
     bytes: int  # of the files
     text_bytes: int  # of the examples in them
@@ -55,9 +57,13 @@ class Survey:
         return len(self.hashes)
 
     def pieces(self) -> Iterator[Piece]:
-        """The text of all examples, in order."""
-        for path in self.files:
-            yield from (piece for piece in _pieces(io.FileIO(path), path, self.reading) if piece.text)
+        """The text of all examples, in order.
+
+        Raises:
+            UserError: a file is not what it was at the first walk.
+        """
+        for path, digest in zip(self.files, self.digests, strict=True):
+            yield from (piece for piece in _unchanged(path, self.reading, digest, self.option) if piece.text)
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class TextSource:
         """The text of the examples that are on this side whole; parted ones are learned from."""
         number, chosen = 0, self.chosen
         for piece in self.found.pieces():
-            if chosen[number]:
+            if number < len(chosen) and chosen[number]:  # a file that grew is refused at its end
                 yield piece
             number += piece.ends
 
@@ -132,7 +138,7 @@ def survey(names: tuple[str, ...], reading: Reading, option: str) -> Survey:
     if reading.text_column is not None and not any(path.suffix.lower() in SUFFIXES for path in files):
         raise UserError(f"{reading.text_column} is for {', '.join(SUFFIXES)}: {files[0]} is plain text", "text_column")
     size = text_bytes = empty = garbled = running = before = 0
-    digest, hashes, sizes = hashlib.sha256(), array("q"), array("q")
+    digest, digests, hashes, sizes = hashlib.sha256(), [], array("q"), array("q")
     for path in files:
         file = _WatchedFile(path)
         for piece in _checked(_pieces(file, path, reading), path, option):
@@ -147,12 +153,23 @@ def survey(names: tuple[str, ...], reading: Reading, option: str) -> Survey:
                 sizes.append(text_bytes - before)
                 running, before = 0, text_bytes
         size += file.size
-        digest.update(repr((file.digest.hexdigest(), _how_read(path, reading))).encode())
+        digests.append(file.digest.hexdigest())
+        digest.update(repr((digests[-1], _how_read(path, reading))).encode())
     if not hashes:
         where = files[0] if len(files) == 1 else f"none of {len(files)} files"
         raise UserError(f"{where} holds no text ({size} bytes): give a file with at least one example", option)
     return Survey(
-        files, reading, size, text_bytes, empty, garbled, digest.hexdigest(), np.array(hashes), np.array(sizes)
+        files,
+        tuple(digests),
+        option,
+        reading,
+        bytes=size,
+        text_bytes=text_bytes,
+        empty=empty,
+        garbled=garbled,
+        digest=digest.hexdigest(),
+        hashes=np.array(hashes),
+        sizes=np.array(sizes),
     )
 
 
@@ -207,6 +224,24 @@ def _checked(stream: Iterator[Piece], path: Path, option: str) -> Iterator[Piece
         raise
     except BadRecord as error:
         raise UserError(f"{path} {error}" if str(error).startswith("has") else f"{path}, {error}", option) from None
+
+
+def _unchanged(path: Path, reading: Reading, digest: str, option: str) -> Iterator[Piece]:
+    """The examples of a file that was read before.
+
+    Raises:
+        UserError: it is no longer the same, or no longer there.
+    """
+    changed = f"{path} changed while it was read: start again when nothing writes to it"
+    try:
+        file = _WatchedFile(path)
+        yield from _pieces(file, path, reading)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read a second time: {error.strerror}", option) from None
+    except ValueError:  # no longer UTF-8, or no longer a table
+        raise UserError(changed, option) from None
+    if file.digest.hexdigest() != digest:
+        raise UserError(changed, option)
 
 
 class _ZeroByteError(ValueError):

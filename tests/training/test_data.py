@@ -6,9 +6,12 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import random
+import threading
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_model
+from filelock import FileLock
 from torch.utils.data import Dataset, Subset
 from transformers import GPT2LMHeadModel
 
@@ -581,6 +585,149 @@ def test_an_interrupted_run_leaves_no_half_of_the_data(
         with pytest.raises(KeyboardInterrupt):
             load(path, tokenizer, block_size=8)
     assert texts_of(load(path, tokenizer, block_size=8).train, tokenizer) == numbered(20, "interrupted")
+
+
+def cut_in_half(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 4 * 2])
+
+
+def fill_with_zeros(file: Path) -> None:
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [cut_in_half, fill_with_zeros, flip_a_bit, Path.unlink])
+@pytest.mark.parametrize("name", ["ids.bin", "ends.npy", "learned.bin"])
+def test_damaged_tokens_are_made_anew(
+    tmp_path: Path,
+    tokenizer: TextTokenizer,
+    capsys: pytest.CaptureFixture[str],
+    harm: Callable[[Path], None],
+    name: str,
+) -> None:
+    """A crash may leave them cut or full of zeros, and a disk may lose a bit."""
+    rows_of_table = [{"prompt": f"{harm} {name}", "completion": f" {n} owls."} for n in range(50)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_of_table))
+    before = load(tmp_path / "t.jsonl", tokenizer, block_size=16)
+    expected = [{key: value.tolist() for key, value in row.items()} for row in before.train]
+    capsys.readouterr()
+    harm(Path(before.train.tokens.ids.filename).parent / name)
+    after = load(tmp_path / "t.jsonl", tokenizer, block_size=16)
+    assert [{key: value.tolist() for key, value in row.items()} for row in after.train] == expected
+    assert f"are damaged, {name if harm != Path.unlink else 'it lacks ' + name}" in capsys.readouterr().err
+    assert after.fingerprints == before.fingerprints
+
+
+def test_tokens_of_an_earlier_version_are_made_anew(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    """They had no checksums."""
+    path = write(tmp_path, numbered(30, "earlier"))
+    before = load(path, tokenizer)
+    folder = Path(before.train.tokens.ids.filename).parent
+    (folder / "manifest.json").unlink()
+    fill_with_zeros(folder / "ids.bin")
+    after = load(path, tokenizer)
+    assert texts_of(after.train, tokenizer) == numbered(30, "earlier")
+    assert after.fingerprints == before.fingerprints  # a run that was started with them can be resumed
+
+
+def test_tokens_are_synced_before_they_get_their_name(
+    tmp_path: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[int | str] = []
+    sync, rename = os.fsync, Path.rename
+    monkeypatch.setattr(os, "fsync", lambda file: (happened.append(os.fstat(file).st_ino), sync(file)))
+    monkeypatch.setattr(Path, "rename", lambda self, target: (happened.append("named"), rename(self, target))[1])
+    folder = Path(load(write(tmp_path, numbered(9, "synced")), tokenizer).train.tokens.ids.filename).parent
+    named = happened.index("named")
+    for path in (folder, *folder.iterdir()):
+        assert path.stat().st_ino in happened[:named]
+    assert folder.parent.stat().st_ino in happened[named:]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: path.write_text("omega\n" * 20), "changed while it was read"),
+        (lambda path: path.write_text("alpha\n" * 21), "changed while it was read"),
+        (lambda path: path.write_text("alpha\n" * 19), "changed while it was read"),
+        (lambda path: path.write_bytes(b"\xff\xfe" * 20), "changed while it was read"),
+        (lambda path: path.write_bytes(b"\0" * 20), "changed while it was read"),
+        (Path.unlink, "cannot be read a second time: No such file"),
+    ],
+    ids=["other words", "longer", "shorter", "no text", "zeros", "gone"],
+)
+def test_text_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, tokenizer: TextTokenizer, change: Callable[[Path], object], message: str
+) -> None:
+    """It is read twice. What was read the second time must not be kept as that of the first."""
+    lines = [f"alpha {tmp_path.name}", *["alpha"] * 19]
+    path = write(tmp_path, lines)
+    options = TrainingOptions(train_file=str(path), validation_split=0)
+    sources = plan_sources(options)
+    change(path)
+    for read_again in (lambda: load_data(sources, tokenizer, options), lambda: train_tokenizer(sources[0], 270)):
+        with pytest.raises(UserError, match=message) as refusal:
+            read_again()
+        assert refusal.value.option == "train_file"
+        assert str(path) in str(refusal.value)
+    write(tmp_path, lines)
+    assert texts_of(load(path, tokenizer).train, tokenizer) == lines
+
+
+def test_leftovers_of_killed_runs_are_removed(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    """Not of one that is still at work, whose lock is held."""
+    left, older, at_work = (tokens.CACHE / f"unfinished-{name}" for name in ("ab12-xyz", "q8w_3k", "cd34-uvw"))
+    for folder in (left, older, at_work):
+        (folder / "whole").mkdir(parents=True)
+        (folder / "whole" / "ids.bin").write_bytes(bytes(100))
+    (tokens.CACHE / "locks").mkdir(exist_ok=True)
+    with FileLock(tokens.CACHE / "locks" / "cd34"):
+        load(write(tmp_path, numbered(5, "left over")), tokenizer)
+        assert sorted(tokens.CACHE.glob("unfinished-*")) == [at_work]
+    load(write(tmp_path, numbered(5, "left over")), tokenizer)
+    assert not list(tokens.CACHE.glob("unfinished-*"))
+
+
+def test_two_runs_at_once_tokenize_a_text_once(
+    tmp_path: Path, tokenizer: TextTokenizer, tokenized: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, told = write(tmp_path, numbered(20, "at once")), threading.Event()
+    monkeypatch.setattr(tokens, "_say", lambda text: told.set())
+    made = tokens.token_runs
+
+    def waited_for(found: Survey, tokenizer: TextTokenizer) -> Iterator[Any]:
+        assert told.wait(20)
+        return made(found, tokenizer)
+
+    monkeypatch.setattr(tokens, "token_runs", waited_for)
+    with ThreadPoolExecutor(2) as runs:
+        for found in [runs.submit(load, path, tokenizer) for _ in range(2)]:
+            assert texts_of(found.result().train, tokenizer) == numbered(20, "at once")
+    assert tokenized == [path]
+
+
+# ---- workers ----
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_workers_open_the_tokens_by_their_name(tmp_path: Path, tokenizer: TextTokenizer, alone: bool) -> None:
+    """Where processes are started anew, data and collator are pickled: the tokens must not travel."""
+    loaded = load(write(tmp_path, [f"worker {n} " + "x" * 500 for n in range(300)]), tokenizer, no_cross_examples=alone)
+    sent = pickle.dumps((loaded.train, collate(128, tokenizer.end_id)))
+    assert len(sent) < loaded.train.tokens.ids.nbytes / 4
+    blocks, batch_of = pickle.loads(sent)
+    assert isinstance(blocks.tokens.ids, np.memmap)
+    here, there = (
+        made([data[i] for i in (0, 3)])
+        for made, data in ((collate(128, tokenizer.end_id), loaded.train), (batch_of, blocks))
+    )
+    assert here.keys() == there.keys()
+    assert all(torch.equal(here[name], there[name]) for name in here)
 
 
 def test_tokens_stay_on_disk(tmp_path: Path, tokenizer: TextTokenizer) -> None:
