@@ -45,6 +45,7 @@ class Survey:
     reading: Reading
     bytes: int  # of the files
     text_bytes: int  # of the examples in them
+    learned_bytes: int  # of these, without prompts
     empty: int  # rows without text, passed over
     garbled: int  # examples with letters that an earlier conversion broke
     digest: str  # of the content of the files and of how they are read, not of their names
@@ -137,7 +138,7 @@ def survey(names: tuple[str, ...], reading: Reading, option: str) -> Survey:
     files = tuple(path for name in names for path in find_files(name, option))
     if reading.text_column is not None and not any(path.suffix.lower() in SUFFIXES for path in files):
         raise UserError(f"{reading.text_column} is for {', '.join(SUFFIXES)}: {files[0]} is plain text", "text_column")
-    size = text_bytes = empty = garbled = running = before = 0
+    size = text_bytes = learned_bytes = empty = garbled = running = before = 0
     digest, digests, hashes, sizes = hashlib.sha256(), [], array("q"), array("q")
     for path in files:
         file = _WatchedFile(path)
@@ -145,7 +146,9 @@ def survey(names: tuple[str, ...], reading: Reading, option: str) -> Survey:
             if not piece.text:
                 empty += 1
                 continue
-            text_bytes += len(piece.text.encode())
+            length = len(piece.text.encode())
+            text_bytes += length
+            learned_bytes += length * piece.learned
             garbled += any(sign in piece.text for sign in GARBLED)
             running = hash((running, piece))
             if piece.ends:
@@ -165,6 +168,7 @@ def survey(names: tuple[str, ...], reading: Reading, option: str) -> Survey:
         reading,
         bytes=size,
         text_bytes=text_bytes,
+        learned_bytes=learned_bytes,
         empty=empty,
         garbled=garbled,
         digest=digest.hexdigest(),
