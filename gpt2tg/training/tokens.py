@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.errors import RunError
-from gpt2tg.training.durable import damage, put_in_place, seal
+from gpt2tg.training.durable import damage, seal, sync
 from gpt2tg.training.sources import Survey
 from gpt2tg.training.text import Piece
 
@@ -102,11 +102,19 @@ def _make(directory: Path, found: Survey, tokenizer: TextTokenizer) -> None:
             whole.mkdir()
             _write(whole, found, tokenizer)
             seal(whole, {})
-            try:
-                put_in_place(whole, directory)
-            except OSError:
-                if damage(directory, (IDS, ENDS)) is not None:
-                    raise  # else another run was faster, where there are no locks
+            _publish(whole, directory)
+
+
+def _publish(whole: Path, directory: Path) -> None:
+    """Give sealed files their name, in place of damaged ones."""
+    try:
+        if directory.exists():
+            shutil.rmtree(directory)
+        whole.rename(directory)
+    except OSError:
+        if damage(directory, (IDS, ENDS)) is not None:
+            raise  # else another run was faster, where there are no locks
+    sync(directory.parent)
 
 
 @contextlib.contextmanager

@@ -180,6 +180,15 @@ def test_a_real_token_that_equals_the_pad_id_is_learned() -> None:
     assert batch["labels"].tolist() == [[5, 0, 0, -100]]
 
 
+def test_tokens_of_a_batch_are_those_of_its_rows() -> None:
+    """Prompts at the end of a row and end-of-text tokens in it are none of its padding."""
+    rows = [
+        {"input_ids": np.array(ids), "labels": np.array(labels)}
+        for ids, labels in [([5, 0, 6, 7], [-100, -100, 6, 7]), ([5, 0], [5, 0]), ([0, 5, 9], [0, -100, -100])]
+    ]
+    assert data.count_tokens(collate(6, pad_id=0)(rows), pad_id=0).item() == 4 + 2 + 3
+
+
 def test_batches_are_of_whole_numbers() -> None:
     batch = collate(4, pad_id=0)([{"input_ids": [5, 0, 0]}])
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
