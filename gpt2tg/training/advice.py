@@ -41,7 +41,7 @@ def advice(
             f"{counted(found.examples, 'example')} is little, {FEW_EXAMPLES:,} or more is better: "
             "watch the validation loss, and train fewer --epochs when it rises"
         )
-    copies = found.examples - len(np.unique(found.hashes))
+    copies = int((np.diff(np.sort(found.hashes)) == 0).sum())
     if copies > MANY_COPIES * found.examples:
         yield f"{_share(copies, found.examples)} of the examples are copies of others, and are learned by heart first"
     if measured is not None and (known := _known(sources[0], measured)):

@@ -87,9 +87,19 @@ def test_label_smoothing_changes_the_training_and_not_what_is_measured(
     assert learned["smoothed"] != pytest.approx(learned["plain"], rel=1e-3)
 
 
-def test_values_that_transformers_refuses_together_are_one_line_too() -> None:
-    given = TrainingOptions(train_file="a.txt", trainer=("dataloader_prefetch_factor=2",))
-    with pytest.raises(UserError, match="dataloader_num_workers"):
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (("dataloader_prefetch_factor=2",), "dataloader_num_workers"),
+        (("dataloader_persistent_workers=true",), "needs num_workers > 0"),
+        (("dataloader_multiprocessing_context=spawn",), "multi-process loading"),
+        (("dataloader_num_workers=-1",), "should be non-negative"),
+    ],
+)
+def test_values_that_do_not_go_together_are_one_line_too(entries: tuple[str, ...], message: str) -> None:
+    """Before anything is written, although torch makes its data loader much later."""
+    given = TrainingOptions(train_file="a.txt", trainer=entries)
+    with pytest.raises(UserError, match=message):
         training_arguments(given, torch.device("cpu"))
 
 
