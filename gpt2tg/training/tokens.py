@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from huggingface_hub.constants import HF_HOME
 from tqdm import tqdm
 
+from gpt2tg.engine.runs import MANIFEST
 from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.errors import RunError
 from gpt2tg.training.durable import damage, seal, sync
@@ -94,7 +95,7 @@ def _make(directory: Path, found: Survey, tokenizer: TextTokenizer) -> None:
         fault = damage(directory, (IDS, ENDS))
         if fault is None:
             return
-        if directory.exists():
+        if (directory / MANIFEST).is_file():  # earlier versions wrote none
             _say(f"the tokens in {directory} are damaged, {fault}: they are made anew")
         prefix = f"{DRAFT}{directory.name}-"
         with tempfile.TemporaryDirectory(dir=CACHE, prefix=prefix, ignore_cleanup_errors=True) as draft:
