@@ -769,7 +769,7 @@ class TrainingOptions:
         shown_default="none",
     )
     validation_split: float = option(
-        0.05, "share of the examples held out for measuring; 0 holds out none", group="data", low=0, below=1
+        0.05, "share of the text held out for measuring; 0 holds out none", group="data", low=0, below=1
     )
     examples: str = option(
         "line",

@@ -17,6 +17,9 @@ FEW_EXAMPLES = 1000
 # Shares below which a thing is not worth a line.
 MANY_COPIES, MANY_LONG, MUCH_PADDING = 0.01, 0.05, 0.1
 
+# How many times as much, or as little, may be held out as was asked for.
+FAR_FROM_ASKED = 2
+
 # A validation loss from more tokens than this is hardly more exact, and takes long to measure.
 MANY_MEASURED = 1_000_000
 
@@ -36,7 +39,7 @@ def advice(
             f"{counted(found.examples, 'example')} is little, {FEW_EXAMPLES:,} or more is better: "
             "watch the validation loss, and train fewer --epochs when it rises"
         )
-    copies = found.examples - len(np.unique(found.hashes))
+    copies = int((np.diff(np.sort(found.hashes)) == 0).sum())
     if copies > MANY_COPIES * found.examples:
         yield f"{_share(copies, found.examples)} of the examples are copies of others, and are learned by heart first"
     if measured is not None and (known := _known(sources[0], measured)):
@@ -44,6 +47,7 @@ def advice(
             f"{known:,} of {counted(measured.count, 'held-out example')} are learned from too: "
             "the validation loss looks better than it is"
         )
+    yield from _on_the_split(data, options)
     if data.overlong > (0 if options.no_cross_examples else MANY_LONG * found.examples) and found.examples > 1:
         yield (
             f"{counted(data.overlong, 'example')} longer than a block of {options.block_size} tokens, the longest of "
@@ -59,6 +63,23 @@ def advice(
         )
     if data.padding > MUCH_PADDING:
         yield f"{data.padding:.0%} of the blocks is padding, which costs time and teaches nothing: lower --block_size"
+
+
+def _on_the_split(data: TrainingData, options: TrainingOptions) -> Iterator[str]:
+    """What was held out, where that is not what was asked for."""
+    asked = options.validation_split
+    if options.validation_file or not asked:
+        return
+    if data.validation is None:
+        if data.train_examples > 1:
+            yield "nothing is held out: the examples are copies of one another; name a --validation_file to measure on"
+        return
+    held_out, total = data.validation_tokens, data.validation_tokens + data.train_tokens
+    if not asked / FAR_FROM_ASKED <= held_out / total <= asked * FAR_FROM_ASKED:
+        yield (
+            f"{_share(held_out, total)} of the tokens are held out, not the {asked:.3g} of --validation_split: "
+            "examples are few or of very different lengths, and a --validation_file would be measured on as it is"
+        )
 
 
 def counted(number: int, what: str) -> str:

@@ -94,16 +94,17 @@ class Stopwatch:
     """The time spent training, without that for measuring, saving and sampling; kept over a resume."""
 
     def __init__(self, tokens_per_step: int) -> None:
+        """`tokens_per_step` is of full blocks."""
         self.tokens_per_step = tokens_per_step
         self._before = 0.0  # seconds up to the last pause
         self._since: float | None = None
-        self._mark = (0.0, 0)  # seconds and step of the last line of the log
+        self._mark = (0.0, 0)  # seconds and tokens of the last line of the log
         self._first = (0.0, 0)  # seconds and step at the start
 
-    def start(self, seconds: float, step: int) -> None:
-        """Go on from so many seconds at this step."""
+    def start(self, seconds: float, step: int, tokens: int) -> None:
+        """Go on from so many seconds and tokens at this step."""
         self._before, self._since = seconds, time.monotonic()
-        self._mark = self._first = (seconds, step)
+        self._mark, self._first = (seconds, tokens), (seconds, step)
 
     @property
     def seconds(self) -> float:
@@ -119,10 +120,10 @@ class Stopwatch:
         finally:
             self._since = time.monotonic()
 
-    def tokens_per_second(self, step: int) -> float:
-        """Since the last call."""
-        (then, before), self._mark = self._mark, (self.seconds, step)
-        return (step - before) * self.tokens_per_step / max(self._mark[0] - then, 1e-9)
+    def tokens_per_second(self, tokens: int) -> float:
+        """Since the last call, now that there are so many in all."""
+        (then, before), self._mark = self._mark, (self.seconds, tokens)
+        return (tokens - before) / max(self._mark[0] - then, 1e-9)
 
     def time_left(self, step: int, last_step: int) -> str:
         """As a person says it."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.sources import TextSource
+from gpt2tg.training.split import ends_of
 from gpt2tg.training.tokens import Tokens, tokenize
 
 # Labels with this value carry no loss (torch's cross entropy and transformers agree on it).
@@ -24,6 +26,7 @@ NO_LOSS = -100
 
 # Looked at in one piece, where not all tokens are.
 PART_TOKENS = 1 << 24
+PART_BLOCKS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class TrainingData:
     train_examples: int
     validation_examples: int
     train_tokens: int
+    validation_tokens: int
     block_size: int
     overlong: int  # examples that are longer than a block
     longest: int  # tokens of the longest example
@@ -62,11 +66,13 @@ def load_data(
     """
     source, measured = sources
     tokens = tokenize(source.found, tokenizer)
-    train, validation = pack(tokens, source.chosen, options), None
+    spans, measured_spans = split_spans(tokens, source, options), None
+    train, validation = pack(tokens, *spans, options), None
     if measured is not None:
         others = tokens if measured.found is source.found else tokenize(measured.found, tokenizer)
-        validation = pack(others, measured.chosen, options)
-    elif options.validation_split and len(train) > 1:  # one stream: its end is held out
+        measured_spans = split_spans(others, measured, options)
+        validation = pack(others, *measured_spans, options)
+    elif options.validation_split and source.found.examples == 1 and len(train) > 1:  # its end is held out
         held_out = min(max(1, round(len(train) * options.validation_split)), len(train) - 1)
         border = len(train) - held_out
         train, validation = Subset(train, range(border)), Subset(train, range(border, len(train)))
@@ -75,8 +81,9 @@ def load_data(
         train,
         validation,
         train_examples=source.count,
-        validation_examples=measured.count if measured is not None else int(validation is not None),
+        validation_examples=int(validation is not None) if measured_spans is None else len(measured_spans[0]),
         train_tokens=_tokens_in(train),
+        validation_tokens=0 if validation is None else _tokens_in(validation),
         block_size=options.block_size,
         overlong=int((lengths > options.block_size).sum()),
         longest=int(lengths.max()),
@@ -85,20 +92,46 @@ def load_data(
 
 def _tokens_in(blocks: Dataset) -> int:
     if isinstance(blocks, Subset):
-        return int(blocks.dataset.lengths[list(blocks.indices)].sum())
+        return int(blocks.dataset.lengths[_slice(blocks)].sum())
     return int(blocks.lengths.sum())
 
 
-def pack(tokens: Tokens, chosen: np.ndarray, options: TrainingOptions) -> Blocks:
-    """Blocks of `block_size` ids from the chosen examples; nothing that can be learned is dropped.
+def _slice(blocks: Subset) -> slice:
+    """Which of the blocks it takes: a stretch of them."""
+    return slice(blocks.indices.start, blocks.indices.stop)
+
+
+def split_spans(tokens: Tokens, source: TextSource, options: TrainingOptions) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and ends, in the tokens, of the examples on this side of the split; of parted ones, of its part."""
+    starts, ends, chosen, parted = tokens.starts, tokens.ends, source.chosen, source.split.parted
+    if len(parted):
+        lengths = ends[parted] - _first_learned(tokens, starts[parted], ends[parted])
+        hashes = source.found.hashes[parted]
+        borders = ends.copy()
+        borders[parted] -= ends_of(lengths, hashes, options.validation_split, options.seed)
+        chosen[parted] = True
+        starts, ends = (np.where(chosen, borders, starts), ends) if source.keep_held_out else (starts, borders)
+        chosen &= starts < ends
+    return starts[chosen], ends[chosen]
+
+
+def _first_learned(tokens: Tokens, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """(examples,) where in the tokens each example's completion starts, or it itself."""
+    if tokens.learned is None:
+        return starts
+    both = zip(starts, ends, strict=True)
+    return np.array([start + np.argmax(tokens.learned[start:end]) for start, end in both])
+
+
+def pack(tokens: Tokens, starts: np.ndarray, ends: np.ndarray, options: TrainingOptions) -> Blocks:
+    """Blocks of `block_size` ids from stretches of the tokens; nothing that can be learned is dropped.
 
     Args:
-        chosen: (examples,) bool
+        starts, ends: (examples,) in the tokens.
 
     Raises:
         UserError: there is nothing to learn.
     """
-    starts, ends = tokens.starts[chosen], tokens.ends[chosen]
     if options.no_cross_examples:
         spans = fill(*segments(starts, ends, options.block_size), options.block_size)
     else:
@@ -128,7 +161,7 @@ class Blocks(Dataset):
         """Names what the blocks hold."""
         digest = hashlib.sha256(repr((self.tokens.fingerprint, self._restart)).encode())
         for array in (self._starts, self._ends, self._first):
-            digest.update(array.astype("<i8").tobytes())
+            digest.update(np.ascontiguousarray(array, dtype="<i8"))
         return digest.hexdigest()[:32]
 
     def learns(self, learned: np.ndarray) -> np.ndarray:
@@ -251,9 +284,20 @@ def fill(starts: np.ndarray, ends: np.ndarray, block_size: int) -> tuple[np.ndar
 
 def _fingerprint(blocks: Dataset) -> str:
     if isinstance(blocks, Subset):
-        inner = repr((blocks.dataset.fingerprint, list(blocks.indices)))
-        return hashlib.sha256(inner.encode()).hexdigest()[:32]
+        digest = hashlib.sha256()
+        for part in _repr_in_parts(blocks.dataset.fingerprint, blocks.indices):
+            digest.update(part.encode())
+        return digest.hexdigest()[:32]
     return blocks.fingerprint
+
+
+def _repr_in_parts(name: str, numbers: range) -> Iterator[str]:
+    """repr((name, list(numbers))) without the list: a gigabyte for the blocks of a large text."""
+    yield f"({name!r}, ["
+    for start in range(numbers.start, numbers.stop, PART_BLOCKS):
+        part = range(start, min(start + PART_BLOCKS, numbers.stop))
+        yield (", " if start > numbers.start else "") + ", ".join(map(str, part))
+    yield "])"
 
 
 def _require_loss(blocks: Blocks) -> Blocks:
@@ -271,28 +315,35 @@ def _require_loss(blocks: Blocks) -> Blocks:
 
 
 def collate(block_size: int, pad_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
-    """Puts blocks together to a batch for the model.
+    """Puts blocks together to a batch for the model. Can be pickled, for workers that are processes of their own.
 
     Short blocks are padded on the right, where no token of theirs sees it, and padding carries no loss: so there is no
     mask, and attention is faster without one. Where positions restart, the mask is made here, (B, 1, T, T), and padding
     is at position 0, each on its own.
     """
+    return partial(_batch, block_size=block_size, pad_id=pad_id)
 
-    def padded(rows: list[dict[str, Any]], name: str, filling: int) -> Tensor:
+
+def _batch(rows: list[dict[str, Any]], block_size: int, pad_id: int) -> dict[str, Tensor]:
+    def padded(name: str, filling: int) -> Tensor:
         batch = torch.full((len(rows), block_size), filling)  # (B, T)
         for i, row in enumerate(rows):
             batch[i, : len(row[name])] = torch.as_tensor(row[name], dtype=torch.long)
         return batch
 
-    def batch_of(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        labels = padded(rows, "labels" if "labels" in rows[0] else "input_ids", NO_LOSS)
-        batch = {"input_ids": padded(rows, "input_ids", pad_id), "labels": labels}
-        if "position_ids" in rows[0]:
-            batch["position_ids"] = padded(rows, "position_ids", 0)
-            batch["attention_mask"] = within_examples(batch["position_ids"])
-        return batch
+    labels = padded("labels" if "labels" in rows[0] else "input_ids", NO_LOSS)
+    batch = {"input_ids": padded("input_ids", pad_id), "labels": labels}
+    if "position_ids" in rows[0]:
+        batch["position_ids"] = padded("position_ids", 0)
+        batch["attention_mask"] = within_examples(batch["position_ids"])
+    return batch
 
-    return batch_of
+
+def count_tokens(batch: dict[str, Tensor], pad_id: int) -> Tensor:
+    """(), the tokens in a batch that are no padding: in each row, those up to the last that is none."""
+    is_padding = (batch["input_ids"] == pad_id) & (batch["labels"] == NO_LOSS)  # (B, T)
+    places = torch.arange(1, is_padding.shape[1] + 1, device=is_padding.device)
+    return places.where(~is_padding, 0).amax(dim=1).sum()
 
 
 def within_examples(position_ids: Tensor) -> Tensor:

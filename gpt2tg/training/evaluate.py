@@ -18,15 +18,15 @@ from gpt2tg.training.checks import check_stride
 from gpt2tg.training.data import NO_LOSS
 from gpt2tg.training.model import existing_model
 from gpt2tg.training.sources import Survey, plan_evaluation
-from gpt2tg.training.tokens import tokenize
+from gpt2tg.training.tokens import Tokens, tokenize
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured. The first token of the text has no context and is not counted."""
+    """What was measured. The first token of the text has no context and is not counted, nor is a prompt."""
 
     tokens: int
-    bytes: int
+    bytes: int  # of the text that was measured
     nats: float
 
     @property
@@ -57,8 +57,8 @@ def evaluate(
 
     The context slides as transformers documents it for models of fixed length: windows as long as the model's
     positions, each `stride` tokens after the last, and of each only those tokens count that no window before it
-    has counted. Where the text is read as several examples, the end-of-text token between them counts too; the
-    bytes are those of the examples.
+    has counted. Where the text is read as several examples, the end-of-text token between them counts too. Prompts
+    of a table of prompts and completions are context alone, as in training. The bytes are those of what counts.
 
     Args:
         found: as `plan_evaluation` finds it, where the text has been looked through before.
@@ -73,29 +73,35 @@ def evaluate(
     positions = model.config.n_positions
     stride = options.stride or positions // 2
     check_stride(stride, positions)
-    ids = tokenize(found, tokenizer).ids
-    nats = _nats(model.to(device).eval(), ids, positions, stride, options.batch_size)
-    return Evaluation(tokens=len(ids) - 1, bytes=found.text_bytes, nats=nats)
+    tokens = tokenize(found, tokenizer)
+    nats = _nats(model.to(device).eval(), tokens, positions, stride, options.batch_size)
+    counted = len(tokens.ids) - 1 if tokens.learned is None else int(np.count_nonzero(tokens.learned[1:]))
+    return Evaluation(tokens=counted, bytes=found.learned_bytes, nats=nats)
 
 
 @torch.inference_mode()
-def _nats(model: GPT2LMHeadModel, ids: np.ndarray, positions: int, stride: int, batch_size: int) -> float:
-    """Sum over all tokens but the first. ids: (N,), on disk"""
-    total = 0.0
-    bar = tqdm(total=len(ids), desc="measuring", unit="token", unit_scale=True, leave=False, disable=None)
-    for batch in _batches(windows(len(ids), positions, stride), batch_size):
-        rows = torch.stack([torch.from_numpy(ids[start:end].astype(np.int64)) for start, end, _ in batch])  # (B, T)
-        labels = rows.clone()
-        for row, (start, _, first_counted) in enumerate(batch):
-            labels[row, : first_counted - start] = NO_LOSS
-        logits = model(input_ids=rows.to(model.device)).logits[:, :-1].float()
-        wanted = labels[:, 1:].to(model.device)
-        total += torch.nn.functional.cross_entropy(
-            logits.transpose(1, 2), wanted, ignore_index=NO_LOSS, reduction="sum"
-        ).item()
+def _nats(model: GPT2LMHeadModel, tokens: Tokens, positions: int, stride: int, batch_size: int) -> float:
+    """Sum over all tokens that count; the model computes it as in training, without the logits of a whole batch."""
+    total, length = 0.0, len(tokens.ids)
+    bar = tqdm(total=length, desc="measuring", unit="token", unit_scale=True, leave=False, disable=None)
+    for batch in _batches(windows(length, positions, stride), batch_size):
+        rows, labels = map(torch.stack, zip(*(_window(tokens, span) for span in batch), strict=True))  # (B, T) each
+        rows, labels = rows.to(model.device), labels.to(model.device)
+        total += model(rows, labels=labels, num_items_in_batch=1, use_cache=False).loss.item()  # 1: the sum
         bar.update(batch[-1][1] - batch[0][2])
     bar.close()
     return total
+
+
+def _window(tokens: Tokens, span: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(T,) the ids of a window, and the same with NO_LOSS where a token does not count."""
+    start, end, first_counted = span
+    ids = torch.from_numpy(tokens.ids[start:end].astype(np.int64))
+    labels = ids.clone()
+    labels[: first_counted - start] = NO_LOSS
+    if tokens.learned is not None:
+        labels[torch.from_numpy(~tokens.learned[start:end])] = NO_LOSS
+    return ids, labels
 
 
 def windows(length: int, positions: int, stride: int) -> Iterator[tuple[int, int, int]]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from gpt2tg.errors import UserError, masked, one_line
 
@@ -27,6 +28,8 @@ FLAGS = {
     "resume_from_checkpoint": "resume",
     "save_strategy": "save_steps",
     "torch_compile": "compile",
+    "torch_compile_backend": "compile",
+    "torch_compile_mode": "compile",
     "use_cpu": "device",
 } | {
     name: name
@@ -37,28 +40,36 @@ FLAGS = {
     )
 }  # fmt: skip
 
-# Fields on which our promises rest: exact losses, whole checkpoints, runs that can be resumed, what is said.
+# Fields on which our promises rest: exact losses, whole checkpoints, runs that can be resumed, what is said. And those
+# that would change nothing here: how transformers itself measures, and uploads checkpoints.
 SETTLED = {
-    "activation_checkpointing_kwargs", "dataloader_drop_last", "dataloader_pin_memory", "ddp_find_unused_parameters",
-    "disable_tqdm", "do_eval", "do_predict", "do_train", "enable_jit_checkpoint", "eval_delay", "eval_on_start",
-    "gradient_checkpointing_kwargs", "ignore_data_skip", "label_names", "local_rank", "log_level", "log_level_replica",
-    "logging_nan_inf_filter", "prediction_loss_only", "remove_unused_columns", "save_on_each_node", "save_only_model",
-    "use_cache",
+    "accelerator_config", "activation_checkpointing_kwargs", "average_tokens_across_devices", "batch_eval_metrics",
+    "bf16_full_eval", "dataloader_drop_last", "dataloader_in_order", "dataloader_pin_memory",
+    "ddp_find_unused_parameters", "disable_tqdm", "do_eval", "do_predict", "do_train", "enable_jit_checkpoint",
+    "eval_accumulation_steps", "eval_delay", "eval_do_concat_batches", "eval_on_start", "eval_use_gather_object",
+    "fp16_full_eval", "gradient_checkpointing_kwargs", "hub_always_push", "ignore_data_skip", "include_for_metrics",
+    "label_names", "liger_kernel_config", "local_rank", "log_level", "log_level_replica", "logging_nan_inf_filter",
+    "prediction_loss_only", "remove_unused_columns", "restore_callback_states_from_checkpoint", "save_on_each_node",
+    "save_only_model", "use_cache", "use_liger_kernel",
 }  # fmt: skip
 
 # Fields that change neither the data nor a step: they may differ when a run is resumed.
 SHAPES_NO_STEP = {
-    "batch_eval_metrics", "dataloader_multiprocessing_context", "dataloader_num_workers",
-    "dataloader_persistent_workers", "dataloader_prefetch_factor", "ddp_timeout", "debug", "eval_accumulation_steps",
-    "eval_do_concat_batches", "eval_use_gather_object", "include_for_metrics", "include_num_input_tokens_seen",
-    "log_on_each_node", "logging_dir", "logging_first_step", "project", "restore_callback_states_from_checkpoint",
-    "run_name", "skip_memory_metrics", "torch_empty_cache_steps", "trackio_bucket_id", "trackio_space_id",
-    "trackio_static_space_id",
+    "dataloader_multiprocessing_context", "dataloader_num_workers", "dataloader_persistent_workers",
+    "dataloader_prefetch_factor", "ddp_timeout", "debug", "include_num_input_tokens_seen", "log_on_each_node",
+    "logging_dir", "logging_first_step", "project", "run_name", "skip_memory_metrics", "torch_empty_cache_steps",
+    "trackio_bucket_id", "trackio_space_id", "trackio_static_space_id",
 }  # fmt: skip
 HUB_FIELDS = "hub_"
 
 # The end of the names of fields that hold a secret, as transformers knows them too.
 SECRET = "_token"
+
+# Fields that cut a model, or its work, among several GPUs, which the launcher is told.
+LAUNCHER = {"deepspeed", "fsdp", "fsdp_config", "parallelism_config"}
+
+# What hub_strategy may be: at each save, or at the end alone. What is uploaded is the model, and no checkpoint.
+HUB_STRATEGIES = (HubStrategy.EVERY_SAVE, HubStrategy.END)
 
 
 def trainer_fields(entries: Sequence[str]) -> dict[str, Any]:
@@ -83,8 +94,14 @@ def _field(entry: str, parser: HfArgumentParser) -> tuple[str, Any]:
         raise UserError(f"{entry}: that is what --{FLAGS[name]} is for", "trainer")
     if name in SETTLED:
         raise UserError(f"{entry}: what {name} is follows from the other flags and cannot be chosen", "trainer")
+    if name in LAUNCHER:
+        raise UserError(
+            f"{entry}: that is for the launcher, as in: accelerate launch --config_file configs/fsdp.yaml "
+            "--num_processes 2 finetune_gpt2.py ...",
+            "trainer",
+        )
     if name not in known:
-        near = difflib.get_close_matches(name, set(known) - set(FLAGS) - SETTLED, n=1)
+        near = difflib.get_close_matches(name, set(known) - set(FLAGS) - SETTLED - LAUNCHER, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"{entry}: TrainingArguments of transformers has no field {name}{hint}", "trainer")
     values = text.split(",") if known[name].nargs in ("+", "*") else [text]
@@ -92,7 +109,11 @@ def _field(entry: str, parser: HfArgumentParser) -> tuple[str, Any]:
         found = parser.parse_known_args([f"--{name}", *values] if len(values) > 1 else [f"--{name}={text}"])[0]
     except argparse.ArgumentError as error:
         raise UserError(f"{entry}: {one_line(error.message)}", "trainer") from None
-    return name, getattr(found, name)
+    value = getattr(found, name)
+    if name == "hub_strategy" and value not in HUB_STRATEGIES:
+        names = " or ".join(strategy.value for strategy in HUB_STRATEGIES)
+        raise UserError(f"{entry}: checkpoints are not uploaded: use {names}", "trainer")
+    return name, value
 
 
 def shaping_fields(entries: Sequence[str]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import transformers
 from accelerate.utils import release_memory
 from accelerate.utils.memory import should_reduce_batch_size
 from safetensors import SafetensorError
+from torch.utils.data import DataLoader
 from transformers import GPT2LMHeadModel, TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations import integration_utils as integrations
 
@@ -452,6 +453,7 @@ def training_arguments(options: TrainingOptions, device: torch.device) -> Traini
     others = trainer_fields(options.trainer)
     try:
         arguments = TrainingArguments(**settings, **others)
+        _require_loader(arguments)
     except (ValueError, TypeError, ImportError) as error:
         if not others:
             raise
@@ -459,6 +461,17 @@ def training_arguments(options: TrainingOptions, device: torch.device) -> Traini
     # Over several GPUs the Trainer would spread one process by DataParallel, which is slow and changes the batch.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def _require_loader(arguments: TrainingArguments) -> None:
+    """Raises ValueError where torch makes no data loader with these settings, which the Trainer asks for much later."""
+    DataLoader(
+        [0],
+        num_workers=arguments.dataloader_num_workers,
+        persistent_workers=arguments.dataloader_persistent_workers,
+        prefetch_factor=arguments.dataloader_prefetch_factor,
+        multiprocessing_context=arguments.dataloader_multiprocessing_context,
+    )
 
 
 def _tell_of_idle_gpus(device: torch.device) -> None:

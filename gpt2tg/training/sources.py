@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import random
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from gpt2tg.options import EvaluationOptions, TrainingOptions
 from gpt2tg.training.columns import BadRecord, Say
 from gpt2tg.training.files import find_files
 from gpt2tg.training.kinds import HEAD_BYTES, is_table, misnamed, require_plain, require_table
+from gpt2tg.training.split import Split, choose
 from gpt2tg.training.tables import record_pieces
 from gpt2tg.training.text import Piece, pieces, require_utf8
 
@@ -39,13 +39,17 @@ class Survey:
     """What a first walk through the files found."""
 
     files: tuple[Path, ...]
+    digests: tuple[str, ...]  # of the files
+    option: str  # that names the files, for messages
     reading: Reading
     bytes: int  # of the files
     text_bytes: int  # of the examples in them
+    learned_bytes: int  # of these, without prompts
     empty: int  # rows without text, passed over
     garbled: int  # examples with letters that an earlier conversion broke
     digest: str  # of the content of the files and of how they are read, not of their names
     hashes: np.ndarray  # (examples,) int64: equal for equal examples, within this process
+    sizes: np.ndarray  # (examples,) int64: bytes of text
     notices: tuple[str, ...] = ()  # what a user should know: which columns are read, what is passed over
 
     @property
@@ -54,9 +58,13 @@ class Survey:
         return len(self.hashes)
 
     def pieces(self) -> Iterator[Piece]:
-        """The text of all examples, in order."""
-        for path in self.files:
-            yield from (piece for piece in _pieces(io.FileIO(path), path, self.reading) if piece.text)
+        """The text of all examples, in order.
+
+        Raises:
+            UserError: a file is not what it was at the first walk.
+        """
+        for path, digest in zip(self.files, self.digests, strict=True):
+            yield from (piece for piece in _unchanged(path, self.reading, digest, self.option) if piece.text)
 
 
 @dataclass(frozen=True)
@@ -64,26 +72,27 @@ class TextSource:
     """The examples of the files, or the part of them on one side of the split."""
 
     found: Survey
-    held_out: frozenset[int] = frozenset()
+    split: Split = field(default_factory=Split)
     keep_held_out: bool = False
 
     def __iter__(self) -> Iterator[Piece]:
-        number = 0
+        """The text of the examples that are on this side whole; parted ones are learned from."""
+        number, chosen = 0, self.chosen
         for piece in self.found.pieces():
-            if (number in self.held_out) == self.keep_held_out:
+            if number < len(chosen) and chosen[number]:  # a file that grew is refused at its end
                 yield piece
             number += piece.ends
 
     @property
     def count(self) -> int:
-        """Number of examples."""
-        return len(self.held_out) if self.keep_held_out else self.found.examples - len(self.held_out)
+        """Number of whole examples."""
+        return len(self.split.whole) if self.keep_held_out else self.found.examples - len(self.split.whole)
 
     @property
     def chosen(self) -> np.ndarray:
-        """(examples,) bool: which of the examples are on this side."""
+        """(examples,) bool: which of the examples are on this side whole; parted ones are learned from."""
         is_held_out = np.zeros(self.found.examples, dtype=bool)
-        is_held_out[list(self.held_out)] = True
+        is_held_out[self.split.whole] = True
         return is_held_out if self.keep_held_out else ~is_held_out
 
 
@@ -95,8 +104,8 @@ def plan_sources(options: TrainingOptions) -> Sources:
     """Look through the files and decide which examples are held out, before anything is loaded or written.
 
     Returns:
-        What to learn from, and what to measure on: the validation files, or `validation_split` of the examples
-        (at least one), or None. A single example cannot be split here; `load_data` splits its blocks.
+        What to learn from, and what to measure on: the validation files, or `validation_split` of the text, or None.
+        A single example cannot be split here; `load_data` splits its blocks.
 
     Raises:
         UserError: a file cannot be used.
@@ -108,8 +117,10 @@ def plan_sources(options: TrainingOptions) -> Sources:
         return TextSource(found), TextSource(survey(options.validation_file, reading, "validation_file", output))
     if not options.validation_split or found.examples < 2:
         return TextSource(found), None
-    held_out = _choose_held_out(found.examples, options.validation_split, options.seed)
-    return TextSource(found, held_out), TextSource(found, held_out, keep_held_out=True)
+    split = choose(found.hashes, found.sizes, options.validation_split, options.seed)
+    if not (len(split.whole) or len(split.parted)):  # short copies of one text
+        return TextSource(found), None
+    return TextSource(found, split), TextSource(found, split, keep_held_out=True)
 
 
 def plan_evaluation(options: EvaluationOptions) -> Survey:
@@ -119,11 +130,6 @@ def plan_evaluation(options: EvaluationOptions) -> Survey:
         UserError: a file cannot be used.
     """
     return survey(options.eval_file, Reading(options.examples, options.text_column), "eval_file")
-
-
-def _choose_held_out(examples: int, share: float, seed: int) -> frozenset[int]:
-    count = min(max(1, round(examples * share)), examples - 1)
-    return frozenset(random.Random(seed).sample(range(examples), count))
 
 
 def survey(names: tuple[str, ...], reading: Reading, option: str, output: Path | None = None) -> Survey:
@@ -140,8 +146,8 @@ def survey(names: tuple[str, ...], reading: Reading, option: str, output: Path |
     notices: list[str] = []
     files = find_files(names, option, output, notices.append)
     require_table(reading.text_column, *files)
-    size = text_bytes = empty = garbled = running = 0
-    digest, hashes = hashlib.sha256(), array("q")
+    size = text_bytes = learned_bytes = empty = garbled = running = before = 0
+    digest, digests, hashes, sizes = hashlib.sha256(), [], array("q"), array("q")
     told: dict[str, list[Path]] = {}
     for path in files:
         say = _Teller(path, told)
@@ -150,20 +156,36 @@ def survey(names: tuple[str, ...], reading: Reading, option: str, output: Path |
             if not piece.text:
                 empty += 1
                 continue
-            text_bytes += len(piece.text.encode())
+            length = len(piece.text.encode())
+            text_bytes += length
+            learned_bytes += length * piece.learned
             garbled += any(sign in piece.text for sign in GARBLED)
             running = hash((running, piece))
             if piece.ends:
                 hashes.append(running)
-                running = 0
+                sizes.append(text_bytes - before)
+                running, before = 0, text_bytes
         size += file.size
-        digest.update(repr((file.digest.hexdigest(), _how_read(path, reading))).encode())
+        digests.append(file.digest.hexdigest())
+        digest.update(repr((digests[-1], _how_read(path, reading))).encode())
     if not hashes:
         where = files[0] if len(files) == 1 else f"none of {len(files)} files"
         raise UserError(f"{where} holds no text ({size} bytes): give a file with at least one example", option)
     notices += [f"{_file_names(paths)}: {what}" for what, paths in told.items()]
     return Survey(
-        files, reading, size, text_bytes, empty, garbled, digest.hexdigest(), np.array(hashes), tuple(notices)
+        files,
+        tuple(digests),
+        option,
+        reading,
+        bytes=size,
+        text_bytes=text_bytes,
+        learned_bytes=learned_bytes,
+        empty=empty,
+        garbled=garbled,
+        digest=digest.hexdigest(),
+        hashes=np.array(hashes),
+        sizes=np.array(sizes),
+        notices=tuple(notices),
     )
 
 
@@ -223,6 +245,24 @@ def _checked(stream: Iterator[Piece], path: Path, option: str) -> Iterator[Piece
         raise
     except BadRecord as error:
         raise UserError(error.about(path), option) from None
+
+
+def _unchanged(path: Path, reading: Reading, digest: str, option: str) -> Iterator[Piece]:
+    """The examples of a file that was read before.
+
+    Raises:
+        UserError: it is no longer the same, or no longer there.
+    """
+    changed = f"{path} changed while it was read: start again when nothing writes to it"
+    try:
+        file = _WatchedFile(path)
+        yield from _pieces(file, path, reading)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read a second time: {error.strerror}", option) from None
+    except ValueError:  # no longer UTF-8, or no longer a table
+        raise UserError(changed, option) from None
+    if file.digest.hexdigest() != digest:
+        raise UserError(changed, option)
 
 
 class _ZeroByteError(ValueError):

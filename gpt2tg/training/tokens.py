@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import shutil
 import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
@@ -10,19 +12,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from huggingface_hub.constants import HF_HOME
 from tqdm import tqdm
 
+from gpt2tg.engine.runs import MANIFEST
 from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.errors import RunError
 from gpt2tg.training.cache import writable
+from gpt2tg.training.durable import damage, seal, sync
 from gpt2tg.training.sources import Survey
 from gpt2tg.training.text import Piece
 
 CACHE = writable(Path(HF_HOME) / "gpt2tg" / "tokens")
 
 # Part of the name of cached tokens: raise it whenever reading or tokenising changes, or old ones would be used.
-VERSION = 2
+VERSION = 1
+
+# In the cache: the files of some tokens, folders of what is being written, and the locks of those who write.
+IDS, LEARNED, ENDS = "ids.bin", "learned.bin", "ends.npy"
+DRAFT, LOCKS = "unfinished-", "locks"
 
 # Characters encoded in one call: the tokenizer spreads the examples over the cores.
 ENCODE_CHARACTERS = 1 << 20
@@ -30,7 +39,10 @@ ENCODE_CHARACTERS = 1 << 20
 
 @dataclass(frozen=True)
 class Tokens:
-    """The ids of all examples, one after the other, each with the end-of-text token at its end."""
+    """The ids of all examples, one after the other, each with the end-of-text token at its end.
+
+    Pickled, as for the workers of a data loader, they are the name of their files, which the other process opens.
+    """
 
     ids: np.ndarray  # (N,) memory-mapped
     learned: np.ndarray | None  # (N,) bool, memory-mapped: whether an id carries loss; None where all do
@@ -42,48 +54,110 @@ class Tokens:
         """(examples,) where in `ids` each example starts."""
         return np.concatenate([[0], self.ends[:-1]])
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return open_tokens, (Path(self.ids.filename).parent, self.ids.dtype)
+
 
 def tokenize(found: Survey, tokenizer: TextTokenizer) -> Tokens:
-    """The tokens of all examples, from the cache where they are there.
+    """The tokens of all examples, from the cache where they are there as they were written.
 
     Raises:
         RunError: the cache cannot be written to.
+        UserError: a file changed while it was read.
     """
-    name = _fingerprint(found, tokenizer)
-    directory = CACHE / name
+    directory = CACHE / _fingerprint(found, tokenizer)
+    _remove_leftovers()
     try:
-        if not directory.is_dir():
-            CACHE.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=CACHE, prefix="unfinished-", ignore_cleanup_errors=True) as draft:
-                _write(Path(draft), found, tokenizer)
-                _publish(Path(draft), directory)
+        if damage(directory, (IDS, ENDS)) is not None:
+            _make(directory, found, tokenizer)
     except OSError as error:
         raise RunError(f"cannot write the tokens to {CACHE}: {error}; HF_HOME names another place") from None
-    ends = np.load(directory / "ends.npy")
-    learned = directory / "learned.bin"
+    return open_tokens(directory, _id_type(tokenizer))
+
+
+def open_tokens(directory: Path, kind: np.dtype | type[np.unsignedinteger]) -> Tokens:
+    """Memory-map the files of some tokens, whose ids are of this kind."""
+    learned = directory / LEARNED
     return Tokens(
-        ids=np.memmap(directory / "ids.bin", _id_type(tokenizer), mode="r"),
+        ids=np.memmap(directory / IDS, kind, mode="r"),
         learned=np.memmap(learned, bool, mode="r") if learned.is_file() else None,
-        ends=ends,
-        fingerprint=name,
+        ends=np.load(directory / ENDS),
+        fingerprint=directory.name,
     )
 
 
-def _publish(draft: Path, directory: Path) -> None:
-    """Give finished files their name, at once. Another run may have been faster, with the same content."""
-    whole = draft / "whole"
+def _make(directory: Path, found: Survey, tokenizer: TextTokenizer) -> None:
+    """Tokenize into a folder of another name, sync it to the disk with its checksums, and only then give it its name.
+
+    Of several runs that want the same tokens one makes them, and the others wait.
+    """
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with _sole_writer(directory.name):
+        fault = damage(directory, (IDS, ENDS))
+        if fault is None:
+            return
+        if (directory / MANIFEST).is_file():  # earlier versions wrote none
+            _say(f"the tokens in {directory} are damaged, {fault}: they are made anew")
+        prefix = f"{DRAFT}{directory.name}-"
+        with tempfile.TemporaryDirectory(dir=CACHE, prefix=prefix, ignore_cleanup_errors=True) as draft:
+            whole = Path(draft) / "whole"
+            whole.mkdir()
+            _write(whole, found, tokenizer)
+            seal(whole, {})
+            _publish(whole, directory)
+
+
+def _publish(whole: Path, directory: Path) -> None:
+    """Give sealed files their name, in place of damaged ones."""
     try:
+        if directory.exists():
+            shutil.rmtree(directory)
         whole.rename(directory)
     except OSError:
-        if not directory.is_dir():
-            raise
+        if damage(directory, (IDS, ENDS)) is not None:
+            raise  # else another run was faster, where there are no locks
+    sync(directory.parent)
 
 
-def _write(draft: Path, found: Survey, tokenizer: TextTokenizer) -> None:
-    whole = draft / "whole"
-    whole.mkdir()
+@contextlib.contextmanager
+def _sole_writer(name: str) -> Iterator[None]:
+    """Wait until no other run writes these tokens. Where the file system has no locks, both write, each for itself."""
+    lock = FileLock(_lock_of(name))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _say("waiting for another run that tokenizes the same text")
+        lock.acquire()
+    except (OSError, NotImplementedError):
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _say(text: str) -> None:
+    from gpt2tg.training.callbacks import say  # imports transformers, which workers of a data loader do without
+
+    say(text)
+
+
+def _lock_of(name: str) -> Path:
+    (CACHE / LOCKS).mkdir(parents=True, exist_ok=True)
+    return CACHE / LOCKS / name
+
+
+def _remove_leftovers() -> None:
+    """Remove what runs that were killed had not finished. Of a run that still writes, the lock cannot be had."""
+    for draft in CACHE.glob(f"{DRAFT}*"):
+        name = draft.name.removeprefix(DRAFT).partition("-")[0]
+        with contextlib.suppress(Timeout, OSError, NotImplementedError), FileLock(_lock_of(name), timeout=0):
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write(directory: Path, found: Survey, tokenizer: TextTokenizer) -> None:
     ends, length, all_learned = array("q"), 0, True
-    with (whole / "ids.bin").open("wb") as ids_file, (whole / "learned.bin").open("wb") as learned_file:
+    with (directory / IDS).open("wb") as ids_file, (directory / LEARNED).open("wb") as learned_file:
         for piece, ids in token_runs(found, tokenizer):
             ids_file.write(ids.tobytes())
             learned_file.write(bytes([piece.learned]) * len(ids))
@@ -92,8 +166,8 @@ def _write(draft: Path, found: Survey, tokenizer: TextTokenizer) -> None:
             if piece.ends:
                 ends.append(length)
     if all_learned:
-        (whole / "learned.bin").unlink()
-    np.save(whole / "ends.npy", np.array(ends))
+        (directory / LEARNED).unlink()
+    np.save(directory / ENDS, np.array(ends))
 
 
 def token_runs(found: Survey, tokenizer: TextTokenizer) -> Iterator[tuple[Piece, np.ndarray]]:

@@ -24,7 +24,7 @@ from transformers.utils import PushInProgress
 from gpt2tg.engine.runs import read_object
 from gpt2tg.errors import Interrupted, RunError, one_line
 from gpt2tg.training.callbacks import Stopwatch, best_step, held_step, is_due, measuring_bar
-from gpt2tg.training.data import NO_LOSS
+from gpt2tg.training.data import NO_LOSS, count_tokens
 from gpt2tg.training.devices import memory_gb, undisturbed_randomness
 from gpt2tg.training.directory import RUN_FILE, RunDirectory, clear, make_readable
 from gpt2tg.training.durable import UNFINISHED
@@ -79,6 +79,26 @@ class LossSum:
         self._since = int(state["logged_step"])
 
 
+class TokenCount:
+    """The tokens trained on so far, without padding; kept on the device, so that no step waits for it."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._here = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+
+    def add(self, tokens: Tensor) -> None:
+        """Count those of a batch."""
+        self._here += tokens.to(self._here.device)
+
+    def total(self) -> int:
+        """Of all processes, which have to ask for it together."""
+        return int(self._accelerator.gather(self._here).sum().item())
+
+    def restore(self, total: int) -> None:
+        """Go on from so many."""
+        self._here.fill_(total if self._accelerator.is_main_process else 0)
+
+
 class LanguageTrainer(Trainer):
     """Trains on blocks, measures exactly, and saves what can be gone on from."""
 
@@ -105,6 +125,7 @@ class LanguageTrainer(Trainer):
         self._interruption = interruption
         self.agreement = Agreement(self.accelerator, interruption)
         self._losses = LossSum(self.accelerator)
+        self._tokens = TokenCount(self.accelerator)
         self._is_saving = False
         self._first_step = 0
         self._resumed_from: str | None = None
@@ -123,14 +144,17 @@ class LanguageTrainer(Trainer):
             self._losses.restore(ours)
             self._last_step = ours.get("last_step", {})
             seconds, self._first_step = ours["seconds"], state["global_step"]
+            # Checkpoints of earlier versions counted full blocks.
+            self._tokens.restore(ours.get("tokens", self._first_step * self.stopwatch.tokens_per_step))
             # The run may have been interrupted when it was about to measure.
             self.args.eval_on_start = measures and _lacks_measurement(state, self._eval_steps)
-        self.stopwatch.start(seconds, self._first_step)
+        self.stopwatch.start(seconds, self._first_step, self._tokens.total())
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **settings)
 
-    def training_step(self, *arguments: Any, **settings: Any) -> Tensor:
-        """As in transformers; the loss is counted here, because a resumed run needs the count."""
-        loss = super().training_step(*arguments, **settings)
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *rest: Any, **settings: Any) -> Tensor:
+        """As in transformers; loss and tokens are counted here, because a resumed run needs the counts."""
+        self._tokens.add(count_tokens(inputs, self.processing_class.eos_token_id))
+        loss = super().training_step(model, inputs, *rest, **settings)
         self._losses.add(loss, self.state.global_step + 1)
         return loss
 
@@ -213,8 +237,8 @@ class LanguageTrainer(Trainer):
             self._losses.require_finite()
             step = self.state.global_step
             logs["loss"] = self._losses.take(step)
-            logs["tokens"] = step * self.stopwatch.tokens_per_step
-            logs["tokens_per_second"] = self.stopwatch.tokens_per_second(step)
+            logs["tokens"] = self._tokens.total()
+            logs["tokens_per_second"] = self.stopwatch.tokens_per_second(logs["tokens"])
             logs["seconds"] = self.stopwatch.seconds
             logs["memory_gb"] = memory_gb(self.args.device)
         super().log(logs, *rest, **settings)
@@ -260,7 +284,7 @@ class LanguageTrainer(Trainer):
         batch["labels"][self._repeated(len(batch["labels"]))] = NO_LOSS
         tokens = (batch["labels"][:, 1:] != NO_LOSS).sum()
         with self.compute_loss_context_manager():
-            loss = self.compute_loss(self.model, self._prepare_inputs(batch))
+            loss = self.model(**self._prepare_inputs(batch)).loss  # not compute_loss, which smooths labels if asked to
         total = torch.where(tokens > 0, loss.detach() * tokens, 0)
         both = torch.stack([total, tokens]).to(torch.float32)
         return self.accelerator.reduce(both).cpu().double()
@@ -293,6 +317,7 @@ class LanguageTrainer(Trainer):
         with self.stopwatch.paused():
             self.state.stateful_callbacks[OUR_STATE] = {
                 **self._losses.state(),
+                "tokens": self._tokens.total(),
                 "seconds": self.stopwatch.seconds,
                 "last_step": {name: float(value) for name, value in self._last_step.items()},
             }

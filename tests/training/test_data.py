@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
+import pickle
 import random
-from collections.abc import Iterator
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +19,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_model
-from torch.utils.data import Dataset
+from filelock import FileLock
+from torch.utils.data import Dataset, Subset
 from transformers import GPT2LMHeadModel
 
 from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training import processor, text, tokens
-from gpt2tg.training.data import TrainingData, collate, load_data
+from gpt2tg.training import data, processor, text, tokens
+from gpt2tg.training.data import Blocks, TrainingData, collate, load_data
 from gpt2tg.training.model import existing_model, for_training, train_tokenizer
 from gpt2tg.training.sources import Survey, plan_sources
+from gpt2tg.training.tokens import Tokens
 
 EXAMPLES = ["The owl sold silence.", "  indented, with an end  ", "naïve 猫 🦊 e\u0301", "x", "A fox counted. " * 30]
 
@@ -170,6 +178,15 @@ def test_padding_carries_no_loss() -> None:
 def test_a_real_token_that_equals_the_pad_id_is_learned() -> None:
     batch = collate(4, pad_id=0)([{"input_ids": [5, 0, 0]}])
     assert batch["labels"].tolist() == [[5, 0, 0, -100]]
+
+
+def test_tokens_of_a_batch_are_those_of_its_rows() -> None:
+    """Prompts at the end of a row and end-of-text tokens in it are none of its padding."""
+    rows = [
+        {"input_ids": np.array(ids), "labels": np.array(labels)}
+        for ids, labels in [([5, 0, 6, 7], [-100, -100, 6, 7]), ([5, 0], [5, 0]), ([0, 5, 9], [0, -100, -100])]
+    ]
+    assert data.count_tokens(collate(6, pad_id=0)(rows), pad_id=0).item() == 4 + 2 + 3
 
 
 def test_batches_are_of_whole_numbers() -> None:
@@ -344,6 +361,89 @@ def test_no_split_keeps_a_single_stream_whole(tmp_path: Path, tokenizer: TextTok
     assert ids_of(loaded.train) == encode_by_hand(["x\n" * 50], tokenizer)
 
 
+def stories(directory: Path, lengths: list[int]) -> tuple[Path, list[str]]:
+    """Files of so many words each, no two alike."""
+    rng = random.Random(1)
+    texts = [" ".join(str(rng.randrange(1000)) for _ in range(length)) + "\n" for length in lengths]
+    for number, content in enumerate(texts):
+        (directory / f"{number:02}.txt").write_text(content)
+    return directory, texts
+
+
+@pytest.mark.parametrize(
+    ("lengths", "share"),
+    [([3000, 1], 0.05), ([3000, 2000], 0.05), ([900] * 19, 0.05), ([3000, 150, 150, 40], 0.05), ([900] * 3, 0.5)],
+    ids=["book and note", "two books", "19 stories", "book and stories", "half"],
+)
+def test_few_files_hold_out_their_share_of_the_tokens(
+    tmp_path: Path, tokenizer: TextTokenizer, lengths: list[int], share: float
+) -> None:
+    """Never a whole book, whatever the seed: what is held out stands at the end of files, and the rest is learned."""
+    folder, texts = stories(tmp_path, lengths)
+    total = len(encode_by_hand(texts, tokenizer))
+    for seed in (42, 1, 2, 3):
+        found = load(folder, tokenizer, examples="file", validation_split=share, seed=seed, block_size=32)
+        held_out = len(ids_of(found.validation))
+        assert held_out == pytest.approx(share * total, rel=0.1)
+        assert sorted(ids_of(found.train) + ids_of(found.validation)) == sorted(encode_by_hand(texts, tokenizer))
+        ends = tokenizer.raw.decode(ids_of(found.validation), skip_special_tokens=False).split("<|endoftext|>")[:-1]
+        assert all(any(content.endswith(end) and content != end for content in texts) for end in ends)
+        assert (found.train_examples, found.validation_examples) == (len(lengths), len(ends))
+
+
+def test_a_very_long_line_is_not_held_out_whole(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    lines = [*numbered(60), "x " * 3000]
+    total = len(encode_by_hand(lines, tokenizer))
+    for seed in range(8):
+        found = load(write(tmp_path, lines), tokenizer, validation_split=0.1, seed=seed)
+        assert 0.05 * total <= len(ids_of(found.validation)) <= 0.2 * total
+
+
+def test_of_a_long_completion_both_sides_learn_a_part(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    rows = [{"prompt": "count " * 200, "completion": f" {n} owl" * 100} for n in range(2)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load(tmp_path / "t.jsonl", tokenizer, validation_split=0.2, block_size=16)
+    total = sum(len(encode_by_hand([row["completion"]], tokenizer)) for row in rows)
+    held_out = tokenizer.raw.decode(ids_of(found.validation))
+    assert "count" not in held_out
+    assert len(ids_of(found.validation)) == pytest.approx(0.2 * total, rel=0.1)
+
+
+def test_examples_of_like_length_are_held_out_by_number(tmp_path: Path) -> None:
+    """As in earlier versions, whose runs can be resumed."""
+    chosen = random.Random(7).sample(range(200), 10)
+    assert held_out_texts(write(tmp_path, numbered(200)), seed=7) == [f"fable {n}" for n in sorted(chosen)]
+
+
+@pytest.mark.parametrize("copies", [2, 40])
+def test_copies_are_on_one_side_of_the_split(tmp_path: Path, tokenizer: TextTokenizer, copies: int) -> None:
+    lines = [line for n, line in enumerate(numbered(60)) for _ in range(copies if n % 7 == 0 else 1)]
+    random.Random(0).shuffle(lines)
+    path = write(tmp_path, lines)
+    for seed in range(10):
+        found = load(path, tokenizer, validation_split=0.2, seed=seed)
+        learned, held_out = texts_of(found.train, tokenizer), texts_of(found.validation, tokenizer)
+        assert sorted(learned + held_out) == sorted(lines)
+        assert not set(learned) & set(held_out)
+        assert 0.1 * len(lines) <= len(held_out) <= 0.4 * len(lines)
+
+
+def test_copies_of_a_book_hold_out_the_same_end(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    folder, (book, _) = stories(tmp_path, [1500, 1400])
+    (folder / "copy.txt").write_text(book)
+    for seed in (42, 1, 2):
+        found = load(folder, tokenizer, examples="file", validation_split=0.05, seed=seed)
+        ends = tokenizer.raw.decode(ids_of(found.validation), skip_special_tokens=False).split("<|endoftext|>")[:-1]
+        assert len([end for end in ends if book.endswith(end)]) in (0, 2)
+        assert len({end for end in ends if book.endswith(end)}) <= 1
+        assert found.train_examples == 3
+
+
+def test_nothing_is_held_out_of_one_text_in_many_copies(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    found = load(write(tmp_path, ["the same"] * 50), tokenizer, validation_split=0.05, block_size=8)
+    assert (found.validation, found.train_examples) == (None, 50)
+
+
 def test_a_training_file_is_required() -> None:
     with pytest.raises(UserError) as caught:
         plan_sources(TrainingOptions())
@@ -463,6 +563,23 @@ def test_fingerprints_name_what_the_blocks_hold(tmp_path: Path, tokenizer: TextT
     assert len({fingerprints(), *others}) == 7
 
 
+def test_fingerprints_of_many_blocks_take_little_memory() -> None:
+    """A single stream is named by the numbers of its blocks, as in earlier versions."""
+    count = 150_000
+    nothing = Tokens(np.zeros(1, np.uint16), None, np.ones(1, np.int64), "name")
+    edges = np.arange(count + 1)
+    blocks = Blocks(nothing, edges[:-1] * 8, edges[1:] * 8, edges, restart=False)
+    tracemalloc.start()
+    border = count - 7000
+    found = [data._fingerprint(Subset(blocks, numbers)) for numbers in (range(border), range(border, count))]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3_000_000
+    expected = repr((blocks.fingerprint, list(range(border, count))))
+    assert found[1] == hashlib.sha256(expected.encode()).hexdigest()[:32]
+    assert found[0] != found[1]
+
+
 def test_an_interrupted_run_leaves_no_half_of_the_data(
     tmp_path: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -477,6 +594,149 @@ def test_an_interrupted_run_leaves_no_half_of_the_data(
         with pytest.raises(KeyboardInterrupt):
             load(path, tokenizer, block_size=8)
     assert texts_of(load(path, tokenizer, block_size=8).train, tokenizer) == numbered(20, "interrupted")
+
+
+def cut_in_half(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 4 * 2])
+
+
+def fill_with_zeros(file: Path) -> None:
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [cut_in_half, fill_with_zeros, flip_a_bit, Path.unlink])
+@pytest.mark.parametrize("name", ["ids.bin", "ends.npy", "learned.bin"])
+def test_damaged_tokens_are_made_anew(
+    tmp_path: Path,
+    tokenizer: TextTokenizer,
+    capsys: pytest.CaptureFixture[str],
+    harm: Callable[[Path], None],
+    name: str,
+) -> None:
+    """A crash may leave them cut or full of zeros, and a disk may lose a bit."""
+    rows_of_table = [{"prompt": f"{harm} {name}", "completion": f" {n} owls."} for n in range(50)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_of_table))
+    before = load(tmp_path / "t.jsonl", tokenizer, block_size=16)
+    expected = [{key: value.tolist() for key, value in row.items()} for row in before.train]
+    capsys.readouterr()
+    harm(Path(before.train.tokens.ids.filename).parent / name)
+    after = load(tmp_path / "t.jsonl", tokenizer, block_size=16)
+    assert [{key: value.tolist() for key, value in row.items()} for row in after.train] == expected
+    assert f"are damaged, {name if harm != Path.unlink else 'it lacks ' + name}" in capsys.readouterr().err
+    assert after.fingerprints == before.fingerprints
+
+
+def test_tokens_of_an_earlier_version_are_made_anew(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    """They had no checksums."""
+    path = write(tmp_path, numbered(30, "earlier"))
+    before = load(path, tokenizer)
+    folder = Path(before.train.tokens.ids.filename).parent
+    (folder / "manifest.json").unlink()
+    fill_with_zeros(folder / "ids.bin")
+    after = load(path, tokenizer)
+    assert texts_of(after.train, tokenizer) == numbered(30, "earlier")
+    assert after.fingerprints == before.fingerprints  # a run that was started with them can be resumed
+
+
+def test_tokens_are_synced_before_they_get_their_name(
+    tmp_path: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[int | str] = []
+    sync, rename = os.fsync, Path.rename
+    monkeypatch.setattr(os, "fsync", lambda file: (happened.append(os.fstat(file).st_ino), sync(file)))
+    monkeypatch.setattr(Path, "rename", lambda self, target: (happened.append("named"), rename(self, target))[1])
+    folder = Path(load(write(tmp_path, numbered(9, "synced")), tokenizer).train.tokens.ids.filename).parent
+    named = happened.index("named")
+    for path in (folder, *folder.iterdir()):
+        assert path.stat().st_ino in happened[:named]
+    assert folder.parent.stat().st_ino in happened[named:]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: path.write_text("omega\n" * 20), "changed while it was read"),
+        (lambda path: path.write_text("alpha\n" * 21), "changed while it was read"),
+        (lambda path: path.write_text("alpha\n" * 19), "changed while it was read"),
+        (lambda path: path.write_bytes(b"\xff\xfe" * 20), "changed while it was read"),
+        (lambda path: path.write_bytes(b"\0" * 20), "changed while it was read"),
+        (Path.unlink, "cannot be read a second time: No such file"),
+    ],
+    ids=["other words", "longer", "shorter", "no text", "zeros", "gone"],
+)
+def test_text_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, tokenizer: TextTokenizer, change: Callable[[Path], object], message: str
+) -> None:
+    """It is read twice. What was read the second time must not be kept as that of the first."""
+    lines = [f"alpha {tmp_path.name}", *["alpha"] * 19]
+    path = write(tmp_path, lines)
+    options = TrainingOptions(train_file=str(path), validation_split=0)
+    sources = plan_sources(options)
+    change(path)
+    for read_again in (lambda: load_data(sources, tokenizer, options), lambda: train_tokenizer(sources[0], 270)):
+        with pytest.raises(UserError, match=message) as refusal:
+            read_again()
+        assert refusal.value.option == "train_file"
+        assert str(path) in str(refusal.value)
+    write(tmp_path, lines)
+    assert texts_of(load(path, tokenizer).train, tokenizer) == lines
+
+
+def test_leftovers_of_killed_runs_are_removed(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    """Not of one that is still at work, whose lock is held."""
+    left, older, at_work = (tokens.CACHE / f"unfinished-{name}" for name in ("ab12-xyz", "q8w_3k", "cd34-uvw"))
+    for folder in (left, older, at_work):
+        (folder / "whole").mkdir(parents=True)
+        (folder / "whole" / "ids.bin").write_bytes(bytes(100))
+    (tokens.CACHE / "locks").mkdir(exist_ok=True)
+    with FileLock(tokens.CACHE / "locks" / "cd34"):
+        load(write(tmp_path, numbered(5, "left over")), tokenizer)
+        assert sorted(tokens.CACHE.glob("unfinished-*")) == [at_work]
+    load(write(tmp_path, numbered(5, "left over")), tokenizer)
+    assert not list(tokens.CACHE.glob("unfinished-*"))
+
+
+def test_two_runs_at_once_tokenize_a_text_once(
+    tmp_path: Path, tokenizer: TextTokenizer, tokenized: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, told = write(tmp_path, numbered(20, "at once")), threading.Event()
+    monkeypatch.setattr(tokens, "_say", lambda text: told.set())
+    made = tokens.token_runs
+
+    def waited_for(found: Survey, tokenizer: TextTokenizer) -> Iterator[Any]:
+        assert told.wait(20)
+        return made(found, tokenizer)
+
+    monkeypatch.setattr(tokens, "token_runs", waited_for)
+    with ThreadPoolExecutor(2) as runs:
+        for found in [runs.submit(load, path, tokenizer) for _ in range(2)]:
+            assert texts_of(found.result().train, tokenizer) == numbered(20, "at once")
+    assert tokenized == [path]
+
+
+# ---- workers ----
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_workers_open_the_tokens_by_their_name(tmp_path: Path, tokenizer: TextTokenizer, alone: bool) -> None:
+    """Where processes are started anew, data and collator are pickled: the tokens must not travel."""
+    loaded = load(write(tmp_path, [f"worker {n} " + "x" * 500 for n in range(300)]), tokenizer, no_cross_examples=alone)
+    sent = pickle.dumps((loaded.train, collate(128, tokenizer.end_id)))
+    assert len(sent) < loaded.train.tokens.ids.nbytes / 4
+    blocks, batch_of = pickle.loads(sent)
+    assert isinstance(blocks.tokens.ids, np.memmap)
+    here, there = (
+        made([data[i] for i in (0, 3)])
+        for made, data in ((collate(128, tokenizer.end_id), loaded.train), (batch_of, blocks))
+    )
+    assert here.keys() == there.keys()
+    assert all(torch.equal(here[name], there[name]) for name in here)
 
 
 def test_tokens_stay_on_disk(tmp_path: Path, tokenizer: TextTokenizer) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, GPT2Model
 
 import gpt2_text_generation
 from gpt2tg.errors import UserError
 from gpt2tg.generation import load
-from gpt2tg.options import EvaluationOptions
+from gpt2tg.options import EvaluationOptions, TrainingOptions
+from gpt2tg.training import loss
 from gpt2tg.training.evaluate import evaluate, windows
+from gpt2tg.training.finetune import finetune
 
 CPU = torch.device("cpu")
 
@@ -66,6 +69,78 @@ def test_what_is_refused(text_file: Path, model_dir: Path, settings: dict, optio
     with pytest.raises(UserError) as caught:
         evaluate(str(model_dir), EvaluationOptions(**{"eval_file": str(text_file), **settings}), CPU)
     assert caught.value.option == option
+
+
+def write_rows(directory: Path, count: int) -> tuple[Path, list[dict[str, str]]]:
+    rows = [{"prompt": f"The owl of {n} said:", "completion": f" é{n} ha" * (1 + n % 3)} for n in range(count)]
+    path = directory / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path, rows
+
+
+@pytest.mark.parametrize("stride", [8, 63])
+def test_prompts_are_context_and_are_not_counted(
+    tmp_path: Path, model_dir: Path, reference: GPT2LMHeadModel, stride: int
+) -> None:
+    """Each token of a completion after its context, by transformers."""
+    path, rows = write_rows(tmp_path, 9)
+    tokenizer = load(str(model_dir)).tokenizer
+    ids: list[int] = []
+    counts: list[bool] = []
+    for row in rows:
+        prompt, completion = tokenizer.encode(row["prompt"]), [*tokenizer.encode(row["completion"]), tokenizer.end_id]
+        ids += prompt + completion
+        counts += [False] * len(prompt) + [True] * len(completion)
+    total, start = 0.0, 0
+    for position in range(1, len(ids)):
+        if position >= start + 64:
+            start += stride
+        if counts[position]:
+            with torch.no_grad():
+                logprobs = reference(torch.tensor([ids[start:position]])).logits[0, -1].log_softmax(dim=0)
+            total -= logprobs[ids[position]].item()
+    found = evaluate(str(model_dir), EvaluationOptions(eval_file=str(path), stride=stride, batch_size=2), CPU)
+    assert len(ids) > 2 * 64
+    assert found.tokens == sum(counts)
+    assert found.loss == pytest.approx(total / sum(counts), abs=1e-4)
+    size = sum(len(row["completion"].encode()) for row in rows)
+    assert found.bits_per_byte == pytest.approx(total / math.log(2) / size, rel=1e-4)
+
+
+def test_loss_of_a_table_is_the_validation_loss_of_training(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, text_file: Path, model_dir: Path, without_pictures: None
+) -> None:
+    """Where all of it stands in one window."""
+    path, _ = write_rows(tmp_path_factory.mktemp("rows"), 1)
+    options = TrainingOptions(
+        train_file=str(text_file),
+        validation_file=str(path),
+        output_dir=str(tmp_path / "out"),
+        block_size=64,
+        max_steps=1,
+    )
+    found = evaluate(str(model_dir), EvaluationOptions(eval_file=str(path)), CPU)
+    assert found.loss == pytest.approx(finetune(options, str(model_dir)).loss_before, abs=1e-5)
+
+
+def test_measuring_makes_no_whole_logits(text_file: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that could be trained can be measured: logits of some rows at a time, and no KV cache."""
+    most, cached = [], []
+    made, forward = loss._log_probabilities, GPT2Model.forward
+    monkeypatch.setattr(loss, "ROWS", 16)
+    monkeypatch.setattr(loss, "_log_probabilities", lambda *given: most.append(len(given[0])) or made(*given))
+    monkeypatch.setattr(torch.nn.Linear, "forward", lambda *_: pytest.fail("the output layer made whole logits"))
+
+    def watched(*given: object, **settings: object) -> object:
+        found = forward(*given, **settings)
+        cached.append(found.past_key_values)
+        return found
+
+    monkeypatch.setattr(GPT2Model, "forward", watched)
+    found = evaluate(str(model_dir), EvaluationOptions(eval_file=str(text_file), examples="file"), CPU)
+    assert math.isfinite(found.loss)
+    assert max(most) == 16
+    assert set(cached) == {None}
 
 
 @pytest.mark.parametrize("stride", [16, 48])

@@ -45,6 +45,21 @@ def test_fields_arrive_with_their_types() -> None:
         ("hub_strategy=never", "invalid choice: 'never'"),
         ("hub_private_repo=perhaps", "perhaps"),
         ("ignore_data_skip=true", "follows from the other flags"),
+        ("average_tokens_across_devices=false", "follows from the other flags"),
+        ('accelerator_config={"even_batches": false}', "follows from the other flags"),
+        ("dataloader_in_order=false", "follows from the other flags"),
+        ("bf16_full_eval=true", "follows from the other flags"),
+        ("use_liger_kernel=true", "follows from the other flags"),
+        ("hub_always_push=true", "follows from the other flags"),
+        ("restore_callback_states_from_checkpoint=true", "follows from the other flags"),
+        ("torch_compile_backend=inductor", "that is what --compile is for"),
+        ("torch_compile_mode=max-autotune", "that is what --compile is for"),
+        ("fsdp=full_shard", "is for the launcher"),
+        ('fsdp_config={"version": 2}', "is for the launcher"),
+        ("deepspeed=zero3.json", "is for the launcher"),
+        ("parallelism_config={}", "is for the launcher"),
+        ("hub_strategy=checkpoint", "checkpoints are not uploaded: use every_save or end"),
+        ("hub_strategy=all_checkpoints", "checkpoints are not uploaded: use every_save or end"),
     ],
 )
 def test_wrong_fields_are_refused_in_one_line(entry: str, message: str) -> None:
@@ -54,9 +69,39 @@ def test_wrong_fields_are_refused_in_one_line(entry: str, message: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
-def test_values_that_transformers_refuses_together_are_one_line_too() -> None:
-    given = TrainingOptions(train_file="a.txt", trainer=("dataloader_prefetch_factor=2",))
-    with pytest.raises(UserError, match="dataloader_num_workers"):
+def test_label_smoothing_changes_the_training_and_not_what_is_measured(
+    text_file: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    """Validation loss, perplexity, early stopping and the best checkpoint rest on the plain cross entropy."""
+    measured, learned = {}, {}
+    for name, trainer in {"plain": (), "smoothed": ("label_smoothing_factor=0.2",)}.items():
+        out = tmp_path / name
+        options = TrainingOptions(
+            train_file=str(text_file), output_dir=str(out), block_size=16, batch_size=2, max_steps=1, logging_steps=1,
+            eval_steps=1, learning_rate=1e-12, validation_split=0.4, dropout=0, trainer=trainer,
+        )  # fmt: skip
+        finetune(options, str(model_dir))
+        log = json.loads((out / "checkpoint-1" / "trainer_state.json").read_text())["log_history"]
+        measured[name] = [entry[kind] for entry in log for kind in ("eval_loss", "eval_perplexity") if kind in entry]
+        learned[name] = [entry["loss"] for entry in log if "loss" in entry]
+    assert len(measured["plain"]) == 4
+    assert measured["smoothed"] == pytest.approx(measured["plain"], rel=1e-5)
+    assert learned["smoothed"] != pytest.approx(learned["plain"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (("dataloader_prefetch_factor=2",), "dataloader_num_workers"),
+        (("dataloader_persistent_workers=true",), "needs num_workers > 0"),
+        (("dataloader_multiprocessing_context=spawn",), "multi-process loading"),
+        (("dataloader_num_workers=-1",), "should be non-negative"),
+    ],
+)
+def test_values_that_do_not_go_together_are_one_line_too(entries: tuple[str, ...], message: str) -> None:
+    """Before anything is written, although torch makes its data loader much later."""
+    given = TrainingOptions(train_file="a.txt", trainer=entries)
+    with pytest.raises(UserError, match=message):
         training_arguments(given, torch.device("cpu"))
 
 

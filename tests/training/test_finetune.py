@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import random
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import finetune_gpt2
 from gpt2tg.engine.checkpoints import numbered_checkpoints
+from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.generation import load
 from gpt2tg.options import TrainingOptions, decoding_options
@@ -76,6 +78,21 @@ def test_validation_loss_is_the_mean_over_tokens(text_file: Path, model_dir: Pat
         tokens += block.shape[1] - 1
     assert 1 < len(stream) % 18 < 17
     assert outcome.loss_before == pytest.approx(total / tokens, abs=1e-4)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_tokens_are_counted_without_padding(
+    text_file: Path, model_dir: Path, tokenizer: TextTokenizer, tmp_path: Path, alone: bool
+) -> None:
+    """Each step learns all of a text that is far smaller than a step has room for."""
+    settings = dict(block_size=64, batch_size=4, gradient_accumulation_steps=8, max_steps=2, validation_split=0)
+    finetune(quick(text_file, tmp_path / "out", no_cross_examples=alone, **settings), str(model_dir))
+    tokens = sum(len(tokenizer.encode(line)) + 1 for line in text_file.read_text().splitlines())
+    with (tmp_path / "out" / "training_log.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["loss"]]
+    assert [int(row["tokens"]) for row in rows] == [tokens, 2 * tokens]
+    seconds = float(rows[1]["seconds"]) - float(rows[0]["seconds"])
+    assert float(rows[1]["tokens_per_second"]) == pytest.approx(tokens / seconds, rel=0.2)
 
 
 def test_a_rest_of_one_token_breaks_no_loss(text_file: Path, model_dir: Path, tmp_path: Path) -> None:

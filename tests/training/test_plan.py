@@ -44,7 +44,8 @@ def test_good_text_needs_no_advice(tmp_path: Path, tokenizer: TextTokenizer) -> 
     [
         (GOOD[:999], {}, "999 examples is little"),
         (GOOD + GOOD[:250], {}, "20% of the examples are copies of others"),
-        (GOOD[:800] + ["the same"] * 200, {"validation_split": 0.5}, "held-out examples are learned from too"),
+        (["the same"] * 1000, {}, "nothing is held out: the examples are copies of one another"),
+        (["a fable, much longer than the others" * 9, "x"], {}, "of the tokens are held out, not the 0.05 of"),
         ([*GOOD, "kÃ¤se"], {}, "1 example with letters that an earlier conversion broke"),
         ([*GOOD, "k\N{REPLACEMENT CHARACTER}se"], {}, "1 example with letters that an earlier conversion broke"),
         (GOOD + ["long " * 100] * 3, {"no_cross_examples": True}, "3 examples longer than a block of 64 tokens"),

@@ -96,7 +96,7 @@ def runs(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     """
     place = tmp_path_factory.mktemp("processes")
     text = place / "text.txt"
-    text.write_text("\n".join(FABLES * 4), encoding="utf-8")
+    text.write_text("\n".join(f"{fable} {n}" for n in range(5) for fable in FABLES), encoding="utf-8")
 
     def words(name: str, *rest: str, batch: int = 1, steps: int = 4) -> list[str]:
         return [

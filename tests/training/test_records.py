@@ -20,12 +20,14 @@ from transformers import TrainerControl, TrainerState
 import finetune_gpt2
 import generate_from_finetuned
 from gpt2tg.engine.runs import choose_checkpoint, saved_checkpoints
+from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training import samples as sampling
 from gpt2tg.training.callbacks import Progress, Stopwatch, best_step, is_due, is_out_of_patience, measurements
 from gpt2tg.training.card import model_card
 from gpt2tg.training.finetune import Outcome, finetune
+from gpt2tg.training.sources import plan_sources
 
 Capture = pytest.CaptureFixture[str]
 
@@ -50,11 +52,14 @@ def rows(directory: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_log_has_a_line_for_each_step_logged_and_each_measurement(outcome: Outcome) -> None:
+def test_the_log_has_a_line_for_each_step_logged_and_each_measurement(
+    options: TrainingOptions, outcome: Outcome, tokenizer: TextTokenizer
+) -> None:
     lines = rows(outcome.output_dir)
     assert [int(row["step"]) for row in lines if row["loss"]] == list(range(2, 25, 2))
     assert [int(row["step"]) for row in lines if row["validation_loss"]] == [0, 4, 6, 8, 12, 16, 18, 20, 24]
-    assert [int(row["tokens"]) for row in lines if row["loss"]] == [step * 32 for step in range(2, 25, 2)]
+    epoch = sum(len(tokenizer.encode(piece.text)) + 1 for piece in plan_sources(options)[0])  # in 6 steps
+    assert [int(row["tokens"]) for row in lines if row["loss"]][2::3] == [epoch * n for n in range(1, 5)]
     seconds = [float(row["seconds"]) for row in lines if row["seconds"]]
     assert seconds == sorted(seconds)
 
