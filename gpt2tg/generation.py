@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,7 +41,8 @@ class Sample:
     ids: tuple[int, ...]
     """New tokens, those of the end included."""
     finish_reason: str
-    """`eos`, the model ended the text; `length`, no more room; `stop`, a stop string; `time`, time was up."""
+    """`eos`, the model ended the text; `length`, no more room; `stop`, a stop string; `time`, time was up; `banned`,
+    every next token was banned."""
     logprob: float
     """Sum of the log-probabilities of the new tokens under the model itself, in nats."""
     seed: int | None = None
@@ -232,9 +234,11 @@ class Generator:
         logprobs = [0.0] * len(owners)
         for token in self._tokens(rows, requests, owners, numbers, options):
             sample, request = token.sample, requests[owners[token.sample]]
-            new_ids[sample].append(token.id)
-            logprobs[sample] += token.logprob
-            piece = "" if token.finish_reason == "eos" else visible[sample].push(token.id)
+            piece = ""
+            if token.id is not None:
+                new_ids[sample].append(token.id)
+                logprobs[sample] += token.logprob
+                piece = "" if token.finish_reason == "eos" else visible[sample].push(token.id)
             if not token.finish_reason:
                 if piece:
                     yield Chunk(request.index, numbers[sample], piece)
@@ -412,8 +416,13 @@ def _given(samples: list[Sample], options: DecodingOptions) -> list[Sample]:
     if options.draws == options.sequences or options.strategy.beams:
         return sorted(samples, key=lambda sample: sample.index)
     unique = {sample.ids: sample for sample in sorted(samples, key=lambda sample: -sample.index)}
-    best_first = sorted(unique.values(), key=lambda sample: (-sample.logprob / len(sample.ids), sample.index))
+    best_first = sorted(unique.values(), key=lambda sample: (-_mean_logprob(sample), sample.index))
     return best_first[: options.sequences]
+
+
+def _mean_logprob(sample: Sample) -> float:
+    """Per token; a text without any is the worst."""
+    return sample.logprob / len(sample.ids) if sample.ids else -math.inf
 
 
 def load(name: str, device: str = "auto", option: str = "model_name", precision: str = "auto") -> Generator:

@@ -20,7 +20,12 @@ from gpt2tg.session.state import GrowingText, Turn
 BARE_WORDS = {"quit": "/quit", "exit": "/quit", "q": "/quit", "help": "/help", "?": "/help"}
 
 # Why a text ended, where it is worth saying.
-ENDINGS = {"eos": "the model ended the text", "stop": "ended at a stop string", "time": "time was up"}
+ENDINGS = {
+    "eos": "the model ended the text",
+    "stop": "ended at a stop string",
+    "time": "time was up",
+    "banned": "no token was left",
+}
 
 
 class Session:
