@@ -140,7 +140,7 @@ def generate(given: dict[str, Any], name: str | None, option: str, **defaults: A
     inspect = partial(inspect_sample, generator) if inspection.show_probabilities else None
     jobs = plan_jobs(generator, prompts, decoding, earlier, notice)
     if len(jobs) == 1 and jobs[0].options.draws == 1 and where.output is None and where.format == "text":
-        write_one(generator, jobs[0], writer(), inspect)
+        write_one(generator, jobs[0], writer(), notice, inspect)
     else:
         write_all(generator, jobs, where, earlier, notice, inspect)
 
@@ -165,7 +165,7 @@ def measure(given: dict[str, Any], inspection: InspectionOptions, name: str, opt
     load = model_loader(given, option)
 
     from gpt2tg.measuring import lines_to_score, write_candidates, write_scores
-    from gpt2tg.prompts import read_prompts
+    from gpt2tg.prompts import read_prompts, trailing_spaces
     from gpt2tg.sinks import check_output
 
     check_output(where, goes_on=False)
@@ -175,6 +175,8 @@ def measure(given: dict[str, Any], inspection: InspectionOptions, name: str, opt
         write_scores(load(name), lines, where, inspection)
     elif inspection.candidates is not None:
         prompts = read_prompts(where)
+        if line := trailing_spaces([prompt.text for prompt in prompts]):
+            notice(line)
         write_candidates(load(name), prompts, where, inspection.candidates, decoding.overflow)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from gpt2tg import captured
 from gpt2tg.decoding import beam, contrastive, lookup, sampling
-from gpt2tg.decoding.interface import NotFiniteError, Token
+from gpt2tg.decoding.interface import ALL_BANNED, NotFiniteError, Token
 from gpt2tg.decoding.stopping import Deadline, Endings, StopStrings, cut_at_stop
 from gpt2tg.engine import ahead
 from gpt2tg.engine.checkpoints import find_checkpoint, read_shape
@@ -24,7 +24,10 @@ from gpt2tg.engine.weights import stream_weights
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.filtering import filter_chain
 from gpt2tg.options import DEFAULT_MAX_LENGTH, DecodingOptions
-from gpt2tg.streaming import VisibleText
+from gpt2tg.streaming import VisibleText, complete_sentences
+
+# Why a text ends that neither the model nor a stop string has ended.
+CUT_SHORT = ("length", "time", ALL_BANNED)
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Sample:
     """The seed of a drawn text."""
     ranking_score: float | None = None
     """What beam search ranks by: the filtered log-probability after the length penalty; None without beams."""
+    is_unfinished: bool = False
+    """With `end_at_sentence`: the text was cut short before any sentence was complete, and is left as it was."""
 
     @property
     def text(self) -> str:
@@ -229,7 +234,7 @@ class Generator:
         """Texts that are written token by token: greedy, drawn, contrastive."""
         owners = [owner for owner in range(len(requests)) for _ in range(options.draws)]
         numbers = [request.first + number for request in requests for number in range(options.draws)]
-        visible = [VisibleText(self.tokenizer, options.stop, options.keep_stop) for _ in owners]
+        visible = [self._visible(requests[owner], options) for owner in owners]
         new_ids: list[list[int]] = [[] for _ in owners]
         logprobs = [0.0] * len(owners)
         for token in self._tokens(rows, requests, owners, numbers, options):
@@ -243,7 +248,7 @@ class Generator:
                 if piece:
                     yield Chunk(request.index, numbers[sample], piece)
                 continue
-            piece += visible[sample].finish()
+            piece += visible[sample].finish(token.finish_reason in CUT_SHORT)
             finished = Sample(
                 prompt=request.prompt,
                 completion=visible[sample].shown,
@@ -254,6 +259,7 @@ class Generator:
                 finish_reason=token.finish_reason,
                 logprob=logprobs[sample],
                 seed=options.seed if options.strategy.samples else None,
+                is_unfinished=visible[sample].is_unfinished,
             )
             yield Chunk(request.index, numbers[sample], piece, finished)
 
@@ -315,7 +321,7 @@ class Generator:
             proposers,
             self._endings(options, rooms),
         )
-        visible = [VisibleText(self.tokenizer, options.stop, options.keep_stop) for _ in requests]
+        visible = [self._visible(request, options) for request in requests]
         for position, search in searches:
             request, best = requests[position], visible[position]
             if not search.is_over:
@@ -330,9 +336,13 @@ class Generator:
 
     def _beam_sample(self, request: Request, rank: int, text: beam.Hypothesis, options: DecodingOptions) -> Sample:
         written = text.ids[:-1] if text.finish_reason == "eos" else text.ids
+        completion = cut_at_stop(self.tokenizer.decode(list(written)), options.stop, options.keep_stop)
+        is_unfinished = False
+        if options.end_at_sentence and text.finish_reason in CUT_SHORT:
+            completion, is_unfinished = complete_sentences(request.prompt, completion)
         return Sample(
             prompt=request.prompt,
-            completion=cut_at_stop(self.tokenizer.decode(list(written)), options.stop, options.keep_stop),
+            completion=completion,
             prompt_index=request.index,
             index=rank,
             prompt_tokens=len(request.ids),
@@ -341,7 +351,12 @@ class Generator:
             logprob=text.logprob,
             seed=options.seed if options.strategy.samples else None,
             ranking_score=text.ranking_score,
+            is_unfinished=is_unfinished,
         )
+
+    def _visible(self, request: Request, options: DecodingOptions) -> VisibleText:
+        sentences_after = request.prompt if options.end_at_sentence else None
+        return VisibleText(self.tokenizer, options.stop, options.keep_stop, sentences_after)
 
     def _in_captured_steps(self, requests: Sequence[Request], options: DecodingOptions) -> bool:
         return self.captured_steps.suit(options, _longest(requests))

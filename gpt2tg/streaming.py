@@ -1,4 +1,5 @@
-"""What of a growing text may be shown: whole characters, and nothing of a stop string."""
+"""What of a growing text may be shown: whole characters, nothing of a stop string, and complete sentences alone where
+only these are wanted."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 
 from gpt2tg.decoding.stopping import cut_at_stop, held_back
 from gpt2tg.engine.tokenizer import TextStream, TextTokenizer
+from gpt2tg.sentences import LOOKED_BACK, last_sentence_end
 
 ZERO_WIDTH_JOINER = "\u200d"
 
@@ -14,10 +16,21 @@ ZERO_WIDTH_JOINER = "\u200d"
 class VisibleText:
     """One text while it is being written, and how far it has been shown."""
 
-    def __init__(self, tokenizer: TextTokenizer, stop: Sequence[str] = (), keep_stop: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        stop: Sequence[str] = (),
+        keep_stop: bool = False,
+        sentences_after: str | None = None,
+    ) -> None:
+        """`sentences_after` is the prompt, where a text that is cut short shall end with a complete sentence."""
         self.shown = ""
         self.count = 0
         """Tokens pushed so far."""
+        self.is_unfinished = False
+        """Whether the text was cut short before any sentence was complete."""
+        self._written = ""  # shown or held back until its sentence is complete
+        self._prompt = sentences_after
         self._stream = TextStream(tokenizer)
         self._pending = ""
         self._stop = stop
@@ -29,21 +42,48 @@ class VisibleText:
         self._pending += self._stream.push(token)
         before_stop = cut_at_stop(self._pending, self._stop, keep=False)
         if before_stop != self._pending:
-            return self._show(len(before_stop))
+            return self._add(len(before_stop))
         held = max(held_back(self._pending, self._stop), len(self._pending) - last_character(self._pending))
-        return self._show(len(self._pending) - held)
+        return self._add(len(self._pending) - held)
 
-    def finish(self) -> str:
-        """The rest of the text, up to the stop string where it ends with one."""
+    def finish(self, is_cut_short: bool = False) -> str:
+        """The rest of the text, up to the stop string where it ends with one.
+
+        Args:
+            is_cut_short: whether it had to end where it stands, and neither the model nor a stop string ended it.
+        """
         self._pending += self._stream.finish()
-        whole = cut_at_stop(self.shown + self._pending, self._stop, self._keep_stop)
-        self._pending = whole[len(self.shown) :]
-        return self._show(len(self._pending))
+        whole = cut_at_stop(self._written + self._pending, self._stop, self._keep_stop)
+        if self._prompt is not None and is_cut_short:
+            whole, self.is_unfinished = complete_sentences(self._prompt, whole)
+        self._written, self._pending = whole, ""
+        return self._show(len(whole))
+
+    def _add(self, length: int) -> str:
+        """So much more of the text is known. Returns what may be shown of it."""
+        self._written += self._pending[:length]
+        self._pending = self._pending[length:]
+        if self._prompt is None:
+            return self._show(len(self._written))
+        before = (self._prompt + self.shown)[-2 * LOOKED_BACK :]
+        held_back = self._written[len(self.shown) :]
+        end = last_sentence_end(before + held_back, len(before), is_all=False)
+        return self._show(len(self.shown) + end - len(before))
 
     def _show(self, length: int) -> str:
-        piece, self._pending = self._pending[:length], self._pending[length:]
+        piece = self._written[len(self.shown) : length]
         self.shown += piece
         return piece
+
+
+def complete_sentences(prompt: str, text: str) -> tuple[str, bool]:
+    """Return a text up to the end of its last complete sentence, and whether there is none: then it is all returned.
+
+    Args:
+        prompt: what stands before the text.
+    """
+    end = last_sentence_end(prompt + text, len(prompt)) - len(prompt)
+    return (text[:end], False) if end else (text, True)
 
 
 def last_character(text: str) -> int:

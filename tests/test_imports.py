@@ -26,7 +26,8 @@ RULES: dict[str, set[str]] = {
     | {"torch", "safetensors", "tokenizers", "transformers", "accelerate", "tqdm"}
     | {"numpy", "huggingface_hub", "peft", "filelock", "matplotlib", "optuna", "psutil"},
     "filtering": {"engine", "decoding", "options", "torch"},
-    "streaming": {"engine", "decoding"},
+    "sentences": set(),
+    "streaming": {"engine", "decoding", "sentences"},
     "captured": {"engine", "decoding", "filtering", "options", "torch"},
     "generation": {"captured", "engine", "decoding", "filtering", "streaming", "errors", "options", "torch"},
     "inspection": {"generation", "engine", "decoding", "errors", "torch"},

@@ -12,7 +12,7 @@ from gpt2tg.comparison.reference import examples_of, read_text
 from gpt2tg.comparison.strategies import strategies_to_compare
 from gpt2tg.generation import Generator, Sample, new_seed
 from gpt2tg.options import DEFAULT_REFERENCE_PROMPTS, CompareOptions, DecodingOptions, PromptOptions
-from gpt2tg.prompts import read_prompts
+from gpt2tg.prompts import read_prompts, trailing_spaces
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,10 @@ def texts_of(options: PromptOptions, say: Callable[[str], None]) -> list[str]:
     prompts = read_prompts(options)
     if any(prompt.settings for prompt in prompts):
         say("settings in --prompts_file are not used: all prompts go through the same strategies")
-    return [prompt.text for prompt in prompts]
+    texts = [prompt.text for prompt in prompts]
+    if line := trailing_spaces(texts):
+        say(line)
+    return texts
 
 
 def carry_out(
