@@ -33,6 +33,7 @@ setup(
         "peft>=0.17",
         "tqdm>=4.60",
         "prompt_toolkit>=3.0.36",
+        "wcwidth>=0.5",
         "platformdirs>=3",
         "jinja2>=3.1",
         "markupsafe>=2.1",

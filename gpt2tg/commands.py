@@ -42,6 +42,7 @@ from gpt2tg.options import (
 if TYPE_CHECKING:
     from gpt2tg.generation import Generator
     from gpt2tg.session import Front
+    from gpt2tg.signals import SessionSignals
 
 
 def train(given: dict[str, Any], **defaults: Any) -> None:
@@ -243,11 +244,13 @@ def settle_decoding(given: dict[str, Any], **defaults: Any) -> DecodingOptions:
 
 
 def writer() -> Callable[[str], None]:
-    """Writes to stdout and shows it at once."""
+    """Writes to stdout and shows it at once, no character in two parts."""
+    from gpt2tg.streaming import in_pieces
 
     def write(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        for piece in in_pieces(text):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
 
     return write
 
@@ -388,6 +391,13 @@ def interactive(given: dict[str, Any], name: str | None, option: str) -> None:
             )
     for flag in given.keys() & {"overwrite", "batch_size"}:
         notice(f"--{flag} is not used: a session writes text by text")
+    from gpt2tg.signals import SessionSignals
+
+    with SessionSignals() as signals:
+        _sit(given, name, option, signals)
+
+
+def _sit(given: dict[str, Any], name: str, option: str, signals: SessionSignals) -> None:
     decoding = settle_decoding(given, num_sequences=SESSION_SEQUENCES)
     load = model_loader(given, option)
     name = chosen_model(given, name)
@@ -402,7 +412,7 @@ def interactive(given: dict[str, Any], name: str | None, option: str) -> None:
     if "max_length" not in given and "max_new_tokens" not in given:
         length = min(SESSION_NEW_TOKENS, generator.model.shape.n_positions // 2)
         decoding = replace(decoding, max_new_tokens=length)
-    front = _front()
+    front = _front(signals)
     session = Session(generator, decoding, name, front, partial(load, option="model"))
     session.chosen.update(only(DecodingOptions, given))
     session.brought = set(own)
@@ -413,7 +423,7 @@ def interactive(given: dict[str, Any], name: str | None, option: str) -> None:
         raise UserError(f"{session.refused} of the lines could not be answered")
 
 
-def _front() -> Front:
+def _front(signals: SessionSignals) -> Front:
     """The line editor where there is a terminal for it, plain streams elsewhere."""
     from gpt2tg.session.front import is_able_terminal, plain_front
 
@@ -421,7 +431,8 @@ def _front() -> Front:
         try:
             from gpt2tg.session.terminal import terminal_front
 
-            return terminal_front(writer(), notice)
+            return terminal_front(writer(), notice, signals)
         except ModuleNotFoundError as error:
             notice(f"the package {error.name} is not installed: the session goes without history and completion")
+    signals.on_ctrl_c = "raise"  # there is nothing to set up
     return plain_front(writer(), notice)

@@ -4,13 +4,17 @@ only these are wanted."""
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from gpt2tg.decoding.stopping import cut_at_stop, held_back
 from gpt2tg.engine.tokenizer import TextStream, TextTokenizer
 from gpt2tg.sentences import LOOKED_BACK, last_sentence_end
 
-ZERO_WIDTH_JOINER = "\u200d"
+# Zero-width joiner and non-joiner.
+JOINERS = frozenset("\u200c\u200d")
+
+# The combining class of the sign that joins two consonants.
+VIRAMA = 9
 
 
 class VisibleText:
@@ -100,13 +104,26 @@ def last_character(text: str) -> int:
     return start
 
 
+def in_pieces(text: str, longest: int = 1000) -> Iterator[str]:
+    """Cut a text into pieces of whole characters, so short that the system writes each in one go."""
+    while len(text) > longest:
+        cut = last_character(text[:longest]) or longest
+        yield text[:cut]
+        text = text[cut:]
+    yield text
+
+
 def _belongs_to_the_one_before(text: str, position: int) -> bool:
     here, before = text[position], text[position - 1]
-    return (
+    return bool(
         unicodedata.category(here) in ("Mn", "Mc", "Me")
-        or ZERO_WIDTH_JOINER in (here, before)
+        or JOINERS.intersection((here, before))
         or "\U0001f3fb" <= here <= "\U0001f3ff"  # skin tones
+        or "\U000e0020" <= here <= "\U000e007f"  # the letters of a region, as in the flag of Wales
         or (_is_half_a_flag(here) and _is_half_a_flag(before))
+        or (unicodedata.combining(before) == VIRAMA and unicodedata.category(here) == "Lo")  # joined in Indic scripts
+        or "\u1160" <= here <= "\u11ff"  # later parts of a Korean syllable
+        or ("\u1100" <= here <= "\u115f" and "\u1100" <= before <= "\u115f")
     )
 
 

@@ -27,6 +27,7 @@ RULES: dict[str, set[str]] = {
     | {"numpy", "huggingface_hub", "peft", "filelock", "matplotlib", "optuna", "psutil"},
     "filtering": {"engine", "decoding", "options", "torch"},
     "sentences": set(),
+    "signals": set(),
     "streaming": {"engine", "decoding", "sentences"},
     "captured": {"engine", "decoding", "filtering", "options", "torch"},
     "generation": {"captured", "engine", "decoding", "filtering", "streaming", "errors", "options", "torch"},
@@ -39,11 +40,22 @@ RULES: dict[str, set[str]] = {
     "checkpoint_defaults": {"engine", "errors", "options"},
     "comparison": {"comparison", "generation", "inspection", "prompts", "sinks", "errors", "options"}
     | {"numpy", "sacrebleu", "matplotlib", "markupsafe", "jinja2", "optuna", "tqdm"},
-    "session": {"session", "generation", "inspection", "tables", "comparison", "prompts", "sinks", "errors", "options"}
-    | {"checkpoint_defaults", "prompt_toolkit", "platformdirs"},
+    "session": {
+        "session",
+        "streaming",
+        "generation",
+        "inspection",
+        "tables",
+        "comparison",
+        "prompts",
+        "sinks",
+        "errors",
+        "options",
+    }
+    | {"checkpoint_defaults", "signals", "prompt_toolkit", "platformdirs", "wcwidth"},
     "selftest": {"__init__", "decoding", "engine", "torch", "transformers"},
     "commands": {"cli", "checkpoint_defaults", "comparison", "engine", "errors", "generation", "options", "session"}
-    | {"inspection", "measuring", "prompts", "sinks", "training", "writing"},
+    | {"inspection", "measuring", "prompts", "signals", "sinks", "streaming", "training", "writing"},
 }
 
 

@@ -16,7 +16,10 @@ TEXTS = [
     "cafe\u0301 n\u0303 a\u0308\u0304",
     "\N{CAT FACE}\N{DRAGON} and \N{WAVING HAND SIGN}\N{EMOJI MODIFIER FITZPATRICK TYPE-5}!",
     "\N{WOMAN}\u200d\N{PERSONAL COMPUTER} and \U0001f1eb\U0001f1f7",
-    "नमस्ते",
+    "नमस्ते क्षत्रिय",
+    "\u1112\u1161\u11ab \u1100\u1173",
+    "\U0001f3f4\U000e0067\U000e0062\U000e0077\U000e006c\U000e0073\U000e007f!",
+    "1\ufe0f\u20e3",
     "",
 ]
 

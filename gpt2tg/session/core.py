@@ -195,13 +195,14 @@ class Session:
         front, written, reason, ids, is_unfinished = self.front, "", "interrupted", (), False
         chunks = self.generator.stream(prompt, options)
         try:
-            front.write(front.style.typed(front.style.shown(typed)))
-            for chunk in chunks:
-                written += chunk.text
-                front.write(front.style.shown(chunk.text))
-                if chunk.sample:
-                    reason, ids = chunk.sample.finish_reason, chunk.sample.ids
-                    is_unfinished = chunk.sample.is_unfinished
+            with front.text() as write:
+                write(front.style.typed(front.style.shown(typed)))
+                for chunk in chunks:
+                    written += chunk.text
+                    write(front.style.shown(chunk.text))
+                    if chunk.sample:
+                        reason, ids = chunk.sample.finish_reason, chunk.sample.ids
+                        is_unfinished = chunk.sample.is_unfinished
         except KeyboardInterrupt:
             if not front.at_terminal:
                 raise
@@ -217,7 +218,8 @@ class Session:
         for number, sample in enumerate(samples, start=1):
             if len(samples) > 1:
                 front.say(f"--- text {number} of {len(samples)} ---")
-            front.write(f"{front.style.typed(front.style.shown(typed))}{front.style.shown(sample.completion)}\n\n")
+            with front.text() as write:
+                write(f"{front.style.typed(front.style.shown(typed))}{front.style.shown(sample.completion)}\n\n")
             if sample.is_unfinished:
                 front.say(NO_SENTENCE)
         choice = min(choice, len(samples) - 1)
