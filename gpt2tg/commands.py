@@ -42,6 +42,7 @@ from gpt2tg.options import (
 if TYPE_CHECKING:
     from gpt2tg.generation import Generator
     from gpt2tg.session import Front
+    from gpt2tg.signals import SessionSignals
 
 
 def train(given: dict[str, Any], **defaults: Any) -> None:
@@ -153,7 +154,7 @@ def generate(given: dict[str, Any], name: str | None, option: str, **defaults: A
     inspect = partial(inspect_sample, generator) if inspection.show_probabilities else None
     jobs = plan_jobs(generator, prompts, decoding, earlier, notice)
     if len(jobs) == 1 and jobs[0].options.draws == 1 and where.output is None and where.format == "text":
-        write_one(generator, jobs[0], writer(), inspect)
+        write_one(generator, jobs[0], writer(), notice, inspect)
     else:
         write_all(generator, jobs, where, earlier, notice, inspect)
 
@@ -188,7 +189,7 @@ def measure(given: dict[str, Any], inspection: InspectionOptions, name: str, opt
     load = model_loader(given, option)
 
     from gpt2tg.measuring import lines_to_score, write_candidates, write_scores
-    from gpt2tg.prompts import read_prompts
+    from gpt2tg.prompts import read_prompts, trailing_spaces
     from gpt2tg.sinks import check_output
 
     check_output(where, goes_on=False)
@@ -198,6 +199,8 @@ def measure(given: dict[str, Any], inspection: InspectionOptions, name: str, opt
         write_scores(load(name), lines, where, inspection)
     elif inspection.candidates is not None:
         prompts = read_prompts(where, notice)
+        if line := trailing_spaces([prompt.text for prompt in prompts]):
+            notice(line)
         write_candidates(load(name), prompts, where, inspection.candidates, decoding.overflow)
 
 
@@ -279,11 +282,13 @@ def settle_decoding(given: dict[str, Any], **defaults: Any) -> DecodingOptions:
 
 
 def writer() -> Callable[[str], None]:
-    """Writes to stdout and shows it at once."""
+    """Writes to stdout and shows it at once, no character in two parts."""
+    from gpt2tg.streaming import in_pieces
 
     def write(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        for piece in in_pieces(text):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
 
     return write
 
@@ -429,6 +434,13 @@ def interactive(given: dict[str, Any], name: str | None, option: str) -> None:
             )
     for flag in given.keys() & {"overwrite", "batch_size", "text_column"}:
         notice(f"--{flag} is not used: a session writes text by text")
+    from gpt2tg.signals import SessionSignals
+
+    with SessionSignals() as signals:
+        _sit(given, name, option, signals)
+
+
+def _sit(given: dict[str, Any], name: str, option: str, signals: SessionSignals) -> None:
     decoding = settle_decoding(given, num_sequences=SESSION_SEQUENCES)
     load = model_loader(given, option)
     name = chosen_model(given, name)
@@ -443,7 +455,7 @@ def interactive(given: dict[str, Any], name: str | None, option: str) -> None:
     if "max_length" not in given and "max_new_tokens" not in given:
         length = min(SESSION_NEW_TOKENS, generator.model.shape.n_positions // 2)
         decoding = replace(decoding, max_new_tokens=length)
-    front = _front()
+    front = _front(signals)
     session = Session(generator, decoding, name, front, partial(load, option="model"))
     session.chosen.update(only(DecodingOptions, given))
     session.brought = set(own)
@@ -454,7 +466,7 @@ def interactive(given: dict[str, Any], name: str | None, option: str) -> None:
         raise UserError(f"{session.refused} of the lines could not be answered")
 
 
-def _front() -> Front:
+def _front(signals: SessionSignals) -> Front:
     """The line editor where there is a terminal for it, plain streams elsewhere."""
     from gpt2tg.session.front import is_able_terminal, plain_front
 
@@ -462,7 +474,8 @@ def _front() -> Front:
         try:
             from gpt2tg.session.terminal import terminal_front
 
-            return terminal_front(writer(), notice)
+            return terminal_front(writer(), notice, signals)
         except ModuleNotFoundError as error:
             notice(f"the package {error.name} is not installed: the session goes without history and completion")
+    signals.on_ctrl_c = "raise"  # there is nothing to set up
     return plain_front(writer(), notice)

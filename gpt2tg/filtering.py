@@ -103,4 +103,4 @@ def _ids(texts: Sequence[Text]) -> list[Sequence[int]]:
 
 def _too_short(texts: Sequence[Text], options: DecodingOptions) -> list[int]:
     """The rows that may not end yet."""
-    return [row for row, text in enumerate(texts) if options.suppress_eos or len(text.new) < options.min_new_tokens]
+    return [row for row, text in enumerate(texts) if options.suppress_eos or text.new_count < options.min_new_tokens]

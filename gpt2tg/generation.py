@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import torch
 
 from gpt2tg import captured
 from gpt2tg.decoding import beam, contrastive, lookup, sampling
-from gpt2tg.decoding.interface import NotFiniteError, Token
+from gpt2tg.decoding.interface import ALL_BANNED, NotFiniteError, Token
 from gpt2tg.decoding.stopping import Deadline, Endings, StopStrings, with_marks
 from gpt2tg.engine import ahead
 from gpt2tg.engine.checkpoints import find_checkpoint, read_shape
@@ -23,7 +24,10 @@ from gpt2tg.engine.weights import stream_weights
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.filtering import filter_chain
 from gpt2tg.options import DEFAULT_MAX_LENGTH, DecodingOptions
-from gpt2tg.streaming import VisibleText, completion
+from gpt2tg.streaming import VisibleText
+
+# Why a text ends that neither the model nor a stop string has ended.
+CUT_SHORT = ("length", "time", ALL_BANNED)
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,16 @@ class Sample:
     ids: tuple[int, ...]
     """New tokens, those of the end included."""
     finish_reason: str
-    """`eos`, the model ended the text; `length`, no more room; `stop`, a stop string; `time`, time was up."""
+    """`eos`, the model ended the text; `length`, no more room; `stop`, a stop string; `time`, time was up; `banned`,
+    every next token was banned."""
     logprob: float
     """Sum of the log-probabilities of the new tokens under the model itself, in nats."""
     seed: int | None = None
     """The seed of a drawn text."""
     ranking_score: float | None = None
     """What beam search ranks by: the filtered log-probability after the length penalty; None without beams."""
+    is_unfinished: bool = False
+    """With `end_at_sentence`: the text was cut short before any sentence was complete, and is left as it was."""
 
     @property
     def text(self) -> str:
@@ -244,21 +251,21 @@ class Generator:
         """Texts that are written token by token: greedy, drawn, contrastive."""
         owners = [owner for owner in range(len(requests)) for _ in range(options.draws)]
         numbers = [request.first + number for request in requests for number in range(options.draws)]
-        visible = [
-            VisibleText(self.tokenizer, options.stop, options.keep_stop, requests[owner].ids) for owner in owners
-        ]
+        visible = [self._visible(requests[owner], options) for owner in owners]
         new_ids: list[list[int]] = [[] for _ in owners]
         logprobs = [0.0] * len(owners)
         for token in self._tokens(rows, requests, owners, numbers, options):
             sample, request = token.sample, requests[owners[token.sample]]
-            new_ids[sample].append(token.id)
-            logprobs[sample] += token.logprob
-            piece = visible[sample].push(token.id)
+            piece = ""
+            if token.id is not None:
+                new_ids[sample].append(token.id)
+                logprobs[sample] += token.logprob
+                piece = visible[sample].push(token.id)
             if not token.finish_reason:
                 if piece:
                     yield Chunk(request.index, numbers[sample], piece)
                 continue
-            piece += visible[sample].finish()
+            piece += visible[sample].finish(token.finish_reason in CUT_SHORT)
             finished = Sample(
                 prompt=request.prompt,
                 completion=visible[sample].shown,
@@ -269,6 +276,7 @@ class Generator:
                 finish_reason=token.finish_reason,
                 logprob=logprobs[sample],
                 seed=options.seed if options.strategy.samples else None,
+                is_unfinished=visible[sample].is_unfinished,
             )
             yield Chunk(request.index, numbers[sample], piece, finished)
 
@@ -330,7 +338,7 @@ class Generator:
             proposers,
             self._endings(options, requests),
         )
-        visible = [VisibleText(self.tokenizer, options.stop, options.keep_stop, request.ids) for request in requests]
+        visible = [self._visible(request, options) for request in requests]
         for position, search in searches:
             request, best = requests[position], visible[position]
             if not search.is_over:
@@ -344,9 +352,13 @@ class Generator:
                 yield Chunk(request.index, rank, sample.completion[shown:], sample)
 
     def _beam_sample(self, request: Request, rank: int, text: beam.Hypothesis, options: DecodingOptions) -> Sample:
+        visible = self._visible(request, options)
+        for token in text.ids:
+            visible.push(token)
+        visible.finish(text.finish_reason in CUT_SHORT)
         return Sample(
             prompt=request.prompt,
-            completion=completion(self.tokenizer, request.ids, text.ids, options.stop, options.keep_stop),
+            completion=visible.shown,
             prompt_index=request.index,
             index=rank,
             prompt_tokens=len(request.ids),
@@ -355,7 +367,12 @@ class Generator:
             logprob=text.logprob,
             seed=options.seed if options.strategy.samples else None,
             ranking_score=text.ranking_score,
+            is_unfinished=visible.is_unfinished,
         )
+
+    def _visible(self, request: Request, options: DecodingOptions) -> VisibleText:
+        sentences_after = request.prompt if options.end_at_sentence else None
+        return VisibleText(self.tokenizer, options.stop, options.keep_stop, request.ids, sentences_after)
 
     def _in_captured_steps(self, requests: Sequence[Request], options: DecodingOptions) -> bool:
         return self.captured_steps.suit(options, _longest(requests))
@@ -437,8 +454,13 @@ def _given(samples: list[Sample], options: DecodingOptions) -> list[Sample]:
     if options.draws == options.sequences or options.strategy.beams:
         return sorted(samples, key=lambda sample: sample.index)
     unique = {sample.ids: sample for sample in sorted(samples, key=lambda sample: -sample.index)}
-    best_first = sorted(unique.values(), key=lambda sample: (-sample.logprob / len(sample.ids), sample.index))
+    best_first = sorted(unique.values(), key=lambda sample: (-_mean_logprob(sample), sample.index))
     return best_first[: options.sequences]
+
+
+def _mean_logprob(sample: Sample) -> float:
+    """Per token; a text without any is the worst."""
+    return sample.logprob / len(sample.ids) if sample.ids else -math.inf
 
 
 def load(name: str, device: str = "auto", option: str = "model_name", precision: str = "auto") -> Generator:

@@ -293,6 +293,11 @@ class DecodingOptions:
         (), "end the text before this string", group="output", metavar="STRING", shown_default="none"
     )
     keep_stop: bool = option(False, "end the text after the stop string instead of before it", group="output")
+    end_at_sentence: bool = option(
+        False,
+        "cut a text that runs out of room or time back to its last complete sentence; one without any stays as it is",
+        group="output",
+    )
     prompt_lookup: int | None = option(
         None,
         "guess up to N tokens from what followed the same words before, and read them at once: changes the speed, not "

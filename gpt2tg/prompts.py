@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,20 @@ def read_prompts(options: PromptOptions, say: Callable[[str], None] = lambda _: 
     if not prompts:
         raise UserError(f"{path} holds no prompt: write one a line", "prompts_file")
     return prompts
+
+
+def trailing_spaces(prompts: Sequence[str]) -> str | None:
+    """Return a line on prompts that end in a space, for all of them together; None if none does."""
+    ending = [number for number, prompt in enumerate(prompts, start=1) if prompt.endswith(" ")]
+    if not ending:
+        return None
+    which = "the prompt ends" if len(prompts) == 1 else f"prompt {ending[0]} ends"
+    if len(ending) > 1:
+        which = f"{len(ending)} prompts end (the first is number {ending[0]})"
+    return (
+        f"{which} in a space: in the model's tokens a space belongs to the word that follows it, and after a lone one "
+        "the next word is often wrong. Leave the space out; the text brings its own"
+    )
 
 
 def _from_json(line: str, where: str, name: str) -> Prompt:

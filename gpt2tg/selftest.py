@@ -150,7 +150,8 @@ def ours(model: GPT2LMHeadModel, prompts: list[list[int]], settings: dict[str, A
         found: list[list[int]] = [[] for _ in prompts]
         owners = list(range(len(prompts)))
         for token in sampling.decode(rows, prompts, owners, chain, sampling.most_probable, finish):
-            found[token.sample].append(token.id)
+            if token.id is not None:
+                found[token.sample].append(token.id)
         return [[tuple(ids)] for ids in found]
     search = beam.BeamSettings(
         settings["num_beams"],

@@ -124,6 +124,8 @@ def record(sample: Sample, texts: int, options: DecodingOptions) -> dict[str, An
         "logprob": sample.logprob,
         "settings": settings(options),
     }
+    if options.end_at_sentence:
+        entry["unfinished"] = sample.is_unfinished
     return entry if sample.ranking_score is None else {**entry, "ranking_score": sample.ranking_score}
 
 

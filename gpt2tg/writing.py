@@ -13,9 +13,12 @@ from tqdm import tqdm
 from gpt2tg.errors import UserError
 from gpt2tg.generation import Generator, Request, new_seed, with_seed
 from gpt2tg.options import DecodingOptions, PromptOptions, decoding_options
-from gpt2tg.prompts import Prompt
+from gpt2tg.prompts import Prompt, trailing_spaces
 from gpt2tg.sinks import Earlier, Inspect, open_sink, settings
 from gpt2tg.tables import token_table
+
+# What becomes of a text that is cut short before a sentence ends, with --end_at_sentence.
+NO_SENTENCE = "no sentence is complete"
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ def plan_jobs(
         UserError: a prompt that leaves no room, a setting of its own that is none, or an earlier run of another
             command.
     """
+    if line := trailing_spaces([prompt.text for prompt in prompts]):
+        say(line)
     if replayed := options.replayed():
         prompts = _only(prompts, replayed[1])
         seed = None
@@ -124,7 +129,9 @@ def _done(earlier: Earlier | None, jobs: Sequence[Job]) -> set[int]:
     return {entry["prompt_index"] for entry in earlier.records} if earlier else set()
 
 
-def write_one(generator: Generator, job: Job, write: Callable[[str], None], inspect: Inspect = None) -> None:
+def write_one(
+    generator: Generator, job: Job, write: Callable[[str], None], say: Callable[[str], None], inspect: Inspect = None
+) -> None:
     """The one text that is wanted, piece by piece as it is written, and its probabilities where they are wanted."""
     write(job.request.prompt)
     for chunk in generator.stream_batch([job.request], job.options):
@@ -132,6 +139,8 @@ def write_one(generator: Generator, job: Job, write: Callable[[str], None], insp
         if chunk.sample and inspect is not None:
             write(f"\n\n{token_table(inspect(chunk.sample))}")
     write("\n")
+    if chunk.sample and chunk.sample.is_unfinished:
+        say(f"{NO_SENTENCE}: the text stays as it is")
 
 
 def write_all(
@@ -146,7 +155,7 @@ def write_all(
     if earlier is not None:
         earlier.drop_the_rest()
     sink = open_sink(where, say, inspect)
-    started, tokens = time.monotonic(), 0
+    started, tokens, texts, unfinished = time.monotonic(), 0, 0, 0
     hidden = not sys.stderr.isatty() or len(jobs) < 2
     with tqdm(total=len(jobs), desc="writing", unit=" prompts", disable=hidden) as bar:
         for options, alike in groupby(jobs, key=lambda job: job.options):
@@ -154,6 +163,10 @@ def write_all(
             for samples in generator.generate_each(requests, options, where.batch_size):
                 sink.put(samples, options)
                 tokens += sum(len(sample.ids) for sample in samples)
+                texts += len(samples)
+                unfinished += sum(sample.is_unfinished for sample in samples)
                 bar.set_postfix_str(f"{tokens / (time.monotonic() - started):,.0f} tokens/s", refresh=False)
                 bar.update()
     sink.close()
+    if unfinished:
+        say(f"{NO_SENTENCE} in {unfinished} of {texts} texts, which stay as they are")

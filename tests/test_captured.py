@@ -37,6 +37,7 @@ WRITTEN_STEP_BY_STEP: list[dict[str, object]] = [
     {"decoding": "greedy", "ban_words": ("owl",)},
     {"decoding": "greedy", "prompt_lookup": 5},
     {"decoding": "greedy", "overflow": "slide", "max_new_tokens": 80},
+    {"decoding": "greedy", "no_repeat_ngram": 1, "suppress_eos": True, "overflow": "slide", "max_new_tokens": 310},
     {"decoding": "beam"},
     {"decoding": "contrastive"},
 ]

@@ -314,3 +314,54 @@ def test_every_strategy_writes_with_fewer_bits(model_dir: Path, precision: str, 
     samples = narrow.generate("The fox", options(decoding, seed=4))
     assert samples
     assert samples == narrow.generate("The fox", options(decoding, seed=4))
+
+
+USED_UP = {"no_repeat_ngram": 1, "suppress_eos": True, "overflow": "slide", "max_new_tokens": 400}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"decoding": "greedy", "prompt_lookup": 5},
+        {"decoding": "sample", "seed": 1, "num_sequences": 2, "top_p": 1.0},
+        {"decoding": "sample", "seed": 1, "best_of": 3, "num_sequences": 2, "typical_p": 0.9, "min_p": 0.01},
+        {"decoding": "contrastive", "num_sequences": 1},
+        {"decoding": "beam", "num_beams": 2, "num_sequences": 2},
+        {"decoding": "beam_sample", "num_beams": 2, "num_sequences": 2, "seed": 3},
+    ],
+    ids=str,
+)
+def test_a_text_ends_marked_once_every_token_is_banned(generator: Generator, settings: dict[str, object]) -> None:
+    """No token twice: at the end each of the vocabulary stands there once, but for the end of the text."""
+    options = decoding_options({**USED_UP, **settings})
+    read = set(generator.encode("The fox"))
+    chunks = list(generator.stream("The fox", options))
+    samples = [chunk.sample for chunk in chunks if chunk.sample]
+    assert len(samples) == options.draws
+    for sample in samples:
+        assert sample.finish_reason == "banned"
+        assert sorted(sample.ids) == sorted(set(range(1, 300)) - read)
+        streamed = "".join(chunk.text for chunk in chunks if chunk.index == sample.index)
+        assert streamed == sample.completion == generator.tokenizer.decode(list(sample.ids))
+
+
+def test_one_text_of_a_batch_may_end_banned(generator: Generator) -> None:
+    """The shorter prompt has more of the vocabulary left, and its text is what it is alone."""
+    options = decoding_options({**USED_UP, "decoding": "greedy", "num_sequences": 1, "max_new_tokens": 292})
+    prompts = ["The", "The owl sold silence by the ounce and kept the scales in a quiet room."]
+    together = generator.generate_batch([generator.fit(p, options, n) for n, p in enumerate(prompts)], options)
+    assert [samples[0].finish_reason for samples in together] == ["length", "banned"]
+    alone = [generator.generate(prompt, options)[0].ids for prompt in prompts]
+    assert [samples[0].ids for samples in together] == alone
+
+
+def test_a_text_that_may_not_even_begin_is_empty_and_marked(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(logits: torch.Tensor, texts: object) -> torch.Tensor:
+        return torch.full_like(logits, -torch.inf)
+
+    monkeypatch.setattr("gpt2tg.generation.filter_chain", lambda *_: [nothing])
+    for settings in ({"decoding": "beam"}, {"decoding": "top_p", "seed": 1, "best_of": 3, "num_sequences": 1}):
+        (sample,) = generator.generate("The fox", decoding_options(settings))
+        assert (sample.completion, sample.ids, sample.finish_reason) == ("", (), "banned")

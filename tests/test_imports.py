@@ -27,7 +27,9 @@ RULES: dict[str, set[str]] = {
     | {"torch", "safetensors", "tokenizers", "transformers", "accelerate", "tqdm"}
     | {"numpy", "huggingface_hub", "peft", "filelock", "matplotlib", "optuna", "psutil"},
     "filtering": {"engine", "decoding", "options", "torch"},
-    "streaming": {"engine", "decoding"},
+    "sentences": set(),
+    "signals": set(),
+    "streaming": {"engine", "decoding", "sentences"},
     "captured": {"engine", "decoding", "filtering", "options", "torch"},
     "generation": {"captured", "engine", "decoding", "filtering", "streaming", "errors", "options", "torch"},
     "inspection": {"generation", "engine", "decoding", "errors", "torch"},
@@ -41,10 +43,10 @@ RULES: dict[str, set[str]] = {
     "comparison": {"comparison", "generation", "inspection", "prompts", "sinks", "texts", "errors", "options"}
     | {"numpy", "sacrebleu", "matplotlib", "markupsafe", "jinja2", "optuna", "tqdm"},
     "session": {"session", "generation", "inspection", "tables", "comparison", "prompts", "sinks", "errors", "options"}
-    | {"texts", "checkpoint_defaults", "prompt_toolkit", "platformdirs"},
+    | {"streaming", "signals", "texts", "checkpoint_defaults", "prompt_toolkit", "platformdirs", "wcwidth"},
     "selftest": {"__init__", "decoding", "engine", "torch", "transformers"},
     "commands": {"cli", "checkpoint_defaults", "comparison", "engine", "errors", "generation", "options", "session"}
-    | {"inspection", "measuring", "prompts", "sinks", "texts", "training", "writing"},
+    | {"inspection", "measuring", "prompts", "signals", "sinks", "streaming", "texts", "training", "writing"},
 }
 
 

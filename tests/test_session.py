@@ -889,3 +889,18 @@ def test_a_session_that_says_nothing_of_what_was_brought_is_read(generator: Gene
 )
 def test_completions(line: str, found: set[str]) -> None:
     assert set(completions(line)[1]) == found
+
+
+def test_a_space_at_the_end_is_told_of_once_a_session(generator: Generator) -> None:
+    talk = Talk(generator, settings())
+    _, said = talk.type("The owl", "The owl ", "A fox ")
+    assert [line for line in said if "ends in a space" in line] == [said[0]]
+    assert said[0].startswith("the prompt ends in a space: ")
+
+
+def test_sentences_alone_are_written_when_they_are_wanted(generator: Generator) -> None:
+    """What is on the screen is what is kept; a text without any is kept whole, and said to be."""
+    written, said = Talk(generator, settings(ban_words=(".", "!", "?"))).type("The owl")
+    talk = Talk(generator, settings(ban_words=(".", "!", "?"), end_at_sentence=True))
+    assert talk.type("The owl") == (written, [*said, "(no sentence is complete: the text stays as it is)"])
+    assert talk.text == written.rstrip("\n")

@@ -16,7 +16,10 @@ TEXTS = [
     "cafe\u0301 n\u0303 a\u0308\u0304",
     "\N{CAT FACE}\N{DRAGON} and \N{WAVING HAND SIGN}\N{EMOJI MODIFIER FITZPATRICK TYPE-5}!",
     "\N{WOMAN}\u200d\N{PERSONAL COMPUTER} and \U0001f1eb\U0001f1f7",
-    "नमस्ते",
+    "नमस्ते क्षत्रिय",
+    "\u1112\u1161\u11ab \u1100\u1173",
+    "\U0001f3f4\U000e0067\U000e0062\U000e0077\U000e006c\U000e0073\U000e007f!",
+    "1\ufe0f\u20e3",
     "",
 ]
 
@@ -70,3 +73,67 @@ def test_nothing_of_a_stop_string_is_shown_early(tokenizer: TextTokenizer, keep:
             assert before.startswith(visible.shown)
         visible.finish()
         assert visible.shown == (before + "the end" if keep else before)
+
+
+@pytest.mark.parametrize(
+    ("text", "complete"),
+    [
+        ("He left. She st", "He left."),
+        ('He said: "Go." She st', 'He said: "Go."'),
+        ("(He left.) She st", "(He left.)"),
+        ("*He left.* She st", "*He left.*"),
+        ("He left. Mr. Fox and Dr. Owl st", "He left."),
+        ("He left. The J. R. Fox st", "He left."),
+        ("He left. It was 3.5 feet, as e.g. an owl", "He left."),
+        ("It rained. So... he st", "It rained."),
+        ("He waited... Then he st", "He waited..."),
+        ("He waited… Then he st", "He waited…"),
+        ('It rained. "Who is there?" asked the f', "It rained."),
+        ('It rained. "Run!", he cr', "It rained."),
+        ("Really?! Yes, sa", "Really?!"),
+        ("猫は寝た。犬は", "猫は寝た。"),
+        ("“走吧！”他", "“走吧！”"),
+        ("「行け。」彼は", "「行け。」"),
+        ("वह गया। फिर", "वह गया।"),
+        ("هل ذهب؟ لا أ", "هل ذهب؟"),
+        ("It ended.\n\nand th", "It ended."),
+        ("It ended. 1 and", "It ended."),
+        ("He left.", "He left."),
+        ("He said no. Then", "He said no."),
+        ("They sat. Then", "They sat."),
+        ("He left at 5 p.m. She st", "He left at 5 p.m."),
+        ("It rained. At 5 p.m. he st", "It rained."),
+    ],
+)
+def test_a_text_that_is_cut_short_ends_at_a_sentence(tokenizer: TextTokenizer, text: str, complete: str) -> None:
+    """What is shown while it grows is never taken back."""
+    visible = VisibleText(tokenizer, sentences_after="")
+    pieces = [visible.push(token) for token in tokenizer.encode(text)]
+    pieces.append(visible.finish(is_cut_short=True))
+    assert "".join(pieces) == visible.shown == complete
+    assert not visible.is_unfinished
+    whole = VisibleText(tokenizer, sentences_after="")
+    assert "".join([*map(whole.push, tokenizer.encode(text)), whole.finish()]) == text
+
+
+@pytest.mark.parametrize("text", ["and so it we", "Mr. Fox", "3.5 feet", "", "J. Fox", "See www.example.com an"])
+def test_a_text_without_a_complete_sentence_stays(tokenizer: TextTokenizer, text: str) -> None:
+    visible = VisibleText(tokenizer, sentences_after="It rained. ")
+    pieces = [visible.push(token) for token in tokenizer.encode(text)]
+    pieces.append(visible.finish(is_cut_short=True))
+    assert "".join(pieces) == visible.shown == text
+    assert visible.is_unfinished
+
+
+def test_the_prompt_tells_what_a_dot_means(tokenizer: TextTokenizer) -> None:
+    for prompt, text, complete in (("He met Mr", ". Fox. He s", ". Fox."), ('He said: "Go.', '" Then he', '"')):
+        visible = VisibleText(tokenizer, sentences_after=prompt)
+        pieces = [*map(visible.push, tokenizer.encode(text)), visible.finish(is_cut_short=True)]
+        assert "".join(pieces) == complete
+
+
+def test_sentences_are_streamed_as_they_are_complete(tokenizer: TextTokenizer) -> None:
+    text = "He left. She stayed. It rained. And th"
+    visible = VisibleText(tokenizer, sentences_after="")
+    pieces = [visible.push(token) for token in tokenizer.encode(text)]
+    assert [piece for piece in pieces if piece] == ["He left.", " She stayed.", " It rained."]

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 import pytest
+from wcwidth import wcswidth
 
 from gpt2tg.generation import Generator, load
 from gpt2tg.options import DecodingOptions
@@ -263,3 +264,94 @@ def test_a_history_that_cannot_be_kept_is_said(model_dir: Path, tmp_path: Path) 
         screen.wait_for("What you type is not kept for the next session: ")
         screen.type_line("/quit" + ENTER)
         assert screen.end() == 0
+
+
+ENDLESS = ("--overflow", "slide", "--suppress_eos", "--max_new_tokens", "1000000", "--seed", "1", "--prompt", "The fox")
+
+
+def modes(screen: Terminal) -> list[object]:
+    """What stty shows."""
+    return termios.tcgetattr(screen._keyboard)
+
+
+@pytest.mark.parametrize(
+    ("moment", "number", "term"),
+    [
+        ("idle", signal.SIGHUP, "xterm-256color"),
+        ("writing", signal.SIGTERM, "dumb"),
+        ("comparing", signal.SIGHUP, "xterm-256color"),
+    ],
+)
+def test_a_signal_ends_a_session_with_the_terminal_as_it_was(
+    model_dir: Path, tmp_path: Path, moment: str, number: signal.Signals, term: str
+) -> None:
+    flags = ENDLESS if moment == "writing" else ("--suppress_eos", "--overflow", "slide", "--max_new_tokens", "3000")
+    with Terminal(tmp_path, *words(model_dir, *flags), term=term) as screen:
+        before = modes(screen)
+        screen.wait_for(HELLO)
+        if moment == "writing":
+            screen.wait_for("The fox")
+            screen.wait_for_more(100)
+        else:
+            screen.wait_until_ready()
+        if moment == "comparing":
+            screen.type("/compare strategies=greedy,top_p The fox" + ENTER)
+            screen.wait_for("seed ")
+        screen._process.send_signal(number)
+        assert screen.end() == 128 + number
+        assert modes(screen) == before
+        assert "Traceback" not in screen.raw
+        if term != "dumb":
+            assert screen.raw.rindex("\x1b[?2004l") > screen.raw.rfind("\x1b[?2004h")
+            assert screen.raw.rindex("\x1b[?25h") > screen.raw.rfind("\x1b[?25l")
+
+
+def test_ctrl_c_while_a_session_starts_ends_it(model_dir: Path, tmp_path: Path) -> None:
+    """As soon as torch is being imported, which it would otherwise go on with."""
+    with Terminal(tmp_path, *words(model_dir)) as screen:
+        before = modes(screen)
+        maps, end = Path(f"/proc/{screen._process.pid}/maps"), time.monotonic() + PATIENCE
+        if not maps.exists():
+            pytest.skip("only Linux tells which libraries are loaded")
+        while "libtorch" not in maps.read_text():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        screen.type(CTRL_C)
+        assert screen.end() == 130
+        assert modes(screen) == before
+        assert screen.raw.replace("^C", "").strip() == "interrupted"
+
+
+@pytest.mark.parametrize("term", ["xterm-256color", "dumb"])
+def test_a_terminal_that_is_gone_ends_a_session(model_dir: Path, tmp_path: Path, term: str) -> None:
+    """Also where nobody tells of it by a signal, as after nohup."""
+    with Terminal(tmp_path, "-c", NOHUP, *words(model_dir, *ENDLESS), term=term) as screen:
+        screen.wait_for("The fox")
+        screen.wait_for_more(50)
+        os.dup2(os.open(os.devnull, os.O_RDWR), screen._keyboard)
+        assert screen._process.wait(PATIENCE) == 129
+
+
+NOHUP = """
+import runpy, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_streamed_text_breaks_between_words_at_a_dumb_terminal(
+    model_dir: Path, tmp_path: Path, generator: Generator
+) -> None:
+    flags = ["--decoding", "greedy", "--max_new_tokens", "40", "--prompt", "The owl sold silence by the ounce"]
+    with Terminal(tmp_path, *words(model_dir, *flags), term="dumb", columns=24) as screen:
+        screen.wait_for(HELLO + "\n")
+        text = screen.wait_for("\n> ")
+        screen.type(CTRL_D)
+        assert screen.end() == 0
+    assert text.startswith("The owl sold silence by\nthe")
+    options = DecodingOptions(decoding="greedy", max_new_tokens=40, num_sequences=1)
+    whole = Style(hides_orders=True).shown(generator.generate(flags[-1], options)[0].text)
+    assert "".join(text.split()) == "".join(whole.split())
+    lines = [line for line in text.split("\n") if line]
+    assert max(wcswidth(line.replace("\t", " ")) for line in lines) <= 24

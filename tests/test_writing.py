@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -410,7 +412,7 @@ def test_time_ends_texts_where_they_are(generator: Generator) -> None:
 
 
 def test_a_long_prompt_is_truncated_when_asked(model_dir: Path, generator: Generator, capsys: Capture) -> None:
-    prompt = "The owl sold silence by the ounce. " * 8
+    prompt = "The owl sold silence by the ounce." * 8
     tokens = len(generator.encode(prompt))
     assert run(model_dir, "--prompt", prompt, "--decoding", "greedy") == 2
     assert f"a prompt of {tokens} tokens and 12 new ones are over the 64 positions" in capsys.readouterr().err
@@ -447,3 +449,82 @@ def test_beams_stream_only_what_stays(generator: Generator) -> None:
     chunks = list(generator.stream("The owl", options))
     best = next(chunk.sample for chunk in chunks if chunk.sample and chunk.index == 0)
     assert "".join(chunk.text for chunk in chunks if chunk.index == 0) == best.completion
+
+
+def test_prompts_that_end_in_a_space_are_told_of_once(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+    """By flag and by file, whatever their number; and not where none does."""
+    greedy = ("--decoding", "greedy")
+    told = []
+    for words in (
+        ("--prompt", "The owl "),
+        ("--prompts_file", prompts_file(tmp_path, "The owl", "Two bells ")),
+        ("--prompts_file", prompts_file(tmp_path, "A ", "B", "C  ", name="more.txt")),
+        ("--candidates", "3", "--prompt", "The owl "),
+    ):
+        assert run(model_dir, *words, *(() if "--candidates" in words else greedy)) == 0
+        told.append([line for line in capsys.readouterr().err.splitlines() if " space" in line])
+    assert [len(lines) for lines in told] == [1, 1, 1, 1]
+    beginnings = [
+        "the prompt ends in a space: ",
+        "prompt 2 ends in a space: ",
+        "2 prompts end (the first is number 1) in a",
+    ]
+    assert [lines[0].startswith(start) for lines, start in zip(told, beginnings, strict=False)] == [True] * 3
+    assert run(model_dir, "--prompt", "The owl", *greedy) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.fixture(scope="module")
+def storyteller() -> Generator:
+    """A model that writes sentences."""
+    return load("gpt2-tiny")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"decoding": "greedy"},
+        {"decoding": "top_p", "num_sequences": 4, "seed": 2},
+        {"decoding": "beam", "num_beams": 3, "num_sequences": 2},
+        {"decoding": "top_p", "num_sequences": 2, "seed": 5, "stop": ("the",)},
+    ],
+    ids=str,
+)
+def test_texts_cut_short_end_at_their_last_sentence(storyteller: Generator, settings: dict[str, object]) -> None:
+    """The same texts as without, streamed as they are given; only those that ran out of room are cut."""
+    options = decoding_options({"max_new_tokens": 60, **settings})
+    prompt = "The old king"
+    plain = storyteller.generate(prompt, options)
+    chunks = list(storyteller.stream(prompt, replace(options, end_at_sentence=True)))
+    samples = sorted((chunk.sample for chunk in chunks if chunk.sample), key=lambda sample: sample.index)
+    assert [sample.ids for sample in samples] == [sample.ids for sample in plain]
+    for before, after in zip(plain, samples, strict=True):
+        streamed = "".join(chunk.text for chunk in chunks if chunk.index == after.index)
+        assert streamed == after.completion
+        assert before.completion.startswith(after.completion)
+        rest = before.completion[len(after.completion) :]
+        if after.finish_reason != "length" or after.is_unfinished:
+            assert rest == ""
+        else:
+            assert re.search(r"[.!?][\"']?$", after.completion)
+            assert not re.search(r"[.!?][\"']? [A-Z]", rest)
+    assert any(sample.completion != before.completion for before, sample in zip(plain, samples, strict=True)) or any(
+        sample.finish_reason == "stop" for sample in samples
+    )
+
+
+def test_a_text_without_a_complete_sentence_is_kept_and_marked(
+    model_dir: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "x.jsonl"
+    flags = ("--decoding", "greedy", "--prompt", "The owl", "--suppress_eos")
+    assert run(model_dir, *flags, "--ban_words", ".", "!", "?") == 0
+    text = capsys.readouterr().out
+    assert run(model_dir, *flags, "--ban_words", ".", "!", "?", "--end_at_sentence") == 0
+    out, err = capsys.readouterr()
+    assert out == text
+    assert err == "no sentence is complete: the text stays as it is\n"
+    assert run(model_dir, *flags, "--end_at_sentence", "--ban_words", ".", "!", "?", "--format", "jsonl",
+               "--output", path) == 0  # fmt: skip
+    assert capsys.readouterr().err == "no sentence is complete in 1 of 1 texts, which stay as they are\n"
+    assert [(entry["unfinished"], entry["finish_reason"]) for entry in records(path)] == [(True, "length")]

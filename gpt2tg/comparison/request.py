@@ -11,7 +11,7 @@ from gpt2tg.comparison.compare import compare, human_text
 from gpt2tg.comparison.strategies import strategies_to_compare
 from gpt2tg.generation import Generator, Sample, new_seed
 from gpt2tg.options import DEFAULT_REFERENCE_PROMPTS, CompareOptions, DecodingOptions, PromptOptions
-from gpt2tg.prompts import read_prompts
+from gpt2tg.prompts import read_prompts, trailing_spaces
 from gpt2tg.texts import read_examples, require_table
 
 
@@ -69,7 +69,10 @@ def texts_of(options: PromptOptions, say: Callable[[str], None]) -> list[str]:
     prompts = read_prompts(options, say)
     if any(prompt.settings for prompt in prompts):
         say("settings in --prompts_file are not used: all prompts go through the same strategies")
-    return [prompt.text for prompt in prompts]
+    texts = [prompt.text for prompt in prompts]
+    if line := trailing_spaces(texts):
+        say(line)
+    return texts
 
 
 def carry_out(

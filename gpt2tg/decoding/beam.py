@@ -2,8 +2,9 @@
 
 The search keeps up to K unfinished texts of a prompt side by side. A step asks the model for the next-token
 log-probabilities of each, looks at the best continuations over all of them together, sets aside those that end,
-and goes on with the K best of the rest. In diverse beam search the K beams form groups that are searched one after
-the other, and a token that an earlier group has just taken costs the later groups a penalty.
+and goes on with the K best of the rest. A beam dies where all its next tokens are banned. In diverse beam search the K
+beams form groups that are searched one after the other, and a token that an earlier group has just taken costs the
+later groups a penalty.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import torch
 from torch import Tensor
 
-from gpt2tg.decoding.interface import Filter, Finish, Rows, Text, apply, log_probabilities
+from gpt2tg.decoding.interface import ALL_BANNED, Filter, Finish, Rows, Text, apply, log_probabilities
 from gpt2tg.decoding.ordering import highest
 
 # (K, V) scores of all continuations of a group, and a number -> the indices of so many of them in the flattened
@@ -43,7 +44,7 @@ class BeamSettings:
 
     def ranking_score(self, score: float, length: int) -> float:
         """What finished texts are ranked by: the mean score per new token, at a length penalty of 1."""
-        return score / length**self.length_penalty
+        return score / max(length, 1) ** self.length_penalty
 
     @property
     def group_size(self) -> int:
@@ -123,7 +124,7 @@ class Search:
         self, index: int, prompt: Sequence[int], room: int, settings: BeamSettings, propose: Propose, finish: Finish
     ) -> None:
         self.index = index
-        self._prompt = list(prompt)
+        self._texts = [Text.after(prompt)]  # of the live beams, as the filters see them
         self._settings = settings
 
         def ends(ids: tuple[int, ...]) -> str | None:
@@ -139,8 +140,10 @@ class Search:
 
     @property
     def finished(self) -> list[Hypothesis]:
-        """The finished texts of all groups, the best first."""
-        return sorted((text for group in self._groups for text in group.finished), key=lambda t: -t.ranking_score)
+        """The finished texts of all groups, the best first; then those that could not go on, where no beam could."""
+        finished = [text for group in self._groups for text in group.finished]
+        died = [text for group in self._groups for text in group.died]
+        return _best_first(finished) + _best_first(died)
 
     @property
     def is_over(self) -> bool:
@@ -156,7 +159,7 @@ class Search:
 
     def texts(self) -> list[Text]:
         """Each live text as the filters see it."""
-        return [Text([*self._prompt, *beam.ids], len(self._prompt)) for beam in self.live]
+        return self._texts
 
     def advance(self, logprobs: Tensor, scores: Tensor) -> list[int]:
         """One step of every group.
@@ -179,6 +182,8 @@ class Search:
             parents += [own.start + parent for parent in group.advance(logprobs[own], penalised)]
             taken.update(beam.ids[-1] for beam in group.live)
         self._is_first_step = False
+        pairs = zip(parents, self.live, strict=True)
+        self._texts = [self._texts[parent].continued(beam.ids[-1]) for parent, beam in pairs]
         return parents
 
 
@@ -200,6 +205,8 @@ class Group:
     ) -> None:
         self.live = [Hypothesis()]
         self.finished: list[Hypothesis] = []
+        self.died: list[Hypothesis] = []
+        """The live texts, where none of them could go on and too few had finished."""
         self.is_over = False
         self._room = room
         self._settings = settings
@@ -210,6 +217,9 @@ class Group:
     def advance(self, logprobs: Tensor, scores: Tensor) -> list[int]:
         """One step: propose, set aside, go on. Returns the parent of each text that lives on, none once it is over."""
         candidates = self._candidates(logprobs, scores)
+        if not candidates:
+            self._die()
+            return []
         self._set_aside_finished(candidates)
         parents = self._go_on_with(candidates)
         self.is_over = not self.live or self._has_enough() or not self._can_improve()
@@ -235,7 +245,7 @@ class Group:
     def _set_aside_finished(self, candidates: list[tuple[int, Hypothesis]]) -> None:
         """Keep the best finished texts. Only the first candidates count, as many as beams: the others are spares."""
         ended = [text for _, text in candidates[: self._size] if text.finish_reason]
-        self.finished = sorted([*self.finished, *ended], key=lambda text: -text.ranking_score)[: self._size]
+        self.finished = _best_first([*self.finished, *ended])[: self._size]
 
     def _go_on_with(self, candidates: list[tuple[int, Hypothesis]]) -> list[int]:
         """The best unfinished texts live on. Returns their parents."""
@@ -243,6 +253,14 @@ class Group:
         best_first = sorted(unfinished, key=lambda candidate: -candidate[1].score)[: self._size]
         self.live = [text for _, text in best_first]
         return [parent for parent, _ in best_first]
+
+    def _die(self) -> None:
+        """End, since every token is banned after every live text."""
+        scores = [self._settings.ranking_score(beam.score, len(beam.ids)) for beam in self.live]
+        ended = zip(self.live, scores, strict=True)
+        died = [replace(beam, finish_reason=ALL_BANNED, ranking_score=score) for beam, score in ended]
+        self.died = _best_first(died)[: self._size - len(self.finished)]
+        self.live, self.is_over = [], True
 
     def _has_enough(self) -> bool:
         return self._settings.early_stopping == "true" and len(self.finished) == self._size
@@ -256,11 +274,14 @@ class Group:
         return self._settings.ranking_score(self.live[0].score, length) > self.finished[-1].ranking_score
 
 
+def _best_first(texts: list[Hypothesis]) -> list[Hypothesis]:
+    return sorted(texts, key=lambda text: -text.ranking_score)
+
+
 def best(scores: Tensor, count: int) -> Tensor:
-    """The indices of the highest scores, best first, banned ones only if there is nothing else. (K, V) -> (count,)"""
+    """The indices of the highest scores, best first, none of them banned. (K, V) -> (count,) or fewer"""
     found, indices = highest(scores, count)
-    alive = found > -torch.inf
-    return indices[alive] if alive.any() else indices[:1]
+    return indices[found > -torch.inf]
 
 
 class DrawWithoutReplacement:
@@ -282,4 +303,4 @@ class DrawWithoutReplacement:
             index = int(torch.searchsorted(mass, point, right=True))
             drawn.append(index)
             probabilities[index] = 0
-        return torch.tensor(drawn, device=scores.device)
+        return torch.tensor(drawn, dtype=torch.int64, device=scores.device)

@@ -6,6 +6,7 @@ state resembles that of an earlier token repeats what the text already holds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Protocol
@@ -45,7 +46,7 @@ def contrastive_search(
     Raises:
         NotFiniteError: the model's logits are no numbers.
     """
-    texts = [Text(list(prompt), len(prompt)) for prompt in prompts]
+    texts = [Text.after(prompt) for prompt in prompts]
     live = list(range(len(prompts)))
     logits = rows.start(prompts)
     past = [F.normalize(states, dim=1) for states in rows.hidden()]  # of each live row (N, E)
@@ -64,7 +65,10 @@ def contrastive_search(
         staying = []
         for row, (sample, pick) in enumerate(zip(live, chosen, strict=True)):
             token = int(candidates[row, pick])
-            texts[sample].ids.append(token)  # type: ignore[attr-defined]
+            if math.isnan(probabilities[row, pick]):  # the softmax of a row all of whose tokens are banned
+                yield Token.none_left(sample)
+                continue
+            texts[sample].append(token)
             reason = finish(sample, texts[sample].new)
             yield Token(sample, token, logprobs[row, token].item(), reason)
             if reason is None:

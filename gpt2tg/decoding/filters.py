@@ -1,8 +1,11 @@
 """Filters: functions on logits, (B, V) -> (B, V), that make some tokens more probable and others less, or ban them.
 
-None of them changes its input, and none bans the last token alive. They are applied in the order in which they
+None of them changes its input. They are applied in the order in which they
 stand here. The order changes results, so there is one: that of transformers. Penalties and bans, which look at the
-text so far, come first; then what shapes the distribution itself: temperature, top-k, top-p, min-p, typical-p.
+text so far, come first, and may ban every token there is; then what shapes the distribution itself, and keeps at least
+one token: temperature, top-k, top-p, min-p, typical-p.
+
+Filters that look at the ids of a row take any sequence, and count a plain one anew; a `History` remembers.
 
 Those that are drawn from in beam search take `keep`, the least number of tokens to leave alive: with a single one
 left, and that the end of the text, a beam could not go on.
@@ -10,13 +13,13 @@ left, and that the end of the text, a beam could not go on.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from gpt2tg.decoding.ordering import argmax, lowest
+from gpt2tg.decoding.history import History
+from gpt2tg.decoding.ordering import lowest
 
 BANNED = -torch.inf
 
@@ -36,7 +39,7 @@ def sequence_bias(
             *stem, last = sequence
             if len(stem) <= len(history) and list(history[len(history) - len(stem) :]) == stem:
                 changed[row, last] += bias
-    return _where_anything_is_left(changed, logits)
+    return changed
 
 
 def repetition_penalty(
@@ -66,11 +69,8 @@ def presence_and_frequency(
 
 def _counts(logits: Tensor, histories: Sequence[Sequence[int]], window: int | None) -> Tensor:
     """How often each row holds each token. (B, V)"""
-    counts = torch.zeros_like(logits)
-    for row, history in enumerate(histories):
-        recent = Counter(history[-window:] if window else history)
-        counts[row, list(recent)] = torch.tensor(list(recent.values()), dtype=counts.dtype, device=counts.device)
-    return counts
+    rows = [History.of(history).counts(logits.shape[1], logits.device, window) for history in histories]
+    return torch.stack(rows).to(logits.dtype)
 
 
 def no_repeat_ngram(logits: Tensor, histories: Sequence[Sequence[int]], size: int) -> Tensor:
@@ -79,17 +79,13 @@ def no_repeat_ngram(logits: Tensor, histories: Sequence[Sequence[int]], size: in
     Args:
         size: the n of the n-gram; 1 forbids every token to come twice.
     """
+    if size == 1:
+        return logits.masked_fill(_counts(logits, histories, None) > 0, BANNED)
+    followers = [History.of(history).followers(size) for history in histories]
+    rows = [row for row, tokens in enumerate(followers) for _ in tokens]
     changed = logits.clone()
-    for row, history in enumerate(histories):
-        changed[row, _completions(history, size)] = BANNED
-    return _where_anything_is_left(changed, logits)
-
-
-def _completions(history: Sequence[int], size: int) -> list[int]:
-    """The tokens that followed earlier occurrences of the last `size - 1` ids."""
-    stem = list(history[len(history) - size + 1 :])
-    starts = range(len(history) - size + 1)
-    return sorted({history[i + size - 1] for i in starts if list(history[i : i + size - 1]) == stem})
+    changed[rows, [token for tokens in followers for token in tokens]] = BANNED
+    return changed
 
 
 def ban(logits: Tensor, rows: Iterable[int], tokens: Sequence[int]) -> Tensor:
@@ -98,7 +94,7 @@ def ban(logits: Tensor, rows: Iterable[int], tokens: Sequence[int]) -> Tensor:
     for row in rows:
         for token in tokens:  # few
             changed[row, token] = BANNED
-    return _where_anything_is_left(changed, logits)
+    return changed
 
 
 def without(logits: Tensor, banned: Tensor) -> Tensor:
@@ -153,13 +149,3 @@ def typical_p(logits: Tensor, p: float, keep: int = 1) -> Tensor:
     outside = distance > farthest
     outside[:, :keep] = False
     return logits.masked_fill(outside.scatter(1, order, outside), BANNED)
-
-
-def _where_anything_is_left(changed: Tensor, before: Tensor) -> Tensor:
-    """Rows that lost their last token keep the most probable one they had."""
-    most = changed.amax(dim=1)
-    if most.min() == BANNED:
-        rows = (most == BANNED).nonzero()[:, 0]
-        best = argmax(before[rows])
-        changed[rows, best] = before[rows, best]
-    return changed

@@ -7,7 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+from gpt2tg.decoding.history import History
+
+# Why a text ends where the filters leave no token that it could go on with.
+ALL_BANNED = "banned"
 
 
 class Rows(Protocol):
@@ -30,10 +36,29 @@ class Text:
     ids: Sequence[int]
     prompt_length: int
 
+    @classmethod
+    def after(cls, prompt: Sequence[int]) -> Text:
+        """A text that begins with a prompt, and can grow."""
+        return cls(History(prompt), len(prompt))
+
     @property
     def new(self) -> Sequence[int]:
         """The ids written so far."""
         return self.ids[self.prompt_length :]
+
+    @property
+    def new_count(self) -> int:
+        """How many there are of them."""
+        return len(self.ids) - self.prompt_length
+
+    def append(self, token: int) -> None:
+        """Add the next token."""
+        assert isinstance(self.ids, History)
+        self.ids.append(token)
+
+    def continued(self, token: int) -> Text:
+        """Return this text with one more token; the text itself stays as it is."""
+        return Text(History.of(self.ids).continued(token), self.prompt_length)
 
 
 # (B, V) logits and the text of each row -> (B, V) logits.
@@ -49,11 +74,17 @@ class Token:
     """One token of one sample."""
 
     sample: int
-    id: int
+    id: int | None
+    """None where no token was left to choose: the text ends before it."""
     logprob: float
     """Log-probability under the model itself, before any filter, in nats."""
     finish_reason: str | None
     """Why the sample ends here; None while it goes on."""
+
+    @classmethod
+    def none_left(cls, sample: int) -> Token:
+        """The end of a sample all of whose next tokens are banned."""
+        return cls(sample, None, 0.0, ALL_BANNED)
 
 
 class NotFiniteError(ValueError):
@@ -78,6 +109,16 @@ def log_probabilities(logits: Tensor, step: int) -> Tensor:
 def not_finite(step: int) -> NotFiniteError:
     """The error, with what the user is told."""
     return NotFiniteError(f"the model's logits are not finite at new token {step}: its weights are broken")
+
+
+def is_left(filtered: Tensor, tokens: Tensor) -> list[bool]:
+    """Whether each row has a token that is not banned, told from the one that was chosen.
+
+    Args:
+        filtered: (B, V) logits after the filters.
+        tokens: (B,) the choice, which is a banned token only where all are.
+    """
+    return (filtered.gather(1, tokens[:, None])[:, 0] > -torch.inf).tolist()
 
 
 def apply(filters: Sequence[Filter], logits: Tensor, texts: Sequence[Text]) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from gpt2tg.decoding.interface import Filter, Finish, Rows, Text, Token, apply, not_finite
+from gpt2tg.decoding.interface import Filter, Finish, Rows, Text, Token, apply, is_left, not_finite
 from gpt2tg.decoding.sampling import Choose
 
 # How many tokens at the end of the text have to have stood there before, the most telling first.
@@ -94,18 +94,22 @@ def decode_with_lookup(
     Raises:
         NotFiniteError: the model's logits are no numbers.
     """
-    ids = list(prompt)
-    text = Text(ids, len(prompt))
-    guesser, guess = Guesser(ids, longest), list[int]()
+    text = Text.after(prompt)
+    guesser, guess = Guesser(prompt, longest), list[int]()
     logits = rows.start([prompt])  # (1, V)
     while True:
         confirmed = 0
         # (1, V) logits after the text; the next of them counts only if the token before it was guessed rightly.
         for following, logprobs in zip(logits.unsqueeze(1), logits.log_softmax(dim=1), strict=True):
             if math.isnan(logprobs[0]):  # as all the others then
-                raise not_finite(len(text.new) + 1)
-            token = int(choose(apply(filters, following, [text]), [0]))
-            ids.append(token)
+                raise not_finite(text.new_count + 1)
+            filtered = apply(filters, following, [text])
+            choice = choose(filtered, [0])
+            if not is_left(filtered, choice)[0]:
+                yield Token.none_left(0)
+                return
+            token = int(choice)
+            text.append(token)
             reason = finish(0, text.new)
             yield Token(0, token, float(logprobs[token]), reason)
             if reason is not None:
@@ -114,7 +118,7 @@ def decode_with_lookup(
                 break
             confirmed += 1
         rows.take_back(len(guess) - confirmed)
-        guesser.append(ids[-confirmed - 1 :])
+        guesser.append(text.ids[-confirmed - 1 :])
         # The token after the last guess needs room too.
-        guess = guesser.guess(room - len(text.new) - 1)
-        logits = rows.extend([ids[-1], *guess])
+        guess = guesser.guess(room - text.new_count - 1)
+        logits = rows.extend([text.ids[-1], *guess])

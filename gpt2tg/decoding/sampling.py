@@ -9,7 +9,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from gpt2tg.decoding.interface import Filter, Finish, Rows, Text, Token, apply, log_probabilities
+from gpt2tg.decoding.interface import Filter, Finish, Rows, Text, Token, apply, is_left, log_probabilities
 from gpt2tg.decoding.ordering import argmax
 
 # (B, V) filtered logits and the sample of each row -> (B,) chosen ids.
@@ -37,17 +37,21 @@ def decode(
     Raises:
         NotFiniteError: the model's logits are no numbers.
     """
-    texts = [Text(list(prompts[owner]), len(prompts[owner])) for owner in owners]
+    texts = [Text.after(prompts[owner]) for owner in owners]
     live = list(range(len(owners)))
     logits = rows.start(prompts)[list(owners)]
     rows.select(owners)
     for step in count(1):
         own = log_probabilities(logits, step)
-        tokens = choose(apply(filters, logits, [texts[sample] for sample in live]), live)
-        logprobs = own.gather(1, tokens[:, None])[:, 0]
+        filtered = apply(filters, logits, [texts[sample] for sample in live])
+        tokens = choose(filtered, live)
+        logprobs, left = own.gather(1, tokens[:, None])[:, 0], is_left(filtered, tokens)
         staying = []
         for row, (sample, token, logprob) in enumerate(zip(live, tokens.tolist(), logprobs.tolist(), strict=True)):
-            texts[sample].ids.append(token)  # type: ignore[attr-defined]
+            if not left[row]:
+                yield Token.none_left(sample)
+                continue
+            texts[sample].append(token)
             reason = finish(sample, texts[sample].new)
             yield Token(sample, token, logprob, reason)
             if reason is None:
@@ -90,14 +94,16 @@ def drawn(logits: Tensor, uniform: Tensor) -> Tensor:
 def inverse_distribution(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """The token at which the cumulative probability first exceeds the uniform number.
 
-    A token of probability zero is never chosen: the sum does not grow there.
+    A token of probability zero is never chosen: the sum does not grow there. A row without any probability, all of
+    whose tokens are banned, gets some token.
 
     Args:
         probabilities: (B, V), not negative; need not sum to one.
         uniform: (B,) in [0, 1).
     """
     mass = probabilities.double().cumsum(dim=1)
-    return torch.searchsorted(mass, (uniform * mass[:, -1])[:, None], right=True)[:, 0]
+    found = torch.searchsorted(mass, (uniform * mass[:, -1])[:, None], right=True)[:, 0]
+    return found.clamp(max=probabilities.shape[1] - 1)
 
 
 def stream(seed: int, prompt: int, sample: int) -> random.Random:

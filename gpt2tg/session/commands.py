@@ -206,8 +206,9 @@ def _text(session: Session, _: str) -> None:
     front = session.front
     if not session.text.turns:
         raise UserError("there is no text yet: type its beginning")
-    for turn in session.text.turns:
-        front.write(front.style.typed(front.style.shown(turn.typed)) + front.style.shown(turn.written))
+    with front.text() as write:
+        for turn in session.text.turns:
+            write(front.style.typed(front.style.shown(turn.typed)) + front.style.shown(turn.written))
     front.write("\n")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.generation import Generator, Sample, new_seed, with_seed
 from gpt2tg.options import DecodingOptions, default_of
+from gpt2tg.prompts import trailing_spaces
 from gpt2tg.session.commands import Quit, find_command
 from gpt2tg.session.front import Front
 from gpt2tg.session.settings import FIELDS, in_force, merged, without_dashes
@@ -20,7 +21,16 @@ from gpt2tg.session.state import GrowingText, Turn
 BARE_WORDS = {"quit": "/quit", "exit": "/quit", "q": "/quit", "help": "/help", "?": "/help"}
 
 # Why a text ended, where it is worth saying.
-ENDINGS = {"eos": "the model ended the text", "stop": "ended at a stop string", "time": "time was up"}
+ENDINGS = {
+    "eos": "the model ended the text",
+    "stop": "ended at a stop string",
+    "time": "time was up",
+    "banned": "no token was left",
+}
+
+
+# With end_at_sentence.
+NO_SENTENCE = "(no sentence is complete: the text stays as it is)"
 
 
 class Session:
@@ -49,6 +59,7 @@ class Session:
         """Settings that the model brought along, and that leave with it."""
         self.files: set[Path] = set()
         """Files that were saved or loaded here, and may be written over."""
+        self._told_of_spaces = False
         self.refused = 0
         """Lines that ended in an error."""
 
@@ -159,6 +170,7 @@ class Session:
             UserError: the text is too long for the model.
             RunError: the model failed; the text stays as it was.
         """
+        self._tell_of_spaces(typed)
         prompt = "".join(turn.typed + turn.written for turn in before) + typed
         if options.draws > 1 or options.sequences > 1:
             turn = self._write_several(prompt, typed, options, choice)
@@ -171,23 +183,34 @@ class Session:
         if said := ", ".join(note for note in notes if note):
             self.front.say(f"({said})")
 
+    def _tell_of_spaces(self, typed: str) -> None:
+        """Once a session."""
+        line = trailing_spaces([typed])
+        if line and not self._told_of_spaces:
+            self._told_of_spaces = True
+            self.front.say(line)
+
     def _write_one(self, prompt: str, typed: str, options: DecodingOptions) -> Turn:
         """Stream it. Ctrl-C ends it there."""
-        front, written, reason, ids = self.front, "", "interrupted", ()
+        front, written, reason, ids, is_unfinished = self.front, "", "interrupted", (), False
         chunks = self.generator.stream(prompt, options)
         try:
-            front.write(front.style.typed(front.style.shown(typed)))
-            for chunk in chunks:
-                written += chunk.text
-                front.write(front.style.shown(chunk.text))
-                if chunk.sample:
-                    reason, ids = chunk.sample.finish_reason, chunk.sample.ids
+            with front.text() as write:
+                write(front.style.typed(front.style.shown(typed)))
+                for chunk in chunks:
+                    written += chunk.text
+                    write(front.style.shown(chunk.text))
+                    if chunk.sample:
+                        reason, ids = chunk.sample.finish_reason, chunk.sample.ids
+                        is_unfinished = chunk.sample.is_unfinished
         except KeyboardInterrupt:
             if not front.at_terminal:
                 raise
         finally:
             front.write("\n")
         self.beside = ()
+        if is_unfinished:
+            front.say(NO_SENTENCE)
         return Turn(typed, written, options, 0, reason, ids)
 
     def _write_several(self, prompt: str, typed: str, options: DecodingOptions, choice: int) -> Turn:
@@ -195,7 +218,10 @@ class Session:
         for number, sample in enumerate(samples, start=1):
             if len(samples) > 1:
                 front.say(f"--- text {number} of {len(samples)} ---")
-            front.write(f"{front.style.typed(front.style.shown(typed))}{front.style.shown(sample.completion)}\n\n")
+            with front.text() as write:
+                write(f"{front.style.typed(front.style.shown(typed))}{front.style.shown(sample.completion)}\n\n")
+            if sample.is_unfinished:
+                front.say(NO_SENTENCE)
         choice = min(choice, len(samples) - 1)
         if len(samples) > 1:
             front.say(f"The text goes on with number {choice + 1}; /pick takes another.")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+
+from gpt2tg.session.wrapping import WordWrap
 
 RESET = "\x1b[0m"
 
@@ -84,6 +86,17 @@ class Front:
     """Whether a person sits there: Ctrl-C then stops an answer, and the session goes on."""
     unechoed: Callable[[], AbstractContextManager[None]] = nullcontext
     """While texts are written: keys typed then do not show amid them."""
+    wraps: bool = False
+    """Whether lines of a text are broken between words: at a terminal."""
+
+    @contextmanager
+    def text(self) -> Iterator[Callable[[str], None]]:
+        """Give what writes one text piece by piece, from the beginning of a line; its end is written at the end."""
+        words = WordWrap(self.write, self.width if self.wraps else None)
+        try:
+            yield words
+        finally:
+            words.close()
 
 
 def plain_front(write: Callable[[str], None], say: Callable[[str], None]) -> Front:
@@ -100,7 +113,8 @@ def plain_front(write: Callable[[str], None], say: Callable[[str], None]) -> Fro
             raise EOFError
         return line.removesuffix("\n").removesuffix("\r")
 
-    return Front(read, write, say, style=style_of_stdout(), width=columns, at_terminal=at_terminal)
+    wraps = sys.stdout.isatty()
+    return Front(read, write, say, style=style_of_stdout(), width=columns, wraps=wraps, at_terminal=at_terminal)
 
 
 def style_of_stdout() -> Style:

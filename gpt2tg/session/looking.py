@@ -40,7 +40,9 @@ def why(session: Session, words: str) -> None:
     tokens = inspect_ids(session.generator, context, ids, ALTERNATIVES)
     style, write = session.front.style, session.front.write
     shown = session.front.style.shown
-    write("".join(style.heat(shown(token.text), token.probability) for token in tokens).rstrip("\n") + "\n\n")
+    with session.front.text() as write_text:
+        write_text("".join(style.heat(shown(token.text), token.probability) for token in tokens).rstrip("\n"))
+    write("\n\n")
     mean = sum(token.logprob for token in tokens) / len(tokens)
     write(f"{style.legend()}\n{len(tokens)} tokens, mean log-probability {mean:.2f}, the least likely ones:\n")
     for token in sorted(tokens, key=lambda token: token.logprob)[:LEAST_LIKELY]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import signal
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from platformdirs import user_state_path
@@ -19,13 +18,15 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from gpt2tg.session.completion import completions
 from gpt2tg.session.front import Front, columns, style_of_stdout
 from gpt2tg.session.settings import names_file
+from gpt2tg.signals import SessionSignals
 
 # Lines kept free below the line that is edited, for the menu of completions.
 MENU_LINES = 6
 
 
-def terminal_front(write: Callable[[str], None], say: Callable[[str], None]) -> Front:
+def terminal_front(write: Callable[[str], None], say: Callable[[str], None], signals: SessionSignals) -> Front:
     """A line editor. Enter ends a line, Alt-Enter begins another line of the same text."""
+    signals.has_line_editor = True
     keys = _keys()
     asking: PromptSession[str] = PromptSession(
         history=_history(say),
@@ -37,36 +38,32 @@ def terminal_front(write: Callable[[str], None], say: Callable[[str], None]) -> 
         prompt_continuation="  ",
     )
     editing: PromptSession[str] = PromptSession(multiline=True, key_bindings=keys, prompt_continuation="  ")
+
+    def is_shown(_: object) -> None:
+        """The session has started, and from now on the editor itself minds Ctrl-C."""
+        signals.on_ctrl_c = "ignore"
+
+    asking.app.after_render += is_shown
+
+    def read() -> str:
+        try:
+            return asking.prompt("> ")
+        except KeyboardInterrupt:
+            if signals.on_ctrl_c == "end":  # it came before the editor was there
+                signals.end(signal.SIGINT)
+            raise
+
     return Front(
-        read=lambda: asking.prompt("> "),
+        read=read,
         write=write,
         say=say,
         edit=lambda text: editing.prompt("| ", default=text),
         style=style_of_stdout(),
         width=columns,
-        unechoed=unechoed,
+        wraps=True,
+        unechoed=signals.answering,
         at_terminal=True,
     )
-
-
-@contextmanager
-def unechoed() -> Iterator[None]:
-    """Keys that are typed now wait for the next line, unseen."""
-    try:
-        import termios
-    except ModuleNotFoundError:  # Windows shows none
-        yield
-        return
-    keyboard = sys.stdin.fileno()
-    before = termios.tcgetattr(keyboard)
-    local_modes = 3
-    silent = [*before]
-    silent[local_modes] &= ~termios.ECHO
-    termios.tcsetattr(keyboard, termios.TCSANOW, silent)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(keyboard, termios.TCSANOW, before)
 
 
 class CommandCompleter(Completer):

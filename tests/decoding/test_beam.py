@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import random_model
 from torch import Tensor
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, LogitsProcessor, LogitsProcessorList
 
 from gpt2tg.decoding import beam, filters, sampling
 from gpt2tg.decoding.interface import Filter, NotFiniteError, Text
@@ -208,9 +208,63 @@ def test_what_has_no_probability_is_not_drawn_by_the_smallest_uniform_number() -
     assert beam.DrawWithoutReplacement(Zero())(scores, 4).tolist() == [1, 3]
 
 
-def test_the_best_are_those_that_are_not_banned_unless_nothing_else_is_there() -> None:
+def test_the_best_are_those_that_are_not_banned() -> None:
     assert beam.best(torch.tensor([[-torch.inf, 0.0], [-torch.inf, 1.0]]), 3).tolist() == [3, 1]
-    assert len(beam.best(torch.full((2, 2), -torch.inf), 3)) == 1
+    assert beam.best(torch.full((2, 2), -torch.inf), 3).tolist() == []
+
+
+class DeadEnds(LogitsProcessor):
+    """After some tokens everything is banned."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self.tokens = tokens
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        dead = torch.tensor([ids[-1] in self.tokens for ids in input_ids.tolist()])
+        return scores.masked_fill(dead[:, None], -torch.inf)
+
+
+@pytest.mark.parametrize("early_stopping", ["true", "false", "never"])
+@pytest.mark.parametrize("dead", [(3,), (1, 2, 5), (4, 6, 8, 9, 11)])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_beam_with_everything_banned_dies_as_in_transformers(
+    dead: tuple[int, ...], early_stopping: str, seed: int
+) -> None:
+    model = random_model(seed, vocab_size=12, tie_word_embeddings=False)
+    prompt, room, beams = [7, 10], 7, 4
+    ends = DeadEnds(dead)
+    chain = [lambda x, texts: ends(torch.tensor([text.ids for text in texts]), x)]
+    settings = beam.BeamSettings(beams, early_stopping=early_stopping)
+    (found,) = search(gpt2_of(model).context(32), [prompt], [room], settings, chain)
+    output = model.generate(
+        torch.tensor([prompt]), attention_mask=torch.ones(1, 2, dtype=torch.long), num_beams=beams,
+        num_return_sequences=beams, do_sample=False, max_new_tokens=room, logits_processor=LogitsProcessorList([ends]),
+        early_stopping={"true": True, "false": False, "never": "never"}[early_stopping],
+        eos_token_id=END, pad_token_id=1, output_scores=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    rows = zip(output.sequences[:, 2:].tolist(), output.sequences_scores.tolist(), strict=True)
+    expected = [(ids[: ids.index(END) + 1] if END in ids else ids, score) for ids, score in rows if score > -1e8]
+    finished = [text for text in found if text.finish_reason != "banned"]
+    assert [list(text.ids) for text in finished] == [ids for ids, _ in expected]
+    assert [text.ranking_score for text in finished] == pytest.approx([score for _, score in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_beams_that_all_die_are_given_and_marked(groups: int) -> None:
+    """Three tokens, none of them twice: after the third new one nothing is left, and none of them ends a text."""
+    once = [lambda x, texts: filters.no_repeat_ngram(x, [text.ids for text in texts], 1)]
+    settings = beam.BeamSettings(2, groups=groups)
+    (found,) = search(Recount(by_last_two(4, seed=1)), [[END]], [9], settings, once)
+    assert {text.finish_reason for text in found} == {"banned"}
+    assert [sorted(text.ids) for text in found] == [[1, 2, 3]] * 2
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_a_search_with_everything_banned_at_once_is_empty(draws: bool) -> None:
+    nothing = [lambda x, _: torch.full_like(x, -torch.inf)]
+    propose = beam.DrawWithoutReplacement(random.Random(1)) if draws else beam.best
+    (found,) = search(Recount(by_last_two(4, seed=1)), [[1]], [9], beam.BeamSettings(3), nothing, propose)
+    assert [(text.ids, text.finish_reason) for text in found] == [((), "banned")]
 
 
 def test_filters_see_what_is_new_in_each_text() -> None:

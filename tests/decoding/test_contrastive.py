@@ -121,6 +121,18 @@ def test_filters_and_ends_see_the_text_of_their_own_row() -> None:
     assert seen == [(0, [3]), (1, [2]), (2, [3]), (0, [3, 2]), (1, [2, 4]), (2, [3, 4]), (0, [3, 2, 4])]
 
 
+def test_a_text_ends_where_all_its_candidates_are_banned() -> None:
+    """The first text has used up the vocabulary after two tokens, the other one after three."""
+    logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().repeat(4, 1)
+    once = [lambda x, texts: filters.no_repeat_ngram(x, [text.ids for text in texts], 1)]
+    tokens = list(contrastive_search(Script(logits, torch.eye(4)), [[0, 1], [1]], once, 3, 0.0, lambda *_: None))
+    assert [[token.id for token in tokens if token.sample == sample] for sample in range(2)] == [
+        [3, 2, None],
+        [3, 2, 0, None],
+    ]
+    assert [token.finish_reason for token in tokens if token.finish_reason] == ["banned", "banned"]
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_logits_that_are_no_numbers_end_in_an_error_that_names_the_step(bad: float) -> None:
     logits = torch.eye(4)[[1, 2, 3, 0]] * 9  # after 0 comes 1, after 1 comes 2

@@ -87,11 +87,6 @@ def test_no_repeat_ngram_bans_what_would_complete_a_seen_one(size: int, history:
     assert [token for token in range(6) if token not in kept(filtered)] == banned
 
 
-def test_no_repeat_ngram_leaves_a_token_alive() -> None:
-    filtered = filters.no_repeat_ngram(torch.tensor([[0.0, 1.0]]), [[0, 1]], 1)
-    assert kept(filtered) != []
-
-
 def test_min_p_by_hand() -> None:
     """A fifth of the best one's 0.5 is 0.1."""
     assert kept(filters.min_p(logits_of(0.5, 0.3, 0.11, 0.09), 0.2)) == [0, 1, 2]
@@ -159,14 +154,25 @@ def test_ban_takes_tokens_from_the_rows_it_names() -> None:
         lambda x: filters.no_repeat_ngram(x, [[0, 1, 2]], 1),
     ],
 )
-def test_a_banned_vocabulary_leaves_the_most_probable_token(change: Callable[[Tensor], Tensor]) -> None:
-    assert change(torch.tensor([[0.5, 2.0, 1.0]])).tolist() == [[-INF, 2.0, -INF]]
+def test_a_whole_vocabulary_can_be_banned(change: Callable[[Tensor], Tensor]) -> None:
+    assert change(torch.tensor([[0.5, 2.0, 1.0]])).tolist() == [[-INF, -INF, -INF]]
 
 
-def test_each_row_that_lost_everything_keeps_its_own_best() -> None:
-    logits = torch.tensor([[0.5, 2.0, 1.0], [0.0, 0.0, 1.0], [3.0, 1.0, 2.0]])
-    banned = filters.ban(logits, [0, 2], [0, 1, 2])
-    assert banned.tolist() == [[-INF, 2.0, -INF], [0.0, 0.0, 1.0], [3.0, -INF, -INF]]
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: filters.temperature(x, 0.7),
+        lambda x: filters.top_k(x, 2),
+        lambda x: filters.top_p(x, 0.9),
+        lambda x: filters.min_p(x, 0.1),
+        lambda x: filters.typical_p(x, 0.9),
+    ],
+)
+def test_a_row_without_tokens_disturbs_no_other_row(change: Callable[[Tensor], Tensor]) -> None:
+    row = torch.tensor([[0.5, 2.0, 1.0, -3.0]])
+    both = change(torch.cat([torch.full((1, 4), -INF), row]))
+    assert both[0].tolist() == [-INF] * 4
+    assert torch.equal(both[1:], change(row))
 
 
 ORACLES: dict[str, tuple[Callable[[Tensor, list[list[int]]], Tensor], Callable]] = {

@@ -130,6 +130,15 @@ def test_a_guess_that_comes_half_true_is_taken_back_from_there() -> None:
     assert script.readings[0] > 1, "1 2 3 has stood there before: something was guessed"
 
 
+def test_a_guess_beyond_a_step_with_everything_banned_is_dropped() -> None:
+    """The refrain is guessed whole, but after its fourth token nothing may come."""
+    script = Script(SONG)
+    dead_end = [lambda x, texts: x.masked_fill(torch.tensor(texts[0].new_count == 4), -torch.inf)]
+    tokens = written(script, 9, room=50, filters=dead_end)
+    assert [token.id for token in tokens] == [*SONG[9:13], None]
+    assert tokens[-1].finish_reason == "banned"
+
+
 def test_the_end_inside_a_guess_that_is_right_ends_the_text() -> None:
     """The end-of-text token stands between two texts of the prompt, so it is guessed together with what follows it."""
     text = [1, 2, 3, 4, END, 1, 2, 3, 4, END, 1, 2, 3, 4, END, 1, 2]

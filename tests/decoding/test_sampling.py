@@ -161,3 +161,21 @@ def test_a_sample_draws_the_same_alone_and_in_company() -> None:
     together = write([0, 1, 2])
     assert together == {**write([2]), **write([0]), **write([1])}
     assert together == write([2, 0, 1])
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_a_text_ends_where_everything_is_banned(draws: bool) -> None:
+    """After token 2 nothing may come. Only the rows that come there end, and the others read on."""
+    script = Script(countdown())
+    dead_end = [lambda x, texts: filters.ban(x, [n for n, text in enumerate(texts) if text.ids[-1] == 2], range(6))]
+    choose = sampling.Draw([random.Random(n) for n in range(3)]) if draws else sampling.most_probable
+    table = script.table
+    table[table < 0] = -torch.inf
+    tokens = list(sampling.decode(script, [[4], [1], [3]], [0, 1, 2], dead_end, choose, at_end))
+    assert [ids_of(tokens, sample) for sample in range(3)] == [[3, 2, None], [0], [2, None]]
+    assert [(token.sample, token.finish_reason) for token in tokens if token.finish_reason] == [
+        (1, "eos"),
+        (2, "banned"),
+        (0, "banned"),
+    ]
+    assert script.batch_sizes == [2, 1]
