@@ -18,8 +18,9 @@ HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "tokenizers"
 RULES: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
-    "options": {"errors"},
-    "cli": {"__init__", "errors", "options", "psutil"},  # psutil where several processes were started
+    "words": set(),
+    "options": {"errors", "words"},
+    "cli": {"__init__", "errors", "options", "words", "psutil"},  # psutil where several processes were started
     "decoding": {"decoding", "numpy", "torch"},
     "engine": {"engine", "errors", "options", "torch", "safetensors", "tokenizers", "huggingface_hub"},
     "training": {"training", "engine", "generation", "errors", "options", "__init__"}  # generation: samples on the way
@@ -30,7 +31,7 @@ RULES: dict[str, set[str]] = {
     "captured": {"engine", "decoding", "filtering", "options", "torch"},
     "generation": {"captured", "engine", "decoding", "filtering", "streaming", "errors", "options", "torch"},
     "inspection": {"generation", "engine", "decoding", "errors", "torch"},
-    "prompts": {"errors", "options"},
+    "prompts": {"errors", "options", "words"},
     "tables": {"inspection"},
     "sinks": {"generation", "inspection", "tables", "errors", "options"},
     "writing": {"generation", "prompts", "sinks", "tables", "errors", "options", "tqdm"},
@@ -39,7 +40,7 @@ RULES: dict[str, set[str]] = {
     "comparison": {"comparison", "generation", "inspection", "prompts", "sinks", "errors", "options"}
     | {"numpy", "sacrebleu", "matplotlib", "markupsafe", "jinja2", "optuna", "tqdm"},
     "session": {"session", "generation", "inspection", "tables", "comparison", "prompts", "sinks", "errors", "options"}
-    | {"checkpoint_defaults", "prompt_toolkit", "platformdirs"},
+    | {"checkpoint_defaults", "words", "prompt_toolkit", "platformdirs"},
     "selftest": {"__init__", "decoding", "engine", "torch", "transformers"},
     "commands": {"cli", "checkpoint_defaults", "comparison", "engine", "errors", "generation", "options", "session"}
     | {"inspection", "measuring", "prompts", "sinks", "training", "writing"},

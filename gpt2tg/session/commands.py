@@ -27,6 +27,7 @@ from gpt2tg.session.settings import (
     without_dashes,
 )
 from gpt2tg.session.state import Turn
+from gpt2tg.words import read_escapes
 
 if TYPE_CHECKING:
     from gpt2tg.session.core import Session
@@ -143,12 +144,12 @@ def _seed(session: Session, words: str) -> None:
 
 
 def _stop(session: Session, words: str) -> None:
-    strings = split(words) if words[:1] in ("'", '"') else [words.replace("\\n", "\n")]
+    strings = map(read_escapes, split(words) if words[:1] in ("'", '"') else [words])
     _set_one(session, "stop", () if words.lower() in ("", "off", "none") else tuple(strings))
 
 
 def _continue(session: Session, words: str) -> None:
-    text = str(session.text)
+    text, words = str(session.text), session.text_of(words)
     joins = not words or not text or text[-1].isspace() or words[0] in ",.;:!?)"
     session.go_on(words if joins else f" {words}")
 
@@ -196,7 +197,7 @@ def _edit(session: Session, _: str) -> None:
 
 def _new(session: Session, words: str) -> None:
     if words:
-        return session.begin(words)
+        return session.begin(session.text_of(words))
     session.text.change(())
     session.beside = ()
     session.front.say("The text is put away. Type a beginning, or let the model find one with /continue.")
