@@ -20,6 +20,7 @@ from typing import Any, NoReturn, TypeVar
 from gpt2tg import __version__
 from gpt2tg.errors import Interrupted, RunError, UserError
 from gpt2tg.options import number_from, only, plain_type
+from gpt2tg.streams import notice, open_closed_streams, printable, silence_broken_streams, speak_utf8, write_out
 from gpt2tg.words import Nargs, as_utf8, pair_values, read_escapes
 
 Options = TypeVar("Options")
@@ -176,8 +177,8 @@ def _value(field: Any, kind: type, word: str) -> Any:
     try:
         text = as_utf8(word)
     except UnicodeError:
-        way_out = "write it" if is_text else "rename what it names, or name it"
-        raise UserError(f"{_printable(word)} is not UTF-8: {way_out} in UTF-8", name) from None
+        shown, way_out = printable(word)[:80], "write it" if is_text else "rename what it names, or write it"
+        raise UserError(f"is not UTF-8: {shown}; {way_out} in UTF-8", name) from None
     if kind in (int, float):
         return number_from(text, kind, name)
     if not is_text:
@@ -213,25 +214,6 @@ def pick(options: type[Options], given: dict[str, Any], **defaults: Any) -> Opti
     return options(**only(options, {**defaults, **given}))
 
 
-def notice(text: str) -> None:
-    """One line of talk, on stderr: stdout carries the product alone. Of several processes on a machine one speaks.
-
-    Written in one piece: `print` writes the end of the line on its own, and another process may come between.
-    """
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        with contextlib.suppress(OSError, ValueError):  # nobody listens, which is no reason to end
-            sys.stderr.write(f"{_printable(text)}\n")
-            sys.stderr.flush()
-
-
-def _printable(text: str) -> str:
-    """A text with what stands for single bytes read as UTF-8, as in the names of files where the locale is another."""
-    try:
-        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "replace").decode("utf-8")
-
-
 def leave(code: int) -> NoReturn:
     """End this process with an exit code, as `sys.exit` does.
 
@@ -262,14 +244,13 @@ def run(parser: Parser, body: Callable[[dict[str, Any]], None], argv: Sequence[s
     """
     words = sys.argv[1:] if argv is None else argv
     debug = ("--debug", []) in parser.flags(words)
-    _speak_utf8()
+    open_closed_streams()
+    speak_utf8()
     try:
         body(parser.parse(words))
-        sys.stdout.flush()
+        write_out()
         return 0
-    except BrokenPipeError:
-        # The reader of a pipe (head, less) has seen enough. Python would complain again on closing stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of a pipe (head, less) has seen enough
         return 0
     except Interrupted as stop:
         notice(str(stop))
@@ -289,6 +270,8 @@ def run(parser: Parser, body: Callable[[dict[str, Any]], None], argv: Sequence[s
     except Exception as error:
         what = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
         return _fail(parser, what, FAILED, debug)
+    finally:
+        silence_broken_streams()
 
 
 def _resuming(parser: Parser, words: Sequence[str]) -> str:
@@ -330,10 +313,3 @@ def _fail(parser: Parser, message: str, code: int, debug: bool) -> int:
         traceback.print_exc()
     notice(f"{parser.prog}: error: {' '.join(message.split())}")
     return code
-
-
-def _speak_utf8() -> None:
-    """Read and write UTF-8 whatever the locale: a story with an accent must not end in an encoding error."""
-    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "replace"), (sys.stdin, "surrogateescape")):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors=errors)

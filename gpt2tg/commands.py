@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -38,6 +37,8 @@ from gpt2tg.options import (
     unused_options,
     why_unused,
 )
+from gpt2tg.outputs import check_file, check_output
+from gpt2tg.streams import write_out
 
 if TYPE_CHECKING:
     from gpt2tg.generation import Generator
@@ -120,6 +121,7 @@ def generate(given: dict[str, Any], name: str | None, option: str, **defaults: A
         return
     decoding = settle_decoding(given, **defaults)
     where = pick(PromptOptions, given)
+    check_output(where, notice)
     load = model_loader(given, option)
     name = chosen_model(given, name)
     import_torch(given, name, option)
@@ -128,19 +130,18 @@ def generate(given: dict[str, Any], name: str | None, option: str, **defaults: A
 
     from gpt2tg.inspection import inspect_sample
     from gpt2tg.prompts import read_prompts
-    from gpt2tg.sinks import check_output, earlier_run
+    from gpt2tg.sinks import earlier_run
     from gpt2tg.writing import plan_jobs, write_all, write_one
 
     if where.prompts_file and "prompt" in given:
         notice("--prompt is not used: the prompts come from --prompts_file")
-    check_output(where)
     prompts = read_prompts(where)
     earlier = earlier_run(where, inspection.show_probabilities)
     generator = load(name)
     inspect = partial(inspect_sample, generator) if inspection.show_probabilities else None
     jobs = plan_jobs(generator, prompts, decoding, earlier, notice)
     if len(jobs) == 1 and jobs[0].options.draws == 1 and where.output is None and where.format == "text":
-        write_one(generator, jobs[0], writer(), inspect)
+        write_one(generator, jobs[0], write_out, inspect)
     else:
         write_all(generator, jobs, where, earlier, notice, inspect)
 
@@ -162,13 +163,12 @@ def measure(given: dict[str, Any], inspection: InspectionOptions, name: str, opt
                 notice(f"--{flag} is not used: {why}")
     decoding = decoding_options(only(DecodingOptions, given))
     where = pick(PromptOptions, given)
+    check_output(where, notice, goes_on=False)
     load = model_loader(given, option)
 
     from gpt2tg.measuring import lines_to_score, write_candidates, write_scores
     from gpt2tg.prompts import read_prompts
-    from gpt2tg.sinks import check_output
 
-    check_output(where, goes_on=False)
     name = chosen_model(given, name)
     if inspection.score is not None:
         lines = lines_to_score(inspection.score)
@@ -240,16 +240,6 @@ def settle_decoding(given: dict[str, Any], **defaults: Any) -> DecodingOptions:
     return options
 
 
-def writer() -> Callable[[str], None]:
-    """Writes to stdout and shows it at once."""
-
-    def write(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
-    return write
-
-
 def compare(given: dict[str, Any], name: str, option: str) -> None:
     """Prompts through the strategies: texts and figures on stdout, or in the files that are named."""
     where = pick(CompareOptions, given)
@@ -281,7 +271,7 @@ def compare(given: dict[str, Any], name: str, option: str) -> None:
         name=name,
         base=base,
         chosen=chosen,
-        write=writer(),
+        write=write_out,
         say=notice,
         columns=columns,
         batch_size=batch_size,
@@ -317,7 +307,7 @@ def tune(given: dict[str, Any], name: str, option: str) -> None:
     from gpt2tg.engine.checkpoints import find_checkpoint
     from gpt2tg.generation import new_seed
 
-    page = table.check_file(where.report, report.FORMATS, "report", where.overwrite)
+    page = table.file_to_write(where.report, report.FORMATS, "report", where.overwrite, notice)
     text = reference.read_text(Path(where.reference), "reference")
     name = chosen_model(given, name)
     if search.apply:
@@ -331,7 +321,7 @@ def tune(given: dict[str, Any], name: str, option: str) -> None:
     examples = reference.examples_of(text, where.examples)
     prompts = where.num_prompts or MOST_TUNING_PROMPTS
     found = searching(generator, examples, base, prompts, search.budget, batch_size, notice)
-    writer()(summary(found.end))
+    write_out(summary(found.end))
     settings = in_words(kept(found.end.tuned.options))
     if page:
         report.write_report(report.tuning_page(generator, found, name), page)
@@ -347,10 +337,12 @@ def tune(given: dict[str, Any], name: str, option: str) -> None:
 
 
 def _require_own_directory(name: str, option: str) -> None:
-    from gpt2tg.engine.checkpoints import is_directory
+    from gpt2tg.checkpoint_defaults import FILE
+    from gpt2tg.engine.checkpoints import find_checkpoint, is_directory
 
     if not is_directory(name):
         raise UserError(f"writes into the model's directory, and --{option} {name} is none: give one", "apply")
+    check_file(find_checkpoint(name, option) / FILE, "apply", notice, may_replace=True)
 
 
 def checkpoint_settings(given: dict[str, Any], name: str, option: str) -> dict[str, Any]:
@@ -419,7 +411,7 @@ def _front() -> Front:
         try:
             from gpt2tg.session.terminal import terminal_front
 
-            return terminal_front(writer(), notice)
+            return terminal_front(write_out, notice)
         except ModuleNotFoundError as error:
             notice(f"the package {error.name} is not installed: the session goes without history and completion")
-    return plain_front(writer(), notice)
+    return plain_front(write_out, notice)

@@ -19,8 +19,17 @@ RULES: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
     "words": set(),
+    "streams": {"errors"},
+    "outputs": {"errors", "options"},
     "options": {"errors", "words"},
-    "cli": {"__init__", "errors", "options", "words", "psutil"},  # psutil where several processes were started
+    "cli": {
+        "__init__",
+        "errors",
+        "options",
+        "streams",
+        "words",
+        "psutil",
+    },  # psutil where several processes were started
     "decoding": {"decoding", "numpy", "torch"},
     "engine": {"engine", "errors", "options", "torch", "safetensors", "tokenizers", "huggingface_hub"},
     "training": {"training", "engine", "generation", "errors", "options", "__init__"}  # generation: samples on the way
@@ -33,17 +42,27 @@ RULES: dict[str, set[str]] = {
     "inspection": {"generation", "engine", "decoding", "errors", "torch"},
     "prompts": {"errors", "options", "words"},
     "tables": {"inspection"},
-    "sinks": {"generation", "inspection", "tables", "errors", "options"},
+    "sinks": {"generation", "inspection", "tables", "outputs", "streams", "errors", "options"},
     "writing": {"generation", "prompts", "sinks", "tables", "errors", "options", "tqdm"},
-    "measuring": {"generation", "inspection", "prompts", "sinks", "tables", "errors", "options", "tqdm"},
-    "checkpoint_defaults": {"engine", "errors", "options"},
-    "comparison": {"comparison", "generation", "inspection", "prompts", "sinks", "errors", "options"}
+    "measuring": {"generation", "inspection", "prompts", "outputs", "streams", "tables", "errors", "options", "tqdm"},
+    "checkpoint_defaults": {"engine", "outputs", "errors", "options"},
+    "comparison": {"comparison", "generation", "inspection", "prompts", "sinks", "outputs", "errors", "options"}
     | {"numpy", "sacrebleu", "matplotlib", "markupsafe", "jinja2", "optuna", "tqdm"},
-    "session": {"session", "generation", "inspection", "tables", "comparison", "prompts", "sinks", "errors", "options"}
+    "session": {
+        "session",
+        "generation",
+        "inspection",
+        "tables",
+        "comparison",
+        "prompts",
+        "outputs",
+        "errors",
+        "options",
+    }
     | {"checkpoint_defaults", "words", "prompt_toolkit", "platformdirs"},
     "selftest": {"__init__", "decoding", "engine", "torch", "transformers"},
     "commands": {"cli", "checkpoint_defaults", "comparison", "engine", "errors", "generation", "options", "session"}
-    | {"inspection", "measuring", "prompts", "sinks", "training", "writing"},
+    | {"inspection", "measuring", "outputs", "prompts", "sinks", "streams", "training", "writing"},
 }
 
 

@@ -167,7 +167,7 @@ def test_bytes_that_are_not_utf8_are_refused_with_their_flag(name: str, value: s
 )
 def test_training_refuses_them_before_anything_is_made(name: str, tmp_path: Path, capsys: Capture) -> None:
     assert finetune_gpt2.main([f"--{name}", f"{tmp_path}/caf\udce9"]) == 2
-    assert f"error: --{name} {tmp_path}/caf\ufffd is not UTF-8" in capsys.readouterr().err
+    assert f"error: --{name} is not UTF-8: {tmp_path}/caf\ufffd" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -42,8 +42,8 @@ def read_request(where: CompareOptions, prompts: Sequence[str], say: Callable[[s
     """
     if where.num_prompts is not None and prompts:
         say("--num_prompts is not used: the prompts do not come from --reference")
-    output = table.check_file(where.output, table.FORMATS, "output", where.overwrite)
-    page = table.check_file(where.report, report.FORMATS, "report", where.overwrite)
+    output = table.file_to_write(where.output, table.FORMATS, "output", where.overwrite, say)
+    page = table.file_to_write(where.report, report.FORMATS, "report", where.overwrite, say)
     examples: list[str] = []
     if where.reference is not None:
         examples = examples_of(read_text(Path(where.reference), "reference"), where.examples)

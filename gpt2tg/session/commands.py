@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from gpt2tg.checkpoint_defaults import brought_along, in_words
 from gpt2tg.errors import UserError
 from gpt2tg.options import STRATEGIES, DecodingOptions, default_of, unused_options, why_unused
+from gpt2tg.outputs import check_file, holds_something
 from gpt2tg.session import comparing, files, looking
 from gpt2tg.session.settings import (
     COMPARING_FIELDS,
@@ -242,10 +243,9 @@ def _save(session: Session, words: str) -> None:
     may_overwrite = words.endswith(" overwrite")
     if may_overwrite:
         path = _path(words.removesuffix(" overwrite"), "/save")
-    if path.is_dir() or not path.resolve().parent.is_dir():
-        raise UserError(f"{path} cannot be written: give a file in a directory that exists")
-    if path.exists() and not may_overwrite and path.resolve() not in session.files:
+    if holds_something(path) and not may_overwrite and path.resolve() not in session.files:
         raise UserError(f"{path} is there already: choose another, or write /save {words} overwrite")
+    check_file(path, None, session.front.say, may_replace=True)
     brought = frozenset(session.brought - session.chosen)
     files.save(path, files.SavedSession(session.name, session.options, brought, session.text.turns))
     session.files.add(path.resolve())
