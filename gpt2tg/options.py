@@ -35,6 +35,9 @@ LARGEST_POWER = 20
 # A temperature between this and 0 is a mistake: dividing by it overflows, and 0 says what it means.
 SMALLEST_TEMPERATURE = 1e-4
 
+# More than anybody counts to; torch counts no further than a few times as far.
+LARGEST_COUNT = 2**31 - 1
+
 # The largest seed that torch, numpy and transformers all accept.
 LARGEST_SEED = 2**32 - 1
 
@@ -1178,16 +1181,23 @@ def check_ranges(options: Any) -> None:
 
 
 def _within(value: float, rule: Any) -> bool:
+    highest = _highest(value, rule)
     return (
         math.isfinite(value)
         and (rule["low"] is None or value >= rule["low"])
         and (rule["above"] is None or value > rule["above"])
-        and (rule["high"] is None or value <= rule["high"])
+        and (highest is None or value <= highest)
         and (rule["below"] is None or value < rule["below"])
     )
 
 
+def _highest(value: float, rule: Any) -> float | None:
+    """The highest value allowed; a count has one in any case."""
+    return LARGEST_COUNT if rule["high"] is None and isinstance(value, int) else rule["high"]
+
+
 def _range_in_words(rule: Any, value: float) -> str:
     words = {"low": "at least {}", "above": "more than {}", "high": "at most {}", "below": "less than {}"}
-    parts = [text.format(rule[end]) for end, text in words.items() if rule[end] is not None]
+    ends = {**rule, "high": _highest(value, rule)}
+    parts = [text.format(ends[end]) for end, text in words.items() if ends[end] is not None]
     return " and ".join(parts if math.isfinite(value) else [*parts, "finite"])

@@ -35,10 +35,21 @@ RULES: dict[str, set[str]] = {
     "training": {"training", "engine", "generation", "errors", "options", "__init__"}  # generation: samples on the way
     | {"torch", "safetensors", "tokenizers", "transformers", "accelerate", "tqdm"}
     | {"numpy", "huggingface_hub", "peft", "filelock", "matplotlib", "optuna", "psutil"},
+    "footprint": {"engine", "errors", "options", "torch", "psutil"},
     "filtering": {"engine", "decoding", "options", "torch"},
     "streaming": {"engine", "decoding"},
     "captured": {"engine", "decoding", "filtering", "options", "torch"},
-    "generation": {"captured", "engine", "decoding", "filtering", "streaming", "errors", "options", "torch"},
+    "generation": {
+        "captured",
+        "engine",
+        "decoding",
+        "filtering",
+        "footprint",
+        "streaming",
+        "errors",
+        "options",
+        "torch",
+    },
     "inspection": {"generation", "engine", "decoding", "errors", "torch"},
     "prompts": {"errors", "options", "words"},
     "tables": {"inspection"},
