@@ -21,7 +21,7 @@ from gpt2tg import __version__
 from gpt2tg.errors import Interrupted, RunError, UserError
 from gpt2tg.options import number_from, only, plain_type
 from gpt2tg.streams import notice, open_closed_streams, printable, silence_broken_streams, speak_utf8, write_out
-from gpt2tg.words import Nargs, as_utf8, pair_values, read_escapes
+from gpt2tg.words import Nargs, as_utf8, is_utf8_in_this_locale, pair_values, read_escapes
 
 Options = TypeVar("Options")
 
@@ -55,6 +55,9 @@ model names:
   gpt2-large   774M   3.2 GB
   gpt2-xl      1.5B   6.4 GB
 """
+
+# Directories in which libraries read and write, which take names in UTF-8 alone.
+READ_BY_LIBRARIES = ("model_name", "model_path", "output_dir", "resume")
 
 # Exit codes: bad input, a run that failed on its way, Ctrl-C.
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -184,6 +187,8 @@ def _value(field: Any, kind: type, word: str) -> Any:
     if not is_text:
         if not word:
             raise UserError("is empty: give a value, or leave out the flag", name)
+        if name in READ_BY_LIBRARIES and not is_utf8_in_this_locale(word):
+            raise UserError(f"{text} cannot be opened in this locale: set PYTHONUTF8=1, or rename it", name)
         return word  # the name of a file as the system has it, which may be no UTF-8 in this locale
     if name == "prompt" and read_escapes(text) != text:
         notice(r"--prompt: \n is read as a line break, \t as a tab; write \\n for a backslash and an n")

@@ -65,6 +65,14 @@ def as_utf8(word: str) -> str:
         return word
 
 
+def is_utf8_in_this_locale(name: str) -> bool:
+    """Whether the locale writes the name of a file as UTF-8 does; libraries outside Python know no other way."""
+    try:
+        return os.fsencode(name) == name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+
+
 def is_utf8(text: str) -> bool:
     """Whether a text can be written as UTF-8: it holds no byte that was none, and no half of an emoji."""
     try:

@@ -199,6 +199,17 @@ def test_text_is_utf8_in_a_locale_without_it(locale: dict[str, str]) -> None:
     assert found.stdout.decode("utf-8") == "é日|猫"
 
 
+@pytest.mark.parametrize("flag", ["--output_dir", "--model_name", "--resume"])
+def test_a_directory_that_libraries_could_not_open_is_refused_first(flag: str, tmp_path: Path) -> None:
+    """They know names in UTF-8 alone: all steps would be trained, and lost at the first save."""
+    command = [sys.executable, "finetune_gpt2.py", "--train_file", "sample_data.txt", flag, f"{tmp_path}/é"]
+    found = subprocess.run(command, cwd=ROOT, env={**os.environ, **ASCII}, capture_output=True, check=False)
+    expected = f"finetune_gpt2.py: error: {flag} {tmp_path}/é cannot be opened in this locale: set PYTHONUTF8=1"
+    assert found.stderr.decode("utf-8").startswith(expected)
+    assert found.returncode == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_with_an_accent_is_written_in_a_locale_without_it(model_dir: Path, tmp_path: Path) -> None:
     command = [sys.executable, "generate_from_finetuned.py", "--model_path", str(model_dir), "--decoding", "greedy"]
     command += ["--prompt", "é日", "--max_new_tokens", "3", "--output", f"{tmp_path}/café.txt"]
