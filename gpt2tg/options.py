@@ -1181,23 +1181,22 @@ def check_ranges(options: Any) -> None:
 
 
 def _within(value: float, rule: Any) -> bool:
-    highest = _highest(value, rule)
     return (
         math.isfinite(value)
+        and not _is_beyond_counting(value, rule)
         and (rule["low"] is None or value >= rule["low"])
         and (rule["above"] is None or value > rule["above"])
-        and (highest is None or value <= highest)
+        and (rule["high"] is None or value <= rule["high"])
         and (rule["below"] is None or value < rule["below"])
     )
 
 
-def _highest(value: float, rule: Any) -> float | None:
-    """The highest value allowed; a count has one in any case."""
-    return LARGEST_COUNT if rule["high"] is None and isinstance(value, int) else rule["high"]
+def _is_beyond_counting(value: float, rule: Any) -> bool:
+    return rule["high"] is None and isinstance(value, int) and value > LARGEST_COUNT
 
 
 def _range_in_words(rule: Any, value: float) -> str:
     words = {"low": "at least {}", "above": "more than {}", "high": "at most {}", "below": "less than {}"}
-    ends = {**rule, "high": _highest(value, rule)}
+    ends = {**rule, "high": LARGEST_COUNT} if _is_beyond_counting(value, rule) else rule
     parts = [text.format(ends[end]) for end, text in words.items() if ends[end] is not None]
     return " and ".join(parts if math.isfinite(value) else [*parts, "finite"])
