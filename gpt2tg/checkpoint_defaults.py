@@ -14,8 +14,9 @@ from typing import Any
 
 from gpt2tg.engine.checkpoints import find_checkpoint
 from gpt2tg.engine.runs import MANIFEST
-from gpt2tg.errors import RunError, UserError
+from gpt2tg.errors import UserError
 from gpt2tg.options import STRATEGIES, DecodingOptions, default_of, plain_type
+from gpt2tg.outputs import write_whole
 
 FILE = "generation_config.json"
 
@@ -106,7 +107,7 @@ def write_defaults(directory: Path, options: DecodingOptions) -> Path:
     config |= {NAMES[name]: OFF.get(name) if value is None else value for name, value in values.items()}
     config |= {"do_sample": True, OURS: {"decoding": options.decoding, "settings": list(NAMES)}}
     content = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    _write(path, content)
+    write_whole(path, content)
     _tell_manifest(directory, content)
     return path
 
@@ -120,17 +121,7 @@ def _tell_manifest(directory: Path, content: str) -> None:
     if FILE in known.get("files", {}):
         data = content.encode()
         known["files"][FILE] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        _write(manifest, json.dumps(known, indent=2) + "\n")
-
-
-def _write(path: Path, content: str) -> None:
-    draft = path.with_name(f".{path.name}.partial")
-    try:
-        draft.write_bytes(content.encode())
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path}: {error.strerror}") from None
+        write_whole(manifest, json.dumps(known, indent=2) + "\n")
 
 
 def in_words(settings: dict[str, Any]) -> str:

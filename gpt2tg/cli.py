@@ -14,11 +14,14 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 from gpt2tg import __version__
 from gpt2tg.errors import Interrupted, RunError, UserError, masked
-from gpt2tg.options import only, plain_type
+from gpt2tg.options import number_from, only, plain_type
+from gpt2tg.streams import notice, open_closed_streams, printable, silence_broken_streams, speak_utf8, write_out
+from gpt2tg.words import Nargs, as_utf8, is_utf8_in_this_locale, pair_values, read_escapes
 
 Options = TypeVar("Options")
 
@@ -52,6 +55,9 @@ model names:
   gpt2-large   774M   3.2 GB
   gpt2-xl      1.5B   6.4 GB
 """
+
+# Directories in which libraries read and write, which take names in UTF-8 alone.
+READ_BY_LIBRARIES = ("model_name", "model_path", "output_dir", "resume")
 
 # Exit codes: bad input, a run that failed on its way, Ctrl-C.
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -96,7 +102,7 @@ class Parser(argparse.ArgumentParser):
         if kind is bool:
             group.add_argument(flag(field.name), action="store_true", help=rule["help"])
             return
-        settings: dict[str, Any] = dict(type=kind, help=_help_text(field, default))
+        settings: dict[str, Any] = dict(type=partial(_value, field, kind), help=_help_text(field, default))
         if rule["choices"]:
             settings["metavar"] = rule["metavar"] or "|".join(rule["choices"])
             if rule["metavar"]:
@@ -104,7 +110,7 @@ class Parser(argparse.ArgumentParser):
         else:
             settings["metavar"] = rule["metavar"] or {int: "N", float: "X"}.get(kind, "TEXT")
         if kind is tuple:
-            settings.update(type=str, nargs="+", action="extend")
+            settings.update(nargs="+", action="extend")
         if rule["flag_value"] is not None:
             settings.update(nargs="?", const=rule["flag_value"])
         group.add_argument(flag(field.name), dest=field.name, **settings)
@@ -120,11 +126,37 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UserError: a flag that does not exist, lacks its value, or has one of the wrong type.
         """
-        words = [_with_underscores(word) for word in (sys.argv[1:] if argv is None else argv)]
-        namespace, unknown = self.parse_known_args(words)
-        if unknown:
-            raise UserError(f"unrecognized argument {unknown[0]}{self._nearest(unknown[0])}")
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(namespace).items()}
+        given: dict[str, Any] = {}
+        for name, values in self.flags(sys.argv[1:] if argv is None else argv):
+            action = self._option_string_actions.get(name)
+            if action is None:
+                raise UserError(f"unrecognized argument {name}{self._nearest(name)}")
+            if taken := next((value for value in values if value in self._option_string_actions), None):
+                notice(f"{name}: {taken} is read as its value")
+            given |= self._read(action, values, given.get(action.dest, ()))
+        return given
+
+    def flags(self, words: Sequence[str]) -> list[tuple[str, list[str]]]:
+        """The flags among the words, each with its values."""
+        nargs: dict[str, Nargs] = {name: action.nargs for name, action in self._option_string_actions.items()}
+        return pair_values(words, nargs)
+
+    def _read(self, action: argparse.Action, values: list[str], before: tuple[Any, ...]) -> dict[str, Any]:
+        """The option that a flag sets, and what to; several values are added to those from before."""
+        if action.nargs == 0:
+            if values:
+                raise UserError(f"takes no value, and {values[0]} was given", action.dest)
+            found = argparse.Namespace()
+            action(self, found, [], action.option_strings[-1])  # --help and --version end here
+            return vars(found)
+        if not values:
+            if action.nargs != "?":
+                raise UserError("needs a value after it", action.dest.rstrip("_"))
+            return {action.dest: action.const}
+        read: Callable[[str], Any] = action.type  # type: ignore[assignment]  # of all our options
+        if action.nargs == "+":
+            return {action.dest: (*before, *map(read, values))}
+        return {action.dest: read(values[0])}
 
     def _nearest(self, word: str) -> str:
         if not word.startswith("--"):
@@ -132,21 +164,35 @@ class Parser(argparse.ArgumentParser):
         near = difflib.get_close_matches(word.partition("=")[0], self._option_string_actions, n=1)
         return f"; did you mean {near[0]}?" if near else "; --help lists all flags"
 
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message.removeprefix("argument "))
-
 
 def flag(name: str) -> str:
     """The flag of an option; one that is named like a word of Python ends in an underscore there."""
     return f"--{name.rstrip('_')}"
 
 
-def _with_underscores(word: str) -> str:
-    """`--batch-size=4` as `--batch_size=4`; anything that is no long flag is left alone."""
-    name, equals, value = word.partition("=")
-    if not name.startswith("--") or name == "--" or " " in name:
-        return word
-    return "--" + name[2:].replace("-", "_") + equals + value
+def _value(field: Any, kind: type, word: str) -> Any:
+    """The value of an option that a word of the command line gives.
+
+    Raises:
+        UserError: bytes that are not UTF-8, a number that is none, or nothing where a name is needed.
+    """
+    name, is_text = field.name.rstrip("_"), field.metadata["is_text"]
+    try:
+        text = as_utf8(word)
+    except UnicodeError:
+        shown, way_out = printable(word)[:80], "write it" if is_text else "rename what it names, or write it"
+        raise UserError(f"is not UTF-8: {shown}; {way_out} in UTF-8", name) from None
+    if kind in (int, float):
+        return number_from(text, kind, name)
+    if not is_text:
+        if not word:
+            raise UserError("is empty: give a value, or leave out the flag", name)
+        if name in READ_BY_LIBRARIES and not is_utf8_in_this_locale(word):
+            raise UserError(f"{text} cannot be opened in this locale: set PYTHONUTF8=1, or rename it", name)
+        return word  # the name of a file as the system has it, which may be no UTF-8 in this locale
+    if name == "prompt" and read_escapes(text) != text:
+        notice(r"--prompt: \n is read as a line break, \t as a tab; write \\n for a backslash and an n")
+    return read_escapes(text)
 
 
 def _help_formatter(prog: str) -> argparse.HelpFormatter:
@@ -171,17 +217,6 @@ def _plain_number(value: Any) -> str:
 def pick(options: type[Options], given: dict[str, Any], **defaults: Any) -> Options:
     """Build an options dataclass from the flags given that belong to it."""
     return options(**only(options, {**defaults, **given}))
-
-
-def notice(text: str) -> None:
-    """One line of talk, on stderr: stdout carries the product alone. Of several processes on a machine one speaks.
-
-    Written in one piece: `print` writes the end of the line on its own, and another process may come between.
-    """
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        with contextlib.suppress(OSError, ValueError):  # nobody listens, which is no reason to end
-            sys.stderr.write(f"{text}\n")
-            sys.stderr.flush()
 
 
 def leave(code: int) -> NoReturn:
@@ -213,15 +248,14 @@ def run(parser: Parser, body: Callable[[dict[str, Any]], None], argv: Sequence[s
         failed on its way, 130 for Ctrl-C, 128 and its number for another signal.
     """
     words = sys.argv[1:] if argv is None else argv
-    debug = "--debug" in words
-    _speak_utf8()
+    debug = ("--debug", []) in parser.flags(words)
+    open_closed_streams()
+    speak_utf8()
     try:
         body(parser.parse(words))
-        sys.stdout.flush()
+        write_out()
         return 0
-    except BrokenPipeError:
-        # The reader of a pipe (head, less) has seen enough. Python would complain again on closing stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of a pipe (head, less) has seen enough
         return 0
     except Interrupted as stop:
         notice(str(stop))
@@ -241,18 +275,14 @@ def run(parser: Parser, body: Callable[[dict[str, Any]], None], argv: Sequence[s
     except Exception as error:
         what = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
         return _fail(parser, what, FAILED, debug)
+    finally:
+        silence_broken_streams()
 
 
 def _resuming(parser: Parser, words: Sequence[str]) -> str:
     """The command that goes on with the run that this one began."""
-    kept: list[str] = []
-    dropping = False
-    for word in map(_with_underscores, words):
-        if word == "--overwrite" or word.partition("=")[0] == "--resume":
-            dropping = word == "--resume"
-        elif not dropping or word.startswith("-"):
-            kept.append(word)
-            dropping = False
+    flags = [(name, *values) for name, values in parser.flags(words) if name not in ("--overwrite", "--resume")]
+    kept = [word for flag_with_values in flags for word in flag_with_values]
     program = [*_launcher(), sys.argv[0]] if sys.argv[0].endswith(".py") else [parser.prog.removesuffix(".py")]
     return _quoted([*program, *map(masked, kept), "--resume"])
 
@@ -288,10 +318,3 @@ def _fail(parser: Parser, message: str, code: int, debug: bool) -> int:
         traceback.print_exc()
     notice(f"{parser.prog}: error: {' '.join(message.split())}")
     return code
-
-
-def _speak_utf8() -> None:
-    """Read and write UTF-8 whatever the locale: a story with an accent must not end in an encoding error."""
-    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "replace"), (sys.stdin, "surrogateescape")):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors=errors)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -38,6 +37,8 @@ from gpt2tg.options import (
     unused_options,
     why_unused,
 )
+from gpt2tg.outputs import check_file, check_output
+from gpt2tg.streams import write_out
 
 if TYPE_CHECKING:
     from gpt2tg.generation import Generator
@@ -130,6 +131,7 @@ def generate(given: dict[str, Any], name: str | None, option: str, **defaults: A
         return
     decoding = settle_decoding(given, **defaults)
     where = pick(PromptOptions, given)
+    check_output(where, notice)
     load = model_loader(given, option)
     name = chosen_model(given, name)
 
@@ -145,16 +147,15 @@ def generate(given: dict[str, Any], name: str | None, option: str, **defaults: A
         decoding = decoding_options(only(DecodingOptions, given), **{**only(DecodingOptions, defaults), **own})
 
     from gpt2tg.inspection import inspect_sample
-    from gpt2tg.sinks import check_output, earlier_run
+    from gpt2tg.sinks import earlier_run
     from gpt2tg.writing import plan_jobs, write_all, write_one
 
-    check_output(where)
     earlier = earlier_run(where, inspection.show_probabilities)
     generator = load(name)
     inspect = partial(inspect_sample, generator) if inspection.show_probabilities else None
     jobs = plan_jobs(generator, prompts, decoding, earlier, notice)
     if len(jobs) == 1 and jobs[0].options.draws == 1 and where.output is None and where.format == "text":
-        write_one(generator, jobs[0], writer(), notice, inspect)
+        write_one(generator, jobs[0], write_text, notice, inspect)
     else:
         write_all(generator, jobs, where, earlier, notice, inspect)
 
@@ -186,13 +187,12 @@ def measure(given: dict[str, Any], inspection: InspectionOptions, name: str, opt
                 notice(f"--{flag} is not used: {why}")
     decoding = decoding_options(only(DecodingOptions, given))
     where = pick(PromptOptions, given)
+    check_output(where, notice, goes_on=False)
     load = model_loader(given, option)
 
     from gpt2tg.measuring import lines_to_score, write_candidates, write_scores
     from gpt2tg.prompts import read_prompts, trailing_spaces
-    from gpt2tg.sinks import check_output
 
-    check_output(where, goes_on=False)
     name = chosen_model(given, name)
     if inspection.score is not None:
         lines = lines_to_score(inspection.score, where.text_column, notice)
@@ -281,16 +281,12 @@ def settle_decoding(given: dict[str, Any], **defaults: Any) -> DecodingOptions:
     return options
 
 
-def writer() -> Callable[[str], None]:
-    """Writes to stdout and shows it at once, no character in two parts."""
+def write_text(text: str) -> None:
+    """Write to stdout and show it at once, no character in two parts."""
     from gpt2tg.streaming import in_pieces
 
-    def write(text: str) -> None:
-        for piece in in_pieces(text):
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-
-    return write
+    for piece in in_pieces(text):
+        write_out(piece)
 
 
 def compare(given: dict[str, Any], name: str, option: str) -> None:
@@ -327,7 +323,7 @@ def compare(given: dict[str, Any], name: str, option: str) -> None:
         name=name,
         base=base,
         chosen=chosen,
-        write=writer(),
+        write=write_out,
         say=notice,
         columns=columns,
         batch_size=batch_size,
@@ -364,7 +360,7 @@ def tune(given: dict[str, Any], name: str, option: str) -> None:
     from gpt2tg.generation import new_seed
     from gpt2tg.texts import read_examples, require_table
 
-    page = table.check_file(where.report, report.FORMATS, "report", where.overwrite)
+    page = table.file_to_write(where.report, report.FORMATS, "report", where.overwrite, notice)
     human, column = Path(where.reference), given.get("text_column")
     require_table(column, human)
     examples = read_examples(human, "reference", where.examples, column, notice)
@@ -379,7 +375,7 @@ def tune(given: dict[str, Any], name: str, option: str) -> None:
     batch_size = pick(PromptOptions, given, batch_size=TUNING_BATCH_SIZE).batch_size
     prompts = where.num_prompts or MOST_TUNING_PROMPTS
     found = searching(generator, examples, base, prompts, search.budget, batch_size, notice)
-    writer()(summary(found.end))
+    write_out(summary(found.end))
     settings = in_words(kept(found.end.tuned.options))
     if page:
         report.write_report(report.tuning_page(generator, found, name), page)
@@ -395,10 +391,12 @@ def tune(given: dict[str, Any], name: str, option: str) -> None:
 
 
 def _require_own_directory(name: str, option: str) -> None:
-    from gpt2tg.engine.checkpoints import is_directory
+    from gpt2tg.checkpoint_defaults import FILE
+    from gpt2tg.engine.checkpoints import find_checkpoint, is_directory
 
     if not is_directory(name):
         raise UserError(f"writes into the model's directory, and --{option} {name} is none: give one", "apply")
+    check_file(find_checkpoint(name, option) / FILE, "apply", notice, may_replace=True)
 
 
 def checkpoint_settings(given: dict[str, Any], name: str, option: str) -> dict[str, Any]:
@@ -474,8 +472,8 @@ def _front(signals: SessionSignals) -> Front:
         try:
             from gpt2tg.session.terminal import terminal_front
 
-            return terminal_front(writer(), notice, signals)
+            return terminal_front(write_text, notice, signals)
         except ModuleNotFoundError as error:
             notice(f"the package {error.name} is not installed: the session goes without history and completion")
     signals.on_ctrl_c = "raise"  # there is nothing to set up
-    return plain_front(writer(), notice)
+    return plain_front(write_text, notice)

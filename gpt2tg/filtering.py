@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from torch import Tensor
@@ -43,9 +44,9 @@ def on_the_text_so_far(options: DecodingOptions, tokenizer: TextTokenizer, end_i
     chain: list[Filter] = []
     window = options.penalty_window
     biases = token_biases(options.biases(), tokenizer)
-    added = {sequence: bias for sequence, bias in biases.items() if bias != filters.BANNED}
-    banned = {sequence: bias for sequence, bias in biases.items() if bias == filters.BANNED}
-    if added:
+    added = filters.Biases({sequence: bias for sequence, bias in biases.items() if bias != filters.BANNED})
+    banned = filters.Biases({sequence: bias for sequence, bias in biases.items() if bias == filters.BANNED})
+    if added.by_stem:
         chain.append(lambda x, texts: filters.sequence_bias(x, _ids(texts), added))
     if options.repetition_penalty != 1:
         chain.append(lambda x, texts: filters.repetition_penalty(x, _ids(texts), options.repetition_penalty, window))
@@ -54,7 +55,7 @@ def on_the_text_so_far(options: DecodingOptions, tokenizer: TextTokenizer, end_i
         chain.append(lambda x, texts: filters.presence_and_frequency(x, _ids(texts), presence, frequency, window))
     if options.no_repeat_ngram:
         chain.append(lambda x, texts: filters.no_repeat_ngram(x, _ids(texts), options.no_repeat_ngram))
-    if banned:
+    if banned.by_stem:
         chain.append(lambda x, texts: filters.sequence_bias(x, _ids(texts), banned))
     if options.min_new_tokens or options.suppress_eos:
         chain.append(lambda x, texts: filters.ban(x, _too_short(texts, options), end_ids))
@@ -86,15 +87,34 @@ def on_the_distribution(options: DecodingOptions, end_tokens: int) -> list[Shapi
 
 def token_biases(words: dict[str, float], tokenizer: TextTokenizer) -> dict[tuple[int, ...], float]:
     """Biases by word as biases by sequence of ids, for all the ways the word is usually written within a text."""
-    encode = partial(tokenizer.encode, continues=True)
-    return {tuple(encode(form)): bias for word, bias in words.items() for form in forms(word)}
+    return {ids: bias for word, bias in words.items() for ids in _ways_to_write(word, tokenizer)}
+
+
+def _ways_to_write(word: str, tokenizer: TextTokenizer) -> Iterator[tuple[int, ...]]:
+    if word.isspace():
+        yield from _tokens_with(word, tokenizer)
+    else:
+        encode = partial(tokenizer.encode, continues=True)
+        yield from filter(None, (tuple(encode(form)) for form in forms(word)))
 
 
 def forms(word: str) -> list[str]:
     """A word as it may stand in a text: as given, lower case, capitalised, upper case; with and without a space."""
-    bare = word.strip()
+    bare = word.strip(" ")
     cases = dict.fromkeys((bare, bare.lower(), bare[:1].upper() + bare[1:], bare.upper()))
     return [space + case for case in cases for space in ("", " ")]
+
+
+def _tokens_with(space: str, tokenizer: TextTokenizer) -> Iterator[tuple[int, ...]]:
+    """White space, which is no word of its own but a part of tokens: each token that holds it, and each two tokens
+    that hold it where they meet."""
+    texts = dict(enumerate(tokenizer.raw.decode_batch([[token] for token in range(tokenizer.raw.get_vocab_size())])))
+    without = {token: text for token, text in texts.items() if space not in text}
+    yield from ((token,) for token in texts.keys() - without.keys())
+    for cut in range(1, len(space)):
+        heads = [token for token, text in without.items() if text.endswith(space[:cut])]
+        tails = [token for token, text in without.items() if text.startswith(space[cut:])]
+        yield from itertools.product(heads, tails)
 
 
 def _ids(texts: Sequence[Text]) -> list[Sequence[int]]:

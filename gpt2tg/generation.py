@@ -23,6 +23,7 @@ from gpt2tg.engine.tokenizer import TextTokenizer, load_tokenizer, note_on_unuse
 from gpt2tg.engine.weights import stream_weights
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.filtering import filter_chain
+from gpt2tg.footprint import check_footprint
 from gpt2tg.options import DEFAULT_MAX_LENGTH, DecodingOptions
 from gpt2tg.streaming import VisibleText
 
@@ -152,6 +153,10 @@ class Generator:
             yield from self._refilled(requests, options, max(batch_size, options.draws))
             return
         together = max(1, batch_size // options.draws)
+        if requests:
+            check_footprint(
+                self.model, options, min(together, len(requests)), max(request.room for request in requests), batch_size
+            )
         for start in range(0, len(requests), together):
             yield from self.generate_batch(requests[start : start + together], options)
 
@@ -220,6 +225,7 @@ class Generator:
             raise UserError(
                 f"{options.min_new_tokens} is more than the {room} new tokens there is room for", "min_new_tokens"
             )
+        check_footprint(self.model, options, 1, room)
         excess = len(ids) + room - positions
         if excess <= 0 or options.overflow == "slide":
             return Request(prompt, index, tuple(ids), room, first=first)

@@ -15,8 +15,9 @@ from gpt2tg.errors import UserError
 from gpt2tg.generation import Generator
 from gpt2tg.inspection import InspectedToken, inspect_text, next_token
 from gpt2tg.options import InspectionOptions, PromptOptions
+from gpt2tg.outputs import write_whole
 from gpt2tg.prompts import Prompt
-from gpt2tg.sinks import write_whole
+from gpt2tg.streams import write_out
 from gpt2tg.tables import candidate_entry, candidate_table, quoted, token_entry, token_table
 from gpt2tg.texts import is_table, read_lines, read_stdin, read_table, require_table
 
@@ -153,6 +154,6 @@ def _write(pieces: Iterator[str], where: PromptOptions) -> None:
     """To stdout piece by piece, or to a file when all are there."""
     if where.output is None:
         for piece in pieces:
-            print(piece, flush=True)
+            write_out(f"{piece}\n")
     else:
         write_whole(Path(where.output), "".join(f"{piece}\n" for piece in pieces))

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpt2tg.errors import UserError
+from gpt2tg.words import is_utf8, read_escapes
 
 # The name of the model that travels inside the package.
 BUNDLED_MODEL = "gpt2-tiny"
@@ -33,6 +34,9 @@ LARGEST_NUMBER = 1_000_000
 LARGEST_POWER = 20
 # A temperature between this and 0 is a mistake: dividing by it overflows, and 0 says what it means.
 SMALLEST_TEMPERATURE = 1e-4
+
+# More than anybody counts to; torch counts no further than a few times as far.
+LARGEST_COUNT = 2**31 - 1
 
 # The largest seed that torch, numpy and transformers all accept.
 LARGEST_SEED = 2**32 - 1
@@ -51,11 +55,13 @@ def option(
     flag_value: Any = None,
     metavar: str | None = None,
     shown_default: str | None = None,
+    is_text: bool = False,
 ) -> Any:
     """A dataclass field that knows how to present and check itself.
 
     `low` and `high` are the allowed ends, `above` and `below` the excluded ones. `flag_value` is what the
-    flag means when it stands without a value. `shown_default` replaces the default in the help text.
+    flag means when it stands without a value. `shown_default` replaces the default in the help text. `is_text` marks
+    what becomes part of texts: where it is typed, `\\n` and `\\t` are read as line break and tab.
     """
     metadata = dict(
         help=help,
@@ -68,6 +74,7 @@ def option(
         flag_value=flag_value,
         metavar=metavar,
         shown_default=shown_default,
+        is_text=is_text,
     )
     return field(default=default, metadata=metadata)
 
@@ -253,7 +260,12 @@ class DecodingOptions:
         0, "never write the same N tokens in a row twice, prompt included; 0 is off", group="repetition", low=0
     )
     ban_words: tuple[str, ...] = option(
-        (), "never write these words, capital or not", group="repetition", metavar="WORD", shown_default="none"
+        (),
+        "never write these words, capital or not",
+        group="repetition",
+        metavar="WORD",
+        shown_default="none",
+        is_text=True,
     )
     bias: tuple[str, ...] = option(
         (),
@@ -261,6 +273,7 @@ class DecodingOptions:
         group="repetition",
         metavar="WORD=X",
         shown_default="none",
+        is_text=True,
     )
 
     num_sequences: int | None = option(
@@ -290,7 +303,12 @@ class DecodingOptions:
     min_new_tokens: int = option(0, "the text may not end before so many new tokens", group="output", low=0)
     suppress_eos: bool = option(False, "the model may not end the text at all", group="output")
     stop: tuple[str, ...] = option(
-        (), "end the text before this string", group="output", metavar="STRING", shown_default="none"
+        (),
+        r"end the text before this string; \n is a line break",
+        group="output",
+        metavar="STRING",
+        shown_default="none",
+        is_text=True,
     )
     keep_stop: bool = option(False, "end the text after the stop string instead of before it", group="output")
     end_at_sentence: bool = option(
@@ -325,6 +343,7 @@ class DecodingOptions:
                 f"{self.temperature} is too small: use 0 for greedy, or at least {SMALLEST_TEMPERATURE}", "temperature"
             )
         self._check_lengths()
+        self._check_texts()
         if self.num_sequences is not None and self.num_sequences > self.most_sequences:
             raise UserError(self._too_many_sequences(), "num_sequences")
         if self.best_of is not None and self.num_sequences is not None and self.best_of < self.num_sequences:
@@ -347,8 +366,15 @@ class DecodingOptions:
             raise UserError(
                 f"{self.min_new_tokens} is more than --max_new_tokens {self.max_new_tokens}", "min_new_tokens"
             )
+
+    def _check_texts(self) -> None:
         if "" in self.stop:
             raise UserError("needs a string that is not empty", "stop")
+        for name in ("stop", "ban_words", "bias"):
+            if not all(map(is_utf8, getattr(self, name))):
+                raise UserError(
+                    "is no text: it holds half a character, such as half an emoji, or a byte that is not UTF-8", name
+                )
 
     @property
     def strategy(self) -> Strategy:
@@ -515,7 +541,13 @@ TEXT_COLUMN = option(
 class PromptOptions:
     """What to continue, and where the texts go."""
 
-    prompt: str = option(DEFAULT_PROMPT, "the text to continue; - reads it from stdin", group="prompts", metavar="TEXT")
+    prompt: str = option(
+        DEFAULT_PROMPT,
+        r"the text to continue; \n in it is a line break; - reads it from stdin",
+        group="prompts",
+        metavar="TEXT",
+        is_text=True,
+    )
     prompts_file: str | None = option(
         None,
         'several prompts: a .txt with one a line, a .jsonl with {"prompt": ...} and settings of its own in each, or '
@@ -943,7 +975,7 @@ class TrainingOptions:
     n_positions: int = option(512, "longest text the new model can see, in tokens", group="from scratch", low=2)
 
     generate_samples: bool = option(False, "write samples from the new model when training is done", group="samples")
-    prompt: str = option(DEFAULT_PROMPT, "what the samples continue", group="samples", metavar="TEXT")
+    prompt: str = option(DEFAULT_PROMPT, "what the samples continue", group="samples", metavar="TEXT", is_text=True)
     num_samples: int = option(3, "how many samples", group="samples", low=1)
     sample_steps: int | None = option(
         None,
@@ -1110,17 +1142,31 @@ def option_value(options: type, name: str, text: str) -> Any:
     kind = plain_type(options, name)
     if text.lower() in ("off", "none") and (default := default_of(options, name)) in (None, (), False):
         return default
+    if next(f for f in dataclasses.fields(options) if f.name == name).metadata["is_text"]:
+        text = read_escapes(text)
     if kind is tuple:
         return (text,)
     if kind is bool:
         if text.lower() in ("on", "true"):
             return True
         raise UserError(f"{text} is no value for it: expected on or off", name)
+    if kind in (int, float):
+        return number_from(text, kind, name)
+    return text
+
+
+def number_from(text: str, kind: type, name: str) -> Any:
+    """The number that a text holds.
+
+    Raises:
+        UserError: it holds none of that kind.
+    """
     try:
         return kind(text)
     except ValueError:
+        shown = text if len(text) <= 40 else f"{text[:37]}..."
         expected = {int: "a whole number", float: "a number"}[kind]
-        raise UserError(f"{text} is no value for it: expected {expected}", name) from None
+        raise UserError(f"{shown} is no value for it: expected {expected}", name) from None
 
 
 def check_ranges(options: Any) -> None:
@@ -1145,6 +1191,7 @@ def check_ranges(options: Any) -> None:
 def _within(value: float, rule: Any) -> bool:
     return (
         math.isfinite(value)
+        and not _is_beyond_counting(value, rule)
         and (rule["low"] is None or value >= rule["low"])
         and (rule["above"] is None or value > rule["above"])
         and (rule["high"] is None or value <= rule["high"])
@@ -1152,7 +1199,12 @@ def _within(value: float, rule: Any) -> bool:
     )
 
 
+def _is_beyond_counting(value: float, rule: Any) -> bool:
+    return rule["high"] is None and isinstance(value, int) and value > LARGEST_COUNT
+
+
 def _range_in_words(rule: Any, value: float) -> str:
     words = {"low": "at least {}", "above": "more than {}", "high": "at most {}", "below": "less than {}"}
-    parts = [text.format(rule[end]) for end, text in words.items() if rule[end] is not None]
+    ends = {**rule, "high": LARGEST_COUNT} if _is_beyond_counting(value, rule) else rule
+    parts = [text.format(ends[end]) for end, text in words.items() if ends[end] is not None]
     return " and ".join(parts if math.isfinite(value) else [*parts, "finite"])

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
-from gpt2tg.errors import RunError, UserError
+from gpt2tg.errors import UserError
 from gpt2tg.generation import Sample
 from gpt2tg.inspection import InspectedToken
 from gpt2tg.options import DecodingOptions, PromptOptions
+from gpt2tg.outputs import append_whole, holds_something, is_stream, naming, open_stream, write_all, write_whole
+from gpt2tg.streams import write_out
 from gpt2tg.tables import token_entry, token_table
 
 # Looks at a text before it goes to its sink; None where nobody wants to know.
@@ -48,7 +49,8 @@ class TextSink:
         for number, sample in enumerate(samples, start=1):
             if len(samples) > 1:
                 self._say(f"--- text {number} of {len(samples)} ---")
-            print(self._shown(sample) if self._is_first else f"\n{self._shown(sample)}", flush=True)
+            between = "" if self._is_first else "\n"
+            write_out(f"{between}{self._shown(sample)}\n")
             self._is_first = False
 
     def close(self) -> None:
@@ -60,43 +62,38 @@ class TextSink:
         return sample.text if self._inspect is None else f"{sample.text}\n\n{token_table(self._inspect(sample))}"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file, or leave it as it was.
-
-    Raises:
-        RunError: it cannot be written.
-    """
-    draft = path.with_name(f".{path.name}.partial")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path}: {error.strerror}") from None
-
-
 class RecordSink:
     """A line of JSON for each text. A file grows prompt by prompt, and a later run can go on with it."""
 
     def __init__(self, path: Path | None, overwrite: bool, inspect: Inspect = None) -> None:
         self._path = path
         self._inspect = inspect
-        self._mode = "w" if overwrite else "a"  # of the first write: what is to be replaced stands until then
+        # What is to be replaced stands until the first prompt is done.
+        self._begins = path is not None and (overwrite or not path.exists())
+        self._stream: BinaryIO | None = None
 
     def put(self, samples: Sequence[Sample], options: DecodingOptions) -> None:
         """The texts of the next prompt, in one write."""
         records = [self._record(sample, len(samples), options) for sample in samples]
         lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in records)
         if self._path is None:
-            print(lines, end="", flush=True)
-            return
-        try:
-            with self._path.open(self._mode, encoding="utf-8") as file:
-                file.write(lines)
-        except OSError as error:
-            raise RunError(f"cannot write {self._path}: {error.strerror}") from None
-        self._mode = "a"
+            write_out(lines)
+        elif is_stream(self._path):
+            self._to_stream(self._path, lines)
+        elif self._begins:
+            write_whole(self._path, lines)
+        else:
+            append_whole(self._path, lines)
+        self._begins = False
+
+    def _to_stream(self, path: Path, lines: str) -> None:
+        with naming(path):
+            self._stream = self._stream or open_stream(path)
+            try:
+                write_all(self._stream, lines)
+            except OSError:
+                self.close()
+                raise
 
     def _record(self, sample: Sample, texts: int, options: DecodingOptions) -> dict[str, Any]:
         entry = record(sample, texts, options)
@@ -105,7 +102,9 @@ class RecordSink:
         return entry
 
     def close(self) -> None:
-        """Nothing is left to be done."""
+        """Who reads a pipe learns that all is done."""
+        if self._stream is not None:
+            self._stream.close()
 
 
 def record(sample: Sample, texts: int, options: DecodingOptions) -> dict[str, Any]:
@@ -146,24 +145,6 @@ def open_sink(options: PromptOptions, say: Callable[[str], None], inspect: Inspe
     return TextSink(path, say, inspect)
 
 
-def check_output(options: PromptOptions, goes_on: bool = True) -> None:
-    """Refuse an output that cannot be written, before anything is computed.
-
-    Args:
-        goes_on: whether records that are there are gone on with.
-
-    Raises:
-        UserError: the file is there and is not to be replaced, or cannot be one.
-    """
-    if options.output is None:
-        return
-    path = Path(options.output)
-    if path.is_dir() or not path.resolve().parent.is_dir():
-        raise UserError(f"{path} cannot be written: give a file in a directory that exists", "output")
-    if path.exists() and not options.overwrite and not (goes_on and options.format == "jsonl"):
-        raise UserError(f"{path} is there already: choose another, or replace it with --overwrite", "output")
-
-
 @dataclass(frozen=True)
 class Earlier:
     """What an earlier run of the same command has left in a file of records."""
@@ -200,9 +181,11 @@ def earlier_run(options: PromptOptions, with_tokens: bool = False) -> Earlier | 
     Raises:
         UserError: the file holds something else than records, or records of another kind.
     """
-    if options.output is None or options.format != "jsonl" or options.overwrite or not Path(options.output).exists():
+    if options.output is None or options.format != "jsonl" or options.overwrite:
         return None
     path = Path(options.output)
+    if not holds_something(path):
+        return None
     content = path.read_bytes()
     lines = content.split(b"\n")[:-1]  # what follows the last line break was cut
     records: list[dict[str, Any]] = []

@@ -90,6 +90,7 @@ def test_every_flag_reaches_its_option(script: ModuleType) -> None:
             DecodingOptions, PromptOptions,
         ),
     }[script]  # fmt: skip
+    parser = script.parser()
     for options in groups:
         for field in dataclasses.fields(options):
             if script is text_generation_demo and options is PromptOptions and field.name not in (
@@ -100,7 +101,7 @@ def test_every_flag_reaches_its_option(script: ModuleType) -> None:
             text = (field.metadata["choices"] or [SAMPLE_VALUES.get(kind)])[0]
             for flag in {cli.flag(field.name), cli.flag(field.name).replace("_", "-")}:
                 words = [flag] if kind is bool else [flag, text]
-                given = script.parser().parse(words)
+                given = parser.parse(words)
                 given.pop("debug", None)
                 assert given == {field.name: {bool: True, tuple: (text,)}.get(kind) or kind(text)}
 
@@ -136,8 +137,8 @@ def test_help_shows_every_default(script: ModuleType) -> None:
             ["--prompt", "once", "upon"],
             "unrecognized argument upon; flags begin with two dashes, and a text",
         ),
-        (["--top_k", "many"], "--top_k: invalid int value: 'many'"),
-        (["--top_k"], "--top_k: expected one argument"),
+        (["--top_k", "many"], "--top_k many is no value for it: expected a whole number"),
+        (["--top_k"], "--top_k needs a value after it"),
         (["--decoding", "magic"], "--decoding magic is unknown: choose from greedy, beam, diverse_beam, sample"),
         (["--early_stopping", "perhaps"], "--early_stopping perhaps is unknown: choose from true, false, never"),
         (["--temperature", "nan"], "--temperature nan is out of range"),

@@ -19,34 +19,62 @@ RULES: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
     "lfs": {"errors"},
-    "options": {"errors"},
-    "cli": {"__init__", "errors", "options", "psutil"},  # psutil where several processes were started
+    "words": set(),
+    "streams": {"errors"},
+    "outputs": {"errors", "options"},
+    "options": {"errors", "words"},
+    # psutil where several processes were started
+    "cli": {"__init__", "errors", "options", "streams", "words", "psutil"},
     "decoding": {"decoding", "numpy", "torch"},
     "engine": {"engine", "errors", "lfs", "options", "torch", "safetensors", "tokenizers", "huggingface_hub"},
     "training": {"training", "engine", "generation", "errors", "options", "__init__"}  # generation: samples on the way
     | {"torch", "safetensors", "tokenizers", "transformers", "accelerate", "tqdm"}
     | {"numpy", "huggingface_hub", "peft", "filelock", "matplotlib", "optuna", "psutil"},
+    "footprint": {"engine", "errors", "options", "torch", "psutil"},
     "filtering": {"engine", "decoding", "options", "torch"},
     "sentences": set(),
     "signals": set(),
     "streaming": {"engine", "decoding", "sentences"},
     "captured": {"engine", "decoding", "filtering", "options", "torch"},
-    "generation": {"captured", "engine", "decoding", "filtering", "streaming", "errors", "options", "torch"},
+    "generation": {"captured", "engine", "decoding", "filtering", "footprint", "streaming", "errors", "options"}
+    | {"torch"},
     "inspection": {"generation", "engine", "decoding", "errors", "torch"},
     "texts": {"training", "errors"},  # of training its readers, see below
-    "prompts": {"texts", "errors", "options"},
+    "prompts": {"texts", "errors", "options", "words"},
     "tables": {"inspection"},
-    "sinks": {"generation", "inspection", "tables", "errors", "options"},
+    "sinks": {"generation", "inspection", "tables", "outputs", "streams", "errors", "options"},
     "writing": {"generation", "prompts", "sinks", "tables", "errors", "options", "tqdm"},
-    "measuring": {"generation", "inspection", "prompts", "sinks", "tables", "texts", "errors", "options", "tqdm"},
-    "checkpoint_defaults": {"engine", "errors", "options"},
-    "comparison": {"comparison", "generation", "inspection", "prompts", "sinks", "texts", "errors", "options"}
-    | {"numpy", "sacrebleu", "matplotlib", "markupsafe", "jinja2", "optuna", "tqdm"},
-    "session": {"session", "generation", "inspection", "tables", "comparison", "prompts", "sinks", "errors", "options"}
-    | {"streaming", "signals", "texts", "checkpoint_defaults", "prompt_toolkit", "platformdirs", "wcwidth"},
+    "measuring": {"generation", "inspection", "prompts", "outputs", "streams", "tables", "texts", "errors", "options"}
+    | {"tqdm"},
+    "checkpoint_defaults": {"engine", "outputs", "errors", "options"},
+    "comparison": {"comparison", "generation", "inspection", "prompts", "sinks", "outputs", "texts", "errors"}
+    | {"options", "numpy", "sacrebleu", "matplotlib", "markupsafe", "jinja2", "optuna", "tqdm"},
+    "session": {
+        "session",
+        "generation",
+        "inspection",
+        "tables",
+        "comparison",
+        "prompts",
+        "outputs",
+        "errors",
+        "options",
+    }
+    | {
+        "options",
+        "words",
+        "streaming",
+        "signals",
+        "texts",
+        "checkpoint_defaults",
+        "prompt_toolkit",
+        "platformdirs",
+        "wcwidth",
+    },
     "selftest": {"__init__", "decoding", "engine", "torch", "transformers"},
     "commands": {"cli", "checkpoint_defaults", "comparison", "engine", "errors", "generation", "options", "session"}
-    | {"inspection", "measuring", "prompts", "signals", "sinks", "streaming", "texts", "training", "writing"},
+    | {"inspection", "measuring", "outputs", "prompts", "signals", "sinks", "streaming", "streams", "texts"}
+    | {"training", "writing"},
 }
 
 

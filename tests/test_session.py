@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -400,6 +401,25 @@ def test_stop_strings(generator: Generator, line: str, strings: tuple[str, ...])
     talk = Talk(generator, settings(stop=("x",)))
     talk.type(line)
     assert talk.session.options.stop == strings
+
+
+@pytest.mark.parametrize("line", [r"The\nfox\t", r"//The\nfox\t", r"/new The\nfox\t", r"/continue The\nfox\t"])
+def test_line_breaks_are_typed_as_in_flags(generator: Generator, line: str) -> None:
+    talk = Talk(generator, settings())
+    said = talk.type(line)[1]
+    assert talk.session.text.turns[0].typed == "/" * line.startswith("//") + "The\nfox\t"
+    said += talk.type(r"A\\nB")[1]
+    assert talk.session.text.turns[0].typed == r"A\nB"
+    assert sum("is read as a line break" in words for words in said) == 1
+
+
+def test_a_session_is_saved_through_a_device_and_a_link(generator: Generator, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to("story.jsonl")
+    talk = Talk(generator, settings())
+    talk.type("The fox", f"/save {os.devnull}", f"/save {link}")
+    assert link.is_symlink()
+    assert "The fox" in (tmp_path / "story.jsonl").read_text(encoding="utf-8")
 
 
 def test_what_is_shown_can_be_typed_again(generator: Generator) -> None:

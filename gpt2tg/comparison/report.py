@@ -17,7 +17,7 @@ from gpt2tg.comparison.table import columns_of, shown
 from gpt2tg.comparison.tune import SEARCHED, Tuning, cells, verdict
 from gpt2tg.generation import Generator, Sample
 from gpt2tg.inspection import InspectedToken, inspect_sample
-from gpt2tg.sinks import write_whole
+from gpt2tg.outputs import write_whole
 
 FORMATS = (".html",)
 

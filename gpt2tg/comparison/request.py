@@ -45,8 +45,8 @@ def read_request(
     """
     if where.num_prompts is not None and prompts:
         say("--num_prompts is not used: the prompts do not come from --reference")
-    output = table.check_file(where.output, table.FORMATS, "output", where.overwrite)
-    page = table.check_file(where.report, report.FORMATS, "report", where.overwrite)
+    output = table.file_to_write(where.output, table.FORMATS, "output", where.overwrite, say)
+    page = table.file_to_write(where.report, report.FORMATS, "report", where.overwrite, say)
     files = [Path(file) for file in (where.reference, where.train_file) if file is not None]
     if files:
         require_table(text_column, *files)

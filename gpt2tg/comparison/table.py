@@ -15,7 +15,8 @@ from gpt2tg.comparison.compare import Comparison, Result
 from gpt2tg.errors import UserError
 from gpt2tg.generation import Sample
 from gpt2tg.options import STRATEGIES, DecodingOptions
-from gpt2tg.sinks import record, write_whole
+from gpt2tg.outputs import check_file, write_whole
+from gpt2tg.sinks import record
 
 FORMATS = (".json", ".csv", ".md")
 
@@ -155,8 +156,13 @@ def text_writer(write: Callable[[str], None]) -> Callable[[str, DecodingOptions,
     return show
 
 
-def check_file(name: str | None, endings: tuple[str, ...], option: str, overwrite: bool) -> Path | None:
+def file_to_write(
+    name: str | None, endings: tuple[str, ...], option: str, overwrite: bool, say: Callable[[str], None]
+) -> Path | None:
     """The file that an option names, refused where it cannot be written, before anything is computed.
+
+    Args:
+        say: takes a line on what the person should know.
 
     Raises:
         UserError: another ending, no such directory, or it is there and not to be replaced.
@@ -166,10 +172,7 @@ def check_file(name: str | None, endings: tuple[str, ...], option: str, overwrit
     path = Path(name)
     if path.suffix not in endings:
         raise UserError(f"{path} is of an unknown kind: give a name that ends in {' or '.join(endings)}", option)
-    if path.is_dir() or not path.resolve().parent.is_dir():
-        raise UserError(f"{path} cannot be written: give a file in a directory that exists", option)
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} is there already: choose another, or replace it with --overwrite", option)
+    check_file(path, option, say, may_replace=overwrite)
     return path
 
 

@@ -24,8 +24,23 @@ from gpt2tg.decoding.ordering import lowest
 BANNED = -torch.inf
 
 
+class Biases:
+    """What to add to the logit of the last token of a sequence, grouped by the tokens before it: a word of white space
+    is in thousands of tokens."""
+
+    def __init__(self, biases: Mapping[tuple[int, ...], float]) -> None:
+        groups: dict[tuple[int, ...], list[tuple[int, float]]] = {}
+        for (*stem, last), bias in biases.items():
+            groups.setdefault(tuple(stem), []).append((last, bias))
+        self.by_stem = {
+            stem: (torch.tensor([last for last, _ in group]), torch.tensor([bias for _, bias in group]))
+            for stem, group in groups.items()
+        }
+        """Stem -> last tokens (N,) and what to add to them (N,)."""
+
+
 def sequence_bias(
-    logits: Tensor, histories: Sequence[Sequence[int]], biases: Mapping[tuple[int, ...], float]
+    logits: Tensor, histories: Sequence[Sequence[int]], biases: Biases | Mapping[tuple[int, ...], float]
 ) -> Tensor:
     """Add to the logit of a token, or of the last token of a sequence wherever the row ends with the rest of it.
 
@@ -34,11 +49,11 @@ def sequence_bias(
         biases: what to add, by sequence of ids; minus infinity bans.
     """
     changed = logits.clone()
+    found = biases if isinstance(biases, Biases) else Biases(biases)
     for row, history in enumerate(histories):
-        for sequence, bias in biases.items():
-            *stem, last = sequence
-            if len(stem) <= len(history) and list(history[len(history) - len(stem) :]) == stem:
-                changed[row, last] += bias
+        for stem, (last, bias) in found.by_stem.items():
+            if len(stem) <= len(history) and tuple(history[len(history) - len(stem) :]) == stem:
+                changed[row, last.to(changed.device)] += bias.to(changed)
     return changed
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from gpt2tg.checkpoint_defaults import brought_along, in_words
 from gpt2tg.errors import UserError
 from gpt2tg.options import STRATEGIES, DecodingOptions, default_of, unused_options, why_unused
+from gpt2tg.outputs import check_file, holds_something
 from gpt2tg.session import comparing, files, looking
 from gpt2tg.session.settings import (
     COMPARING_FIELDS,
@@ -27,6 +28,7 @@ from gpt2tg.session.settings import (
     without_dashes,
 )
 from gpt2tg.session.state import Turn
+from gpt2tg.words import read_escapes
 
 if TYPE_CHECKING:
     from gpt2tg.session.core import Session
@@ -143,12 +145,12 @@ def _seed(session: Session, words: str) -> None:
 
 
 def _stop(session: Session, words: str) -> None:
-    strings = split(words) if words[:1] in ("'", '"') else [words.replace("\\n", "\n")]
+    strings = map(read_escapes, split(words) if words[:1] in ("'", '"') else [words])
     _set_one(session, "stop", () if words.lower() in ("", "off", "none") else tuple(strings))
 
 
 def _continue(session: Session, words: str) -> None:
-    text = str(session.text)
+    text, words = str(session.text), session.text_of(words)
     joins = not words or not text or text[-1].isspace() or words[0] in ",.;:!?)"
     session.go_on(words if joins else f" {words}")
 
@@ -196,7 +198,7 @@ def _edit(session: Session, _: str) -> None:
 
 def _new(session: Session, words: str) -> None:
     if words:
-        return session.begin(words)
+        return session.begin(session.text_of(words))
     session.text.change(())
     session.beside = ()
     session.front.say("The text is put away. Type a beginning, or let the model find one with /continue.")
@@ -242,10 +244,9 @@ def _save(session: Session, words: str) -> None:
     may_overwrite = words.endswith(" overwrite")
     if may_overwrite:
         path = _path(words.removesuffix(" overwrite"), "/save")
-    if path.is_dir() or not path.resolve().parent.is_dir():
-        raise UserError(f"{path} cannot be written: give a file in a directory that exists")
-    if path.exists() and not may_overwrite and path.resolve() not in session.files:
+    if holds_something(path) and not may_overwrite and path.resolve() not in session.files:
         raise UserError(f"{path} is there already: choose another, or write /save {words} overwrite")
+    check_file(path, None, session.front.say, may_replace=True)
     brought = frozenset(session.brought - session.chosen)
     files.save(path, files.SavedSession(session.name, session.options, brought, session.text.turns))
     session.files.add(path.resolve())

@@ -12,6 +12,7 @@ from gpt2tg.comparison.strategies import strategies_to_compare
 from gpt2tg.errors import UserError
 from gpt2tg.options import SESSION_SEQUENCES, CompareOptions, DecodingOptions, PromptOptions, only, option_value
 from gpt2tg.session.settings import COMPARING, FIELDS, first_word, merged, names_file, without_dashes
+from gpt2tg.words import read_escapes
 
 if TYPE_CHECKING:
     from gpt2tg.session.core import Session
@@ -73,13 +74,13 @@ def _given(words: str) -> dict[str, Any]:
         word, words = first_word(words)
         text = word.partition("=")[2]
         if name in FIELDS and name not in NOT_COMPARED:
-            value = option_value(DecodingOptions, name, text.replace("\\n", "\n").replace("\\t", "\t"))
+            value = option_value(DecodingOptions, name, text)
             found[name] = found[name] + value if isinstance(value, tuple) and name in found else value
         elif name in COMPARING:
             found[name] = option_value(COMPARING[name], name, text)
         else:
             raise UserError(f"{name} is nothing that /compare takes; {_hint(name)}")
-    return found | ({"prompt": words} if words else {})
+    return found | ({"prompt": read_escapes(words)} if words else {})
 
 
 def _hint(name: str) -> str:

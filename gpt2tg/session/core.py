@@ -16,6 +16,7 @@ from gpt2tg.session.commands import Quit, find_command
 from gpt2tg.session.front import Front
 from gpt2tg.session.settings import FIELDS, in_force, merged, without_dashes
 from gpt2tg.session.state import GrowingText, Turn
+from gpt2tg.words import read_escapes
 
 # What people type to leave or to get help where commands have no slash.
 BARE_WORDS = {"quit": "/quit", "exit": "/quit", "q": "/quit", "help": "/help", "?": "/help"}
@@ -62,6 +63,7 @@ class Session:
         self._told_of_spaces = False
         self.refused = 0
         """Lines that ended in an error."""
+        self._escapes_explained = False
 
     def choose(self, given: dict[str, Any]) -> None:
         """Change settings as the person says.
@@ -136,14 +138,23 @@ class Session:
 
     def _answer(self, line: str) -> None:
         if line.startswith("//"):
-            self.begin(line[1:])
+            self.begin(self.text_of(line[1:]))
         elif line.lstrip().startswith("/"):
             word, _, rest = line.strip().partition(" ")
             find_command(word).action(self, rest.strip())
         elif self.front.at_terminal and (meant := _command_meant(line.strip())):
             self.front.say(f"Did you mean {meant}? To continue the words themselves: /new {line.strip()}")
         else:
-            self.begin(line)
+            self.begin(self.text_of(line))
+
+    def text_of(self, typed: str) -> str:
+        """Return the text that was typed, with its line breaks and tabs; the first time with a word on how to write
+        a backslash."""
+        text = read_escapes(typed)
+        if text != typed and not self._escapes_explained:
+            self._escapes_explained = True
+            self.front.say(r"(\n is read as a line break, \t as a tab; write \\n for a backslash and an n)")
+        return text
 
     def begin(self, prompt: str) -> None:
         """Write to the beginning of a new text."""

@@ -10,9 +10,9 @@ from typing import Any
 
 from gpt2tg.errors import UserError
 from gpt2tg.options import DecodingOptions
+from gpt2tg.outputs import write_whole
 from gpt2tg.prompts import setting
 from gpt2tg.session.state import Turn
-from gpt2tg.sinks import write_whole
 from gpt2tg.texts import json_line, read_lines
 
 # The form of the file. A file of a later form is refused, not guessed at.

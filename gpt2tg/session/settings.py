@@ -18,6 +18,7 @@ from gpt2tg.options import (
     option_value,
     unused_options,
 )
+from gpt2tg.words import write_escapes
 
 FIELDS = {field.name: field for field in dataclasses.fields(DecodingOptions)}
 
@@ -93,7 +94,7 @@ def unused(options: DecodingOptions, given: dict[str, Any]) -> list[str]:
 
 
 def split(words: str) -> list[str]:
-    """Words as a shell splits them, so that quotes hold a value with spaces together; `\\n` is a line break.
+    """Words as a shell splits them, so that quotes hold a value with spaces together.
 
     Raises:
         UserError: a quote that is not closed.
@@ -101,7 +102,7 @@ def split(words: str) -> list[str]:
     found = []
     while words.strip():
         word, words = first_word(words)
-        found.append(word.replace("\\n", "\n").replace("\\t", "\t"))
+        found.append(word)
     return found
 
 
@@ -164,7 +165,7 @@ def as_typed(value: Any) -> str:
         return "on"
     if isinstance(value, tuple):
         return ",".join(as_typed(part) for part in value)
-    text = str(value).replace("\n", "\\n").replace("\t", "\\t")
+    text = write_escapes(str(value))
     quote = "'" if '"' in text else '"'
     return text if text and not re.search(r"""[\s'"]""", text) else f"{quote}{text}{quote}"
 
