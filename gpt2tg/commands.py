@@ -241,12 +241,10 @@ def model_loader(given: dict[str, Any], option: str) -> Callable[..., Generator]
         from gpt2tg.generation import load
 
         generator = load(name, device, option, precision)
-        for note in generator.notes:
+        for note in (*generator.notes, *generator.tokenizer.notes):
             notice(note)
         if precision not in ("auto", generator.model.precision):
             notice(f"--precision {precision} is not to be had on this processor: {generator.model.precision} is used")
-        for line in generator.tokenizer.notes:
-            notice(line)
         return generator
 
     return load_model

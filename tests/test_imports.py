@@ -27,7 +27,7 @@ RULES: dict[str, set[str]] = {
     "cli": {"__init__", "errors", "options", "streams", "words", "psutil"},
     "decoding": {"decoding", "numpy", "torch"},
     "engine": {"engine", "errors", "lfs", "options", "torch", "safetensors", "tokenizers", "huggingface_hub"},
-    "training": {"training", "engine", "generation", "errors", "options", "__init__"}  # generation: samples on the way
+    "training": {"training", "engine", "generation", "errors", "lfs", "options", "__init__"}  # samples on the way
     | {"torch", "safetensors", "tokenizers", "transformers", "accelerate", "tqdm"}
     | {"numpy", "huggingface_hub", "peft", "filelock", "matplotlib", "optuna", "psutil"},
     "footprint": {"engine", "errors", "options", "torch", "psutil"},

@@ -17,8 +17,10 @@ from gpt2tg.engine.hub import (
     ADAPTER_WEIGHTS,
     CONFIG_FILES,
     TOKENIZER_FILES,
+    VOCABULARY_FILES,
     WEIGHT_FILES,
     fetch_model,
+    vocabulary_among,
 )
 from gpt2tg.engine.weight_files import find_weights
 from gpt2tg.errors import UserError, one_line
@@ -157,9 +159,10 @@ def _inside(directory: Path, option: str) -> Path:
 
 def _checked(directory: Path) -> Path:
     """The directory, once its weights are there and no file that is read is a Git LFS pointer."""
-    whole = (directory / "tokenizer.json").is_file()  # then nobody reads the vocabularies beside it
+    there = {path.name for path in directory.iterdir()}
+    unread = set(VOCABULARY_FILES).difference(vocabulary_among(there) or VOCABULARY_FILES)
     for name in (*CONFIG_FILES, *TOKENIZER_FILES, ADAPTER_CONFIG):
-        if not (whole and name in ("vocab.json", "merges.txt", "vocab.txt")):
+        if name not in unread:
             refuse_pointer(directory / name)
     if is_adapter(directory):
         adapter_file(directory)

@@ -23,9 +23,13 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_PICKLE = (
     "adapter_model.safetensors",
     "adapter_model.bin",
 )
+# What may hold a vocabulary, in the order of preference; the others are not read beside it.
+VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
+VOCABULARY_FILES = tuple(name for names in VOCABULARIES for name in names)
 TOKENIZER_FILES = (
-    *("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"),
-    *("added_tokens.json", "chat_template.jinja", "chat_template.json"),
+    *VOCABULARY_FILES,
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "chat_template.json"),
 )
 GENERATION_CONFIG = "generation_config.json"
 CONFIG_FILES = ("config.json", GENERATION_CONFIG)
@@ -63,8 +67,12 @@ def _is_complete(directory: Path) -> bool:
     there = {path.name for path in directory.iterdir() if path.is_file()} if directory.is_dir() else set()
     if ADAPTER_CONFIG in there and not there & set(WEIGHT_FILES):
         return bool(there & {ADAPTER_WEIGHTS, ADAPTER_PICKLE})
-    has_tokenizer = bool(there & {"tokenizer.json", "vocab.txt"}) or {"vocab.json", "merges.txt"} <= there
-    return "config.json" in there and has_tokenizer and _weights_are_there(directory, there)
+    return "config.json" in there and bool(vocabulary_among(there)) and _weights_are_there(directory, there)
+
+
+def vocabulary_among(files: set[str]) -> tuple[str, ...]:
+    """The files that the vocabulary of a tokenizer is read from; none if it is not there as a whole."""
+    return next((names for names in VOCABULARIES if files.issuperset(names)), ())
 
 
 def _weights_are_there(directory: Path, there: set[str]) -> bool:

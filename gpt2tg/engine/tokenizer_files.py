@@ -18,7 +18,9 @@ from tokenizers.models import BPE, WordPiece
 
 from gpt2tg.engine.adapters import is_adapter
 from gpt2tg.engine.checkpoints import base_directory, read_json
+from gpt2tg.engine.hub import vocabulary_among
 from gpt2tg.errors import UserError
+from gpt2tg.lfs import refuse_pointer
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -60,15 +62,18 @@ def tokenizer_directory(directory: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    there = {path.name for path in directory.iterdir()}
-    if WHOLE in there or {VOCABULARY, MERGES} <= there or WORD_PIECES in there:
+    if _vocabulary(directory):
         return directory
     if is_adapter(directory):
         return tokenizer_directory(base_directory(directory))
     raise UserError(
-        f"{directory} holds no tokenizer: expected {WHOLE}, or {VOCABULARY} with {MERGES}; "
+        f"{directory} holds no tokenizer: expected {WHOLE}, or {VOCABULARY} with {MERGES}, or {WORD_PIECES}; "
         "AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers writes one from most other files"
     )
+
+
+def _vocabulary(directory: Path) -> tuple[str, ...]:
+    return vocabulary_among({path.name for path in directory.iterdir() if path.is_file()})
 
 
 def read_tokenizer(directory: Path, rows: int) -> FoundTokenizer:
@@ -106,8 +111,7 @@ def _settings(directory: Path) -> dict[str, Any]:
     settings = _object(directory / SETTINGS)
     name = settings.get("tokenizer_class") or _object(directory / "config.json").get("tokenizer_class")
     if not isinstance(name, str):
-        has_pieces_alone = not any((directory / file).is_file() for file in (WHOLE, VOCABULARY))
-        name = BERT_CLASS if has_pieces_alone else GPT2_CLASS
+        name = BERT_CLASS if _vocabulary(directory) == (WORD_PIECES,) else GPT2_CLASS
     name = name.removesuffix("Fast")
     settings["extra_special_tokens"] = settings.get("extra_special_tokens") or settings.pop(OLD_EXTRA, None)
     if "added_tokens_decoder" not in settings:
@@ -122,13 +126,16 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _base(directory: Path, settings: Mapping[str, Any], rows: int) -> tuple[Tokenizer, list[str]]:
     """The tokenizer of the main files, and the added tokens of theirs that are left out."""
-    if (directory / WHOLE).is_file():
+    vocabulary = _vocabulary(directory)
+    for name in vocabulary:
+        refuse_pointer(directory / name)
+    if WHOLE in vocabulary:
         raw, beyond = _whole(directory / WHOLE, rows)
         # This class goes by its settings, not by what its file says of the first word.
         if settings["tokenizer_class"] == GPT2_CLASS and isinstance(raw.pre_tokenizer, pre_tokenizers.ByteLevel):
             raw.pre_tokenizer.add_prefix_space = settings.get("add_prefix_space") is True
         return raw, beyond
-    if (directory / VOCABULARY).is_file():
+    if VOCABULARY in vocabulary:
         model = BPE.from_file(str(directory / VOCABULARY), str(directory / MERGES))
         return byte_level(model, adds_end=False, adds_space=settings.get("add_prefix_space") is True), []
     return _word_pieces(directory / WORD_PIECES, settings), []

@@ -228,8 +228,6 @@ class _Run:
 
     def announce(self) -> None:
         """Say what is trained on what, with advice on the data."""
-        for line in self._tokenizer.notes:
-            say(line)
         for line in advice(self._sources, self._data, self.options):
             say(f"advice: {line}")
         _announce(self.options, self._model, self._data, self._name, self._arguments.world_size)

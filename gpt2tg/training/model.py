@@ -39,8 +39,6 @@ def existing_model(directory: Path, dropout: float | None = None) -> tuple[GPT2L
     shape = read_shape(directory)
     stored = stream_weights(directory, shape)
     weights = {name: tensor.float() for name, tensor in stored}
-    for note in stored.notes:
-        say(note)
     head = weights.pop(HEAD, None)
     config = _read_config(directory, shape, is_tied=head is None)
     if dropout is not None:
@@ -52,8 +50,9 @@ def existing_model(directory: Path, dropout: float | None = None) -> tuple[GPT2L
     model.transformer.load_state_dict(weights)
     if head is not None:
         model.lm_head.load_state_dict({"weight": head})
-    if unused := unused_ids(tokenizer, shape.vocab_size, shape.end_ids):
-        say(note_on_unused(len(unused), shape.vocab_size))
+    unused = unused_ids(tokenizer, shape.vocab_size, shape.end_ids)
+    for note in (*stored.notes, *([note_on_unused(len(unused), shape.vocab_size)] if unused else ()), *tokenizer.notes):
+        say(note)
     return for_training(model), tokenizer
 
 

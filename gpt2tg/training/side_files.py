@@ -11,6 +11,7 @@ from gpt2tg.engine.checkpoints import ModelShape, base_directory, read_json
 from gpt2tg.engine.hub import GENERATION_CONFIG, TOKENIZER_FILES
 from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.engine.tokenizer_files import SETTINGS, tokenizer_directory
+from gpt2tg.lfs import is_pointer, refuse_pointer
 
 # Where transformers keeps the default chat template, and others beside it.
 TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
@@ -34,7 +35,9 @@ class SideFiles:
 def side_files(directory: Path, shape: ModelShape, tokenizer: TextTokenizer) -> SideFiles:
     """Read the files of a model. They stay as they are, but for end tokens that training does not end texts with."""
     where = tokenizer_directory(directory)
-    files = {name: (where / name).read_bytes() for name in TOKENIZER_FILES if (where / name).is_file()}
+    there = [name for name in TOKENIZER_FILES if (where / name).is_file()]
+    # A vocabulary that nobody reads may be a pointer of Git LFS.
+    files = {name: (where / name).read_bytes() for name in there if not is_pointer(where / name)}
     files = _with_all_templates(files, where)
     settings = _generation_config(directory)
     if settings is not None:
@@ -50,7 +53,10 @@ def _with_all_templates(files: dict[str, bytes], directory: Path) -> dict[str, b
 
     Transformers reads them there too, unless the default one has a file, and a checkpoint of ours has no directories.
     """
-    found = {path.stem: path.read_text(encoding="utf-8") for path in sorted((directory / TEMPLATES).glob("*.jinja"))}
+    templates = sorted((directory / TEMPLATES).glob("*.jinja"))
+    for path in templates:
+        refuse_pointer(path)
+    found = {path.stem: path.read_text(encoding="utf-8") for path in templates}
     if not found:
         return files
     config = json.loads(files.get(SETTINGS, b"{}"))

@@ -132,6 +132,17 @@ def test_a_cached_model_with_the_tokenizer_of_old_counts(
     assert load_tokenizer(snapshot, 300, None).end_id == 0
 
 
+def test_a_cached_model_with_the_tokenizer_of_bert_counts(
+    cache: Path, files: dict[str, Path], dead_network: list[str], tmp_path: Path
+) -> None:
+    files = {name: path for name, path in files.items() if not name.startswith("tokenizer")}
+    (tmp_path / "vocab.txt").write_text("[UNK]\n[SEP]\nowl\n")
+    snapshot = put(cache, "gpt2", {**files, "vocab.txt": tmp_path / "vocab.txt"})
+    assert find_checkpoint("gpt2").resolve() == snapshot.resolve()
+    assert dead_network == []
+    assert load_tokenizer(snapshot, 300, None).encode("Owl") == [2]
+
+
 def test_a_cached_model_in_a_pickle_counts(cache: Path, files: dict[str, Path], dead_network: list[str]) -> None:
     snapshot = put(cache, "gpt2", {**files, "pytorch_model.bin": files.pop("model.safetensors")})
     assert fetch_model("gpt2").resolve() == snapshot.resolve()

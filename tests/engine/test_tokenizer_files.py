@@ -16,6 +16,8 @@ from gpt2tg.errors import UserError
 
 ROWS = 310
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 1042301\n"
+
 TEXTS = [
     "The owl sold silence.",
     " The  owl ",
@@ -130,6 +132,30 @@ def bert_directory(directory: Path, **settings: object) -> Path:
     write(directory / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", **settings})
     write(directory / "config.json", {"model_type": "gpt2"})
     return directory
+
+
+def test_half_a_vocabulary_beside_a_whole_one_is_not_read(tmp_path: Path) -> None:
+    expected = load_tokenizer(bert_directory(tmp_path), ROWS).raw.get_vocab()
+    write(tmp_path / "vocab.json", {"a": 0})
+    assert load_tokenizer(tmp_path, ROWS).raw.get_vocab() == expected
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"])
+def test_a_git_lfs_pointer_is_named_as_such(tmp_path: Path, name: str) -> None:
+    settings = bert_directory(tmp_path) / "tokenizer_config.json"
+    if name in ("special_tokens_map.json", "added_tokens.json"):  # read where the settings do not list the tokens
+        assert "added_tokens_decoder" not in settings.read_text()
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(UserError, match=f"{name} is a Git LFS pointer.*git lfs pull"):
+        load_tokenizer(tmp_path, ROWS)
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer.json"])
+def test_a_git_lfs_pointer_of_a_vocabulary_is_named(tmp_path: Path, name: str) -> None:
+    for file in ("vocab.json", "merges.txt", name):
+        (tmp_path / file).write_text(POINTER if file == name else "{}")
+    with pytest.raises(UserError, match=f"{name} is a Git LFS pointer.*git lfs pull"):
+        load_tokenizer(tmp_path, ROWS)
 
 
 @pytest.mark.parametrize("settings", [{}, {"do_lower_case": False}, {"clean_up_tokenization_spaces": True}])

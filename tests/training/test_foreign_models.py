@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
+from gpt2tg.commands import evaluate, model_loader
 from gpt2tg.errors import UserError
 from gpt2tg.generation import load
 from gpt2tg.options import TrainingOptions
@@ -59,6 +60,36 @@ def learned(start: Path, text_file: Path, output: Path, **settings: object) -> P
     quick = dict(block_size=16, batch_size=1, max_steps=1, save_steps=1, learning_rate=1e-12, validation_split=0)
     options = TrainingOptions(train_file=str(text_file), output_dir=str(output), **{**quick, **settings})
     return finetune(options, str(start)).output_dir
+
+
+def noted(directory: Path) -> Path:
+    """A model with something to note of its weights, its rows and its tokenizer each."""
+    configure(directory, tie_word_embeddings=False, vocab_size=305)
+    model = random_model(vocab_size=305)
+    stored = {**model.state_dict(), WTE: model.state_dict()[WTE], "value_head.weight": torch.zeros(1)}
+    stored[HEAD] = stored[WTE] + 1
+    save_file({name: tensor.contiguous() for name, tensor in stored.items()}, directory / "model.safetensors")
+    (directory / "added_tokens.json").write_text(json.dumps({f"<{n}>": 300 + n for n in range(3)} | {"<far>": 400}))
+    (directory / "tokenizer_config.json").unlink(missing_ok=True)
+    return directory
+
+
+NOTES = ("value_head", "1 of the model's 305 embedding rows", "<far>")
+
+
+@pytest.mark.parametrize("command", ["generate", "train", "evaluate"])
+def test_what_the_files_are_noted_for_is_said_once(
+    command: str, checkpoint: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = str(noted(checkpoint))
+    if command == "generate":
+        model_loader({}, "model_name")(name)
+    elif command == "train":
+        learned(checkpoint, text_file, tmp_path / "out")
+    else:
+        evaluate({"model_name": name, "eval_file": (str(text_file),)})
+    err = capsys.readouterr().err
+    assert [sum(note in line for line in err.splitlines()) for note in NOTES] == [1, 1, 1]
 
 
 def test_training_starts_from_a_shared_tensor_under_the_heads_name(

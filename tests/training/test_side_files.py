@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from gpt2tg.engine.tokenizer import TextTokenizer, load_tokenizer
+from gpt2tg.errors import UserError
 from gpt2tg.generation import load
 from gpt2tg.options import NEWEST, TrainingOptions
 from gpt2tg.training.data import load_data
@@ -19,6 +20,8 @@ from gpt2tg.training.finetune import finetune
 from gpt2tg.training.sources import plan_sources
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 1042301\n"
 
 TEMPLATE = "{{ messages[0]['content'] }}<sep>"
 
@@ -84,6 +87,21 @@ def test_further_chat_templates_are_kept(base: Path, text_file: Path, tmp_path: 
     assert (source / "additional_chat_templates" / "tool_use.jinja").is_file()
     finetune(quick(text_file, out, max_steps=1), str(source))
     assert AutoTokenizer.from_pretrained(out, local_files_only=True).chat_template == theirs.chat_template
+
+
+def test_git_lfs_pointers_do_not_get_into_a_fine_tuned_model(base: Path, text_file: Path, tmp_path: Path) -> None:
+    """One that nobody reads is left behind, one that would be kept is named before anything is written."""
+    source, out = tmp_path / "base", tmp_path / "out"
+    shutil.copytree(base, source)
+    (source / "vocab.json").write_text(POINTER)
+    finetune(quick(text_file, out, max_steps=1), str(source))
+    assert kept(out) == kept(base)
+    assert not (out / "vocab.json").exists()
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tools.jinja").write_text(POINTER)
+    with pytest.raises(UserError, match=r"tools\.jinja is a Git LFS pointer"):
+        finetune(quick(text_file, tmp_path / "other", max_steps=1), str(source))
+    assert not (tmp_path / "other").exists()
 
 
 def test_older_tokenizer_files_are_kept_too(tokenizer: TextTokenizer, text_file: Path, tmp_path: Path) -> None:
