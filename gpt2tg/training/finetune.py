@@ -296,6 +296,7 @@ class _Run:
             eval_steps=options.eval_steps,
             stopwatch=stopwatch,
             interruption=self._interruption,
+            pad_id=self._tokenizer.end_id,
             model=model,
             args=arguments,
             data_collator=collate(options.block_size, self._tokenizer.end_id),

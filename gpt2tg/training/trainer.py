@@ -111,14 +111,21 @@ class LanguageTrainer(Trainer):
         eval_steps: int | None,
         stopwatch: Stopwatch,
         interruption: Interruption,
+        pad_id: int,
         **settings: Any,
     ) -> None:
-        """`identity` is what a resumed run must have in common with this one; each checkpoint keeps it."""
+        """Make ready to train.
+
+        Args:
+            identity: what a resumed run must have in common with this one; each checkpoint keeps it.
+            pad_id: the token that fills short blocks.
+        """
         super().__init__(**settings)
         if self.accelerator.ddp_handler is not None:  # else each process holds its gradients twice
             self.accelerator.ddp_handler.gradient_as_bucket_view = True
         self.directory = directory
         self._identity = identity
+        self._pad_id = pad_id
         self._keep = keep
         self._eval_steps = eval_steps
         self.stopwatch = stopwatch
@@ -153,7 +160,7 @@ class LanguageTrainer(Trainer):
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *rest: Any, **settings: Any) -> Tensor:
         """As in transformers; loss and tokens are counted here, because a resumed run needs the counts."""
-        self._tokens.add(count_tokens(inputs, self.processing_class.eos_token_id))
+        self._tokens.add(count_tokens(inputs, self._pad_id))
         loss = super().training_step(model, inputs, *rest, **settings)
         self._losses.add(loss, self.state.global_step + 1)
         return loss

@@ -44,9 +44,13 @@ def prepared(place: Path) -> None:
     for name in ("full/notes.md", "no-config/model.safetensors"):
         (place / name).write_text("x")
     shutil.copy(BUNDLED_DIRECTORY / "config.json", place / "weightless")
-    (place / "orphan" / "adapter_config.json").write_text('{"base_model_name_or_path": "/nowhere/model"}')
+    (place / "orphan" / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "base_model_name_or_path": "/nowhere/model"}'
+    )
     (place / "orphan" / "adapter_model.safetensors").write_text("x")
-    (place / "lonely" / "adapter_config.json").write_text('{"base_model_name_or_path": "gpt2-tiny"}')
+    (place / "lonely" / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "base_model_name_or_path": "gpt2-tiny"}'
+    )
     os.mkfifo(place / "pipe")
 
 

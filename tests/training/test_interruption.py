@@ -141,7 +141,7 @@ def two_processes(
         (["--train_file", "my text.txt", "--overwrite"], "--train_file 'my text.txt' --resume"),
         (["--resume", "--epochs", "3"], "--epochs 3 --resume"),
         (["--resume", "out/checkpoint-5", "--bf16"], "--bf16 --resume"),
-        (["--resume=out/checkpoint-5", "--max-steps=4"], "--max_steps=4 --resume"),
+        (["--resume=out/checkpoint-5", "--max-steps=4"], "--max_steps 4 --resume"),
     ],
 )
 @pytest.mark.skipif(os.name == "nt", reason="quotes are others there")
