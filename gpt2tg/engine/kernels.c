@@ -90,6 +90,25 @@ int32_t lanes(void) { return LANES; }
 int32_t items(void) { return ITEMS; }
 int32_t group(void) { return GROUP; }
 
+/* The same number in every lane. */
+static inline vector all(float x) { return x - (vector){0}; }
+
+/* a * b + c, rounded once where the processor can. It is said here and nowhere left to the compiler, which fuses in one
+   loop what it does not in another (for AMD's processors by how long a chain of sums is): bits would depend on how many
+   items there are. */
+static inline vector fused(vector a, vector b, vector c) {
+#if defined(__AVX512F__)
+  return (vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_FEATURE_FMA)
+  for (int i = 0; i < LANES; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return c;
+#else
+  return a * b + c;
+#endif
+}
+
 /* LANES weights as fp32. */
 
 static inline vector load_fp32(const float *p) { return *(const vector *)p; }
@@ -172,8 +191,9 @@ static const int BYTES[] = {4, 2, 1}; /* of a number in each precision */
       for (int k = start; k < end; k++, w += PANEL) {                                                            \
         vector left = load_##PRECISION(w), right = load_##PRECISION(w + LANES);                                  \
         for (int m = 0; m < M; m++) {                                                                            \
-          low[m] += left * x[(int64_t)m * item + k * input];                                                     \
-          high[m] += right * x[(int64_t)m * item + k * input];                                                   \
+          vector one = all(x[(int64_t)m * item + k * input]);                                                    \
+          low[m] = fused(left, one, low[m]);                                                                     \
+          high[m] = fused(right, one, high[m]);                                                                  \
         }                                                                                                        \
       }                                                                                                          \
     }                                                                                                            \
@@ -263,15 +283,15 @@ static const integers NUMBERS = {0, 1, 2, 3, 4, 5, 6, 7
 static inline vector exponential(vector x) {
   x = choose(x < -87.0f, (vector){0} - 87.0f, x);
   x = choose(x > 88.0f, (vector){0} + 88.0f, x);
-  vector n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* rounded to a whole number */
-  vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  vector p = (vector){0} + 1.9875691e-4f;
-  p = p * r + 1.3981999e-3f;
-  p = p * r + 8.3334519e-3f;
-  p = p * r + 4.1665795e-2f;
-  p = p * r + 1.6666665e-1f;
-  p = p * r + 5.0e-1f;
-  p = p * r * r + r + 1.0f;
+  vector n = fused(x, all(1.44269504f), all(12582912.0f)) - 12582912.0f; /* rounded to a whole number */
+  vector r = fused(n, all(2.12194440e-4f), fused(n, all(-0.693359375f), x));
+  vector p = all(1.9875691e-4f);
+  p = fused(p, r, all(1.3981999e-3f));
+  p = fused(p, r, all(8.3334519e-3f));
+  p = fused(p, r, all(4.1665795e-2f));
+  p = fused(p, r, all(1.6666665e-1f));
+  p = fused(p, r, all(5.0e-1f));
+  p = fused(p * r, r, r) + 1.0f;
   return p * (vector)((__builtin_convertvector(n, integers) + 127) << 23);
 }
 
@@ -463,7 +483,7 @@ static void norm(int M, int E, const float *x, const float *weight, const float 
     mean /= E;
     for (int e = 0; e < whole; e += LANES) {
       vector apart = *(const vector *)(x + e) - mean;
-      squares += apart * apart;
+      squares = fused(apart, apart, squares);
     }
     float variance = sum_of(squares);
     for (int e = whole; e < E; e++) variance += (x[e] - mean) * (x[e] - mean);
@@ -513,13 +533,14 @@ static inline __attribute__((always_inline)) void mix(int count, int wide, int p
     int64_t at = origins[p] * row_size + (int64_t)p * D + d;
     for (int j = 0; j < wide; j++) {
       vector value = load(precision, values, at + j * LANES);
-      for (int i = 0; i < count; i++) sums[i][j] += scores[i * room + p] * value;
+      for (int i = 0; i < count; i++) sums[i][j] = fused(all(scores[i * room + p]), value, sums[i][j]);
     }
   }
   for (int p = length; p < length + count - 1; p++) { /* what only the later ones look at */
     int64_t at = origins[p] * row_size + (int64_t)p * D + d;
     for (int i = p - length + 1; i < count; i++)
-      for (int j = 0; j < wide; j++) sums[i][j] += scores[i * room + p] * load(precision, values, at + j * LANES);
+      for (int j = 0; j < wide; j++)
+        sums[i][j] = fused(all(scores[i * room + p]), load(precision, values, at + j * LANES), sums[i][j]);
   }
   for (int i = 0; i < count; i++)
     for (int j = 0; j < wide; j++) ((vector *)(mixed + i * width + d))[j] = sums[i][j] / totals[i];
@@ -545,7 +566,7 @@ static inline __attribute__((always_inline)) void attend(int count, int precisio
         __builtin_prefetch((const char *)keys + (at + D * LANES) * BYTES[precision], 0, 2); /* of the next tile */
         __builtin_prefetch((const char *)values + at * BYTES[precision], 0, 2); /* of this one, which will be mixed */
         vector key = load(precision, keys, at);
-        for (int i = 0; i < count; i++) fits[i] += queries[i * apart + d] * key;
+        for (int i = 0; i < count; i++) fits[i] = fused(all(queries[i * apart + d]), key, fits[i]);
       }
       for (int i = 0; i < count; i++) { /* what this writes beyond the run, the next one overwrites */
         vector *to = (vector *)(scores + i * room + tile * LANES);
