@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from transformers import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
@@ -23,6 +24,7 @@ from gpt2tg.engine.checkpoints import read_shape
 from gpt2tg.engine.runs import MANIFEST, read_object
 from gpt2tg.engine.weights import stream_weights
 from gpt2tg.errors import one_line
+from gpt2tg.training.directory import OUTPUT_LAYER
 
 STATE_FILE, OPTIMIZER_FILE, SCHEDULER_FILE, SCALER_FILE = (
     "trainer_state.json",
@@ -141,6 +143,11 @@ def _check_weights(path: Path) -> None:
     for name, size in read_object(path.parent / MANIFEST)["run"]["shape"].items():
         if getattr(shape, name) != size:
             raise ValueError(f"{name} is {getattr(shape, name)} in its config.json, and {size} in {MANIFEST}")
+    with safe_open(path, "pt") as file:
+        names = list(file.keys())
+    # Generating reads names behind any prefix; the Trainer would pass them over and go on with other weights.
+    if strange := next((name for name in names if name != OUTPUT_LAYER and not name.startswith("transformer.")), None):
+        raise ValueError(f"the tensor {strange} has a name that no run writes")
     for _ in stream_weights(path.parent, shape):
         pass  # a tensor that is not finite is refused when it is read
 
