@@ -25,6 +25,9 @@ GARBLED = ("\N{REPLACEMENT CHARACTER}", "â€", "Ã¤", "Ã¶", "Ã¼", "Ã©",
 
 BUFFER_BYTES = 1 << 20
 
+# Part of what tables are known by: raise it when their reading changes, or a run would be resumed on other text.
+TABLES = "2"
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -223,7 +226,7 @@ def _opened(path: Path, option: str, say: Say) -> _WatchedFile:
 
 def _how_read(path: Path, reading: Reading) -> tuple[str | None, ...]:
     suffix = path.suffix.lower()
-    return (suffix, reading.text_column) if is_table(path) else (reading.examples,)
+    return (suffix, reading.text_column, TABLES) if is_table(path) else (reading.examples,)
 
 
 def _pieces(raw: io.FileIO, path: Path, reading: Reading, say: Say = lambda _: None) -> Iterator[Piece]:
