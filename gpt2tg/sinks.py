@@ -165,6 +165,18 @@ class Earlier:
 # How each of our records begins: a single line that was cut is known by it.
 RECORD_START = b'{"prompt": "'
 
+# What each of our records has; others' lines of JSON lack some of them.
+RECORD_FIELDS = ("prompt_index", "texts", "settings", "prompt", "seed")
+
+
+def _is_of_others(line: bytes) -> bool:
+    """Whether a line without a line break is complete JSON and no record of ours: somebody else wrote it."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return False
+    return not (isinstance(entry, dict) and entry.keys() >= set(RECORD_FIELDS))
+
 
 def _no_record(path: Path, number: int) -> UserError:
     return UserError(
@@ -187,12 +199,12 @@ def earlier_run(options: PromptOptions, with_tokens: bool = False) -> Earlier | 
     if not holds_something(path):
         return None
     content = path.read_bytes()
-    lines = content.split(b"\n")[:-1]  # what follows the last line break was cut
+    *lines, rest = content.split(b"\n")  # what follows the last line break was cut
     records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
-            _ = entry["prompt_index"], entry["texts"], entry["settings"], entry["prompt"], entry["seed"]
+            _ = [entry[name] for name in RECORD_FIELDS]
         except (ValueError, KeyError, TypeError):
             if records and number == len(lines):
                 break  # a crash of the machine may leave rubbish in the last line
@@ -204,8 +216,8 @@ def earlier_run(options: PromptOptions, with_tokens: bool = False) -> Earlier | 
             "--show_probabilities; choose another file, or replace it with --overwrite",
             "output",
         )
-    if not records and content[: len(RECORD_START)] != RECORD_START[: len(content)]:
-        raise _no_record(path, 1)
+    if (not records and content[: len(RECORD_START)] != RECORD_START[: len(content)]) or _is_of_others(rest):
+        raise _no_record(path, len(lines) + 1)
     while records and sum(e["prompt_index"] == records[-1]["prompt_index"] for e in records) < records[-1]["texts"]:
         unfinished = records[-1]["prompt_index"]
         records = [entry for entry in records if entry["prompt_index"] != unfinished]

@@ -68,12 +68,12 @@ def read_lines(path: Path, option: str | None, say: Say = lambda _: None) -> lis
 
 
 def read_stdin(option: str) -> str:
-    """All that comes on stdin.
+    """All that comes on stdin, without a byte-order mark.
 
     Raises:
         UserError: it is not UTF-8 text.
     """
-    text = sys.stdin.read()
+    text = sys.stdin.read().removeprefix("\ufeff")
     for number, line in enumerate(text.split("\n"), start=1):
         if "\0" in line or any("\ud800" <= sign <= "\udfff" for sign in line):  # bytes that are no text
             raise UserError(f"- is not UTF-8: line {number} of stdin", option)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -19,6 +20,7 @@ from gpt2tg.measuring import lines_to_score
 from gpt2tg.options import CompareOptions, PromptOptions
 from gpt2tg.prompts import read_prompts
 from gpt2tg.session.files import load
+from gpt2tg.session.front import plain_front
 from gpt2tg.training.sources import Reading, survey
 
 Capture = pytest.CaptureFixture[str]
@@ -197,6 +199,16 @@ def test_half_an_emoji_in_a_session_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(first) + "\n" + json.dumps(turn) + "\n")
     with pytest.raises(UserError, match=r"line 2 holds \\ud83d, half of a character"):
         load(path)
+
+
+def test_a_byte_order_mark_on_stdin_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeffThe owl\nA fox\n"))
+    assert lines_to_score("-") == [(1, "The owl"), (2, "A fox")]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeffThe owl\n"))
+    assert [prompt.text for prompt in read_prompts(PromptOptions(prompt="-"))] == ["The owl"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeffThe owl\n\ufeffA fox\n"))
+    session = plain_front(print, print)
+    assert [session.read(), session.read()] == ["The owl", "\ufeffA fox"]  # it is a mark at the beginning alone
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such file there")

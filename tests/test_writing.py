@@ -301,8 +301,12 @@ def test_records_of_another_command_are_refused_and_left_alone(
 
 
 @pytest.mark.parametrize(
-    "content", ['{"mine": 1}\n{"mine": 2}\n', '{"mine": 1}\n', "a diary", "a diary\n", '{"prompts']
-)
+    "content",
+    [
+        '{"mine": 1}\n{"mine": 2}\n', '{"mine": 1}\n', "a diary", "a diary\n", '{"prompts',
+        '{"prompt": "The owl"}', '{"prompt": "The owl", "completion": "slept", "note": "last line without a break"}',
+    ],
+)  # fmt: skip
 def test_a_file_of_something_else_is_refused_and_left_alone(
     model_dir: Path, tmp_path: Path, content: str, capsys: Capture
 ) -> None:
@@ -311,6 +315,20 @@ def test_a_file_of_something_else_is_refused_and_left_alone(
     assert run(model_dir, "--output", out, "--format", "jsonl") == 2
     assert "line 1 is no record of ours" in capsys.readouterr().err
     assert out.read_text() == content
+
+
+def test_a_line_added_to_records_by_hand_is_left_alone(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out.jsonl"
+    words = ["--output", out, "--format", "jsonl", "--seed", "7"]
+    assert run(model_dir, *words) == 0
+    records = out.read_text()
+    out.write_text(records + '{"prompt": "my own example"}')
+    assert run(model_dir, *words) == 2
+    assert "line 4 is no record of ours" in capsys.readouterr().err
+    assert out.read_text() == records + '{"prompt": "my own example"}'
+    out.write_text(records.removesuffix("\n"))  # a record that lacks its line break alone is ours
+    assert run(model_dir, *words) == 0
+    assert out.read_text() == records
 
 
 def test_what_is_replaced_stands_until_the_first_record(

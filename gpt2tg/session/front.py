@@ -102,8 +102,10 @@ class Front:
 def plain_front(write: Callable[[str], None], say: Callable[[str], None]) -> Front:
     """Lines of stdin. A person at a terminal without abilities is asked for them on stderr."""
     at_terminal = sys.stdin.isatty()
+    mark = "\ufeff"  # some programs put one before what they pipe
 
     def read() -> str:
+        nonlocal mark
         if at_terminal:
             print("> ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
@@ -111,6 +113,7 @@ def plain_front(write: Callable[[str], None], say: Callable[[str], None]) -> Fro
             if at_terminal:
                 print(file=sys.stderr)
             raise EOFError
+        line, mark = line.removeprefix(mark), ""
         return line.removesuffix("\n").removesuffix("\r")
 
     wraps = sys.stdout.isatty()

@@ -120,8 +120,8 @@ def check_existing(options: TrainingOptions, model_name: str) -> Path:
             f"use at most {shape.n_layer}",
             "freeze_layers",
         )
-    output = Path(options.output_dir).resolve()
-    if options.overwrite and not options.dry_run and directory.resolve().is_relative_to(output):
+    overwrites = options.overwrite and not options.dry_run
+    if overwrites and directory.resolve().is_relative_to(Path(options.output_dir).resolve()):
         raise UserError(f"would remove {directory}, the model to start from: choose another --output_dir", "overwrite")
     return directory
 

@@ -179,7 +179,7 @@ def _state_files(checkpoint: Path) -> tuple[str, ...]:
 
 
 def _same(one: Path, other: Path) -> bool:
-    return one.expanduser().resolve() == other.expanduser().resolve()
+    return os.path.realpath(one.expanduser()) == os.path.realpath(other.expanduser())  # also of links in a circle
 
 
 def make_readable(directory: Path) -> None:

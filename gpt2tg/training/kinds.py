@@ -160,6 +160,8 @@ def misnamed(path: Path, head: bytes) -> str | None:
     """What to tell of plain text that looks like something that is read in another way; None where it does not."""
     if is_table(path):
         return None
+    if b"\r" in head.strip() and b"\n" not in head:
+        return "its lines end in CR alone, and are read as one line: convert them with: tr '\\r' '\\n'"
     text = head.decode(errors="replace").removeprefix("\ufeff").lstrip()
     if is_web_page(text):
         return "looks like a web page: its tags are read as text too"

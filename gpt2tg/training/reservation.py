@@ -25,9 +25,11 @@ def check_output(directory: Path, resumes: bool, overwrite: bool, is_held: bool 
         UserError: another run works in it, it cannot be written to, or it holds something and no flag says what to do.
     """
     with _told_as_bad_directory(directory):
-        if os.path.lexists(directory) and not directory.is_dir():
-            what = "a file" if directory.exists() else "a link to nothing"
-            raise UserError(f"{directory} is {what}: give a directory", "output_dir")
+        for place in (directory, *directory.parents):
+            if place.is_symlink() and not place.exists():  # also where links lead in a circle
+                raise UserError(f"{place} is a link to nothing: give a directory", "output_dir")
+        if directory.exists() and not directory.is_dir():
+            raise UserError(f"{directory} is a file: give a directory", "output_dir")
         _require_writable(directory)
         found = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
     if not is_held and found.intersection(LOCK_FILES):

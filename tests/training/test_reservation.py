@@ -14,7 +14,7 @@ from test_directory import names, run_of
 
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.training import durable
-from gpt2tg.training.directory import RunDirectory
+from gpt2tg.training.directory import RunDirectory, check_resumable
 from gpt2tg.training.locks import LOCK_FILE, locked
 from gpt2tg.training.processes import by_main_process
 from gpt2tg.training.reservation import Reservation, check_output
@@ -143,6 +143,18 @@ def test_saving_where_folders_cannot_be_synced(
     else:
         with pytest.raises(OSError, match=os.strerror(code)):
             run_of(tmp_path, 1)
+
+
+def test_links_to_nothing_on_the_way_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for name in ("link", "circle"):
+        for path in (tmp_path / name, tmp_path / name / "out", tmp_path / name / "a" / "b"):
+            with pytest.raises(UserError, match=f"{name} is a link to nothing"):
+                check_output(path, resumes=False, overwrite=False)
+    run_of(tmp_path, 1)
+    with pytest.raises(UserError, match="circle is no checkpoint of"):
+        check_resumable(tmp_path, str(tmp_path / "circle"))
 
 
 def test_places_that_cannot_be_written_are_refused(tmp_path: Path) -> None:

@@ -257,6 +257,15 @@ def test_plain_text_that_looks_like_something_else_is_told(tmp_path: Path, conte
     assert told.startswith(notice)
 
 
+def test_lines_that_end_in_cr_alone_are_told(tmp_path: Path) -> None:
+    for content in ("The owl\rA fox\r", "The owl\rA fox"):
+        texts, (told,) = read(tmp_path / "t.txt", content)
+        assert texts == [content]
+        assert "lines end in CR alone" in told
+    for content in ("The owl\r\nA fox\r\n", "The owl\r", "The\rowl\nA fox\n", "The owl"):
+        assert read(tmp_path / "t.txt", content)[1] == []
+
+
 def test_prose_is_told_nothing(tmp_path: Path) -> None:
     for content in ("A text, and more text.\n", "{braces}\nThe owl\n", "Text: the owl\n", "<The owl>\n"):
         assert read(tmp_path / "t.txt", content)[1] == []
