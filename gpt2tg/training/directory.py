@@ -16,7 +16,8 @@ from typing import Any
 from gpt2tg.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter
 from gpt2tg.engine.checkpoints import read_shape
 from gpt2tg.engine.hub import CONFIG_FILES, TOKENIZER_FILES
-from gpt2tg.engine.runs import LOG_FILE, MANIFEST, Saved, read_object, saved_checkpoints, step_of_model
+from gpt2tg.engine.json_files import read_object
+from gpt2tg.engine.runs import LOG_FILE, MANIFEST, Saved, saved_checkpoints, step_of_model
 from gpt2tg.errors import RunError, UserError, one_line
 from gpt2tg.options import NEWEST
 from gpt2tg.training.durable import (

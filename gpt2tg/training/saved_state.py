@@ -21,7 +21,8 @@ from transformers.trainer_pt_utils import safe_globals
 
 from gpt2tg.engine.adapters import is_adapter
 from gpt2tg.engine.checkpoints import read_shape
-from gpt2tg.engine.runs import MANIFEST, read_object
+from gpt2tg.engine.json_files import read_object
+from gpt2tg.engine.runs import MANIFEST
 from gpt2tg.engine.weights import stream_weights
 from gpt2tg.errors import one_line
 from gpt2tg.training.directory import OUTPUT_LAYER

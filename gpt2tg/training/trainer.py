@@ -21,7 +21,7 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
-from gpt2tg.engine.runs import read_object
+from gpt2tg.engine.json_files import read_object
 from gpt2tg.errors import Interrupted, RunError, one_line
 from gpt2tg.training.callbacks import Stopwatch, best_step, held_step, is_due, measuring_bar
 from gpt2tg.training.data import NO_LOSS, count_tokens
