@@ -193,7 +193,7 @@ def earlier_run(options: PromptOptions, with_tokens: bool = False) -> Earlier | 
         try:
             entry = json.loads(line)
             _ = entry["prompt_index"], entry["texts"], entry["settings"], entry["prompt"], entry["seed"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             if records and number == len(lines):
                 break  # a crash of the machine may leave rubbish in the last line
             raise _no_record(path, number) from None

@@ -301,7 +301,8 @@ def test_records_of_another_command_are_refused_and_left_alone(
 
 
 @pytest.mark.parametrize(
-    "content", ['{"mine": 1}\n{"mine": 2}\n', '{"mine": 1}\n', "a diary", "a diary\n", '{"prompts']
+    "content",
+    ["[" * 100_000 + "\n", '{"mine": 1}\n{"mine": 2}\n', '{"mine": 1}\n', "a diary", "a diary\n", '{"prompts'],
 )
 def test_a_file_of_something_else_is_refused_and_left_alone(
     model_dir: Path, tmp_path: Path, content: str, capsys: Capture
