@@ -416,7 +416,7 @@ def training_arguments(options: TrainingOptions, device: torch.device) -> Traini
     on_gpu = device.type == "cuda"
     if options.fp16 and not on_gpu:
         say("--fp16 needs a CUDA GPU and there is none: training in fp32")
-    if options.bf16 and on_gpu and not torch.cuda.is_bf16_supported():
+    if options.bf16 and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"is not supported by {torch.cuda.get_device_name()}: use --fp16", "bf16")
     settings = dict(
         output_dir=options.output_dir,
