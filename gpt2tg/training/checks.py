@@ -111,12 +111,7 @@ def check_existing(options: TrainingOptions, model_name: str) -> Path:
             f"{longest} is over the {shape.n_positions} positions of {model_name}: use at most {shape.n_positions}",
             "block_size",
         )
-    if options.freeze_layers > shape.n_layer:
-        raise UserError(
-            f"{options.freeze_layers} is more than the {shape.n_layer} layers of the model: "
-            f"use at most {shape.n_layer}",
-            "freeze_layers",
-        )
+    check_layers(options, shape.n_layer)
     output = Path(options.output_dir).resolve()
     if options.overwrite and not options.dry_run and directory.resolve().is_relative_to(output):
         raise UserError(f"would remove {directory}, the model to start from: choose another --output_dir", "overwrite")
@@ -130,6 +125,12 @@ def advice_on_hub(options: TrainingOptions, model_name: str) -> str | None:
         return None
     way_out = "leave out --no_merge to upload the whole model" if options.no_merge else "the merged model is whole"
     return f"--push_to_hub: {model_name} is not on the hub, so that others cannot load the adapter alone: {way_out}"
+
+
+def check_layers(options: TrainingOptions, there: int) -> None:
+    """Raises UserError where more layers are to be frozen than there are."""
+    if (layers := options.freeze_layers) > there:
+        raise UserError(f"{layers} is more than the {there} layers of the model: use at most {there}", "freeze_layers")
 
 
 def check_stride(stride: int | None, positions: int) -> None:

@@ -45,7 +45,7 @@ from gpt2tg.training.callbacks import (
     say,
     show,
 )
-from gpt2tg.training.checks import check_existing, check_processes, check_training_device
+from gpt2tg.training.checks import check_existing, check_layers, check_processes, check_training_device
 from gpt2tg.training.data import TrainingData, collate, load_data
 from gpt2tg.training.devices import device_bytes
 from gpt2tg.training.directory import RECORD_FILES, SAMPLES_FILE, RunDirectory, find_resumable
@@ -53,7 +53,7 @@ from gpt2tg.training.evaluate import perplexity
 from gpt2tg.training.fields import trainer_fields, without_secrets
 from gpt2tg.training.identity import check_same_run, identity
 from gpt2tg.training.interruption import Interruption
-from gpt2tg.training.lora import base_reference, check_layers, choose_weights
+from gpt2tg.training.lora import base_reference, choose_weights
 from gpt2tg.training.memory import out_of_memory, smaller_batches
 from gpt2tg.training.model import (
     existing_model,
