@@ -44,7 +44,7 @@ PLOT_FILE, SAMPLES_FILE, CARD_FILE = "loss.png", "samples.md", "README.md"
 
 # What a run needs to go on, beside the model. Where accelerate's FSDP cuts the model among processes, it has its own
 # name for the optimizer.
-STATE_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
+STATE_FILES = OPTIMIZER_FILE, SCHEDULER_FILE, STATE_FILE = "optimizer.pt", "scheduler.pt", "trainer_state.json"
 FSDP_WEIGHTS, FSDP_OPTIMIZER = "pytorch_model_fsdp.bin", "optimizer.bin"
 
 # The files of a model, in the order in which they are replaced: the weights last.

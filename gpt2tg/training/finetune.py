@@ -48,7 +48,7 @@ from gpt2tg.training.callbacks import (
 from gpt2tg.training.checks import check_existing, check_layers, check_processes, check_training_device
 from gpt2tg.training.data import TrainingData, collate, load_data
 from gpt2tg.training.devices import device_bytes
-from gpt2tg.training.directory import RECORD_FILES, SAMPLES_FILE, RunDirectory, find_resumable
+from gpt2tg.training.directory import RECORD_FILES, SAMPLES_FILE, STATE_FILE, RunDirectory, find_resumable
 from gpt2tg.training.evaluate import perplexity
 from gpt2tg.training.fields import trainer_fields, without_secrets
 from gpt2tg.training.identity import check_same_run, identity
@@ -70,7 +70,6 @@ from gpt2tg.training.records import Records
 from gpt2tg.training.reservation import Reservation
 from gpt2tg.training.restoring import Damaged
 from gpt2tg.training.samples import Samples
-from gpt2tg.training.saved_state import STATE_FILE
 from gpt2tg.training.side_files import SideFiles, side_files
 from gpt2tg.training.sources import Sources, plan_sources
 from gpt2tg.training.trainer import LanguageTrainer
