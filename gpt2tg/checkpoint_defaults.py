@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2tg.engine.checkpoints import find_checkpoint
+from gpt2tg.engine.json_files import read_json
 from gpt2tg.engine.runs import MANIFEST
 from gpt2tg.errors import UserError
 from gpt2tg.options import STRATEGIES, DecodingOptions, default_of, plain_type
@@ -49,7 +50,7 @@ def read_defaults(directory: Path) -> dict[str, Any]:
     path = directory / FILE
     if not path.is_file():
         return {}
-    config = _read(path)
+    config = read_json(path)
     ours = config.get(OURS)
     if not isinstance(ours, dict):
         return {}
@@ -102,7 +103,7 @@ def write_defaults(directory: Path, options: DecodingOptions) -> Path:
         RunError: it cannot be written.
     """
     path = directory / FILE
-    config = _read(path) if path.is_file() else {}
+    config = read_json(path) if path.is_file() else {}
     values = {name: getattr(options, name) for name in NAMES}
     config |= {NAMES[name]: OFF.get(name) if value is None else value for name, value in values.items()}
     config |= {"do_sample": True, OURS: {"decoding": options.decoding, "settings": list(NAMES)}}
@@ -117,7 +118,7 @@ def _tell_manifest(directory: Path, content: str) -> None:
     manifest = directory / MANIFEST
     if not manifest.is_file():
         return
-    known = _read(manifest)
+    known = read_json(manifest)
     if FILE in known.get("files", {}):
         data = content.encode()
         known["files"][FILE] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -146,13 +147,3 @@ def _changed(settings: dict[str, Any]) -> dict[str, str]:
 def kept(options: DecodingOptions) -> dict[str, Any]:
     """Of the options, those that a checkpoint can keep."""
     return {"decoding": options.decoding, **{name: getattr(options, name) for name in NAMES}}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
-        raise UserError(f"{path} is no valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return config

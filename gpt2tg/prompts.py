@@ -21,7 +21,6 @@ from gpt2tg.texts import (
     read_table,
     require_table,
 )
-from gpt2tg.words import is_utf8
 
 
 @dataclass(frozen=True)
@@ -96,10 +95,8 @@ def setting(name: str, value: Any, where: str, option: str | None) -> Any:
     kind = plain_type(DecodingOptions, name)
     if kind is tuple and isinstance(value, (str, list)):
         value = (value,) if isinstance(value, str) else tuple(value)
-        if all(isinstance(part, str) and is_utf8(part) for part in value):
-            return value
         if all(isinstance(part, str) for part in value):
-            raise UserError(f"{where}: {name} is {json.dumps(value)}, which holds half a character", option)
+            return value
     elif kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     elif type(value) is kind:

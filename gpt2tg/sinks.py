@@ -205,7 +205,7 @@ def earlier_run(options: PromptOptions, with_tokens: bool = False) -> Earlier | 
         try:
             entry = json.loads(line)
             _ = [entry[name] for name in RECORD_FIELDS]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             if records and number == len(lines):
                 break  # a crash of the machine may leave rubbish in the last line
             raise _no_record(path, number) from None

@@ -13,7 +13,7 @@ from typing import Any
 
 from gpt2tg.errors import UserError
 from gpt2tg.training.columns import FOR_LEARNING, BadRecord, Columns
-from gpt2tg.training.json_text import parse_json, refuse_half_characters
+from gpt2tg.training.json_text import half_character, parse_json, refuse_half_characters
 from gpt2tg.training.kinds import HEAD_BYTES, is_table, misnamed, require_plain, require_table
 from gpt2tg.training.tables import JSON_SUFFIXES, Row, read_rows
 from gpt2tg.training.text import decode_utf8, pieces
@@ -75,7 +75,7 @@ def read_stdin(option: str) -> str:
     """
     text = sys.stdin.read().removeprefix("\ufeff")
     for number, line in enumerate(text.split("\n"), start=1):
-        if "\0" in line or any("\ud800" <= sign <= "\udfff" for sign in line):  # bytes that are no text
+        if "\0" in line or half_character(line):  # bytes that are no text
             raise UserError(f"- is not UTF-8: line {number} of stdin", option)
     return text
 

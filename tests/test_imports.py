@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +41,7 @@ RULES: dict[str, set[str]] = {
     | {"torch"},
     "inspection": {"generation", "engine", "decoding", "errors", "torch"},
     "texts": {"training", "errors"},  # of training its readers, see below
-    "prompts": {"texts", "errors", "options", "words"},
+    "prompts": {"texts", "errors", "options"},
     "tables": {"inspection"},
     "sinks": {"generation", "inspection", "tables", "outputs", "streams", "errors", "options"},
     "writing": {"generation", "prompts", "sinks", "tables", "errors", "options", "tqdm"},
@@ -48,7 +49,7 @@ RULES: dict[str, set[str]] = {
     | {"tqdm"},
     "checkpoint_defaults": {"engine", "outputs", "errors", "options"},
     "comparison": {"comparison", "generation", "inspection", "prompts", "sinks", "outputs", "texts", "errors"}
-    | {"options", "numpy", "sacrebleu", "matplotlib", "markupsafe", "jinja2", "optuna", "tqdm"},
+    | {"options", "numpy", "sacrebleu", "matplotlib", "markupsafe", "jinja2", "optuna"},
     "session": {
         "session",
         "generation",
@@ -111,6 +112,21 @@ def imported(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_arrow_points_the_wrong_way(path: Path) -> None:
     assert imported(path) <= RULES[room_of(path)]
+
+
+def test_each_arrow_is_used() -> None:
+    used: dict[str, set[str]] = {room: set() for room in RULES}
+    for path in modules():
+        used[room_of(path)] |= imported(path)
+    assert {room: rule - used[room] - {room} for room, rule in RULES.items() if not rule <= used[room] | {room}} == {}
+
+
+def test_the_architecture_page_draws_the_same_arrows() -> None:
+    """That all may read the version from the package itself stands below its table."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \|$", page, flags=re.MULTILINE)
+    drawn = {room: set(re.findall(r"`(\w+)`", ours + outside)) for room, ours, outside in rows}
+    assert drawn == {room: rule - {room, "__init__"} for room, rule in RULES.items() if room != "__init__"}
 
 
 def test_scripts_are_never_imported() -> None:

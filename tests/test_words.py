@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,8 +16,8 @@ import generate_from_finetuned
 from gpt2tg.engine import kernels
 from gpt2tg.errors import UserError
 from gpt2tg.generation import Generator, load
-from gpt2tg.options import decoding_options
-from gpt2tg.prompts import setting
+from gpt2tg.options import PromptOptions, decoding_options
+from gpt2tg.prompts import read_prompts
 from gpt2tg.words import read_escapes, write_escapes
 
 ROOT = Path(__file__).parent.parent
@@ -179,9 +180,11 @@ def test_half_an_emoji_in_options_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["stop", "bias", "ban_words"])
-def test_half_an_emoji_in_json_is_refused_with_its_line(name: str) -> None:
-    with pytest.raises(UserError, match=f"p.jsonl line 3: {name} is .*half a character"):
-        setting(name, ["fine", "\ud83d=1"], "p.jsonl line 3", "prompts_file")
+def test_half_an_emoji_in_json_is_refused_with_its_line(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "a"}\n\n' + json.dumps({"prompt": "b", name: ["fine", "\ud83d=1"]}) + "\n")
+    with pytest.raises(UserError, match=r"p\.jsonl line 3 holds \\ud83d, half of a character"):
+        read_prompts(PromptOptions(prompts_file=str(file)))
 
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -303,7 +303,7 @@ def test_records_of_another_command_are_refused_and_left_alone(
 @pytest.mark.parametrize(
     "content",
     [
-        '{"mine": 1}\n{"mine": 2}\n', '{"mine": 1}\n', "a diary", "a diary\n", '{"prompts',
+        '{"mine": 1}\n{"mine": 2}\n', '{"mine": 1}\n', "a diary", "a diary\n", '{"prompts', "[" * 100_000 + "\n",
         '{"prompt": "The owl"}', '{"prompt": "The owl", "completion": "slept", "note": "last line without a break"}',
     ],
 )  # fmt: skip

@@ -5,7 +5,6 @@ Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". Nothing of
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2tg.engine.hub import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, WEIGHT_FILES
+from gpt2tg.engine.json_files import read_json
 from gpt2tg.engine.weight_files import EMBEDDING, HEAD, plain_name, read_header
 from gpt2tg.errors import UserError, one_line
 from gpt2tg.lfs import refuse_pointer
@@ -215,13 +215,8 @@ def _refuse_unknown_settings(config: dict[str, Any], directory: Path) -> None:
 
 
 def _config(directory: Path) -> dict[str, Any]:
-    path = directory / ADAPTER_CONFIG
-    refuse_pointer(path)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    if not isinstance(config, dict) or not isinstance(config.get("lora_alpha", 1), (int, float)):
-        raise UserError(f"{path} is no adapter's config")
+    config = read_json(directory / ADAPTER_CONFIG)
+    if not isinstance(config.get("lora_alpha", 1), (int, float)):
+        raise UserError(f"{directory / ADAPTER_CONFIG} is no adapter's config")
     _refuse_unknown_settings(config, directory)
     return config

@@ -3,7 +3,6 @@ second: a name that is wrong is refused before."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from gpt2tg.engine.hub import (
     fetch_model,
     vocabulary_among,
 )
+from gpt2tg.engine.json_files import read_json
 from gpt2tg.engine.weight_files import find_weights
 from gpt2tg.errors import UserError, one_line
 from gpt2tg.lfs import refuse_pointer
@@ -296,21 +296,3 @@ def _end_ids(directory: Path, config: dict[str, Any]) -> tuple[int, ...]:
     size = config.get("vocab_size")
     known = size if isinstance(size, int) else 0  # what is no size is refused by `shape_of`
     return tuple(i for i in ids if isinstance(i, int) and 0 <= i < known)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object that a file of a model holds.
-
-    Raises:
-        UserError: there is none.
-    """
-    refuse_pointer(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: the directory holds no whole model") from None
-    except (ValueError, RecursionError, OSError) as error:
-        raise UserError(f"{path} is no valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return content

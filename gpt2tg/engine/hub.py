@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from gpt2tg.engine.json_files import read_object
 from gpt2tg.errors import UserError, one_line
 from gpt2tg.options import BUNDLED_MODEL
 
@@ -80,7 +80,7 @@ def _weights_are_there(directory: Path, there: set[str]) -> bool:
     if preferred is None or not preferred.endswith(".json"):
         return preferred is not None
     try:
-        return set(json.loads((directory / preferred).read_text(encoding="utf-8"))["weight_map"].values()) <= there
+        return set(read_object(directory / preferred)["weight_map"].values()) <= there
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gpt2tg.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gpt2tg.engine.checkpoints import find_checkpoint
 from gpt2tg.engine.hub import WEIGHT_FILES
+from gpt2tg.engine.json_files import read_object
 from gpt2tg.errors import UserError
 
 # Sizes and sha256 of the files of a checkpoint: written last, so that a checkpoint without it is not whole.
@@ -21,8 +20,6 @@ MANIFEST = "manifest.json"
 # A folder with any of these was a checkpoint, whole or not.
 SIGNS_OF_A_CHECKPOINT = (MANIFEST, "config.json", ADAPTER_CONFIG, ADAPTER_WEIGHTS, *WEIGHT_FILES)
 SIGNS_OF_A_CHECKPOINT += ("trainer_state.json", "optimizer.pt")
-# How the file begins that a clone without git-lfs leaves in place of a large one.
-LFS_POINTER = "version https://git-lfs.github.com/spec/"
 
 # The losses of a run, step by step, in its output directory.
 LOG_FILE = "training_log.csv"
@@ -122,25 +119,6 @@ def step_of_model(directory: Path) -> int | None:
         return int(read_object(directory / "run.json")["model"]["step"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object that a file holds.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is not UTF-8, not JSON, a Git LFS pointer, or holds something else than an object.
-    """
-    text = path.read_text(encoding="utf-8")
-    if text.startswith(LFS_POINTER):
-        raise ValueError("it is a Git LFS pointer, not the file itself: run git lfs pull")
-    try:
-        content = json.loads(text)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    if not isinstance(content, dict):
-        raise ValueError("it holds no JSON object")
-    return content
 
 
 def _order(checkpoint: Path) -> int | None:

@@ -17,8 +17,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers.models import BPE, WordPiece
 
 from gpt2tg.engine.adapters import is_adapter
-from gpt2tg.engine.checkpoints import base_directory, read_json
+from gpt2tg.engine.checkpoints import base_directory
 from gpt2tg.engine.hub import vocabulary_among
+from gpt2tg.engine.json_files import read_json
 from gpt2tg.errors import UserError
 from gpt2tg.lfs import refuse_pointer
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt2tg.engine.hub import WEIGHT_FILES
+from gpt2tg.engine.json_files import read_object
 from gpt2tg.errors import UserError, one_line
 from gpt2tg.lfs import refuse_pointer
 
@@ -75,10 +76,10 @@ def weight_map(index: Path) -> dict[str, str]:
     """
     refuse_pointer(index)
     try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = read_object(index)["weight_map"]
         if not names or not all(isinstance(name, str) for name in names.values()):
             raise ValueError("no file for some weights")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
         raise UserError(f"{index} does not say which file holds which weights: {one_line(error)}") from None
     return {tensor: Path(name).name for tensor, name in names.items()}
 

@@ -17,9 +17,6 @@ from gpt2tg.training.processes import is_main_process
 from gpt2tg.training.reservation import check_output
 from gpt2tg.training.sources import Sources, Survey, plan_evaluation, plan_sources
 
-# Ends of the names of files that may hold the weights of a model or an adapter; which of them do is seen when read.
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-
 
 def check_training(options: TrainingOptions, model_name: str, device: str) -> Sources | None:
     """Refuse what a run cannot be started with.
@@ -51,7 +48,7 @@ def check_evaluation(options: EvaluationOptions, model_name: str, device: str) -
     """
     check_device(device)
     found = plan_evaluation(options)
-    directory = find_model(model_name)
+    directory = find_checkpoint(model_name)
     check_stride(options.stride, read_shape(directory).n_positions)
     return found
 
@@ -106,7 +103,7 @@ def check_existing(options: TrainingOptions, model_name: str) -> Path:
         UserError: no such model, files that are missing, another architecture, more frozen layers than there are, a
             block size over its positions, or it is what --overwrite would remove.
     """
-    directory = find_model(model_name)
+    directory = find_checkpoint(model_name)
     shape = read_shape(directory)
     sizes = {one.block_size for one in options.tries()} if options.try_ else {options.block_size}
     if (longest := max(sizes)) > shape.n_positions:
@@ -114,12 +111,7 @@ def check_existing(options: TrainingOptions, model_name: str) -> Path:
             f"{longest} is over the {shape.n_positions} positions of {model_name}: use at most {shape.n_positions}",
             "block_size",
         )
-    if options.freeze_layers > shape.n_layer:
-        raise UserError(
-            f"{options.freeze_layers} is more than the {shape.n_layer} layers of the model: "
-            f"use at most {shape.n_layer}",
-            "freeze_layers",
-        )
+    check_layers(options, shape.n_layer)
     overwrites = options.overwrite and not options.dry_run
     if overwrites and directory.resolve().is_relative_to(Path(options.output_dir).resolve()):
         raise UserError(f"would remove {directory}, the model to start from: choose another --output_dir", "overwrite")
@@ -135,16 +127,10 @@ def advice_on_hub(options: TrainingOptions, model_name: str) -> str | None:
     return f"--push_to_hub: {model_name} is not on the hub, so that others cannot load the adapter alone: {way_out}"
 
 
-def find_model(name: str) -> Path:
-    """The directory of a model, once it is known to hold weights.
-
-    Raises:
-        UserError: there is no such model, or it lacks its weights.
-    """
-    directory = find_checkpoint(name)
-    if is_directory(name) and not any(file.suffix in WEIGHT_SUFFIXES for file in directory.iterdir()):
-        raise UserError(f"{directory} holds no weights: no {' or '.join(WEIGHT_SUFFIXES)} is there", "model_name")
-    return directory
+def check_layers(options: TrainingOptions, there: int) -> None:
+    """Raises UserError where more layers are to be frozen than there are."""
+    if (layers := options.freeze_layers) > there:
+        raise UserError(f"{layers} is more than the {there} layers of the model: use at most {there}", "freeze_layers")
 
 
 def check_stride(stride: int | None, positions: int) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 from gpt2tg.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter
 from gpt2tg.engine.checkpoints import read_shape
 from gpt2tg.engine.hub import CONFIG_FILES, TOKENIZER_FILES
-from gpt2tg.engine.runs import LOG_FILE, MANIFEST, Saved, read_object, saved_checkpoints, step_of_model
+from gpt2tg.engine.json_files import read_object
+from gpt2tg.engine.runs import LOG_FILE, MANIFEST, Saved, saved_checkpoints, step_of_model
 from gpt2tg.errors import RunError, UserError, one_line
 from gpt2tg.options import NEWEST
 from gpt2tg.training.durable import (
@@ -43,7 +44,7 @@ PLOT_FILE, SAMPLES_FILE, CARD_FILE = "loss.png", "samples.md", "README.md"
 
 # What a run needs to go on, beside the model. Where accelerate's FSDP cuts the model among processes, it has its own
 # name for the optimizer.
-STATE_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
+STATE_FILES = OPTIMIZER_FILE, SCHEDULER_FILE, STATE_FILE = "optimizer.pt", "scheduler.pt", "trainer_state.json"
 FSDP_WEIGHTS, FSDP_OPTIMIZER = "pytorch_model_fsdp.bin", "optimizer.bin"
 
 # The files of a model, in the order in which they are replaced: the weights last.

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gpt2tg.engine.runs import MANIFEST, read_object
+from gpt2tg.engine.json_files import read_object
+from gpt2tg.engine.runs import MANIFEST
 
 # In the output directory: what is being written, and what is being removed.
 UNFINISHED = ".unfinished"

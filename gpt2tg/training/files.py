@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from glob import has_magic, iglob
 from pathlib import Path
 
+from gpt2tg.engine.hub import ADAPTER_CONFIG, VOCABULARY_FILES, WEIGHT_FILES
+from gpt2tg.engine.runs import LOG_FILE
 from gpt2tg.errors import UserError
+from gpt2tg.training.directory import is_ours
 from gpt2tg.training.kinds import TABLE_SUFFIXES
 
 # What is taken from a folder; a file that is named is read whatever its name.
@@ -20,12 +22,9 @@ BACKUP_ENDINGS = ("~", ".bak", ".orig", ".swp", ".swo")
 # Folders of programs; those with a hidden name are left out anyway.
 PROGRAM_FOLDERS = ("__pycache__", "__MACOSX", "node_modules", "site-packages")
 
-# Files of which one makes a folder that of a model, a run, or a virtual environment: their texts are not the user's.
-MODEL_FILES = ("model.safetensors", "pytorch_model.bin", "adapter_config.json", "tokenizer.json", "merges.txt")
+# Files of which one makes a folder that of a model or of a virtual environment: their texts are not the user's.
+MODEL_FILES = (*WEIGHT_FILES, ADAPTER_CONFIG, *VOCABULARY_FILES)
 ENVIRONMENT_FILE = "pyvenv.cfg"
-
-# What a run of ours leaves, also where it was cut short or copied in part.
-LOG_FILE = "training_log.csv"
 
 Say = Callable[[str], None]
 
@@ -66,7 +65,7 @@ def _named(name: str, option: str, output: Path | None, say: Say) -> list[Path]:
 
 def _in_folder(folder: Path, option: str, output: Path | None, say: Say) -> list[Path]:
     """The texts in a folder and below."""
-    if is_run(folder):
+    if is_ours(folder):
         raise UserError(f"{folder} is the directory of a training run: its texts are not yours to train on", option)
     found, other = [], []
     for path in _walk(folder, option, output, say):
@@ -129,19 +128,11 @@ def _is_foreign(folder: Path, output: Path | None, say: Say) -> bool:
     if folder.name in PROGRAM_FOLDERS or (folder / ENVIRONMENT_FILE).exists():
         return True
     is_output = output is not None and output.exists() and folder.exists() and folder.samefile(output)
-    if is_output or is_run(folder) or _holds_model(folder) or (folder / LOG_FILE).exists():
+    # The log of a run tells of one that was cut short, or copied in part.
+    if is_output or is_ours(folder) or _holds_model(folder) or (folder / LOG_FILE).exists():
         say(f"{folder} passed over: {'the output directory' if is_output else 'it holds a run or a model'}")
         return True
     return False
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a training run of ours has made a folder."""
-    try:
-        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        return "gpt2tg" in run["versions"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def _holds_model(folder: Path) -> bool:

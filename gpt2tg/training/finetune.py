@@ -45,15 +45,15 @@ from gpt2tg.training.callbacks import (
     say,
     show,
 )
-from gpt2tg.training.checks import check_existing, check_processes, check_training_device
+from gpt2tg.training.checks import check_existing, check_layers, check_processes, check_training_device
 from gpt2tg.training.data import TrainingData, collate, load_data
 from gpt2tg.training.devices import device_bytes
-from gpt2tg.training.directory import RECORD_FILES, SAMPLES_FILE, RunDirectory, find_resumable
+from gpt2tg.training.directory import RECORD_FILES, SAMPLES_FILE, STATE_FILE, RunDirectory, find_resumable
 from gpt2tg.training.evaluate import perplexity
 from gpt2tg.training.fields import trainer_fields, without_secrets
 from gpt2tg.training.identity import check_same_run, identity
 from gpt2tg.training.interruption import Interruption
-from gpt2tg.training.lora import base_reference, check_layers, choose_weights
+from gpt2tg.training.lora import base_reference, choose_weights
 from gpt2tg.training.memory import out_of_memory, smaller_batches
 from gpt2tg.training.model import (
     existing_model,
@@ -70,7 +70,6 @@ from gpt2tg.training.records import Records
 from gpt2tg.training.reservation import Reservation
 from gpt2tg.training.restoring import Damaged
 from gpt2tg.training.samples import Samples
-from gpt2tg.training.saved_state import STATE_FILE
 from gpt2tg.training.side_files import SideFiles, side_files
 from gpt2tg.training.sources import Sources, plan_sources
 from gpt2tg.training.trainer import LanguageTrainer
@@ -416,7 +415,7 @@ def training_arguments(options: TrainingOptions, device: torch.device) -> Traini
     on_gpu = device.type == "cuda"
     if options.fp16 and not on_gpu:
         say("--fp16 needs a CUDA GPU and there is none: training in fp32")
-    if options.bf16 and on_gpu and not torch.cuda.is_bf16_supported():
+    if options.bf16 and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"is not supported by {torch.cuda.get_device_name()}: use --fp16", "bf16")
     settings = dict(
         output_dir=options.output_dir,

@@ -7,6 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
+from gpt2tg import lfs
 from gpt2tg.errors import UserError
 
 # Enough to recognise a file by.
@@ -54,8 +55,7 @@ DOCUMENTS = (
 )
 DOCUMENT_SUFFIXES = {".docx": DOCUMENTS[0], ".xlsx": DOCUMENTS[1], ".pptx": DOCUMENTS[2], ".epub": DOCUMENTS[3]}
 
-# A place holder that version control leaves where a large file was not fetched.
-LFS_POINTER = re.compile(rb"version https?://(?:git-lfs\.github|hawser\.github)\.com/spec/")
+# A place holder that git-annex leaves where a large file was not fetched.
 ANNEX_POINTER = re.compile(rb"\S*/annex/objects/\S+\s*\Z")
 
 # The longer marks first: UTF-32 begins like UTF-16.
@@ -90,8 +90,8 @@ def require_plain(path: Path, head: bytes, option: str | None) -> None:
         raise UserError(
             f"{path} would be read as plain text: write it as .jsonl, an object a line, or name it .txt", option
         )
-    if LFS_POINTER.match(head):
-        raise UserError(f"{path} is a Git LFS pointer, not the file itself: fetch that with: git lfs pull", option)
+    if lfs.begins_pointer(head):
+        raise lfs.refusal(path, option)
     if len(head) < HEAD_BYTES and ANNEX_POINTER.match(head):
         raise UserError(f"{path} is a git-annex pointer, not the file itself: fetch that with: git annex get", option)
     if encoding := wide_encoding(head):

@@ -12,8 +12,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from gpt2tg.errors import UserError
 from gpt2tg.options import BUNDLED_MODEL, TrainingOptions
+from gpt2tg.training.checks import check_layers
 
 
 def choose_weights(model: GPT2LMHeadModel, options: TrainingOptions, base: str) -> GPT2LMHeadModel | PeftModel:
@@ -74,12 +74,6 @@ def base_reference(model_name: str, directory: Path) -> str:
     """How an adapter names its model: as on the hub, or where it lies on this machine."""
     given = Path(model_name).expanduser()
     return str(directory.resolve()) if model_name != BUNDLED_MODEL and given.exists() else model_name
-
-
-def check_layers(options: TrainingOptions, there: int) -> None:
-    """Raises UserError where more layers are to be frozen than there are."""
-    if (layers := options.freeze_layers) > there:
-        raise UserError(f"{layers} is more than the {there} layers of the model: use at most {there}", "freeze_layers")
 
 
 def _freeze(model: GPT2LMHeadModel, layers: int) -> None:

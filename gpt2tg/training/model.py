@@ -15,7 +15,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils import ModelOutput
 
-from gpt2tg.engine.checkpoints import ModelShape, base_directory, read_json, read_shape, shape_of
+from gpt2tg.engine.checkpoints import ModelShape, base_directory, read_shape, shape_of
+from gpt2tg.engine.json_files import read_json
 from gpt2tg.engine.model import GPT2
 from gpt2tg.engine.tokenizer import TextTokenizer, load_tokenizer, note_on_unused, unused_ids
 from gpt2tg.engine.tokenizer_files import END_OF_TEXT, byte_level

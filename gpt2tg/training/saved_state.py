@@ -21,17 +21,14 @@ from transformers.trainer_pt_utils import safe_globals
 
 from gpt2tg.engine.adapters import is_adapter
 from gpt2tg.engine.checkpoints import read_shape
-from gpt2tg.engine.runs import MANIFEST, read_object
+from gpt2tg.engine.json_files import read_object
+from gpt2tg.engine.runs import MANIFEST
 from gpt2tg.engine.weights import stream_weights
 from gpt2tg.errors import one_line
-from gpt2tg.training.directory import OUTPUT_LAYER
+from gpt2tg.training.directory import OPTIMIZER_FILE, OUTPUT_LAYER, SCHEDULER_FILE, STATE_FILE, WEIGHTS
 
-STATE_FILE, OPTIMIZER_FILE, SCHEDULER_FILE, SCALER_FILE = (
-    "trainer_state.json",
-    "optimizer.pt",
-    "scheduler.pt",
-    "scaler.pt",
-)
+# There where a run computed in 16 bits on a GPU.
+SCALER_FILE = "scaler.pt"
 
 # Under this name our part of the state stands in the trainer_state.json of a checkpoint.
 OUR_STATE = "gpt2tg"
@@ -53,7 +50,7 @@ def _checks(checkpoint: Path) -> Iterator[tuple[Path, Callable[[Path], None]]]:
     yield checkpoint / MANIFEST, _check_manifest
     yield checkpoint / STATE_FILE, _check_trainer_state
     if not is_adapter(checkpoint):  # one is compared with its model when that is there
-        yield checkpoint / "model.safetensors", _check_weights
+        yield checkpoint / WEIGHTS, _check_weights
     if (checkpoint / OPTIMIZER_FILE).is_file():
         yield checkpoint / OPTIMIZER_FILE, _check_optimizer
     yield checkpoint / SCHEDULER_FILE, _check_scheduler

@@ -22,7 +22,8 @@ import optuna
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gpt2tg import __version__
-from gpt2tg.engine.runs import LOG_FILE, read_object, saved_checkpoints
+from gpt2tg.engine.json_files import read_object
+from gpt2tg.engine.runs import LOG_FILE, saved_checkpoints
 from gpt2tg.errors import Interrupted, RunError, UserError
 from gpt2tg.options import NEWEST, DeviceOptions, ModelNameOptions, TrainingOptions
 from gpt2tg.training.callbacks import duration, say, show

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gpt2tg.engine.adapters import is_adapter
-from gpt2tg.engine.checkpoints import ModelShape, base_directory, read_json
+from gpt2tg.engine.checkpoints import ModelShape, base_directory
 from gpt2tg.engine.hub import GENERATION_CONFIG, TOKENIZER_FILES
+from gpt2tg.engine.json_files import read_json
 from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.engine.tokenizer_files import SETTINGS, tokenizer_directory
 from gpt2tg.lfs import is_pointer, refuse_pointer

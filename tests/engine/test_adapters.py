@@ -141,7 +141,7 @@ def cut(directory: Path) -> None:
     [
         (cut, "is cut or broken"),
         (lambda directory: (directory / "adapter_model.safetensors").unlink(), "is cut, broken or missing"),
-        (lambda directory: (directory / "adapter_config.json").write_text("{"), "cannot be read"),
+        (lambda directory: (directory / "adapter_config.json").write_text("{"), "adapter_config.json is no valid JSON"),
         (lambda directory: edit(directory, peft_type="PREFIX_TUNING"), "only LoRA can be read"),
         (lambda directory: edit(directory, use_dora=True), "use_dora True"),
         (lambda directory: edit(directory, alpha_pattern={"c_attn": 3}), "alpha_pattern"),

@@ -181,6 +181,17 @@ def test_a_copy_that_lacks_a_shard_does_not_count(cache: Path, sharded_files: di
         fetch_model("gpt2")
 
 
+@pytest.mark.parametrize("index", ["[" * 100_000, "[]", '{"weight_map": []}', "{"])
+def test_a_copy_with_a_broken_index_does_not_count(
+    cache: Path, sharded_files: dict[str, Path], tmp_path: Path, index: str
+) -> None:
+    broken = tmp_path / "broken.json"
+    broken.write_text(index)
+    put(cache, "gpt2", {**sharded_files, "model.safetensors.index.json": broken})
+    with pytest.raises(UserError, match="gpt2 is no directory here and not in the local cache"):
+        fetch_model("gpt2")
+
+
 def sharded_pickle(tmp_path: Path) -> dict[str, Path]:
     """The weights of a model in two pickles, and their index."""
     weights = random_model().state_dict()

@@ -1,13 +1,17 @@
-"""Apple's GPUs, which no machine of ours has: torch.mps is stood in for."""
+"""GPUs that no machine of ours has: torch.mps and torch.cuda are stood in for."""
 
 from __future__ import annotations
 
 import types
+from pathlib import Path
 
 import pytest
 import torch
 
+from gpt2tg.errors import UserError
+from gpt2tg.options import TrainingOptions
 from gpt2tg.training import devices, plan
+from gpt2tg.training.finetune import training_arguments
 
 MPS = types.SimpleNamespace(type="mps")
 
@@ -49,6 +53,14 @@ def test_a_step_is_timed_until_the_gpu_has_done_it(apple: Apple) -> None:
     assert apple.waited == 1
     plan._timed(lambda: None, torch.device("cpu"))
     assert apple.waited == 1
+
+
+def test_a_gpu_that_only_emulates_bf16_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    options = TrainingOptions(train_file="a.txt", output_dir=str(tmp_path), bf16=True)
+    with pytest.raises(UserError, match="bf16 is not supported by Tesla T4: use --fp16"):
+        training_arguments(options, torch.device("cuda"))
 
 
 def test_memory_is_that_of_the_device_trained_on(apple: Apple) -> None:

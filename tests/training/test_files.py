@@ -78,9 +78,20 @@ def test_a_folder_is_read_without_its_runs(tmp_path: Path, monkeypatch: pytest.M
     output_of_a_run(Path("earlier"))
     write(Path("gpt2/config.json"), "{}")
     write(Path("gpt2/merges.txt"))
+    write(Path("shards/config.json"), "{}")
+    write(Path("shards/model.safetensors.index.json"), "{}")
+    write(Path("shards/notes.md"))
+    write(Path("bert/config.json"), "{}")
+    write(Path("bert/vocab.txt"))
     source, _ = plan_sources(TrainingOptions(train_file=names, output_dir="./out"))
     assert texts_of(source.found) == ["from a"]
-    assert {notice.partition(" passed")[0] for notice in source.found.notices} >= {"out", "earlier", "gpt2"}
+    assert {notice.partition(" passed")[0] for notice in source.found.notices} >= {
+        "out",
+        "earlier",
+        "gpt2",
+        "shards",
+        "bert",
+    }
 
 
 def test_texts_inside_the_output_directory_may_be_named(tmp_path: Path) -> None:
