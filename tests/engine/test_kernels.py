@@ -515,7 +515,7 @@ def test_without_a_compiler_torch_writes_the_same_text(model_dir: Path, tmp_path
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """An empty place for compiled kernels, which are looked for anew; compiled in haste, as they compute nothing here."""
+    """An empty place for compiled kernels, which are looked for anew; without optimising, as they compute nothing."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv(kernels.SWITCH, raising=False)
     kernels.load.cache_clear()
