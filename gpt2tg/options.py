@@ -558,7 +558,7 @@ class PromptOptions:
     text_column: str | None = TEXT_COLUMN
     batch_size: int = option(8, "texts written side by side; changes none of them", group="prompts", low=1)
     output: str | None = option(
-        None, "write the texts to this file", group="prompts", metavar="FILE", shown_default="stdout"
+        None, "write the texts to this file; - is stdout", group="prompts", metavar="FILE", shown_default="stdout"
     )
     format: str = option(
         "text",

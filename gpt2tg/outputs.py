@@ -21,6 +21,8 @@ from gpt2tg.options import PromptOptions
 
 # Directories in which the names of open descriptors lie; the first one is Linux's.
 DESCRIPTORS = (f"/proc/{os.getpid()}/fd", "/dev/fd")
+# What stands for stdout, as it stands for stdin where a file is read.
+STDOUT = Path("-")
 # Links that lead to links, before they count as a circle.
 MOST_LINKS = 40
 
@@ -211,7 +213,9 @@ def _check_stream(path: Path, option: str | None, say: Callable[[str], None]) ->
 
 
 def _descriptor(path: Path) -> int | None:
-    """The open descriptor that a name stands for, as `/dev/stdout` does for 1; None for any other name."""
+    """The open descriptor that a name stands for, as `/dev/stdout` and `-` do for 1; None for any other name."""
+    if path == STDOUT:
+        return 1
     seen = path
     for _ in range(MOST_LINKS):
         folder = os.path.realpath(seen.parent)

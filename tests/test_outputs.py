@@ -149,6 +149,18 @@ def test_dev_stdout_is_stdout(tmp_path: Path) -> None:
     assert log.read_text() == "before\nprinted\nstory\n"
 
 
+@FORMS
+def test_a_dash_is_stdout(
+    form: str, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(model_dir, "--prompt", "The owl", "--format", form, "--output", "-") == 0
+    to_dash = capfd.readouterr().out
+    assert run(model_dir, "--prompt", "The owl", "--format", form) == 0
+    assert to_dash == capfd.readouterr().out != ""
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_descriptor_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
     (tmp_path / "x").touch()
     with (tmp_path / "x").open() as file, pytest.raises(UserError, match="Bad file descriptor"):

@@ -154,7 +154,11 @@ def _inside(directory: Path, option: str) -> Path:
         return _checked(steps[-1])
     found = sorted(path.name for path in directory.iterdir())
     listing = ", ".join(found[:6]) + (", ..." if len(found) > 6 else "") if found else "nothing"
-    raise UserError(f"{directory} holds no model: config.json is missing, found {listing}", option)
+    within = sorted(
+        {str(file.parent) for name in ("config.json", ADAPTER_CONFIG) for file in directory.glob(f"*/{name}")}
+    )
+    hint = f"; it holds models in folders: give {' or '.join(within[:3])}" if within else ""
+    raise UserError(f"{directory} holds no model: config.json is missing, found {listing}{hint}", option)
 
 
 def _checked(directory: Path) -> Path:
@@ -230,7 +234,7 @@ def shape_of(config: dict[str, Any], directory: Path, end_ids: tuple[int, ...]) 
     for name, most in LARGEST.items():
         value = config.get(name)
         if type(value) is not int or not 1 <= value <= most:  # True is an int, but no size
-            raise UserError(f"{where}: {name} is {value}, expected a number from 1 to {most}")
+            raise UserError(f"{where}: {name} is {one_line(repr(value), 80)}, expected a whole number from 1 to {most}")
     for name in SWITCHES:
         if not isinstance(config.get(name, True), bool):
             raise UserError(f"{where}: {name} is {one_line(config[name], 80)}, expected true or false")
@@ -239,7 +243,7 @@ def shape_of(config: dict[str, Any], directory: Path, end_ids: tuple[int, ...]) 
     inner = 4 * config["n_embd"] if config.get("n_inner") is None else config["n_inner"]
     if type(inner) is not int or not 1 <= inner <= 4 * LARGEST["n_embd"]:
         most = 4 * LARGEST["n_embd"]
-        raise UserError(f"{where}: n_inner is {inner}, expected a number from 1 to {most}")
+        raise UserError(f"{where}: n_inner is {one_line(repr(inner), 80)}, expected a whole number from 1 to {most}")
     activation = config.get("activation_function", "gelu_new")
     if activation not in ACTIVATIONS:
         raise UserError(f"{where}: activation {activation} is none of {', '.join(ACTIVATIONS)}")

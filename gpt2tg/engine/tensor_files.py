@@ -16,6 +16,9 @@ REMAP_AFTER = 32_000_000
 # The types that weights may be stored in, by torch and by safetensors; they are computed with in 32 bits.
 WEIGHT_TYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
 
+# Where training loops keep the weights in a pickle that holds the state of the optimizer too.
+NESTED_IN = ("state_dict", "model_state_dict", "model", "module")
+
 
 class Safetensors:
     """A memory-mapped file of tensors, mapped anew now and then so that what was read need not stay in memory."""
@@ -77,7 +80,7 @@ def open_tensors(file: Path) -> TensorFile:
     """Open a file of tensors by its suffix.
 
     Raises:
-        UserError: a Git LFS pointer, a truncated file, or a pickle that holds more than tensors.
+        UserError: a Git LFS pointer, a truncated file, or a pickle that holds no named tensors, or code.
     """
     refuse_pointer(file)
     return Pickle(file) if file.suffix == ".bin" else Safetensors(file)
@@ -101,8 +104,19 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
             f"{file} is refused: it is broken or holds more than weights, and nothing in it was run "
             f"({one_line(error, 120)}); convert it to model.safetensors on a machine where you trust it"
         ) from None
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
-    ):
+    if weights := _named_tensors(content):
+        return weights
+    nested = {
+        key: weights for key in NESTED_IN if isinstance(content, dict) and (weights := _named_tensors(content.get(key)))
+    }
+    if len(nested) > 1:
+        raise UserError(f"{file} holds several sets of weights ({', '.join(nested)}): save one of them alone")
+    if not nested:
         raise UserError(f"{file} holds something else than named weights")
-    return content
+    return nested.popitem()[1]
+
+
+def _named_tensors(content: object) -> dict[str, Tensor]:
+    """The tensors with a name; numbers beside them, as the step of a training, are no weights."""
+    entries = content.items() if isinstance(content, dict) else ()
+    return {name: value for name, value in entries if isinstance(name, str) and isinstance(value, Tensor)}

@@ -596,7 +596,7 @@ def test_an_index_cannot_reach_outside_its_directory(
 
 @pytest.mark.parametrize(
     "content",
-    [[torch.ones(2)], torch.ones(2), {"step": 3}, {"model": {"wte.weight": torch.ones(2)}}, {1: torch.ones(2)}],
+    [[torch.ones(2)], torch.ones(2), {"step": 3}, {"layers": {"wte.weight": torch.ones(2)}}, {1: torch.ones(2)}],
     ids=["list", "tensor", "number in a dict", "dict in a dict", "numbers as names"],
 )
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])

@@ -220,6 +220,40 @@ def test_adapter_that_was_not_merged_is_refused(checkpoint: Path, weights: Tenso
 # --- containers ---
 
 
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "module"])
+def test_weights_within_a_training_checkpoint_are_read(
+    checkpoint: Path, model_dir: Path, weights: Tensors, key: str
+) -> None:
+    """As Lightning, DeepSpeed and hand-written training loops save them, beside the state of the optimizer."""
+    behind_prefix = {f"model.{name}": tensor for name, tensor in weights.items()}
+    store(checkpoint, {key: behind_prefix, "epoch": 3, "optimizer": {"state": {0: torch.ones(2)}}}, "bin")
+    assert ours(checkpoint) == theirs(model_dir)
+
+
+def test_numbers_beside_pickled_weights_are_passed_over(checkpoint: Path, weights: Tensors) -> None:
+    store(checkpoint, {**weights, "step": 7}, "bin")
+    assert ours(checkpoint) == theirs(checkpoint)
+
+
+def test_two_sets_of_weights_within_a_pickle_are_refused(checkpoint: Path, weights: Tensors) -> None:
+    store(checkpoint, {"model": weights, "state_dict": weights}, "bin")
+    assert "holds several sets of weights (state_dict, model)" in refusal(checkpoint)
+
+
+def test_models_in_folders_of_a_directory_are_named(checkpoint: Path, tmp_path: Path) -> None:
+    """As peft saves an adapter of a name of its own, and a training that keeps its best model apart."""
+    (tmp_path / "top" / "mine").mkdir(parents=True)
+    (tmp_path / "top" / "mine" / "adapter_config.json").write_text("{}")
+    checkpoint.rename(tmp_path / "top" / "best")
+    top = tmp_path / "top"
+    assert f"give {top / 'best'} or {top / 'mine'}" in refusal(top)
+
+
+def test_size_written_as_text_is_shown_as_text(checkpoint: Path) -> None:
+    configure(checkpoint, n_head="4")
+    assert "n_head is '4', expected a whole number" in refusal(checkpoint)
+
+
 def halves(weights: Tensors) -> list[Tensors]:
     names = list(weights)
     return [{name: weights[name] for name in part} for part in (names[: len(names) // 2], names[len(names) // 2 :])]
