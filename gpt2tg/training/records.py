@@ -1,8 +1,10 @@
-"""What a run writes about itself: training_log.csv line by line, loss.png, run.json and README.md at each save."""
+"""What a run writes about itself: training_log.csv line by line, run.json and README.md at each save,
+loss.png at saves that are some seconds apart and at the end."""
 
 from __future__ import annotations
 
 import csv
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,12 +33,17 @@ COLUMNS = {
 }
 
 
+# Drawing takes about half a second, which is longer than many steps of a small run.
+SECONDS_BETWEEN_PICTURES = 10.0
+
+
 class Records(TrainerCallback):
     """Keeps the records of a run, on its main process."""
 
     def __init__(self, directory: RunDirectory, title: str) -> None:
         self._directory = directory
         self._title = title
+        self._next_picture = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """The log goes on where the checkpoint stands: what a killed run wrote beyond it will be written again."""
@@ -50,18 +57,28 @@ class Records(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
-            self.write(state)
+            self._write_figures(state)
+            if time.monotonic() >= self._next_picture:
+                self._draw(state.log_history)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self._draw(state.log_history)
 
     def write(self, state: TrainerState) -> None:
-        """Bring run.json, the picture and the card up to date."""
-        history = state.log_history
-        self._directory.update(figures=_figures(history, state.global_step, state.max_steps))
-        _unless_it_fails("loss.png was not drawn", lambda: self._draw(history))
+        """Bring run.json, the card and the picture up to date."""
+        self._write_figures(state)
+        self._draw(state.log_history)
+
+    def _write_figures(self, state: TrainerState) -> None:
+        self._directory.update(figures=_figures(state.log_history, state.global_step, state.max_steps))
         held = step_of_model(self._directory.path)
         write_whole(self._directory.path / CARD_FILE, model_card(self._directory.record, held))
 
     def _draw(self, history: History) -> None:
-        draw_losses(history, self._directory.path / PLOT_FILE, self._title)
+        path = self._directory.path / PLOT_FILE
+        _unless_it_fails("loss.png was not drawn", lambda: draw_losses(history, path, self._title))
+        self._next_picture = time.monotonic() + SECONDS_BETWEEN_PICTURES
 
     @property
     def _log(self) -> Path:

@@ -23,6 +23,7 @@ from gpt2tg.engine.runs import choose_checkpoint, saved_checkpoints
 from gpt2tg.engine.tokenizer import TextTokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
+from gpt2tg.training import records
 from gpt2tg.training import samples as sampling
 from gpt2tg.training.callbacks import Progress, Stopwatch, best_step, is_due, is_out_of_patience, measurements
 from gpt2tg.training.card import model_card
@@ -88,6 +89,19 @@ def test_keep_last_and_patience(options: TrainingOptions, outcome: Outcome, mode
     again = finetune(replace(patient, resume="newest"), str(model_dir))
     assert again.steps == ended.steps
     assert finetune(replace(patient, resume="newest", early_stopping_patience=None), str(model_dir)).steps == 24
+
+
+def test_saves_in_quick_succession_draw_one_picture(
+    text_file: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    monkeypatch.setattr(records, "draw_losses", lambda history, *_: drawn.append(history[-1]["step"]))
+    options = TrainingOptions(
+        train_file=(str(text_file),), output_dir=str(tmp_path / "out"), validation_split=0, max_steps=5,
+        save_steps=1, logging_steps=1, block_size=32, batch_size=1,
+    )  # fmt: skip
+    finetune(options, str(model_dir))
+    assert drawn == [1, 5]
 
 
 def test_the_picture_is_a_picture(outcome: Outcome) -> None:
