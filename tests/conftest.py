@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -16,6 +17,9 @@ os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Here and in the programs that tests start: the models are tiny, and more threads would only wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Under nohup it is ignored, also by the programs that tests start; what they do on a closed terminal is tested.
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import pytest
 import torch
