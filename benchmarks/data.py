@@ -51,11 +51,11 @@ def write_text(path: Path, size: int) -> None:
 
 def ours(file: str, block_size: int) -> Callable[[], dict]:
     """gpt2tg, ready to prepare the file."""
-    from gpt2tg.engine.checkpoints import BUNDLED_DIRECTORY, read_shape
-    from gpt2tg.engine.tokenizer import load_tokenizer
+    from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY, read_shape
+    from gpt2tg.checkpoint.tokenizer import load_tokenizer
     from gpt2tg.options import TrainingOptions
-    from gpt2tg.training.data import load_data
-    from gpt2tg.training.sources import plan_sources
+    from gpt2tg.training.data.blocks import load_data
+    from gpt2tg.training.data.sources import plan_sources
 
     shape = read_shape(BUNDLED_DIRECTORY)
     tokenizer = load_tokenizer(BUNDLED_DIRECTORY, shape.vocab_size, shape.end_ids)
@@ -77,7 +77,7 @@ def run_clm(file: str, block_size: int) -> Callable[[], dict]:
     import datasets
     from transformers import AutoTokenizer
 
-    from gpt2tg.engine.checkpoints import BUNDLED_DIRECTORY
+    from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
 
     datasets.disable_progress_bars()
     tokenizer = AutoTokenizer.from_pretrained(

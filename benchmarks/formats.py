@@ -32,7 +32,7 @@ def checkpoint(shape: str, cache: Path = CACHE) -> Path:
     Args:
         shape: a key of SHAPES, or `gpt2-tiny`, the bundled model, which is trained.
     """
-    from gpt2tg.engine.checkpoints import BUNDLED_DIRECTORY
+    from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
 
     if shape == "gpt2-tiny":
         return BUNDLED_DIRECTORY
@@ -48,9 +48,9 @@ def _write_checkpoint(shape: str, directory: Path) -> None:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from gpt2tg.engine.checkpoints import BUNDLED_DIRECTORY
-    from gpt2tg.engine.tokenizer import load_tokenizer
-    from gpt2tg.training.model import transformers_tokenizer
+    from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
+    from gpt2tg.checkpoint.tokenizer import load_tokenizer
+    from gpt2tg.training.model.build import transformers_tokenizer
 
     torch.manual_seed(SEED)
     config = GPT2Config(bos_token_id=0, eos_token_id=0, **SHAPES[shape])

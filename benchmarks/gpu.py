@@ -28,11 +28,11 @@ import torch
 from decode import figures, prompts, show
 from workers import report
 
-from gpt2tg.captured import choice
-from gpt2tg.engine.checkpoints import read_shape
+from gpt2tg.checkpoint.find import read_shape
+from gpt2tg.checkpoint.weights import stream_weights
 from gpt2tg.engine.cuda_graph import ContinuousBatch, Entry
 from gpt2tg.engine.model import GPT2
-from gpt2tg.engine.weights import stream_weights
+from gpt2tg.generation.cuda_steps import choice
 
 formats.SHAPES["gpt2-xl"] = dict(n_embd=1600, n_layer=48, n_head=25)
 BYTES = 2  # of a weight, a key, a value

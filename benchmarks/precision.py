@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from gpt2tg.engine.model import GPT2
 from gpt2tg.engine.sliding import windows
-from gpt2tg.generation import Generator, load
+from gpt2tg.generation.generator import Generator, load
 from gpt2tg.options import decoding_options
 
 PRECISIONS = ("fp32", "fp16", "int8")

@@ -62,14 +62,14 @@ class Ours:
     """gpt2tg, through what a Python program would call. Decodes to text as well, since its generator always does."""
 
     def __init__(self, shape: str, cache: Path, precision: str) -> None:
-        from gpt2tg.generation import load
+        from gpt2tg.generation.generator import load
 
         chosen = {"precision": precision} if precision in precisions_of_ours() else {}
         self.generator = load(str(formats.checkpoint(shape, cache)), "cpu", **chosen)
 
     def write(self, job: Job) -> Ids:
         """See `Rival`."""
-        from gpt2tg.generation import Request
+        from gpt2tg.generation.generator import Request
         from gpt2tg.options import DecodingOptions
 
         settings = dict(
@@ -365,7 +365,7 @@ ENTRIES = _entries()
 
 def precisions_of_ours() -> tuple[str, ...]:
     """What `load` can be asked for; none before it had the choice, and then it is fp32."""
-    from gpt2tg.generation import load
+    from gpt2tg.generation.generator import load
 
     return ("fp32", "fp16", "int8") if "precision" in inspect.signature(load).parameters else ()
 

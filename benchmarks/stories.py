@@ -30,7 +30,7 @@ from formats import ROOT
 sys.path.insert(0, str(ROOT))
 
 from gpt2tg.comparison.figures import ends_in_loop, words_of
-from gpt2tg.generation import Generator, load
+from gpt2tg.generation.generator import Generator, load
 from gpt2tg.options import DecodingOptions, EvaluationOptions
 
 PROMPTS = (

@@ -34,12 +34,12 @@ from workers import spread
 
 sys.path.insert(0, str(ROOT))
 
-from gpt2tg.engine.checkpoints import find_checkpoint
+from gpt2tg.checkpoint.find import find_checkpoint
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training.data import NO_LOSS, load_data
+from gpt2tg.training.data.blocks import NO_LOSS, load_data
+from gpt2tg.training.data.sources import plan_sources
 from gpt2tg.training.finetune import finetune
-from gpt2tg.training.model import existing_model
-from gpt2tg.training.sources import plan_sources
+from gpt2tg.training.model.build import existing_model
 
 # nanoGPT's README and the discussions of its repository, for gpt2 at block 1,024: tokens a second on one A100.
 NANOGPT_A100 = 107_000

@@ -16,9 +16,9 @@ _HOMES = {
     "TrainingOptions": "gpt2tg.options",
     "UserError": "gpt2tg.errors",
     "RunError": "gpt2tg.errors",
-    "Generator": "gpt2tg.generation",
-    "Sample": "gpt2tg.generation",
-    "load": "gpt2tg.generation",
+    "Generator": "gpt2tg.generation.generator",
+    "Sample": "gpt2tg.generation.generator",
+    "load": "gpt2tg.generation.generator",
     "finetune": "gpt2tg.training.finetune",
 }
 

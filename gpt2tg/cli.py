@@ -19,9 +19,9 @@ from typing import Any, NoReturn, TypeVar
 
 from gpt2tg import __version__
 from gpt2tg.errors import Interrupted, RunError, UserError, masked
+from gpt2tg.io.streams import notice, open_closed_streams, printable, silence_broken_streams, speak_utf8, write_out
 from gpt2tg.options import number_from, only, plain_type
-from gpt2tg.streams import notice, open_closed_streams, printable, silence_broken_streams, speak_utf8, write_out
-from gpt2tg.words import Nargs, as_utf8, is_utf8_in_this_locale, pair_values, read_escapes
+from gpt2tg.options.escapes import Nargs, as_utf8, is_utf8_in_this_locale, pair_values, read_escapes
 
 Options = TypeVar("Options")
 

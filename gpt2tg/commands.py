@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2tg.cli import notice, pick
 from gpt2tg.errors import UserError
+from gpt2tg.io.outputs import check_file, check_output
+from gpt2tg.io.streams import write_out
 from gpt2tg.options import (
     FROM_SCRATCH_FLAGS,
     MOST_TUNING_PROMPTS,
@@ -37,13 +39,11 @@ from gpt2tg.options import (
     unused_options,
     why_unused,
 )
-from gpt2tg.outputs import check_file, check_output
-from gpt2tg.streams import write_out
 
 if TYPE_CHECKING:
-    from gpt2tg.generation import Generator
+    from gpt2tg.generation.generator import Generator
+    from gpt2tg.io.signals import SessionSignals
     from gpt2tg.session import Front
-    from gpt2tg.signals import SessionSignals
 
 
 def train(given: dict[str, Any], **defaults: Any) -> None:
@@ -101,9 +101,9 @@ def _without_effect(options: TrainingOptions) -> dict[str, str]:
 
 
 def _write_samples(options: TrainingOptions, device: str) -> None:
-    from gpt2tg.generation import load
-    from gpt2tg.prompts import Prompt
-    from gpt2tg.writing import plan_jobs, write_all
+    from gpt2tg.batch.jobs import plan_jobs, write_all
+    from gpt2tg.batch.prompts import Prompt
+    from gpt2tg.generation.generator import load
 
     generator = load(options.output_dir, device, "output_dir")
     decoding = DecodingOptions(num_sequences=options.num_samples, seed=options.seed)
@@ -121,7 +121,7 @@ def generate(given: dict[str, Any], name: str | None, option: str, **defaults: A
     if not name:
         raise UserError("is required: give the directory of a fine-tuned model", option)
     if pick(CheckpointOptions, given).list:
-        from gpt2tg.engine.runs import listing
+        from gpt2tg.checkpoint.runs import listing
 
         print(listing(name, option))
         return
@@ -135,7 +135,7 @@ def generate(given: dict[str, Any], name: str | None, option: str, **defaults: A
     load = model_loader(given, option)
     name = chosen_model(given, name)
 
-    from gpt2tg.prompts import read_prompts
+    from gpt2tg.batch.prompts import read_prompts
 
     if where.prompts_file and "prompt" in given:
         notice("--prompt is not used: the prompts come from --prompts_file")
@@ -146,9 +146,9 @@ def generate(given: dict[str, Any], name: str | None, option: str, **defaults: A
     if own := checkpoint_settings(given, name, option):
         decoding = decoding_options(only(DecodingOptions, given), **{**only(DecodingOptions, defaults), **own})
 
-    from gpt2tg.inspection import inspect_sample
-    from gpt2tg.sinks import earlier_run
-    from gpt2tg.writing import plan_jobs, write_all, write_one
+    from gpt2tg.batch.jobs import plan_jobs, write_all, write_one
+    from gpt2tg.batch.writers import earlier_run
+    from gpt2tg.inspection.tokens import inspect_sample
 
     earlier = earlier_run(where, inspection.show_probabilities)
     generator = load(name)
@@ -190,8 +190,8 @@ def measure(given: dict[str, Any], inspection: InspectionOptions, name: str, opt
     check_output(where, notice, goes_on=False)
     load = model_loader(given, option)
 
-    from gpt2tg.measuring import lines_to_score, write_candidates, write_scores
-    from gpt2tg.prompts import read_prompts, trailing_spaces
+    from gpt2tg.batch.prompts import read_prompts, trailing_spaces
+    from gpt2tg.batch.scoring import lines_to_score, write_candidates, write_scores
 
     name = chosen_model(given, name)
     if inspection.score is not None:
@@ -209,7 +209,7 @@ def chosen_model(given: dict[str, Any], name: str) -> str:
     which = pick(CheckpointOptions, given).checkpoint
     if which is None:
         return name
-    from gpt2tg.engine.runs import choose_checkpoint
+    from gpt2tg.checkpoint.runs import choose_checkpoint
 
     found = str(choose_checkpoint(name, which))
     notice(f"model: {found}")
@@ -218,9 +218,9 @@ def chosen_model(given: dict[str, Any], name: str) -> str:
 
 def import_torch(given: dict[str, Any], name: str, option: str) -> None:
     """Import torch, and meanwhile make ready what the model will need."""
-    from gpt2tg.engine import starting
+    from gpt2tg.engine.cpu import startup
 
-    starting.import_torch(name, option, pick(DeviceOptions, given).device, pick(PrecisionOptions, given).precision)
+    startup.import_torch(name, option, pick(DeviceOptions, given).device, pick(PrecisionOptions, given).precision)
 
 
 def model_loader(given: dict[str, Any], option: str) -> Callable[..., Generator]:
@@ -232,13 +232,13 @@ def model_loader(given: dict[str, Any], option: str) -> Callable[..., Generator]
     Raises:
         UserError: no such device.
     """
-    from gpt2tg.engine.starting import check_device
+    from gpt2tg.engine.cpu.startup import check_device
 
     check_device(pick(DeviceOptions, given).device)
     device, precision = pick(DeviceOptions, given).device, pick(PrecisionOptions, given).precision
 
     def load_model(name: str, option: str = option) -> Generator:
-        from gpt2tg.generation import load
+        from gpt2tg.generation.generator import load
 
         generator = load(name, device, option, precision)
         for note in (*generator.notes, *generator.tokenizer.notes):
@@ -261,7 +261,7 @@ def evaluate(given: dict[str, Any]) -> None:
 
     text = check_evaluation(options, name, device)
 
-    from gpt2tg.generation import choose_device
+    from gpt2tg.generation.generator import choose_device
     from gpt2tg.training.evaluate import evaluate as measure
 
     found = measure(name, options, choose_device(device), text)
@@ -281,7 +281,7 @@ def settle_decoding(given: dict[str, Any], **defaults: Any) -> DecodingOptions:
 
 def write_text(text: str) -> None:
     """Write to stdout and show it at once, no character in two parts."""
-    from gpt2tg.streaming import in_pieces
+    from gpt2tg.generation.visible_text import in_pieces
 
     for piece in in_pieces(text):
         write_out(piece)
@@ -330,7 +330,7 @@ def compare(given: dict[str, Any], name: str, option: str) -> None:
 
 def _all_strategies(given: dict[str, Any], name: str, option: str) -> str:
     """All there are, and after them the settings that the checkpoint brings along, where it does."""
-    from gpt2tg.checkpoint_defaults import as_strategy
+    from gpt2tg.checkpoint.tuned_settings import as_strategy
 
     own = checkpoint_settings({flag: value for flag, value in given.items() if flag != "decoding"}, name, option)
     return ",".join([*STRATEGIES, *([as_strategy(own)] if own else [])])
@@ -350,13 +350,13 @@ def tune(given: dict[str, Any], name: str, option: str) -> None:
     left = {k: v for k, v in only(DecodingOptions, given).items() if k not in (*SEARCHED_SETTINGS, *NOT_FOR_TUNING)}
     base = decoding_options(left, **({} if "max_length" in left else {"max_new_tokens": TUNING_NEW_TOKENS}))
 
-    from gpt2tg.checkpoint_defaults import in_words, kept, write_defaults
+    from gpt2tg.checkpoint.find import find_checkpoint
+    from gpt2tg.checkpoint.tuned_settings import in_words, kept, write_defaults
     from gpt2tg.comparison import report, table
-    from gpt2tg.comparison.tune import summary
-    from gpt2tg.comparison.tune import tune as searching
-    from gpt2tg.engine.checkpoints import find_checkpoint
-    from gpt2tg.generation import new_seed
-    from gpt2tg.texts import read_examples, require_table
+    from gpt2tg.generation.generator import new_seed
+    from gpt2tg.reading.readers import read_examples, require_table
+    from gpt2tg.tuning.tune import summary
+    from gpt2tg.tuning.tune import tune as searching
 
     page = table.file_to_write(where.report, report.FORMATS, "report", where.overwrite, notice)
     human, column = Path(where.reference), given.get("text_column")
@@ -389,8 +389,8 @@ def tune(given: dict[str, Any], name: str, option: str) -> None:
 
 
 def _require_own_directory(name: str, option: str) -> None:
-    from gpt2tg.checkpoint_defaults import FILE
-    from gpt2tg.engine.checkpoints import find_checkpoint, is_directory
+    from gpt2tg.checkpoint.find import find_checkpoint, is_directory
+    from gpt2tg.checkpoint.tuned_settings import FILE
 
     if not is_directory(name):
         raise UserError(f"writes into the model's directory, and --{option} {name} is none: give one", "apply")
@@ -399,12 +399,12 @@ def _require_own_directory(name: str, option: str) -> None:
 
 def checkpoint_settings(given: dict[str, Any], name: str, option: str) -> dict[str, Any]:
     """Settings that `--tune --apply` left in a directory, and said; none where a flag asks for another strategy."""
-    from gpt2tg.engine.checkpoints import is_directory
+    from gpt2tg.checkpoint.find import is_directory
 
     if not is_directory(name):
         return {}
 
-    from gpt2tg.checkpoint_defaults import brought_along, in_words
+    from gpt2tg.checkpoint.tuned_settings import brought_along, in_words
 
     found = brought_along(name, option, given)
     if words := in_words(found):
@@ -430,7 +430,7 @@ def interactive(given: dict[str, Any], name: str | None, option: str) -> None:
             )
     for flag in given.keys() & {"overwrite", "batch_size", "text_column"}:
         notice(f"--{flag} is not used: a session writes text by text")
-    from gpt2tg.signals import SessionSignals
+    from gpt2tg.io.signals import SessionSignals
 
     with SessionSignals() as signals:
         _sit(given, name, option, signals)

@@ -25,15 +25,15 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gpt2tg.engine import kernels
-from gpt2tg.engine.checkpoints import read_shape
+from gpt2tg.checkpoint.find import read_shape
+from gpt2tg.checkpoint.tokenizer import TextTokenizer
+from gpt2tg.checkpoint.weights import read_weights
+from gpt2tg.engine.cpu import kernels
 from gpt2tg.engine.model import GPT2
-from gpt2tg.engine.tokenizer import TextTokenizer
-from gpt2tg.engine.weights import read_weights
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training import records
-from gpt2tg.training.model import train_tokenizer, transformers_tokenizer
-from gpt2tg.training.sources import plan_sources
+from gpt2tg.training.data.sources import plan_sources
+from gpt2tg.training.model.build import train_tokenizer, transformers_tokenizer
+from gpt2tg.training.output import records
 
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
@@ -68,6 +68,10 @@ def tokenizer(text_file: Path) -> TextTokenizer:
     """A byte-level tokenizer of 300 tokens; `<|endoftext|>` is 0."""
     source, _ = plan_sources(TrainingOptions(train_file=str(text_file), validation_split=0))
     return train_tokenizer(source, 300)
+
+
+def random_ids(count: int, seed: int = 0, vocabulary: int = 300) -> list[int]:
+    return torch.randint(0, vocabulary, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def random_model(seed: int = 0, **config: object) -> GPT2LMHeadModel:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gpt2tg.engine.checkpoints import BUNDLED_DIRECTORY
-from gpt2tg.generation import Generator, load
+from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
+from gpt2tg.generation.generator import Generator, load
 from gpt2tg.options import decoding_options
 
 COMMON_WORDS = """

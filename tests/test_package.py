@@ -65,7 +65,7 @@ def test_installed_package_holds_kernels_templates_and_types(installed: Path, tm
     where = "import gpt2tg; print(gpt2tg.__path__[0])"
     package = Path(run(installed / "python", "-c", where, cwd=tmp_path).strip())
     assert ROOT not in package.parents
-    for name in ("py.typed", "engine/kernels.c", "bundled/gpt2-tiny/model.safetensors"):
+    for name in ("py.typed", "engine/cpu/kernels.c", "bundled/gpt2-tiny/model.safetensors"):
         assert (package / name).is_file(), name
     ours = {path.name for path in (ROOT / "gpt2tg" / "comparison" / "templates").iterdir()}
     assert {path.name for path in (package / "comparison" / "templates").iterdir()} == ours

@@ -14,7 +14,7 @@ import finetune_gpt2
 import generate_from_finetuned
 import gpt2_text_generation
 import text_generation_demo
-from gpt2tg.generation import load
+from gpt2tg.generation.generator import load
 from gpt2tg.options import DecodingOptions
 
 ROOT = Path(__file__).parent.parent

@@ -16,9 +16,9 @@ from gpt2tg.comparison.plots import heat_map
 from gpt2tg.comparison.report import distances, probabilities
 from gpt2tg.comparison.strategies import strategies_to_compare
 from gpt2tg.comparison.table import terminal_table
-from gpt2tg.comparison.tune import summary, tune
-from gpt2tg.generation import Generator
-from gpt2tg.texts import examples_of, read_text
+from gpt2tg.generation.generator import Generator
+from gpt2tg.reading.readers import examples_of, read_text
+from gpt2tg.tuning.tune import summary, tune
 
 HERE = Path(__file__).resolve().parent
 

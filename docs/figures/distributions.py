@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a check
 
 from gpt2tg.decoding import filters
 from gpt2tg.errors import UserError
-from gpt2tg.generation import Generator, load
+from gpt2tg.generation.generator import Generator, load
 
 PICTURE = Path(__file__).with_suffix(".png")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 PAGE = Path(__file__).parent.parent / "session.md"
 sys.path.insert(0, str(PAGE.parent.parent))
 
-from gpt2tg.generation import load  # noqa: E402
+from gpt2tg.generation.generator import load  # noqa: E402
 from gpt2tg.options import BUNDLED_MODEL, SESSION_SEQUENCES, DecodingOptions  # noqa: E402
 from gpt2tg.session import Front, Session  # noqa: E402
 from gpt2tg.session.commands import Quit  # noqa: E402

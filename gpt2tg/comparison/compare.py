@@ -10,7 +10,7 @@ from gpt2tg.comparison.figures import Figures, TextFigures, Yardstick, figures_o
 from gpt2tg.comparison.memorisation import longest_copies
 from gpt2tg.comparison.reference import PROMPT_TOKENS, Piece, as_samples, pieces_of, spread
 from gpt2tg.errors import UserError
-from gpt2tg.generation import Generator, Sample
+from gpt2tg.generation.generator import Generator, Sample
 from gpt2tg.options import DEFAULT_MAX_LENGTH, DecodingOptions
 
 # Of a long reference so many pieces are measured: more would change the figures by less than what they vary.

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from sacrebleu.metrics import BLEU
 
-from gpt2tg.generation import Sample
+from gpt2tg.generation.generator import Sample
 
 WORDS = re.compile(r"\w+(?:['\N{RIGHT SINGLE QUOTATION MARK}]\w+)*|[^\w\s]")
 

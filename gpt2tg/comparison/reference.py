@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpt2tg.generation import Generator, Sample
-from gpt2tg.inspection import inspect_ids, token_texts
+from gpt2tg.generation.generator import Generator, Sample
+from gpt2tg.inspection.tokens import inspect_ids, token_texts
 
 # Tokens of a prompt that is taken from a reference.
 PROMPT_TOKENS = 16

@@ -14,10 +14,10 @@ from markupsafe import Markup
 from gpt2tg.comparison.compare import Comparison, Result
 from gpt2tg.comparison.plots import Line, distance_plot, heat_map, probability_plot
 from gpt2tg.comparison.table import columns_of, shown
-from gpt2tg.comparison.tune import SEARCHED, Tuning, cells, verdict
-from gpt2tg.generation import Generator, Sample
-from gpt2tg.inspection import InspectedToken, inspect_sample
-from gpt2tg.outputs import write_whole
+from gpt2tg.generation.generator import Generator, Sample
+from gpt2tg.inspection.tokens import InspectedToken, inspect_sample
+from gpt2tg.io.outputs import write_whole
+from gpt2tg.tuning.tune import SEARCHED, Tuning, cells, verdict
 
 FORMATS = (".html",)
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gpt2tg.batch.prompts import read_prompts, trailing_spaces
 from gpt2tg.comparison import report, table
 from gpt2tg.comparison.compare import compare, human_text
 from gpt2tg.comparison.strategies import strategies_to_compare
-from gpt2tg.generation import Generator, Sample, new_seed
+from gpt2tg.generation.generator import Generator, Sample, new_seed
 from gpt2tg.options import DEFAULT_REFERENCE_PROMPTS, CompareOptions, DecodingOptions, PromptOptions
-from gpt2tg.prompts import read_prompts, trailing_spaces
-from gpt2tg.texts import read_examples, require_table
+from gpt2tg.reading.readers import read_examples, require_table
 
 
 @dataclass(frozen=True)

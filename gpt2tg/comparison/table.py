@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt2tg.batch.writers import record
 from gpt2tg.comparison.compare import Comparison, Result
 from gpt2tg.errors import UserError
-from gpt2tg.generation import Sample
+from gpt2tg.generation.generator import Sample
+from gpt2tg.io.outputs import check_file, write_whole
 from gpt2tg.options import STRATEGIES, DecodingOptions
-from gpt2tg.outputs import check_file, write_whole
-from gpt2tg.sinks import record
 
 FORMATS = (".json", ".csv", ".md")
 

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2tg.engine.ahead import Ready
-from gpt2tg.engine.checkpoints import ModelShape
-from gpt2tg.engine.linear import Matrix, matrix_maker
-from gpt2tg.engine.weight_files import HEAD
+from gpt2tg.checkpoint.find import ModelShape
+from gpt2tg.checkpoint.weight_files import HEAD
+from gpt2tg.engine.cpu.preload import Ready
+from gpt2tg.engine.matrices import Matrix, matrix_maker
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": partial(F.gelu, approximate="tanh"),
@@ -80,7 +80,7 @@ class GPT2:
         Raises:
             ValueError: the model has fewer positions than that.
         """
-        from gpt2tg.engine.stepping import KernelContext, stepper_of
+        from gpt2tg.engine.cpu.context import KernelContext, stepper_of
 
         stepper = stepper_of(self)
         return (
@@ -92,7 +92,7 @@ class GPT2:
     @property
     def shares_memory(self) -> bool:
         """Whether rows of a context that begin alike hold their beginning once."""
-        from gpt2tg.engine.stepping import stepper_of
+        from gpt2tg.engine.cpu.context import stepper_of
 
         return stepper_of(self) is not None
 

@@ -5,7 +5,7 @@
 `terminal` for a terminal, which alone knows prompt_toolkit.
 """
 
-from gpt2tg.session.core import Session
 from gpt2tg.session.front import Front
+from gpt2tg.session.session import Session
 
 __all__ = ["Front", "Session"]

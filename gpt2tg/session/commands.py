@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2tg.checkpoint_defaults import brought_along, in_words
+from gpt2tg.checkpoint.tuned_settings import brought_along, in_words
 from gpt2tg.errors import UserError
+from gpt2tg.io.outputs import check_file, holds_something
 from gpt2tg.options import STRATEGIES, DecodingOptions, default_of, unused_options, why_unused
-from gpt2tg.outputs import check_file, holds_something
-from gpt2tg.session import comparing, files, looking
+from gpt2tg.options.escapes import read_escapes
+from gpt2tg.session import compare, files, inspect
 from gpt2tg.session.settings import (
     COMPARING_FIELDS,
     FIELDS,
@@ -28,10 +29,9 @@ from gpt2tg.session.settings import (
     without_dashes,
 )
 from gpt2tg.session.state import Turn
-from gpt2tg.words import read_escapes
 
 if TYPE_CHECKING:
-    from gpt2tg.session.core import Session
+    from gpt2tg.session.session import Session
 
 # So much of the end of a text is shown when it changes without being written.
 TAIL = 60
@@ -296,12 +296,12 @@ COMMANDS = {
     "/decoding": Command("[NAME]", "choose a strategy; alone lists them", _decoding),
     "/seed": Command("[N]", "the same texts every time; alone undoes it", _seed),
     "/stop": Command("[STRING]", "end texts before a string; alone undoes it", _stop),
-    "/candidates": Command("[N]", "what may come next, with its probabilities", looking.candidates),
-    "/why": Command("[all]", "how probable each token of the last turn was, or of all", looking.why),
+    "/candidates": Command("[N]", "what may come next, with its probabilities", inspect.candidates),
+    "/why": Command("[all]", "how probable each token of the last turn was, or of all", inspect.why),
     "/compare": Command(
         "[OPTIONS] [TEXT]",
         "a prompt through the strategies; /help compare lists what may be set",
-        comparing.compare,
+        compare.compare,
         tuple(name for name in COMPARING_FIELDS if name != "prompt"),
     ),
     "/model": Command("NAME", "go on with another model, and the settings that --tune found for it", _model),

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt2tg.batch.prompts import setting
 from gpt2tg.errors import UserError
+from gpt2tg.io.outputs import write_whole
 from gpt2tg.options import DecodingOptions
-from gpt2tg.outputs import write_whole
-from gpt2tg.prompts import setting
+from gpt2tg.reading.readers import json_line, read_lines
 from gpt2tg.session.state import Turn
-from gpt2tg.texts import json_line, read_lines
 
 # The form of the file. A file of a later form is refused, not guessed at.
 VERSION = 1

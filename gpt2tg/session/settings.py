@@ -18,7 +18,7 @@ from gpt2tg.options import (
     option_value,
     unused_options,
 )
-from gpt2tg.words import write_escapes
+from gpt2tg.options.escapes import write_escapes
 
 FIELDS = {field.name: field for field in dataclasses.fields(DecodingOptions)}
 

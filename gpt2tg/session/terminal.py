@@ -15,10 +15,10 @@ from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
+from gpt2tg.io.signals import SessionSignals
 from gpt2tg.session.completion import completions
 from gpt2tg.session.front import Front, columns, style_of_stdout
 from gpt2tg.session.settings import names_file
-from gpt2tg.signals import SessionSignals
 
 # Lines kept free below the line that is edited, for the menu of completions.
 MENU_LINES = 6

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from wcwidth import iter_graphemes, wcswidth
 
-from gpt2tg.streaming import last_character
+from gpt2tg.generation.visible_text import last_character
 
 _COLOURS = re.compile(r"(\x1b\[[0-9;]*m)")
 _COLOURS_AT_END = re.compile(r"\x1b(?:\[[0-9;]*m?)?\Z")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from gpt2tg.engine.checkpoints import BUNDLED_DIRECTORY
-from gpt2tg.training.directory import make_readable
-from gpt2tg.training.model import existing_model, transformers_tokenizer
+from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
+from gpt2tg.training.model.build import existing_model, transformers_tokenizer
+from gpt2tg.training.output.directory import make_readable
 
 # What those who fine-tune the model get, however it was trained itself.
 USUAL_DROPOUT = 0.1

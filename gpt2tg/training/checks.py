@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gpt2tg.engine.checkpoints import find_checkpoint, is_directory, read_shape
-from gpt2tg.engine.starting import check_device
+from gpt2tg.checkpoint.find import find_checkpoint, is_directory, read_shape
+from gpt2tg.engine.cpu.startup import check_device
 from gpt2tg.errors import UserError
 from gpt2tg.options import BUNDLED_MODEL, EvaluationOptions, TrainingOptions
-from gpt2tg.training.directory import check_resumable, is_search
+from gpt2tg.training.data.sources import Sources, Survey, plan_evaluation, plan_sources
+from gpt2tg.training.output.directory import check_resumable, is_search
+from gpt2tg.training.output.reservation import check_output
 from gpt2tg.training.processes import is_main_process
-from gpt2tg.training.reservation import check_output
-from gpt2tg.training.sources import Sources, Survey, plan_evaluation, plan_sources
 
 
 def check_training(options: TrainingOptions, model_name: str, device: str) -> Sources | None:

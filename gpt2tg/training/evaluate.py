@@ -11,14 +11,14 @@ import torch
 from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
-from gpt2tg.engine.checkpoints import find_checkpoint
+from gpt2tg.checkpoint.find import find_checkpoint
 from gpt2tg.options import EvaluationOptions
 from gpt2tg.training.callbacks import say
 from gpt2tg.training.checks import check_stride
-from gpt2tg.training.data import NO_LOSS
-from gpt2tg.training.model import existing_model
-from gpt2tg.training.sources import Survey, plan_evaluation
-from gpt2tg.training.tokens import Tokens, tokenize
+from gpt2tg.training.data.blocks import NO_LOSS
+from gpt2tg.training.data.sources import Survey, plan_evaluation
+from gpt2tg.training.data.tokens import Tokens, tokenize
+from gpt2tg.training.model.build import existing_model
 
 
 @dataclass(frozen=True)

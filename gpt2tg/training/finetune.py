@@ -27,14 +27,13 @@ from transformers import GPT2LMHeadModel, TrainerCallback, TrainerState, Trainin
 from transformers.integrations import integration_utils as integrations
 
 from gpt2tg import __version__
-from gpt2tg.engine.adapters import ADAPTER_CONFIG
-from gpt2tg.engine.checkpoints import read_shape
-from gpt2tg.engine.runs import saved_checkpoints, step_of_model
-from gpt2tg.engine.tokenizer import TextTokenizer
+from gpt2tg.checkpoint.adapters import ADAPTER_CONFIG
+from gpt2tg.checkpoint.find import read_shape
+from gpt2tg.checkpoint.runs import saved_checkpoints, step_of_model
+from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import Interrupted, RunError, UserError, masked, one_line
-from gpt2tg.generation import choose_device
+from gpt2tg.generation.generator import choose_device
 from gpt2tg.options import DEFAULT_MAX_LENGTH, NEWEST, DeviceOptions, ModelNameOptions, TrainingOptions
-from gpt2tg.training.advice import advice, counted
 from gpt2tg.training.callbacks import (
     Pace,
     Progress,
@@ -46,16 +45,14 @@ from gpt2tg.training.callbacks import (
     show,
 )
 from gpt2tg.training.checks import check_existing, check_layers, check_processes, check_training_device
-from gpt2tg.training.data import TrainingData, collate, load_data
+from gpt2tg.training.data.advice import advice, counted
+from gpt2tg.training.data.blocks import TrainingData, collate, load_data
+from gpt2tg.training.data.sources import Sources, plan_sources
 from gpt2tg.training.devices import device_bytes
-from gpt2tg.training.directory import RECORD_FILES, SAMPLES_FILE, STATE_FILE, RunDirectory, find_resumable
 from gpt2tg.training.evaluate import perplexity
 from gpt2tg.training.fields import trainer_fields, without_secrets
-from gpt2tg.training.identity import check_same_run, identity
 from gpt2tg.training.interruption import Interruption
-from gpt2tg.training.lora import base_reference, choose_weights
-from gpt2tg.training.memory import out_of_memory, smaller_batches
-from gpt2tg.training.model import (
+from gpt2tg.training.model.build import (
     existing_model,
     new_model,
     saved_tokenizer,
@@ -63,15 +60,18 @@ from gpt2tg.training.model import (
     train_tokenizer,
     transformers_tokenizer,
 )
+from gpt2tg.training.model.cpu import keep_freed_memory
+from gpt2tg.training.model.lora import base_reference, choose_weights
+from gpt2tg.training.model.memory import out_of_memory, smaller_batches
+from gpt2tg.training.model.side_files import SideFiles, side_files
+from gpt2tg.training.output.directory import RECORD_FILES, SAMPLES_FILE, STATE_FILE, RunDirectory, find_resumable
+from gpt2tg.training.output.identity import check_same_run, identity
+from gpt2tg.training.output.records import Records
+from gpt2tg.training.output.reservation import Reservation
+from gpt2tg.training.output.restoring import Damaged
 from gpt2tg.training.plan import fused_attention, plan, show_blocks, total_steps
 from gpt2tg.training.processes import by_main_process, is_main_process
-from gpt2tg.training.processor import keep_freed_memory
-from gpt2tg.training.records import Records
-from gpt2tg.training.reservation import Reservation
-from gpt2tg.training.restoring import Damaged
 from gpt2tg.training.samples import Samples
-from gpt2tg.training.side_files import SideFiles, side_files
-from gpt2tg.training.sources import Sources, plan_sources
 from gpt2tg.training.trainer import LanguageTrainer
 
 # torch.compile takes about a minute for a model of GPT-2's depth, and then saves some tens of milliseconds a pass.

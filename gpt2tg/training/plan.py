@@ -12,16 +12,16 @@ from operator import itemgetter
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gpt2tg.engine.checkpoints import ModelShape
-from gpt2tg.engine.tokenizer import TextStream, TextTokenizer
+from gpt2tg.checkpoint.find import ModelShape
+from gpt2tg.checkpoint.tokenizer import TextStream, TextTokenizer
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training.advice import counted
 from gpt2tg.training.callbacks import duration
-from gpt2tg.training.data import NO_LOSS, TrainingData
+from gpt2tg.training.data.advice import counted
+from gpt2tg.training.data.blocks import NO_LOSS, TrainingData
 from gpt2tg.training.devices import synchronize, undisturbed_randomness
-from gpt2tg.training.lora import choose_weights
-from gpt2tg.training.memory import checkpoint_bytes, estimate, gigabytes
-from gpt2tg.training.model import for_training
+from gpt2tg.training.model.build import for_training
+from gpt2tg.training.model.lora import choose_weights
+from gpt2tg.training.model.memory import checkpoint_bytes, estimate, gigabytes
 
 # Around what carries no loss.
 MARKS = ("⟦", "⟧")

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from transformers import GPT2LMHeadModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gpt2tg.engine.tokenizer import TextTokenizer
-from gpt2tg.generation import Generator
+from gpt2tg.checkpoint.tokenizer import TextTokenizer
+from gpt2tg.generation.generator import Generator
 from gpt2tg.options import DecodingOptions, TrainingOptions
 from gpt2tg.training.callbacks import Stopwatch, say
 from gpt2tg.training.devices import undisturbed_randomness
-from gpt2tg.training.directory import SAMPLES_FILE
-from gpt2tg.training.durable import write_whole
-from gpt2tg.training.model import engine_model
+from gpt2tg.training.model.build import engine_model
+from gpt2tg.training.output.directory import SAMPLES_FILE
+from gpt2tg.training.output.durable import write_whole
 
 HEADING = re.compile(r"^## Step (\d+)$", re.MULTILINE)
 

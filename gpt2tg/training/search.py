@@ -22,13 +22,16 @@ import optuna
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gpt2tg import __version__
-from gpt2tg.engine.json_files import read_object
-from gpt2tg.engine.runs import LOG_FILE, saved_checkpoints
+from gpt2tg.checkpoint.runs import LOG_FILE, saved_checkpoints
 from gpt2tg.errors import Interrupted, RunError, UserError
+from gpt2tg.io.json_files import read_object
 from gpt2tg.options import NEWEST, DeviceOptions, ModelNameOptions, TrainingOptions
 from gpt2tg.training.callbacks import duration, say, show
 from gpt2tg.training.checks import check_processes
-from gpt2tg.training.directory import (
+from gpt2tg.training.evaluate import perplexity
+from gpt2tg.training.finetune import Outcome, finetune, told_when_full
+from gpt2tg.training.interruption import Interruption
+from gpt2tg.training.output.directory import (
     RUN_FILE,
     TRIES_DIRECTORY,
     TRIES_PLOT,
@@ -36,12 +39,9 @@ from gpt2tg.training.directory import (
     hold_model_of,
     write_run,
 )
-from gpt2tg.training.durable import write_whole
-from gpt2tg.training.evaluate import perplexity
-from gpt2tg.training.finetune import Outcome, finetune, told_when_full
-from gpt2tg.training.interruption import Interruption
-from gpt2tg.training.plots import draw_tries
-from gpt2tg.training.reservation import Reservation
+from gpt2tg.training.output.durable import write_whole
+from gpt2tg.training.output.plots import draw_tries
+from gpt2tg.training.output.reservation import Reservation
 from gpt2tg.training.trainer import NotFinite
 
 # As many runs go to their end before any is compared with them.

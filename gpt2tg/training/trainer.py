@@ -21,17 +21,17 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
-from gpt2tg.engine.json_files import read_object
 from gpt2tg.errors import Interrupted, RunError, one_line
+from gpt2tg.io.json_files import read_object
 from gpt2tg.training.callbacks import Stopwatch, best_step, held_step, is_due, measuring_bar
-from gpt2tg.training.data import NO_LOSS, count_tokens
+from gpt2tg.training.data.blocks import NO_LOSS, count_tokens
 from gpt2tg.training.devices import memory_gb, undisturbed_randomness
-from gpt2tg.training.directory import RUN_FILE, STATE_FILE, RunDirectory, clear, make_readable
-from gpt2tg.training.durable import UNFINISHED
 from gpt2tg.training.evaluate import perplexity
 from gpt2tg.training.interruption import Agreement, Interruption
-from gpt2tg.training.restoring import require_fitting_adapter, require_fitting_state, set_rates, told_as_damage
-from gpt2tg.training.saved_state import OUR_STATE
+from gpt2tg.training.output.directory import RUN_FILE, STATE_FILE, RunDirectory, clear, make_readable
+from gpt2tg.training.output.durable import UNFINISHED
+from gpt2tg.training.output.restoring import require_fitting_adapter, require_fitting_state, set_rates, told_as_damage
+from gpt2tg.training.output.saved_state import OUR_STATE
 
 
 class LossSum:

@@ -16,7 +16,7 @@ from gpt2tg.comparison.compare import compare, human_text
 from gpt2tg.comparison.strategies import strategies_to_compare
 from gpt2tg.comparison.table import COLUMNS, as_json, csv_text, markdown, terminal_table
 from gpt2tg.errors import UserError
-from gpt2tg.generation import Generator, load
+from gpt2tg.generation.generator import Generator, load
 from gpt2tg.options import STRATEGIES, DecodingOptions
 
 Capture = pytest.CaptureFixture[str]

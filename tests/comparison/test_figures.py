@@ -22,7 +22,7 @@ from gpt2tg.comparison.figures import (
     words_of,
     zipf,
 )
-from gpt2tg.generation import Sample
+from gpt2tg.generation.generator import Sample
 
 
 def sample(completion: str, logprob: float = -1.0, ids: Sequence[int] = (1, 2), finish: str = "length") -> Sample:

@@ -17,8 +17,8 @@ import text_generation_demo
 from gpt2tg.comparison.compare import compare, human_text
 from gpt2tg.comparison.report import page
 from gpt2tg.comparison.strategies import strategies_to_compare
-from gpt2tg.generation import Generator, load
-from gpt2tg.inspection import inspect_sample
+from gpt2tg.generation.generator import Generator, load
+from gpt2tg.inspection.tokens import inspect_sample
 from gpt2tg.options import DecodingOptions
 
 EVIL = "<script>document.title = 'broken'</script> & \"fox"

@@ -14,7 +14,7 @@ from gpt2tg.decoding.interface import NotFiniteError, Text, Token
 from gpt2tg.decoding.lookup import Guesser, decode_with_lookup
 from gpt2tg.decoding.sampling import most_probable
 from gpt2tg.engine.model import Context
-from gpt2tg.generation import Generator, load
+from gpt2tg.generation.generator import Generator, load
 from gpt2tg.options import DecodingOptions, decoding_options
 
 VOCABULARY = 40
@@ -243,7 +243,7 @@ def tiny() -> Generator:
 @pytest.fixture
 def readings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """How many tokens the model reads at once, after the prompt."""
-    from gpt2tg.engine.stepping import KernelContext
+    from gpt2tg.engine.cpu.context import KernelContext
 
     noted: list[int] = []
     for kind in (Context, KernelContext):

@@ -12,16 +12,16 @@ import pytest
 import torch
 from conftest import FABLES
 
-from gpt2tg.captured import choice
+from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY, read_shape
+from gpt2tg.checkpoint.tokenizer import load_tokenizer
+from gpt2tg.checkpoint.weights import read_weights
 from gpt2tg.decoding import sampling
 from gpt2tg.decoding.stopping import Endings, StopStrings
 from gpt2tg.engine import cuda_graph
-from gpt2tg.engine.checkpoints import BUNDLED_DIRECTORY, read_shape
 from gpt2tg.engine.cuda_graph import Board, Choose, ContinuousBatch, Entry, StepProgram, bucket_for
 from gpt2tg.engine.model import GPT2
-from gpt2tg.engine.tokenizer import load_tokenizer
-from gpt2tg.engine.weights import read_weights
-from gpt2tg.filtering import on_the_distribution
+from gpt2tg.generation.cuda_steps import choice
+from gpt2tg.generation.filter_chain import on_the_distribution
 from gpt2tg.options import DecodingOptions, decoding_options
 
 GREEDY = decoding_options({"decoding": "greedy"})

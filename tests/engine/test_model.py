@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import kernels_here, random_model, read_gpt2
+from conftest import kernels_here, random_ids, random_model, read_gpt2
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from gpt2tg.decoding.sampling import decode, most_probable
-from gpt2tg.engine import kernels, linear
+from gpt2tg.engine import matrices
+from gpt2tg.engine.cpu import kernels
 from gpt2tg.engine.model import GPT2
 
 TOLERANCE = 1e-4
@@ -22,7 +23,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     """Who computes: our kernels, or torch as it does where there are none."""
     if request.param == "torch":
         monkeypatch.setattr(kernels, "load", lambda: None)
-        monkeypatch.setattr(linear, "_remembered", lambda *_: "split")
+        monkeypatch.setattr(matrices, "_remembered", lambda *_: "split")
     else:
         kernels_here()
 
@@ -37,10 +38,6 @@ def reference_logits(model: GPT2LMHeadModel, ids: list[int]) -> Tensor:
     """(V,) logits after the last of the ids."""
     with torch.no_grad():
         return model(torch.tensor([ids])).logits[0, -1]
-
-
-def random_ids(count: int, seed: int = 0, vocabulary: int = 300) -> list[int]:
-    return torch.randint(0, vocabulary, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def assert_same_as_transformers(model: GPT2LMHeadModel, directory: Path, prompt: list[int], steps: int) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from test_model import TOLERANCE, random_ids, reference_logits
+from conftest import random_ids
+from test_model import TOLERANCE, reference_logits
 from transformers import GPT2LMHeadModel
 
 from gpt2tg.engine.model import GPT2

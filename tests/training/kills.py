@@ -31,12 +31,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import finetune_gpt2
 import gpt2tg.training.finetune  # noqa: F401  imported once, here
-from gpt2tg.engine.runs import saved_checkpoints
+from gpt2tg.checkpoint.runs import saved_checkpoints
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training.directory import STATE_FILES
-from gpt2tg.training.durable import UNFINISHED, damage
-from gpt2tg.training.model import train_tokenizer, transformers_tokenizer
-from gpt2tg.training.sources import plan_sources
+from gpt2tg.training.data.sources import plan_sources
+from gpt2tg.training.model.build import train_tokenizer, transformers_tokenizer
+from gpt2tg.training.output.directory import STATE_FILES
+from gpt2tg.training.output.durable import UNFINISHED, damage
 
 SETTINGS = (
     "--save_steps 3 --save_total_limit 2 --logging_steps 4 --eval_steps 7 --sample_steps 10 --num_samples 1 "

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gpt2tg import commands
-from gpt2tg.engine.checkpoints import BUNDLED_DIRECTORY
+from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training import finetune as training
 from gpt2tg.training.checks import advice_on_hub
@@ -143,7 +143,7 @@ def test_samples_are_written_by_the_main_process_at_its_end(
         raise InterruptedError
 
     monkeypatch.setattr(training, "finetune", trained)
-    monkeypatch.setattr("gpt2tg.generation.load", loaded)
+    monkeypatch.setattr("gpt2tg.generation.generator.load", loaded)
     with pytest.raises(InterruptedError):
         commands.train(given)
     assert told == ["trained", (str(tmp_path / "out"), "cpu")]

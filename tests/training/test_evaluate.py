@@ -12,11 +12,11 @@ from transformers import GPT2LMHeadModel, GPT2Model
 
 import gpt2_text_generation
 from gpt2tg.errors import UserError
-from gpt2tg.generation import load
+from gpt2tg.generation.generator import load
 from gpt2tg.options import EvaluationOptions, TrainingOptions
-from gpt2tg.training import loss
 from gpt2tg.training.evaluate import evaluate, windows
 from gpt2tg.training.finetune import finetune
+from gpt2tg.training.model import loss
 
 CPU = torch.device("cpu")
 

@@ -14,10 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import finetune_gpt2
-from gpt2tg.engine.checkpoints import numbered_checkpoints
-from gpt2tg.engine.tokenizer import TextTokenizer
+from gpt2tg.checkpoint.find import numbered_checkpoints
+from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import RunError, UserError
-from gpt2tg.generation import load
+from gpt2tg.generation.generator import load
 from gpt2tg.options import TrainingOptions, decoding_options
 from gpt2tg.training import finetune as module
 from gpt2tg.training.finetune import finetune
@@ -125,7 +125,7 @@ def test_end_of_text_is_learned(tmp_path: Path, tokenizer: object) -> None:
 
 def test_padding_reaches_no_gradient(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
     """The last block is short: one training step must not depend on what it is padded with."""
-    from gpt2tg.training.data import collate
+    from gpt2tg.training.data.blocks import collate
 
     model = AutoModelForCausalLM.from_pretrained(model_dir, local_files_only=True).eval()
     gradients = []

@@ -19,13 +19,13 @@ import pytest
 import torch
 
 import finetune_gpt2
+from gpt2tg.checkpoint.runs import saved_checkpoints
 from gpt2tg.cli import _resuming
-from gpt2tg.engine.runs import saved_checkpoints
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training import interruption
-from gpt2tg.training.directory import RunDirectory
 from gpt2tg.training.finetune import finetune
 from gpt2tg.training.interruption import MOST_STEPS_BETWEEN, SECONDS_BETWEEN, WARNINGS, Agreement, Interruption
+from gpt2tg.training.output.directory import RunDirectory
 from gpt2tg.training.trainer import LanguageTrainer
 
 pytestmark = pytest.mark.usefixtures("without_pictures")

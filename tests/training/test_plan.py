@@ -12,17 +12,17 @@ import pytest
 import torch
 from transformers import GPT2Config
 
-from gpt2tg.engine.checkpoints import read_shape
-from gpt2tg.engine.tokenizer import TextTokenizer
+from gpt2tg.checkpoint.find import read_shape
+from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training import advice as module
 from gpt2tg.training import plan as planning
-from gpt2tg.training.advice import advice
-from gpt2tg.training.data import load_data
+from gpt2tg.training.data import advice as module
+from gpt2tg.training.data.advice import advice
+from gpt2tg.training.data.blocks import load_data
+from gpt2tg.training.data.sources import plan_sources
 from gpt2tg.training.finetune import finetune
 from gpt2tg.training.plan import measure_pace, measured_steps, most_checkpoints, plan, show_blocks, total_steps
-from gpt2tg.training.sources import plan_sources
 
 
 def advice_for(path: Path, tokenizer: TextTokenizer, lines: list[str], **settings: Any) -> list[str]:

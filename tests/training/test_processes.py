@@ -21,11 +21,11 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 import finetune_gpt2
 from gpt2tg.errors import UserError
-from gpt2tg.generation import load
+from gpt2tg.generation.generator import load
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.checks import check_processes
-from gpt2tg.training.directory import FSDP_OPTIMIZER, FSDP_WEIGHTS
 from gpt2tg.training.finetune import finetune
+from gpt2tg.training.output.directory import FSDP_OPTIMIZER, FSDP_WEIGHTS
 
 ROOT = Path(__file__).parents[2]
 

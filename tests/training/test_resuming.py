@@ -22,12 +22,12 @@ from safetensors.torch import load_file
 from transformers import get_cosine_schedule_with_warmup
 from transformers.trainer_pt_utils import safe_globals
 
-from gpt2tg.engine.runs import saved_checkpoints
+from gpt2tg.checkpoint.runs import saved_checkpoints
 from gpt2tg.errors import Interrupted, RunError, UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training import finetune as module
 from gpt2tg.training.finetune import finetune
-from gpt2tg.training.identity import check_same_run
+from gpt2tg.training.output.identity import check_same_run
 from gpt2tg.training.trainer import LanguageTrainer
 
 pytestmark = pytest.mark.usefixtures("without_pictures")

@@ -14,7 +14,7 @@ import pytest
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from gpt2tg.errors import Interrupted, UserError
-from gpt2tg.generation import load
+from gpt2tg.generation.generator import load
 from gpt2tg.options import TrainingOptions, decoding_options
 from gpt2tg.training import search as module
 from gpt2tg.training.finetune import Outcome

@@ -1,0 +1,173 @@
+"""How probable the model finds a text, token by token, and what it would have written instead.
+
+All probabilities are the model's own, before temperature, top-p, penalties or any other filter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpt2tg.checkpoint.tokenizer import TextStream, TextTokenizer
+from gpt2tg.decoding.filters import BANNED
+from gpt2tg.decoding.interface import NotFiniteError, log_probabilities
+from gpt2tg.engine.sliding import windows
+from gpt2tg.errors import RunError, UserError
+from gpt2tg.generation.generator import Generator, Sample
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A token that may come next."""
+
+    id: int
+    text: str
+    """A token that is only a part of a character reads as the replacement character."""
+    probability: float
+    rank: int
+    """1 is the most probable token."""
+
+
+@dataclass(frozen=True)
+class InspectedToken:
+    """A token of a text, and what the model thought of its place before it was there."""
+
+    id: int
+    text: str
+    """The texts of all tokens together are the text; a character of several tokens stands with the last of them."""
+    logprob: float
+    """Log-probability in nats."""
+    probability: float
+    rank: int
+    """1 is the most probable token; equally probable ones share a rank."""
+    entropy: float
+    """Of the distribution in this place, in nats: how open the choice was."""
+    alternatives: tuple[Candidate, ...] = ()
+    """The most probable tokens of this place, the one that stands there included where it is among them."""
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """What may follow a text."""
+
+    entropy: float
+    """In nats."""
+    candidates: tuple[Candidate, ...]
+    """The most probable one first."""
+
+
+def inspect_sample(generator: Generator, sample: Sample, alternatives: int = 0) -> list[InspectedToken]:
+    """The new tokens of a sample, each with its probability after those before it.
+
+    Args:
+        alternatives: how many of the most probable tokens to name in each place.
+
+    Raises:
+        RunError: the model's logits are not finite.
+    """
+    context = generator.encode(sample.prompt)[-sample.prompt_tokens :]
+    return inspect_ids(generator, context, sample.ids, alternatives)
+
+
+def inspect_text(generator: Generator, text: str, alternatives: int = 0) -> list[InspectedToken]:
+    """All tokens of a text that begins after the end-of-text token, as the texts do that a model learns from.
+
+    A text that is longer than the model's positions is read in windows that slide by half of them.
+    """
+    tokenizer = generator.tokenizer
+    return inspect_ids(generator, tokenizer.encode_prompt(""), tokenizer.encode(text), alternatives)
+
+
+def inspect_ids(
+    generator: Generator, context: Sequence[int], ids: Sequence[int], alternatives: int = 0
+) -> list[InspectedToken]:
+    """Tokens after a context of at least one token."""
+    if not ids:
+        return []
+    texts = token_texts(generator.tokenizer, ids, context)
+    begins = not generator.tokenizer.decode(context)
+    found = []
+    wanted = torch.tensor(list(ids), device=generator.model.device)
+    for logprobs in _logprobs(generator, [*context, *ids], len(context)):
+        first = len(found)
+        own = logprobs.gather(1, wanted[first : first + len(logprobs), None])  # (t, 1)
+        columns = zip(
+            own[:, 0].tolist(),
+            own[:, 0].exp().tolist(),
+            (1 + (logprobs > own).sum(dim=1)).tolist(),
+            torch.special.entr(logprobs.exp()).sum(dim=1).tolist(),
+            _likeliest(generator.tokenizer, logprobs, alternatives, begins and not first),
+            strict=True,
+        )
+        found += [InspectedToken(ids[place], texts[place], *row) for place, row in enumerate(columns, start=first)]
+    return found
+
+
+def next_token(generator: Generator, prompt: str, count: int, overflow: str = "error") -> NextToken:
+    """The most probable tokens after a prompt.
+
+    Args:
+        overflow: what becomes of a prompt with more tokens than the model has positions: `error` refuses it,
+            `truncate` and `slide` read its last tokens.
+
+    Raises:
+        UserError: the prompt is too long.
+        RunError: the model's logits are not finite.
+    """
+    ids, positions = generator.encode(prompt), generator.model.shape.n_positions
+    if len(ids) > positions and overflow == "error":
+        raise UserError(
+            f"of {len(ids)} tokens is over the {positions} positions of the model: shorten it, or use --overflow slide",
+            "prompt",
+        )
+    (logprobs,) = _logprobs(generator, [*ids[-positions:], generator.tokenizer.end_id], len(ids[-positions:]))
+    entropy = torch.special.entr(logprobs.exp()).sum().item()
+    begins = not generator.tokenizer.decode(ids)
+    return NextToken(entropy, _likeliest(generator.tokenizer, logprobs, count, begins)[0])
+
+
+def token_texts(tokenizer: TextTokenizer, ids: Sequence[int], before: Sequence[int] = ()) -> list[str]:
+    """The share of each token in the text that they add to what is before them; special tokens show their name."""
+    stream = TextStream(tokenizer, before, tokenizer.special)
+    texts = [stream.push(token) for token in ids]
+    texts[-1] += stream.finish()
+    return texts
+
+
+def _logprobs(generator: Generator, ids: Sequence[int], context: int) -> Iterator[Tensor]:
+    """Log-probabilities (t, V) of the places of the ids after the context, in pieces, as when they were written.
+
+    Those of ids without a token are minus infinity: nothing is written with them, and nothing ranks behind them.
+    """
+    done, unused = context, generator.unused
+    try:
+        for start, end in windows(context, len(ids) - 1, generator.model.shape.n_positions):
+            place = start
+            for logits in generator.model.all_logits(ids[start:end]):
+                new = logits[max(0, done - 1 - place) :]  # a token follows from the row of the one before it
+                place += len(logits)
+                if len(new):
+                    logprobs = log_probabilities(new.float(), done - context + 1)
+                    yield logprobs if unused is None else logprobs.masked_fill(unused, BANNED)
+                    done += len(new)
+    except NotFiniteError as error:
+        raise RunError(str(error)) from None
+
+
+def _likeliest(tokenizer: TextTokenizer, logprobs: Tensor, count: int, begins: bool) -> list[tuple[Candidate, ...]]:
+    """The most probable tokens of each place; `begins` where the first place is the beginning of a text. (t, V)"""
+    used = int((logprobs[0] > BANNED).sum())
+    values, ids = logprobs.topk(min(count, used), dim=1)
+    found = []
+    for tokens, probabilities in zip(ids.tolist(), values.exp().tolist(), strict=True):
+        candidates: list[Candidate] = []
+        for place, (token, probability) in enumerate(zip(tokens, probabilities, strict=True)):
+            is_tied = place > 0 and probability == candidates[-1].probability
+            rank = candidates[-1].rank if is_tied else place + 1
+            text = tokenizer.name(token, begins and not found)
+            candidates.append(Candidate(token, text, probability, rank))
+        found.append(tuple(candidates))
+    return found

@@ -1,0 +1,214 @@
+"""LoRA adapters, written by peft and read by us."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import GPT2LMHeadModel
+
+from gpt2tg.errors import UserError
+from gpt2tg.generation.generator import load
+
+pytestmark = [
+    # peft asks transformers by a name that is on its way out.
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
+    # It advises against some of what it can do, and is done in the wild.
+    pytest.mark.filterwarnings("ignore:.*embedding layers found:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning"),
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True but:UserWarning"),
+]
+
+IDS = [[5, 80, 7, 33, 12, 250, 3]]
+
+
+def write_adapter(
+    model_dir: Path, directory: Path, rows: int | None = None, saving: dict | None = None, **settings: object
+) -> torch.Tensor:
+    """An adapter with random weights in both factors, and the logits that peft computes with it.
+
+    Args:
+        rows: of the embedding, where it is resized first.
+        saving: how peft is to save it.
+    """
+    saving = saving or {}
+    base = GPT2LMHeadModel.from_pretrained(model_dir, local_files_only=True)
+    if rows:
+        base.resize_token_embeddings(rows, mean_resizing=False)
+    defaults = dict(r=4, lora_alpha=12, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+    model = get_peft_model(base, LoraConfig(**{**defaults, **settings})).eval()
+    torch.manual_seed(1)
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+        elif weight.requires_grad:
+            weight.data += 0.1 * torch.randn_like(weight)
+    model.save_pretrained(directory, **saving)
+    with torch.no_grad():
+        return model(torch.tensor(IDS)).logits[0, -1]
+
+
+def ours(directory: Path) -> torch.Tensor:
+    return load(str(directory)).model.context(64).start(IDS)[0]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"r": 2, "lora_alpha": 1, "use_rslora": True},
+        {"target_modules": ["c_attn", "c_proj", "c_fc"]},
+        {"target_modules": ["h.1.mlp.c_fc"]},
+        {"target_modules": "all-linear"},
+        {"target_modules": ["c_attn", "lm_head"]},
+        {"target_modules": ["c_attn", "c_proj"], "exclude_modules": ["h.0.attn.c_attn"]},
+        {"rank_pattern": {"h.1.attn.c_attn": 2}},
+        {"bias": "all"},
+        {"bias": "lora_only"},
+        {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": ["wte"]},
+        {"modules_to_save": ["wte", "lm_head", "ln_f"]},
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": "orthogonal"},
+        {"saving": {"save_embedding_layers": True}},
+        {"saving": {"safe_serialization": False}},
+    ],
+    ids=str,
+)
+def test_an_adapter_is_computed_as_peft_does(model_dir: Path, tmp_path: Path, settings: dict) -> None:
+    expected = write_adapter(model_dir, tmp_path / "adapter", **settings)
+    torch.testing.assert_close(ours(tmp_path / "adapter"), expected, atol=1e-4, rtol=0)
+    assert (ours(model_dir) - expected).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("form", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_adapter_with_a_resized_embedding_is_computed_as_peft_does(model_dir: Path, tmp_path: Path, form: str) -> None:
+    saving = {"save_embedding_layers": True, "safe_serialization": form.endswith("safetensors")}
+    expected = write_adapter(model_dir, tmp_path, rows=310, saving=saving)
+    assert (tmp_path / form).is_file()
+    if form.endswith("bin"):  # which is not looked into for its size
+        with pytest.raises(UserError, match=r"wte\.weight of the shape \(310, 32\) does not fit the model"):
+            load(str(tmp_path))
+        return
+    found = load(str(tmp_path))
+    torch.testing.assert_close(found.model.context(64).start(IDS)[0], expected, atol=1e-4, rtol=0)
+    assert any("10 of the model's 310" in note for note in found.notes)
+
+
+def test_an_adapter_brings_its_own_tokenizer_and_config_or_takes_those_of_its_model(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    write_adapter(model_dir, tmp_path)
+    assert load(str(tmp_path)).tokenizer.encode("An owl") == load(str(model_dir)).tokenizer.encode("An owl")
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(model_dir / name, tmp_path)
+    assert load(str(tmp_path)).tokenizer.encode("An owl") == load(str(model_dir)).tokenizer.encode("An owl")
+
+
+def test_an_adapter_for_an_adapter_adds_both(model_dir: Path, tmp_path: Path) -> None:
+    write_adapter(model_dir, tmp_path / "one")
+    first = PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(model_dir), tmp_path / "one").merge_and_unload()
+    first.save_pretrained(tmp_path / "merged")
+    shutil.copy(model_dir / "tokenizer.json", tmp_path / "merged")
+    expected = write_adapter(tmp_path / "merged", tmp_path / "two", r=3)
+    edit(tmp_path / "two", base_model_name_or_path=str(tmp_path / "one"))
+    torch.testing.assert_close(ours(tmp_path / "two"), expected, atol=1e-4, rtol=0)
+
+
+def edit(directory: Path, **values: object) -> None:
+    path = directory / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def pointer(file: Path) -> None:
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+def cut(directory: Path) -> None:
+    path = directory / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut, "is cut or broken"),
+        (lambda directory: (directory / "adapter_model.safetensors").unlink(), "is cut, broken or missing"),
+        (lambda directory: (directory / "adapter_config.json").write_text("{"), "adapter_config.json is no valid JSON"),
+        (lambda directory: edit(directory, peft_type="PREFIX_TUNING"), "only LoRA can be read"),
+        (lambda directory: edit(directory, use_dora=True), "use_dora True"),
+        (lambda directory: edit(directory, alpha_pattern={"c_attn": 3}), "alpha_pattern"),
+        (lambda directory: edit(directory, init_lora_weights="pissa"), "init_lora_weights pissa"),
+        (lambda directory: edit(directory, init_lora_weights="pissa_niter_16"), "init_lora_weights pissa_niter_16"),
+        (lambda directory: edit(directory, init_lora_weights="olora"), "init_lora_weights olora"),
+        (lambda directory: edit(directory, init_lora_weights="loftq", loftq_config={"loftq_bits": 4}), "loftq"),
+        (lambda directory: edit(directory, init_lora_weights="corda"), "init_lora_weights corda"),
+        (lambda directory: edit(directory, lora_bias=True), "lora_bias True"),
+        (lambda directory: edit(directory, trainable_token_indices=[5, 80]), "trainable_token_indices"),
+        (lambda directory: edit(directory, target_parameters=["h.0.attn.c_attn.weight"]), "target_parameters"),
+        (lambda directory: edit(directory, layer_replication=[[0, 1], [0, 2]]), "layer_replication"),
+        (lambda directory: edit(directory, ensure_weight_tying=True), "ensure_weight_tying True"),
+        (lambda directory: edit(directory, alora_invocation_tokens=[5]), "alora_invocation_tokens"),
+        (lambda directory: edit(directory, revision="v2"), "revision v2"),
+        (lambda directory: edit(directory, a_setting_of_next_year={"on": True}), "a_setting_of_next_year"),
+        (lambda directory: pointer(directory / "adapter_config.json"), "git lfs pull"),
+        (lambda directory: pointer(directory / "adapter_model.safetensors"), "git lfs pull"),
+        (lambda directory: edit(directory, base_model_name_or_path=None), "does not name the model"),
+        (lambda directory: edit(directory, base_model_name_or_path="/nowhere/model"), "which cannot be had"),
+        (lambda directory: edit(directory, base_model_name_or_path="gpt2-tiny"), "does not fit the model gpt2-tiny"),
+        (lambda directory: edit(directory, base_model_name_or_path=str(directory)), "for itself"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(
+    model_dir: Path, tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    write_adapter(model_dir, tmp_path)
+    damage(tmp_path)
+    with pytest.raises(UserError, match=message):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "held"),
+    [
+        ({"target_modules": ["c_attn", "wte"]}, "wte.lora_embedding_A"),
+        ({"use_dora": True}, "lora_magnitude_vector"),
+        ({"trainable_token_indices": [5, 80]}, "trainable_tokens_delta"),
+    ],
+    ids=str,
+)
+def test_adapter_that_holds_more_is_refused_with_what_it_holds(
+    model_dir: Path, tmp_path: Path, settings: dict, held: str
+) -> None:
+    """Even where its settings do not tell."""
+    write_adapter(model_dir, tmp_path, saving={"save_embedding_layers": False}, **settings)
+    edit(tmp_path, use_dora=False, trainable_token_indices=None)
+    with pytest.raises(UserError, match=held):
+        load(str(tmp_path))
+
+
+def test_adapter_on_a_head_of_its_own_adds_to_it(model_dir: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(model_dir, tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    save_file({**weights, "lm_head.weight": weights["transformer.wte.weight"] + 1}, base / "model.safetensors")
+    expected = write_adapter(base, tmp_path / "adapter", target_modules=["c_attn", "lm_head"])
+    torch.testing.assert_close(ours(tmp_path / "adapter"), expected, atol=1e-3, rtol=0)
+
+
+def test_code_in_a_pickled_adapter_is_not_run(model_dir: Path, tmp_path: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    write_adapter(model_dir, tmp_path / "adapter", saving={"safe_serialization": False})
+    torch.save({"lora_A.weight": Attack()}, tmp_path / "adapter" / "adapter_model.bin")
+    with pytest.raises(UserError, match="nothing in it was run"):
+        load(str(tmp_path / "adapter"))
+    assert not (tmp_path / "owned").exists()

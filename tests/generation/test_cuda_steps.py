@@ -1,0 +1,185 @@
+"""Texts in captured steps are the texts of the ordinary path. The steps are taken one by one here, without a GPU."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FABLES
+
+from gpt2tg.engine.cuda_graph import ContinuousBatch
+from gpt2tg.errors import RunError
+from gpt2tg.generation import cuda_steps
+from gpt2tg.generation.generator import Generator, Request, Sample, load
+from gpt2tg.options import DecodingOptions, decoding_options
+
+PROMPTS = [*FABLES, "", "The", "A fox", "Two bells", "é—猫🐈", "The owl"]
+
+WRITTEN_IN_STEPS: list[dict[str, object]] = [
+    {"decoding": "greedy"},
+    {"decoding": "greedy", "stop": ("e", "zz")},
+    {"decoding": "sample", "seed": 3, "temperature": 1.5},
+    {"decoding": "sample", "seed": 3, "num_sequences": 3, "typical_p": 0.8},
+    {"decoding": "sample", "seed": 3, "best_of": 4, "num_sequences": 2, "min_p": 0.02},
+    {"decoding": "top_k", "seed": 4, "stop": ("a",), "keep_stop": True},
+    {"decoding": "top_p", "seed": 5, "num_sequences": 2},
+]
+
+WRITTEN_STEP_BY_STEP: list[dict[str, object]] = [
+    {"decoding": "greedy", "repetition_penalty": 1.2},
+    {"decoding": "greedy", "presence_penalty": 0.5},
+    {"decoding": "greedy", "no_repeat_ngram": 3},
+    {"decoding": "greedy", "min_new_tokens": 4},
+    {"decoding": "greedy", "suppress_eos": True},
+    {"decoding": "greedy", "ban_words": ("owl",)},
+    {"decoding": "greedy", "prompt_lookup": 5},
+    {"decoding": "greedy", "overflow": "slide", "max_new_tokens": 80},
+    {"decoding": "greedy", "no_repeat_ngram": 1, "suppress_eos": True, "overflow": "slide", "max_new_tokens": 310},
+    {"decoding": "beam"},
+    {"decoding": "contrastive"},
+]
+
+
+@pytest.fixture(scope="module")
+def ordinary(model_dir: Path) -> Generator:
+    return load(str(model_dir))
+
+
+@pytest.fixture
+def in_steps(ordinary: Generator) -> Generator:
+    generator = Generator(ordinary.model, ordinary.tokenizer)
+    generator.captured_steps.are_used = True
+    return generator
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[ContinuousBatch]:
+    """All that are made."""
+    made: list[ContinuousBatch] = []
+
+    class Noted(ContinuousBatch):
+        def __init__(self, *arguments: object, **settings: object) -> None:
+            super().__init__(*arguments, **settings)  # type: ignore[arg-type]
+            made.append(self)
+
+    monkeypatch.setattr(cuda_steps, "ContinuousBatch", Noted)
+    return made
+
+
+def options(settings: dict[str, object]) -> DecodingOptions:
+    return decoding_options({"max_new_tokens": 26, "overflow": "truncate", **settings})
+
+
+def requests_of(generator: Generator, settings: DecodingOptions, prompts: Sequence[str] = PROMPTS) -> list[Request]:
+    return [generator.fit(prompt, settings, index) for index, prompt in enumerate(prompts)]
+
+
+def told(samples: Sequence[Sample]) -> list[tuple]:
+    return [(sample.prompt_index, sample.index, sample.ids, sample.completion, sample.finish_reason, sample.replay)
+            for sample in samples]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", WRITTEN_IN_STEPS, ids=str)
+def test_texts_and_their_pieces_are_the_same(
+    ordinary: Generator, in_steps: Generator, batches: list[ContinuousBatch], settings: dict[str, object]
+) -> None:
+    """In the same order too, since every text has a row."""
+    chosen = options(settings)
+    requests = requests_of(ordinary, chosen)
+    expected, found = (list(writer.stream_batch(requests, chosen)) for writer in (ordinary, in_steps))
+    assert [(chunk.prompt_index, chunk.index, chunk.text) for chunk in found] == [
+        (chunk.prompt_index, chunk.index, chunk.text) for chunk in expected
+    ]
+    finished, others = ([chunk.sample for chunk in chunks if chunk.sample] for chunks in (found, expected))
+    assert told(finished) == told(others)
+    assert [sample.logprob for sample in finished] == pytest.approx([sample.logprob for sample in others], abs=1e-3)
+    assert len(batches) == 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 50])
+@pytest.mark.parametrize("settings", WRITTEN_IN_STEPS, ids=str)
+def test_many_prompts_come_in_their_order(
+    ordinary: Generator, in_steps: Generator, settings: dict[str, object], batch_size: int
+) -> None:
+    """Whatever takes the row of what: lengths are unequal, so that texts end in another order than they began."""
+    chosen = options(settings)
+    requests = [
+        ordinary.fit(prompt, options({**settings, "max_new_tokens": 2 + 11 * index % 26}), index)
+        for index, prompt in enumerate(PROMPTS)
+    ]
+    expected = ordinary.generate_batch(requests, chosen)
+    found = list(in_steps.generate_each(requests, chosen, batch_size))
+    assert [told(samples) for samples in found] == [told(samples) for samples in expected]
+
+
+@pytest.mark.parametrize("settings", WRITTEN_STEP_BY_STEP, ids=str)
+def test_other_texts_are_written_step_by_step(
+    ordinary: Generator, in_steps: Generator, batches: list[ContinuousBatch], settings: dict[str, object]
+) -> None:
+    chosen = options(settings)
+    requests = requests_of(ordinary, chosen, PROMPTS[-3:])
+    expected = ordinary.generate_batch(requests, chosen)
+    found = list(in_steps.generate_each(requests, chosen, 8))
+    assert [told(samples) for samples in found] == [told(samples) for samples in expected]
+    assert batches == []
+
+
+def test_the_batch_is_kept_for_texts_that_are_drawn_alike(in_steps: Generator, batches: list[ContinuousBatch]) -> None:
+    for settings, made in [
+        ({"decoding": "top_k", "top_k": 9, "seed": 1}, 1),
+        ({"decoding": "top_k", "top_k": 9, "seed": 2, "stop": ("a",)}, 1),
+        ({"decoding": "top_k", "top_k": 8, "seed": 1}, 2),
+        ({"decoding": "greedy"}, 3),
+        ({"decoding": "beam"}, 3),
+        ({"decoding": "greedy"}, 4),
+    ]:
+        in_steps.generate("The owl", options(settings))
+        assert len(batches) == made, settings
+
+
+def test_two_texts_at_a_time_have_batches_of_their_own(in_steps: Generator, batches: list[ContinuousBatch]) -> None:
+    chosen = options({"decoding": "greedy"})
+    streams = [in_steps.stream(prompt, chosen) for prompt in ("The owl", "Two bells argued")]
+    pieces = ["", ""]
+    for both in zip(*streams, strict=False):
+        pieces = [piece + chunk.text for piece, chunk in zip(pieces, both, strict=True)]
+    for stream in streams:
+        stream.close()
+    (alone,) = in_steps.generate("Two bells argued", chosen)
+    assert pieces[1]
+    assert alone.completion.startswith(pieces[1])
+    assert len(batches) == 2
+
+
+def test_a_time_limit_ends_texts(in_steps: Generator, batches: list[ContinuousBatch]) -> None:
+    chosen = options({"decoding": "greedy", "max_time": 1e-9})
+    requests = requests_of(in_steps, chosen, PROMPTS[:4])
+    found = [sample for samples in in_steps.generate_each(requests, chosen, 2) for sample in samples]
+    assert [(sample.finish_reason, len(sample.ids)) for sample in found] == [("time", 1)] * 4
+    assert batches
+
+
+def test_weights_that_are_no_numbers_are_named(in_steps: Generator) -> None:
+    broken = Generator(copy.copy(in_steps.model), in_steps.tokenizer)
+    broken.captured_steps.are_used = True
+    weights = broken.model.weights
+    broken.model.weights = {**weights, "ln_f.bias": torch.full_like(weights["ln_f.bias"], torch.nan)}
+    for settings in ({"decoding": "greedy"}, {"decoding": "sample"}):
+        with pytest.raises(RunError, match="not finite at new token 1"):
+            broken.generate("The owl", options(settings))
+
+
+def test_memory_that_runs_out_is_told_and_not_kept(in_steps: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> object:
+        raise torch.OutOfMemoryError
+
+    chosen = options({"decoding": "greedy"})
+    monkeypatch.setattr(ContinuousBatch, "write", no_memory)
+    with pytest.raises(RunError, match="out of memory: lower --batch_size"):
+        in_steps.generate("The owl", chosen)
+    monkeypatch.undo()
+    assert in_steps.captured_steps._kept is None
+    assert in_steps.generate("The owl", chosen)

@@ -1,0 +1,235 @@
+"""Tables, folders and patterns: which texts are found in them, what of them is learned, what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gpt2tg.checkpoint.tokenizer import TextTokenizer
+from gpt2tg.errors import UserError
+from gpt2tg.options import TrainingOptions
+from gpt2tg.reading import tables
+from gpt2tg.training.data import blocks
+from gpt2tg.training.data.blocks import NO_LOSS, load_data
+from gpt2tg.training.data.sources import Reading, plan_sources, survey
+
+TEXTS = ['She said "no", twice.', "two\nlines, with a comma", "naïve 猫 🦊", "  indented\t", "x" * 200_000]
+
+
+def write_csv(path: Path, rows: list[dict[str, str]]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], delimiter="\t" if path.suffix == ".tsv" else ",")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_jsonl(path: Path, rows: list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+WRITERS: dict[str, Callable[[Path, list[dict[str, str]]], Path]] = {
+    "t.csv": write_csv,
+    "t.tsv": write_csv,
+    "t.CSV": write_csv,
+    "t.jsonl": write_jsonl,
+}
+
+
+def examples_of(*names: str | Path, text_column: str | None = None) -> list[str]:
+    found = survey(tuple(map(str, names)), Reading("line", text_column), "train_file")
+    texts = [piece.text for piece in found.pieces()]
+    assert len(texts) == found.examples
+    return texts
+
+
+# ---- tables ----
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_each_row_of_a_table_is_an_example(tmp_path: Path, name: str) -> None:
+    """Quotes, line breaks and commas inside a text are the text's own."""
+    path = WRITERS[name](tmp_path / name, [{"id": str(i), "text": text} for i, text in enumerate(TEXTS)])
+    assert examples_of(path) == TEXTS
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_column_can_be_named(tmp_path: Path, name: str) -> None:
+    path = WRITERS[name](tmp_path / name, [{"text": "not this", "story": text} for text in TEXTS])
+    assert examples_of(path, text_column="story") == TEXTS
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_only_column_needs_no_name(tmp_path: Path, name: str) -> None:
+    assert examples_of(WRITERS[name](tmp_path / name, [{"story": text} for text in TEXTS])) == TEXTS
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_rows_without_text_are_counted_and_passed_over(tmp_path: Path, name: str) -> None:
+    path = WRITERS[name](tmp_path / name, [{"text": text} for text in ("one", "", " \n", "two")])
+    assert examples_of(path) == ["one", "two"]
+    assert f"{path}: 2 rows without text passed over" in survey((str(path),), Reading("line"), "train_file").notices
+
+
+def test_windows_files_are_read_alike(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes('\ufefftext,n\r\n"one\r\ntwo",1\r\n'.encode())
+    (tmp_path / "t.jsonl").write_bytes('\ufeff{"text": "one\\r\\ntwo"}\r\n'.encode())
+    assert examples_of(tmp_path / "t.csv") == examples_of(tmp_path / "t.jsonl") == ["one\ntwo"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", "title,story\na,b\n", "has the columns title, story: say with --text_column"),
+        ("t.jsonl", '{"a": "x", "b": "y"}\n', "has the columns a, b: say with --text_column"),
+        ("t.jsonl", '{"text": "x"}\n{"text": 7}\n', "line 2: text is 7, expected a text"),
+        ("t.jsonl", '{"text": "x"}\n\n{"text": \n', r"line 3 is no JSON \(Expecting value at character 10\): write it"),
+        ("t.jsonl", "[" * 100_000 + "\n", "line 1 is no JSON .*: write it"),
+        ("t.json", '[{"text": "x"}]', "would be read as plain text: write it as .jsonl"),
+        ("t.jsonl", '["x"]\n', "line 1 is no JSON object"),
+        ("t.csv", 'text\n"never closed\n', "line 2: .* a quote that is not closed; a text with quotes is written"),
+        ("t.tsv", 'id\ttext\n1\t"No," said she.\n', "line 2: .* a text with quotes is written"),
+        ("t.csv", "text\n", "holds no text"),
+    ],
+)
+def test_broken_tables_are_refused_with_the_place(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message) as caught:
+        examples_of(tmp_path / name)
+    assert caught.value.option == "train_file"
+    assert str(tmp_path / name) in caught.value.message
+
+
+def test_quotes_are_no_way_out_of_another_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = csv.field_size_limit()
+    monkeypatch.setattr(tables, "LONGEST_FIELD", 10)
+    (tmp_path / "t.csv").write_text("text\nlonger than it may be\n")
+    try:
+        with pytest.raises(UserError, match=r"line 2 is longer than 10 characters: write a row a line$"):
+            examples_of(tmp_path / "t.csv")
+    finally:
+        csv.field_size_limit(limit)
+
+
+def test_a_column_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "t.csv", [{"text": "x", "title": "y"}])
+    with pytest.raises(UserError, match="has no column story: it has text, title"):
+        examples_of(path, text_column="story")
+
+
+def test_a_column_of_plain_text_is_refused(text_file: Path) -> None:
+    with pytest.raises(UserError, match="is plain text") as caught:
+        examples_of(text_file, text_column="story")
+    assert caught.value.option == "text_column"
+
+
+# ---- prompt and completion ----
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+@pytest.mark.parametrize("alone", [False, True])
+def test_the_completion_alone_carries_loss(tmp_path: Path, tokenizer: TextTokenizer, name: str, alone: bool) -> None:
+    rows = [{"prompt": f"The owl {n}:", "completion": f" counted {n} stars."} for n in range(5)]
+    path = WRITERS[name](tmp_path / name, rows)
+    options = TrainingOptions(train_file=str(path), validation_split=0, block_size=512, no_cross_examples=alone)
+    [block] = load_data(plan_sources(options), tokenizer, options).train
+    expected_ids, expected_labels = [], []
+    for row in rows:
+        prompt, completion = tokenizer.encode(row["prompt"]), [*tokenizer.encode(row["completion"]), tokenizer.end_id]
+        expected_ids += prompt + completion
+        expected_labels += [NO_LOSS] * len(prompt) + completion
+    assert block["input_ids"].tolist() == expected_ids
+    assert block["labels"].tolist() == expected_labels
+
+
+def test_blocks_of_prompts_alone_are_left_out(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    """Their loss would be a mean over nothing."""
+    rows = [{"prompt": "The owl counted the stars. " * 20, "completion": "Twice."}]
+    options = TrainingOptions(
+        train_file=str(write_jsonl(tmp_path / "t.jsonl", rows)), validation_split=0, block_size=16
+    )
+    blocks = load_data(plan_sources(options), tokenizer, options).train
+    assert len(blocks) in (1, 2)
+    learned = [label for block in blocks for label in block["labels"] if label != NO_LOSS]
+    assert learned == [*tokenizer.encode("Twice."), tokenizer.end_id]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_the_blocks_that_are_kept_are_those_with_loss(
+    tmp_path: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    """Against the rows themselves, for blocks of all sizes; the tokens are looked at in many parts."""
+    monkeypatch.setattr(blocks, "PART_TOKENS", 7)
+    chance = random.Random(5)
+    rows = [
+        {"prompt": "owl " * chance.choice([0, 1, 9, 40]), "completion": "ha" * chance.choice([1, 1, 5])}
+        for _ in range(30)
+    ]
+    rows.append({"prompt": "The owl.", "completion": ""})
+    path = write_jsonl(tmp_path / "t.jsonl", rows)
+    left_out = 0
+    for block_size in (4, 5, 7, 16, 61):
+        options = TrainingOptions(
+            train_file=str(path), validation_split=0.3, block_size=block_size, no_cross_examples=alone
+        )
+        sources = plan_sources(options)
+        kept = load_data(sources, tokenizer, options).train
+        with monkeypatch.context() as patch:
+            patch.setattr(blocks, "_require_loss", lambda blocks: blocks)
+            every = load_data(sources, tokenizer, options).train
+        expected = [row for row in every if any(label != NO_LOSS for label in row["labels"][1:])]
+        assert [row["input_ids"].tolist() for row in kept] == [row["input_ids"].tolist() for row in expected]
+        left_out += len(every) - len(kept)
+    assert left_out > 20
+
+
+# ---- several files ----
+
+
+def test_several_files_are_read_in_the_order_given(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("from b\n")
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "from a"}])
+    assert examples_of(tmp_path / "b.txt", tmp_path / "a.jsonl") == ["from b", "from a"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "b.txt").write_text("from b\n")
+    (tmp_path / "a.md").write_text("from a\n")
+    (tmp_path / "below" / "c.txt").write_text("from c\n")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\0")
+    return tmp_path
+
+
+def test_a_folder_means_the_texts_in_it(folder: Path) -> None:
+    assert examples_of(folder) == ["from a", "from b", "from c"]
+
+
+def test_a_pattern_means_the_files_that_match(folder: Path) -> None:
+    assert examples_of(folder / "*.txt") == ["from b"]
+    assert examples_of(folder / "**" / "*.txt") == ["from b", "from c"]
+
+
+def test_a_file_may_have_a_name_like_a_pattern(tmp_path: Path) -> None:
+    (tmp_path / "[draft] 1.txt").write_text("mine\n")
+    assert examples_of(tmp_path / "[draft] 1.txt") == ["mine"]
+
+
+def test_a_pattern_without_a_match_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="matches no file"):
+        examples_of(tmp_path / "*.txt")
+
+
+def test_held_out_examples_come_from_all_files(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("".join(f"{name} {n}\n" for n in range(40)))
+    _, measured = plan_sources(TrainingOptions(train_file=str(tmp_path), validation_split=0.5))
+    assert measured is not None
+    assert {piece.text[0] for piece in measured} == {"a", "b"}

@@ -1,0 +1,195 @@
+"""Dropout, attention and memory on a processor."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import kernels_here, random_model
+from torch import Tensor
+from torch.nn import functional as F
+
+from gpt2tg.training.model import cpu
+from gpt2tg.training.model.build import for_training
+from gpt2tg.training.model.cpu import GELU, Dropout, attention, dropped, keep_freed_memory
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_so_many_are_dropped_and_the_others_make_up_for_it(share: float) -> None:
+    torch.manual_seed(3)
+    count = 1_000_001  # no multiple of the numbers that one draw decides on
+    found = dropped(torch.full((count,), 2.0), share)
+    kept = found != 0
+    deviation = (share * (1 - share) / count) ** 0.5
+    assert (~kept).double().mean() == pytest.approx(share, abs=5 * deviation + 2**-16)
+    assert found[kept].unique().tolist() == pytest.approx([2 / (1 - share)], rel=1e-3)
+    for lane in range(4):  # each of the four that share a draw, and each pair of neighbours
+        assert (~kept[lane::4]).double().mean() == pytest.approx(share, abs=10 * deviation + 2**-16)
+    both = (~kept[:-1] & ~kept[1:]).double().mean()
+    assert both == pytest.approx(share**2, abs=10 * deviation)
+
+
+def test_the_seed_decides_and_the_state_is_torchs() -> None:
+    torch.manual_seed(5)
+    first, state = dropped(torch.ones(50), 0.5), torch.get_rng_state()
+    second = dropped(torch.ones(50), 0.5)
+    torch.set_rng_state(state)
+    assert torch.equal(dropped(torch.ones(50), 0.5), second)
+    assert not torch.equal(first, second)
+
+
+def test_what_is_dropped_learns_nothing() -> None:
+    x = torch.randn(400, requires_grad=True)
+    found = dropped(x, 0.3)
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    torch.testing.assert_close(gradient * x, found)
+
+
+def test_nothing_is_dropped_where_nobody_learns() -> None:
+    x = torch.ones(100)
+    assert torch.equal(Dropout(0.5).eval()(x), x)
+    assert torch.equal(Dropout(0.0).train()(x), x)
+    model = random_model().eval()
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        expected = model(ids).logits
+        torch.testing.assert_close(for_training(model)(ids).logits, expected)
+    assert not any(part.training for part in model.modules())
+    assert all(part.training for part in for_training(random_model().train()).modules())
+
+
+@pytest.mark.parametrize("size", [(1,), (16,), (3, 33), (2, 9, 512)], ids=str)
+def test_the_gelu_and_its_gradient_are_those_in_64_bits(size: tuple[int, ...]) -> None:
+    """Of full registers and of what is left over; far out too, where it is 0 or x."""
+    kernels_here()
+    x, gradient = torch.randn(2, *size, generator=torch.Generator().manual_seed(1))
+    x = (5 * x.flatten().index_fill(0, torch.tensor([0]), -40.0)).view(size).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    expected, found = F.gelu(exact, approximate="tanh"), GELU()(x)
+    assert isinstance(found.grad_fn, cpu.GELUWithSlope._backward_cls)
+    near = dict(rtol=1e-5, atol=1e-6, check_dtype=False)
+    torch.testing.assert_close(found, expected, **near)
+    (mine,), (theirs,) = (torch.autograd.grad(y, z, gradient.to(z.dtype)) for y, z in ((found, x), (expected, exact)))
+    torch.testing.assert_close(mine, theirs, **near)
+
+
+def test_the_gelu_has_the_same_bits_whatever_the_threads() -> None:
+    kernels_here()
+    x = torch.randn(7, 1001, requires_grad=True)
+    made = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            found = GELU()(x)
+            made.append((found, *torch.autograd.grad(found.sum(), x)))
+        finally:
+            torch.set_num_threads(1)
+    assert all(torch.equal(mine, first) for each in made for mine, first in zip(each, made[0], strict=True))
+
+
+def test_the_gelu_takes_what_lies_apart_and_passes_on_what_is_no_number() -> None:
+    kernels_here()
+    x = torch.randn(30, 40)
+    x[3, 4], x[5, 6] = torch.nan, torch.inf
+    for part in (x.t(), x[:, ::2]):
+        part = part.detach().requires_grad_()
+        torch.testing.assert_close(GELU()(part), F.gelu(part, approximate="tanh"), equal_nan=True)
+
+
+def test_what_does_not_learn_keeps_no_slope() -> None:
+    x = torch.randn(40)
+    assert GELU()(x).grad_fn is None
+    with torch.no_grad():
+        assert torch.equal(GELU()(x.requires_grad_()), F.gelu(x, approximate="tanh"))
+
+
+def test_the_gelu_is_torchs_where_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu.kernels, "load", lambda: None)
+    x = torch.randn(40, requires_grad=True)
+    assert torch.equal(GELU()(x), F.gelu(x, approximate="tanh"))
+    assert torch.equal(GELU()(x.bfloat16()), F.gelu(x.bfloat16(), approximate="tanh"))
+
+
+@pytest.mark.parametrize("dropout", [0, 0.5])
+@pytest.mark.parametrize("mask", [None, "two texts"])
+def test_a_compiled_model_learns_the_same(dropout: float, mask: str | None) -> None:
+    """All that torch does before it makes code; with dropout, that it learns by the seed alone."""
+    shares = dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), dropout)
+    plain, compiled = (for_training(random_model(**shares).train()) for _ in range(2))
+    compiled.transformer.compile(backend="aot_eager")
+    ids = torch.randint(0, 300, (2, 9), generator=torch.Generator().manual_seed(1))
+    seen = None if mask is None else documents_apart(9).expand(2, -1, -1, -1)
+    losses = []
+    for model in (plain, compiled, compiled):
+        torch.manual_seed(2)
+        model.zero_grad()
+        loss = model(ids, labels=ids, attention_mask=seen).loss
+        loss.backward()
+        losses.append(loss.item())
+    assert losses[1] == losses[2]
+    if not dropout:
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+        for mine, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+def documents_apart(length: int) -> Tensor:
+    """Two texts in a block: each token sees those before it in its own."""
+    text = torch.arange(length) >= length // 2
+    return ((text[:, None] == text[None]) & torch.ones(length, length, dtype=torch.bool).tril())[None, None]
+
+
+@pytest.mark.parametrize("mask", [None, documents_apart(9)], ids=["causal", "two texts"])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_attention_is_torchs_but_for_the_dropping(
+    monkeypatch: pytest.MonkeyPatch, mask: Tensor | None, kind: torch.dtype
+) -> None:
+    monkeypatch.setattr(cpu, "dropped", lambda weights, share: weights)
+    query, key, value = (torch.randn(2, 4, 9, 8, dtype=kind).requires_grad_() for _ in range(3))
+    found, _ = attention(torch.nn.Module(), query, key, value, mask, dropout=0.1, scaling=0.3)
+    expected = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=0.3
+    ).transpose(1, 2)
+    near = dict(rtol=1e-4, atol=1e-5) if kind == torch.float32 else dict(rtol=0.05, atol=0.05)
+    torch.testing.assert_close(found, expected, **near)
+    for mine, theirs in zip(
+        torch.autograd.grad(found.sum(), (query, key, value)),
+        torch.autograd.grad(expected.sum(), (query, key, value)),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, **near)
+
+
+def test_a_model_learns_with_dropout() -> None:
+    """Chance enters, and by the seed alone."""
+    model = for_training(random_model(attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5).train())
+    ids = torch.arange(8)[None]
+
+    def loss(seed: int) -> float:
+        torch.manual_seed(seed)
+        return model(ids, labels=ids).loss.item()
+
+    assert loss(1) == loss(1)
+    assert loss(1) != loss(2)
+
+
+@pytest.mark.parametrize("most", [2**31 - 1, 2**25], ids=["new glibc", "old glibc"])
+def test_glibc_is_told_to_keep_what_is_freed(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Whether it helps depends on where blocks come to lie, so what is tested is what is asked for (malloc.h)."""
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    taken: dict[int, int] = {}
+
+    class Libc:
+        def mallopt(self, setting: int, value: int) -> int:
+            if setting == m_mmap_threshold and value > most:
+                return 0
+            taken[setting] = value
+            return 1
+
+    monkeypatch.setattr(cpu.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(cpu.ctypes, "CDLL", lambda name: Libc())
+    keep_freed_memory()
+    assert taken == {m_trim_threshold: 2**31 - 1, m_mmap_threshold: most}
+    taken.clear()
+    monkeypatch.setattr(cpu.platform, "libc_ver", lambda: ("", ""))  # macOS, Windows, musl
+    keep_freed_memory()
+    assert not taken

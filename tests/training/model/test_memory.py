@@ -1,0 +1,160 @@
+"""The arithmetic of memory, against what torch's profiler counts in a real training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import ProfilerActivity, profile
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from gpt2tg.checkpoint.find import ModelShape
+from gpt2tg.options import TrainingOptions
+from gpt2tg.training.model import loss
+from gpt2tg.training.model.build import for_training
+from gpt2tg.training.model.lora import choose_weights
+from gpt2tg.training.model.memory import estimate, out_of_memory, remedies
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+
+
+def shape(n_layer: int, n_embd: int, n_head: int, vocab_size: int = 50257, n_positions: int = 1024) -> ModelShape:
+    return ModelShape(
+        vocab_size, n_positions, n_embd, n_layer, n_head, 4 * n_embd, "gelu_new", 1e-5, True, False, True, (0,)
+    )
+
+
+GPT2, GPT2_XL = shape(12, 768, 12), shape(48, 1600, 25)
+SMALL = shape(3, 128, 4, 2000, 128)
+
+
+def measured_peak(of: ModelShape, options: TrainingOptions, wrap: Callable[..., torch.nn.Module] | None = None) -> int:
+    """Bytes held at the worst moment of a later step, weights and the optimizer's state included.
+
+    `wrap` makes of the model one whose gradients travel between processes, in buffers that are held all the time.
+    """
+    config = GPT2Config(
+        vocab_size=of.vocab_size, n_positions=of.n_positions, n_embd=of.n_embd, n_layer=of.n_layer, n_head=of.n_head,
+        resid_pdrop=options.dropout, embd_pdrop=options.dropout, attn_pdrop=options.dropout, use_cache=False,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    model = for_training(GPT2LMHeadModel(config)).train()
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model = choose_weights(model, options, "base")
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    if wrap is not None:
+        model = wrap(model)
+    optimizer = torch.optim.AdamW(trained, fused=True)
+    ids = torch.randint(0, of.vocab_size, (options.batch_size, options.block_size))
+
+    def step() -> None:
+        for _ in range(options.gradient_accumulation_steps):
+            with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+                found = model(input_ids=ids, labels=ids, num_items_in_batch=torch.tensor(ids.numel())).loss
+            found.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    step()
+    if wrap is not None:
+        step()  # the buffers are laid out anew in the second
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        step()
+    held = sum(weight.nbytes for weight in model.parameters())
+    held += sum(weight.nbytes for weight in trained) if wrap is not None else 0
+    held += sum(value.nbytes for state in optimizer.state.values() for value in state.values())
+    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
+    running = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        running += event.nbytes()
+        most = max(most, running)
+    return held + most
+
+
+@pytest.mark.parametrize("rows", [256, 64], ids=["one piece", "four pieces"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"dropout": 0.1},
+        {"bf16": True},
+        {"gradient_accumulation_steps": 2},
+        {"gradient_checkpointing": True},
+        {"gradient_checkpointing": True, "bf16": True, "dropout": 0.1},
+        {"gradient_checkpointing": True, "bf16": True, "lora": True},
+        {"freeze_layers": 2},
+    ],
+    ids=str,
+)
+def test_the_estimate_is_what_a_step_takes(settings: dict, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "ROWS", rows)
+    options = TrainingOptions(**{"batch_size": 2, "block_size": 128, "dropout": 0.0, **settings})
+    found = estimate(SMALL, options, fused_attention=not options.dropout).peak
+    assert found == pytest.approx(measured_peak(SMALL, options), rel=0.03)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_gradients_of_several_processes_are_counted_once(tmp_path: Path) -> None:
+    """They lie in the buffers in which they travel, as the trainer asks for; else each process held them twice."""
+    options = TrainingOptions(batch_size=1, block_size=32, dropout=0.0)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        measured = measured_peak(SMALL, options, partial(DistributedDataParallel, gradient_as_bucket_view=True))
+    finally:
+        dist.destroy_process_group()
+    # One by one they are there twice for a moment, until they are copied into their buffer.
+    assert estimate(SMALL, options, processes=2).peak == pytest.approx(measured, rel=0.08)
+
+
+def test_the_estimate_with_an_adapter_is_not_too_low() -> None:
+    """A frozen layer keeps a little less than one that learns; the arithmetic does not go into that."""
+    options = TrainingOptions(batch_size=2, block_size=128, dropout=0.0, lora=True)
+    assert 1 <= estimate(SMALL, options).peak / measured_peak(SMALL, options) < 1.25
+
+
+def test_gpt2_xl_with_an_adapter_fits_in_8_gb() -> None:
+    options = TrainingOptions(
+        lora=True, bf16=True, gradient_checkpointing=True, block_size=1024, batch_size=1, gradient_accumulation_steps=8
+    )
+    assert 3.1e9 < estimate(GPT2_XL, options).peak < 5e9
+    assert estimate(GPT2_XL, replace(options, batch_size=3)).peak < 7.5e9
+
+
+@pytest.mark.parametrize("settings", [{"gradient_checkpointing": True}, {"bf16": True}], ids=str)
+def test_all_of_gpt2_fits_in_8_gb(settings: dict) -> None:
+    options = TrainingOptions(block_size=1024, batch_size=4, **settings)
+    assert 2e9 < estimate(GPT2, options).peak < 7.5e9
+
+
+def test_remedies_are_the_most_effective_first() -> None:
+    options = TrainingOptions(block_size=1024, batch_size=8)
+    now = estimate(GPT2, options).peak
+    peaks = [memory.peak for _, memory in remedies(GPT2, options)]
+    assert peaks == sorted(peaks)
+    assert peaks[-1] < now
+    names = [flags.split()[0] for flags, _ in remedies(GPT2, options)]
+    assert {"--batch_size", "--gradient_checkpointing", "--bf16", "--lora", "--block_size"} <= set(names)
+
+
+def test_the_message_has_the_numbers_and_the_flags() -> None:
+    options = TrainingOptions(block_size=1024, batch_size=8, gradient_accumulation_steps=2)
+    message = out_of_memory(GPT2, options, 8e9, fused_attention=True)
+    assert "8.0 GB are there" in message
+    assert "--batch_size 1 --gradient_accumulation_steps 16" in message
+    assert "weights 0.5 GB" in message
+    assert "--auto_batch_size finds" in message
+    assert "--auto_batch_size" not in out_of_memory(GPT2, replace(options, auto_batch_size=True), None, True)
+
+
+def test_nothing_more_to_lower_is_said() -> None:
+    options = TrainingOptions(
+        batch_size=1, block_size=64, gradient_checkpointing=True, bf16=True, lora=True, optim="sgd"
+    )
+    assert "a smaller model would fit" in out_of_memory(GPT2, options, None, fused_attention=True)

@@ -1,0 +1,168 @@
+"""One run per directory, at every moment: from before it is looked into until the run has ended."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from test_directory import names, run_of
+
+from gpt2tg.errors import RunError, UserError
+from gpt2tg.training.output import durable
+from gpt2tg.training.output.directory import RunDirectory, check_resumable
+from gpt2tg.training.output.locks import LOCK_FILE, locked
+from gpt2tg.training.output.reservation import Reservation, check_output
+from gpt2tg.training.processes import by_main_process
+
+WAYS = [(True, False), (False, True)]  # --resume, --overwrite
+
+
+def ours(directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    RunDirectory(directory, None).update(versions={"gpt2tg": "0.1.0"})
+    run_of(directory, 1)
+    return directory
+
+
+@pytest.mark.parametrize(("resumes", "overwrite"), WAYS)
+def test_a_directory_is_kept_from_when_it_is_looked_into(tmp_path: Path, resumes: bool, overwrite: bool) -> None:
+    """A second run is refused from the first look on, not only once the first has read its text and model."""
+    ours(tmp_path)
+    with Reservation(tmp_path, resumes, overwrite):
+        for second in WAYS:
+            with pytest.raises(UserError, match="in use by another training run"), Reservation(tmp_path, *second):
+                pass
+    with Reservation(tmp_path, resumes, overwrite) as place:
+        place.open()
+        for second in WAYS:
+            with pytest.raises(UserError, match="in use by another training run"):
+                check_output(tmp_path, *second)
+    check_output(tmp_path, resumes, overwrite)
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_run_that_ended_in_between_is_not_overwritten(tmp_path: Path, exists: bool) -> None:
+    """Both found an empty directory; the other was faster, and is at its end when this one opens it."""
+    out = tmp_path / "out"
+    if exists:
+        out.mkdir()
+    with Reservation(out, False, False) as place:
+        assert not out.is_dir() or not list(out.iterdir())  # nothing is written before it is opened
+        with Reservation(out, False, False) as other:
+            other.open()
+            ours(out)
+        with pytest.raises(UserError, match="is not empty"):
+            place.open()
+    assert names(out) == ["checkpoint-1"]
+
+
+def test_a_run_of_a_search_in_use_is_not_overwritten(tmp_path: Path) -> None:
+    ours(tmp_path)
+    below = ours(tmp_path / "tries" / "epochs=1")
+    with locked(below), pytest.raises(UserError, match="epochs=1 is in use by another training run"):
+        check_output(tmp_path, resumes=False, overwrite=True)
+    with Reservation(tmp_path, False, True) as place:
+        place.open()
+        assert {path.name for path in tmp_path.iterdir()} == {LOCK_FILE}
+
+
+def _one_of_three(directory: Path, rank: int) -> None:
+    """A process of three that know each other; exits with 7 where all of them were let in 20 times."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "3"}
+    store = f"file://{directory.parent / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=3)
+
+    def look() -> int:
+        with Reservation(directory, resumes=True, overwrite=False):
+            return 7 if rank == 0 else 8
+
+    found = {by_main_process(look) for _ in range(20)}
+    with pytest.raises(UserError, match="is not empty"):
+        by_main_process(lambda: check_output(directory, resumes=False, overwrite=False))
+    os._exit(found.pop() if len(found) == 1 else 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_processes_of_one_run_do_not_hinder_each_other(tmp_path: Path) -> None:
+    """The main one alone asks for the lock: others would find it held by their neighbours. What it refuses, all do."""
+    ours(tmp_path / "out")
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=_one_of_three, args=(tmp_path / "out", rank)) for rank in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [7, 7, 7]
+
+
+@pytest.mark.parametrize("code", [errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK])
+def test_without_locks_of_the_file_system_a_run_is_alone_too(
+    tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object, **__: object) -> None:
+        raise NotImplementedError if code == errno.ENOSYS else OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(FileLock, "acquire", none)
+    with locked(tmp_path), pytest.raises(UserError, match="in use by another training run"), locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+def test_a_lock_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(FileLock, "acquire", broken)
+    with pytest.raises(RunError, match="cannot write to"), locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(("code", "is_fine"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)])
+def test_saving_where_folders_cannot_be_synced(
+    tmp_path: Path, code: int, is_fine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some network mounts refuse; an error of the disk is none of that kind."""
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(code, os.strerror(code))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if is_fine:
+        run_of(tmp_path, 1)
+        assert durable.damage(tmp_path / "checkpoint-1") is None
+    else:
+        with pytest.raises(OSError, match=os.strerror(code)):
+            run_of(tmp_path, 1)
+
+
+def test_links_to_nothing_on_the_way_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for name in ("link", "circle"):
+        for path in (tmp_path / name, tmp_path / name / "out", tmp_path / name / "a" / "b"):
+            with pytest.raises(UserError, match=f"{name} is a link to nothing"):
+                check_output(path, resumes=False, overwrite=False)
+    run_of(tmp_path, 1)
+    with pytest.raises(UserError, match="circle is no checkpoint of"):
+        check_resumable(tmp_path, str(tmp_path / "circle"))
+
+
+def test_places_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    bad = [tmp_path / "file", tmp_path / "file" / "out", tmp_path / "link", Path("/proc/out"), Path("/dev/null/out")]
+    for path in (*bad, tmp_path / ("long" * 100), Path("/proc/self/fd")):
+        with pytest.raises(UserError, match="output_dir"):
+            check_output(path, resumes=False, overwrite=False)
+    check_output(tmp_path / "a" / "b" / "c", resumes=False, overwrite=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]  # nothing is left of the attempt
