@@ -1,5 +1,5 @@
 # make demo   set up, fine-tune the bundled model on sample_data.txt, generate from it
-# make test   set up, check the style, run the tests
+# make test   set up, check style and types, run the tests
 # make test-oracle   2,000 random configurations against transformers' own generate
 # make mutation   break gpt2tg/decoding in hundreds of small ways and list those that no test notices
 # make bench-setup  install the rivals of benchmarks/, llama.cpp built for this processor
@@ -37,6 +37,7 @@ $(DEMO)/trained: | setup
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 test-oracle: setup
