@@ -28,7 +28,7 @@ import torch
 from decode import figures, prompts, show
 from workers import report
 
-from gpt2tg.checkpoint.find import read_shape
+from gpt2tg.checkpoint.config import read_shape
 from gpt2tg.checkpoint.weights import stream_weights
 from gpt2tg.engine.cuda_graph import ContinuousBatch, Entry
 from gpt2tg.engine.model import GPT2

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from gpt2tg.checkpoint.adapters import add_adapter, is_adapter
-from gpt2tg.checkpoint.find import ModelShape, base_directory, read_shape
+from gpt2tg.checkpoint.config import read_shape
+from gpt2tg.checkpoint.find import base_directory
 from gpt2tg.checkpoint.hub import ADAPTER_CONFIG
+from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.checkpoint.tensor_files import TensorFile, open_tensors
 from gpt2tg.checkpoint.tensor_files import is_finite as _is_finite
 from gpt2tg.checkpoint.weight_files import EMBEDDING, HEAD, MASKS, find_weights, stored_names

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2tg.checkpoint.find import ModelShape
+from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.checkpoint.weight_files import HEAD
 from gpt2tg.engine.cpu.preload import Ready
 from gpt2tg.engine.matrices import Matrix, matrix_maker

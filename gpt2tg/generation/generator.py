@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from gpt2tg.checkpoint.find import find_checkpoint, read_shape
+from gpt2tg.checkpoint.config import read_shape
+from gpt2tg.checkpoint.find import find_checkpoint
 from gpt2tg.checkpoint.tokenizer import TextTokenizer, load_tokenizer, note_on_unused, unused_ids
 from gpt2tg.checkpoint.weights import stream_weights
 from gpt2tg.decoding import beam, contrastive, lookup, sampling

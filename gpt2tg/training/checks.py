@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gpt2tg.checkpoint.find import find_checkpoint, is_directory, read_shape
+from gpt2tg.checkpoint.config import read_shape
+from gpt2tg.checkpoint.find import find_checkpoint, is_directory
 from gpt2tg.engine.cpu.startup import check_device
 from gpt2tg.errors import UserError
 from gpt2tg.options import BUNDLED_MODEL, EvaluationOptions, TrainingOptions

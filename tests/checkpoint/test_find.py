@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY, ModelShape, find_checkpoint, read_shape
+from gpt2tg.checkpoint.config import read_shape
+from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY, find_checkpoint
+from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.checkpoint.weights import read_weights
 from gpt2tg.errors import UserError
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt2tg.checkpoint.find import ModelShape
 from gpt2tg.checkpoint.hub import WEIGHT_FILES
+from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.checkpoint.weight_files import EMBEDDING, HEAD, stored_names
 from gpt2tg.engine.cpu import kernels
 from gpt2tg.engine.cpu.memory_maps import line_after, mapped

@@ -8,7 +8,9 @@ import sys
 from math import prod
 from pathlib import Path
 
-from gpt2tg.checkpoint.find import ModelShape, find_checkpoint, is_directory, read_shape
+from gpt2tg.checkpoint.config import read_shape
+from gpt2tg.checkpoint.find import find_checkpoint, is_directory
+from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.engine.cpu import preload
 from gpt2tg.errors import UserError
 

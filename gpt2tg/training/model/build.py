@@ -15,7 +15,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils import ModelOutput
 
-from gpt2tg.checkpoint.find import ModelShape, base_directory, read_shape, shape_of
+from gpt2tg.checkpoint.config import read_shape, shape_of
+from gpt2tg.checkpoint.find import base_directory
+from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.checkpoint.tokenizer import TextTokenizer, load_tokenizer, note_on_unused, unused_ids
 from gpt2tg.checkpoint.tokenizer_files import END_OF_TEXT, byte_level
 from gpt2tg.checkpoint.weight_files import HEAD

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2tg.checkpoint.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter
-from gpt2tg.checkpoint.find import read_shape
+from gpt2tg.checkpoint.config import read_shape
 from gpt2tg.checkpoint.hub import CONFIG_FILES, TOKENIZER_FILES
 from gpt2tg.checkpoint.runs import LOG_FILE, MANIFEST, Saved, saved_checkpoints, step_of_model
 from gpt2tg.errors import RunError, UserError, one_line

@@ -20,7 +20,7 @@ from transformers import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
 from gpt2tg.checkpoint.adapters import is_adapter
-from gpt2tg.checkpoint.find import read_shape
+from gpt2tg.checkpoint.config import read_shape
 from gpt2tg.checkpoint.runs import MANIFEST
 from gpt2tg.checkpoint.weights import stream_weights
 from gpt2tg.errors import one_line

@@ -21,7 +21,8 @@ from conftest import kernels_here, random_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY, read_shape
+from gpt2tg.checkpoint.config import read_shape
+from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
 from gpt2tg.checkpoint.weights import stream_weights
 from gpt2tg.engine import matrices
 from gpt2tg.engine.cpu import kernels, preload

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY, ModelShape
+from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
+from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.engine.cpu import preload, startup
 from gpt2tg.errors import UserError
 
