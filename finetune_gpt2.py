@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from typing import Any
 
-from gpt2tg import cli, commands
+from gpt2tg import cli
+from gpt2tg.commands.flags import Flags
+from gpt2tg.commands.train import TrainCommand, train
 from gpt2tg.options import DeviceOptions, ModelNameOptions, TrainingOptions
 
 EXAMPLES = """\
@@ -18,7 +22,7 @@ examples:
 
 
 def parser() -> cli.Parser:
-    """The flags of this script."""
+    """Return the parser of this script."""
     script = cli.Parser(prog="finetune_gpt2.py", description=__doc__, examples=EXAMPLES)
     script.add_options(ModelNameOptions)
     script.add_options(DeviceOptions)
@@ -26,10 +30,15 @@ def parser() -> cli.Parser:
     return script
 
 
+def run_training(given: dict[str, Any]) -> None:
+    """Train as the flags say."""
+    train(TrainCommand.from_flags(Flags(given)))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script; returns its exit code."""
-    return cli.run(parser(), commands.train, argv)
+    """Run the script and return its exit code."""
+    return cli.run(parser(), run_training, argv)
 
 
 if __name__ == "__main__":
-    cli.leave(main())
+    sys.exit(main())

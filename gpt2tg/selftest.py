@@ -20,7 +20,7 @@ import transformers
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2tg import __version__
-from gpt2tg.checkpoint.find import ModelShape
+from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.decoding import beam, filters, sampling
 from gpt2tg.decoding.interface import Filter
 from gpt2tg.engine.model import GPT2

@@ -25,7 +25,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gpt2tg.checkpoint.find import read_shape
+from gpt2tg.checkpoint.config import read_shape
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.checkpoint.weights import read_weights
 from gpt2tg.engine.cpu import kernels

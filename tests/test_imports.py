@@ -22,7 +22,7 @@ RULES: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
     "options": {"options", "errors"},
-    "io": {"io", "errors", "options"},
+    "io": {"io", "errors"},
     "cli": {"__init__", "errors", "options", "io"} | {"psutil"},
     "reading": {"reading", "errors", "io"},
     "checkpoint": {"checkpoint", "errors", "options", "io"} | {"huggingface_hub", "safetensors", "tokenizers", "torch"},
@@ -65,6 +65,7 @@ RULES: dict[str, set[str]] = {
     },
     "selftest": {"__init__", "checkpoint", "engine", "decoding"} | {"torch", "transformers"},
     "commands": {
+        "commands",
         "errors",
         "options",
         "io",
@@ -159,7 +160,7 @@ def test_scripts_are_never_imported() -> None:
     [
         ("gpt2tg", HEAVY),
         ("gpt2tg.cli", HEAVY),
-        ("gpt2tg.commands", HEAVY),
+        (", ".join(f"gpt2tg.commands.{path.stem}" for path in (PACKAGE / "commands").glob("[a-z]*.py")), HEAVY),
         ("gpt2tg.engine.cpu.startup", HEAVY),
         ("gpt2tg.reading.readers", HEAVY | {"numpy"}),
         ("gpt2tg.generation.generator", {"transformers", "datasets", "accelerate", "peft"}),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2tg.checkpoint.hub import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, WEIGHT_FILES
+from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.checkpoint.weight_files import EMBEDDING, HEAD, plain_name, read_header
 from gpt2tg.errors import UserError, one_line
 from gpt2tg.io.json_files import read_json
@@ -20,8 +21,6 @@ from gpt2tg.io.lfs import refuse_pointer
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from gpt2tg.checkpoint.find import ModelShape
 
 # Settings of peft's LoraConfig that may have any value: how the adapter was trained, and what its tensors tell anyhow,
 # as which layers it changes and with what rank.

@@ -1,15 +1,11 @@
-"""From a model's name to its files, and from config.json to its shape. All of it without torch, whose import takes a
-second: a name that is wrong is refused before."""
+"""Find the directory of a model by its name. Nothing here needs torch, so that a wrong name is refused at once."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from gpt2tg.checkpoint.adapters import adapter_file, base_name, embedding_rows, is_adapter
+from gpt2tg.checkpoint.adapters import adapter_file, base_name, is_adapter
 from gpt2tg.checkpoint.hub import (
     ADAPTER_CONFIG,
     ADAPTER_PICKLE,
@@ -22,149 +18,76 @@ from gpt2tg.checkpoint.hub import (
     vocabulary_among,
 )
 from gpt2tg.checkpoint.weight_files import find_weights
-from gpt2tg.errors import UserError, one_line
-from gpt2tg.io.json_files import read_json
+from gpt2tg.errors import UserError
 from gpt2tg.io.lfs import refuse_pointer
 from gpt2tg.options import BUNDLED_MODEL
 
 BUNDLED_DIRECTORY = Path(__file__).resolve().parent.parent / "bundled" / BUNDLED_MODEL
 
-# gpt2-xl has 48 layers of width 1600; a config.json beyond these bounds is a mistake or an attack on memory.
-LARGEST = {"n_layer": 512, "n_embd": 65_536, "n_head": 1_024, "vocab_size": 4_000_000, "n_positions": 1_048_576}
+# A name on the hub: an owner, if any, and the name of the model.
+HUB_NAME = r"\w[\w.-]*(/\w[\w.-]*)?"
 
-ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu", "gelu_fast", "relu")
-
-# Other names of the sizes: those that transformers knows, and the one of its first versions.
-OTHER_NAMES = {
-    "hidden_size": "n_embd",
-    "num_hidden_layers": "n_layer",
-    "num_attention_heads": "n_head",
-    "max_position_embeddings": "n_positions",
-    "n_ctx": "n_positions",
-}
-
-# Fields that are on or off, and what they are where config.json does not say.
-SWITCHES = {
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "tie_word_embeddings": True,
-    "reorder_and_upcast_attn": False,  # the same in exact arithmetic, and 32 bits is what we compute in
-    "add_cross_attention": False,  # layers that attend to an encoder, which is never there
-}
-
-# Fields that make another model of a GPT-2, or weights that are no plain numbers.
-UNREADABLE_FIELDS = {
-    "quantization_config": "the weights are quantised: give a directory with the model in 16 or 32 bits",
-    "compression_config": "the weights are compressed: give a directory with the model in 16 or 32 bits",
-    "pruned_heads": "some attention heads are removed, which cannot be computed",
-    "is_encoder_decoder": "it needs an encoder, and only models of the GPT-2 architecture can be used",
-}
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """The numbers in config.json that decide what a GPT-2 computes."""
-
-    vocab_size: int
-    n_positions: int
-    n_embd: int
-    n_layer: int
-    n_head: int
-    n_inner: int
-    activation: str
-    epsilon: float
-    scale_attention: bool
-    scale_by_layer: bool
-    tied: bool
-    end_ids: tuple[int, ...]
-
-    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Name and shape of every tensor that the weights must hold."""
-        width = self.n_embd
-        yield "wte.weight", (self.vocab_size, width)
-        yield "wpe.weight", (self.n_positions, width)
-        for layer in range(self.n_layer):
-            for name, shape in {
-                "ln_1": (width,),
-                "attn.c_attn": (width, 3 * width),
-                "attn.c_proj": (width, width),
-                "ln_2": (width,),
-                "mlp.c_fc": (width, self.n_inner),
-                "mlp.c_proj": (self.n_inner, width),
-            }.items():
-                yield f"h.{layer}.{name}.weight", shape
-                yield f"h.{layer}.{name}.bias", shape[-1:]
-        yield "ln_f.weight", (width,)
-        yield "ln_f.bias", (width,)
-        if not self.tied:
-            yield "lm_head.weight", (self.vocab_size, width)
-
-    def matrices(self) -> Iterator[tuple[str, int, int, bool]]:
-        """What is multiplied with: name, inputs, outputs, and whether it is stored as (outputs, inputs), as token
-        embedding and head are, or as (inputs, outputs)."""
-        for name, size in self.tensors():
-            if len(size) == 2 and name != "wpe.weight":
-                by_output = name in ("wte.weight", "lm_head.weight")
-                yield name, *(reversed(size) if by_output else size), by_output
+# Files and folders that an error message lists before it says "...".
+LISTED_FILES, LISTED_FOLDERS = 6, 3
 
 
 def is_directory(name: str) -> bool:
-    """Whether the name of a model is that of a directory here."""
+    """Whether the name of a model is a directory on this machine."""
     try:
         return Path(name).expanduser().is_dir()
-    except (OSError, RuntimeError):  # a name too long, a home that is not known
+    except (OSError, RuntimeError):  # the name is too long, or its home directory is unknown
         return False
 
 
-def find_checkpoint(name: str, option: str = "model_name") -> Path:
-    """The directory of a model: the bundled one, a local one, or one of the hub.
+def find_directory(name: str, option: str = "model_name") -> Path:
+    """Return the directory of a model: the bundled one, a local one, or a snapshot of the hub, downloaded if needed.
 
-    A directory without a model of its own but with `checkpoint-N` folders means the newest of them.
+    For an output directory that holds `checkpoint-N` folders but no model of its own, it is the newest of them.
 
     Args:
         name: what the user wrote after the flag `option`.
 
     Raises:
-        UserError: there is no such model; the message says what was found instead. Or its weights are not there, or a
-            file is a Git LFS pointer.
+        UserError: the model does not exist, its weights are missing, or one of its files is a Git LFS pointer.
     """
     try:
         path = Path(name).expanduser()
         if name == BUNDLED_MODEL and not path.is_dir():
             return BUNDLED_DIRECTORY
         if path.is_dir():
-            return _inside(path, option)
+            return _model_in(path, option)
         if path.exists():
             raise UserError(f"{name} is a file: give the directory that holds config.json and the weights", option)
-    except (OSError, RuntimeError) as error:  # a name too long, a home that is not known
+    except (OSError, RuntimeError) as error:  # the name is too long, or its home directory is unknown
         raise UserError(f"{name[:100]} cannot be looked at: {error}", option) from None
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+    if not re.fullmatch(HUB_NAME, name):
         raise UserError(f"{name} does not exist: give a directory that holds a model", option)
-    if (parent := path.parent) != Path() and parent.is_dir():  # no hub name: its first half is a directory here
+    if (parent := path.parent) != Path() and parent.is_dir():  # a local path, although it has the form of a hub name
         steps = ", ".join(step.name for step in numbered_checkpoints(parent)) or "no checkpoint-N"
         raise UserError(f"{name} does not exist: {parent} holds {steps}", option)
     return fetch_model(name, option)
 
 
-def _inside(directory: Path, option: str) -> Path:
+def _model_in(directory: Path, option: str) -> Path:
+    """Return the directory itself if it holds a model, else its newest `checkpoint-N`."""
     if (directory / "config.json").is_file() or is_adapter(directory):
         return _checked(directory)
     steps = numbered_checkpoints(directory)
     if steps:
         return _checked(steps[-1])
     found = sorted(path.name for path in directory.iterdir())
-    listing = ", ".join(found[:6]) + (", ..." if len(found) > 6 else "") if found else "nothing"
+    listing = ", ".join(found[:LISTED_FILES]) + (", ..." if len(found) > LISTED_FILES else "") if found else "nothing"
     within = sorted(
         {str(file.parent) for name in ("config.json", ADAPTER_CONFIG) for file in directory.glob(f"*/{name}")}
     )
-    hint = f"; it holds models in folders: give {' or '.join(within[:3])}" if within else ""
+    hint = f"; it holds models in folders: give {' or '.join(within[:LISTED_FOLDERS])}" if within else ""
     raise UserError(f"{directory} holds no model: config.json is missing, found {listing}{hint}", option)
 
 
 def _checked(directory: Path) -> Path:
-    """The directory, once its weights are there and no file that is read is a Git LFS pointer."""
-    there = {path.name for path in directory.iterdir()}
-    unread = set(VOCABULARY_FILES).difference(vocabulary_among(there) or VOCABULARY_FILES)
+    """Return the directory after checking that its weights exist and that no file we read is a Git LFS pointer."""
+    names = {path.name for path in directory.iterdir()}
+    unread = set(VOCABULARY_FILES).difference(vocabulary_among(names) or VOCABULARY_FILES)
     for name in (*CONFIG_FILES, *TOKENIZER_FILES, ADAPTER_CONFIG):
         if name not in unread:
             refuse_pointer(directory / name)
@@ -176,7 +99,7 @@ def _checked(directory: Path) -> Path:
 
 
 def numbered_checkpoints(directory: Path) -> list[Path]:
-    """The `checkpoint-N` folders of a training run that hold a model, oldest first."""
+    """Return the `checkpoint-N` folders of a training run that hold a model, oldest first."""
     numbers = {
         int(match[1]): path
         for path in directory.glob("checkpoint-*")
@@ -188,115 +111,16 @@ def numbered_checkpoints(directory: Path) -> list[Path]:
 
 
 def base_directory(adapter: Path) -> Path:
-    """The directory of the model that an adapter was trained on.
+    """Return the directory of the model that an adapter was trained on.
 
     Raises:
-        UserError: it cannot be found.
+        UserError: that model cannot be found, or is the adapter itself.
     """
     name = base_name(adapter)
     try:
-        base = find_checkpoint(name)
+        base = find_directory(name)
     except UserError as error:
-        raise UserError(f"{adapter} is an adapter for {name}, which cannot be had: {error.message}") from None
+        raise UserError(f"{adapter} is an adapter for {name}, which cannot be found: {error.message}") from None
     if base.resolve() == adapter.resolve():
-        raise UserError(f"{adapter} is an adapter for itself: it cannot be read")
+        raise UserError(f"{adapter} is an adapter for itself: name its model in {ADAPTER_CONFIG}")
     return base
-
-
-def read_shape(directory: Path) -> ModelShape:
-    """Read config.json and refuse what is no GPT-2 or no sane size. An adapter may leave it to its model.
-
-    Raises:
-        UserError: names the file and what is wrong with it.
-    """
-    if is_adapter(directory) and not (directory / "config.json").is_file():
-        shape = read_shape(base_directory(directory))
-        return replace(shape, vocab_size=embedding_rows(directory) or shape.vocab_size)
-    config = read_json(directory / "config.json")
-    return shape_of(config, directory, _end_ids(directory, config))
-
-
-def shape_of(config: dict[str, Any], directory: Path, end_ids: tuple[int, ...]) -> ModelShape:
-    """The shape that a config describes, once it is known to be that of a GPT-2.
-
-    Args:
-        directory: where it stands, for messages.
-
-    Raises:
-        UserError: names the file and what is wrong with it.
-    """
-    _refuse_other_architectures(config, directory)
-    where = directory / "config.json"
-    config = _under_usual_names(config, where)
-    for name, why in UNREADABLE_FIELDS.items():
-        if config.get(name):
-            raise UserError(f"{where}: {name} {one_line(config[name], 80)} cannot be used: {why}")
-    for name, most in LARGEST.items():
-        value = config.get(name)
-        if type(value) is not int or not 1 <= value <= most:  # True is an int, but no size
-            raise UserError(f"{where}: {name} is {one_line(repr(value), 80)}, expected a whole number from 1 to {most}")
-    for name in SWITCHES:
-        if not isinstance(config.get(name, True), bool):
-            raise UserError(f"{where}: {name} is {one_line(config[name], 80)}, expected true or false")
-    if config["n_embd"] % config["n_head"]:
-        raise UserError(f"{where}: width {config['n_embd']} cannot be divided among {config['n_head']} heads")
-    inner = 4 * config["n_embd"] if config.get("n_inner") is None else config["n_inner"]
-    if type(inner) is not int or not 1 <= inner <= 4 * LARGEST["n_embd"]:
-        most = 4 * LARGEST["n_embd"]
-        raise UserError(f"{where}: n_inner is {one_line(repr(inner), 80)}, expected a whole number from 1 to {most}")
-    activation = config.get("activation_function", "gelu_new")
-    if activation not in ACTIVATIONS:
-        raise UserError(f"{where}: activation {activation} is none of {', '.join(ACTIVATIONS)}")
-    epsilon = config.get("layer_norm_epsilon", 1e-5)
-    if not isinstance(epsilon, (int, float)) or not 0 <= epsilon < 1:
-        raise UserError(f"{where}: layer_norm_epsilon is {epsilon}, expected a small number")
-    switches = {name: config.get(name, default) for name, default in SWITCHES.items()}
-    return ModelShape(
-        vocab_size=config["vocab_size"],
-        n_positions=config["n_positions"],
-        n_embd=config["n_embd"],
-        n_layer=config["n_layer"],
-        n_head=config["n_head"],
-        n_inner=inner,
-        activation=activation,
-        epsilon=epsilon,
-        scale_attention=switches["scale_attn_weights"],
-        scale_by_layer=switches["scale_attn_by_inverse_layer_idx"],
-        tied=switches["tie_word_embeddings"],
-        end_ids=end_ids,
-    )
-
-
-def _refuse_other_architectures(config: dict[str, Any], directory: Path) -> None:
-    classes = config.get("architectures")
-    classes = [str(name) for name in classes] if isinstance(classes, list) else []
-    kind = config.get("model_type") or ("gpt2" if "GPT2LMHeadModel" in classes else ", ".join(classes) or "unknown")
-    if kind == "unknown" and "architectures" not in config and {*LARGEST, "n_ctx"} <= config.keys():
-        kind = "gpt2"  # as the very first versions wrote it, with no word of which model it is
-    if kind != "gpt2":
-        raise UserError(f"{directory} is a {kind} model: only models of the GPT-2 architecture can be used")
-
-
-def _under_usual_names(config: dict[str, Any], where: Path) -> dict[str, Any]:
-    """The config with its sizes under the names of GPT-2's own.
-
-    Raises:
-        UserError: two names of one size contradict each other.
-    """
-    found = dict(config)
-    for other, usual in OTHER_NAMES.items():
-        if other in config and found.setdefault(usual, config[other]) != config[other] and other != "n_ctx":
-            raise UserError(f"{where}: {usual} is {found[usual]}, but {other} is {config[other]}")
-    return found
-
-
-def _end_ids(directory: Path, config: dict[str, Any]) -> tuple[int, ...]:
-    """The ids that end a text: the generation settings know best, the model's own config second."""
-    settings = directory / "generation_config.json"
-    ids = read_json(settings).get("eos_token_id") if settings.is_file() else None
-    if ids is None:
-        ids = config.get("eos_token_id", 50256)
-    ids = ids if isinstance(ids, list) else [ids]
-    size = config.get("vocab_size")
-    known = size if isinstance(size, int) else 0  # what is no size is refused by `shape_of`
-    return tuple(i for i in ids if isinstance(i, int) and 0 <= i < known)

@@ -12,7 +12,7 @@ from operator import itemgetter
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gpt2tg.checkpoint.find import ModelShape
+from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.checkpoint.tokenizer import TextStream, TextTokenizer
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.callbacks import duration

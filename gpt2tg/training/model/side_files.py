@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gpt2tg.checkpoint.adapters import is_adapter
-from gpt2tg.checkpoint.find import ModelShape, base_directory
+from gpt2tg.checkpoint.find import base_directory
 from gpt2tg.checkpoint.hub import GENERATION_CONFIG, TOKENIZER_FILES
+from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.checkpoint.tokenizer_files import SETTINGS, tokenizer_directory
 from gpt2tg.io.json_files import read_json

@@ -1,0 +1,59 @@
+"""Candidates: print the most probable next tokens of each prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpt2tg.commands.flags import Flags, flags_of, notice_unused
+from gpt2tg.commands.loading import ModelChoice, start_loading
+from gpt2tg.commands.output import check_output
+from gpt2tg.io.streams import notice
+from gpt2tg.options import DecodingOptions, InspectionOptions, PromptOptions
+
+USED = ("candidates", "overflow", "prompt", "prompts_file", "text_column", "output", "format", "overwrite")
+
+
+@dataclass(frozen=True)
+class CandidatesCommand:
+    """How many next tokens to print of which prompts."""
+
+    count: int
+    decoding: DecodingOptions
+    """Of these options `overflow` alone counts."""
+    prompts: PromptOptions
+    given: frozenset[str]
+
+    @classmethod
+    def from_flags(cls, flags: Flags) -> CandidatesCommand:
+        """Build the command from flags that have `--candidates`.
+
+        Raises:
+            UserError: a value out of range, or flags that contradict each other, used or not.
+        """
+        count = flags.pick(InspectionOptions).candidates or 1
+        return cls(count, flags.decoding(), flags.pick(PromptOptions), flags.names)
+
+
+def candidates(model: ModelChoice, command: CandidatesCommand) -> None:
+    """Print the most probable next tokens of each prompt, or write them to a file.
+
+    Raises:
+        UserError: a flag, a file or the model cannot be used.
+        RunError: the model failed, or the output cannot be written.
+    """
+    for options in (DecodingOptions, InspectionOptions, PromptOptions):
+        names = [name for name in flags_of(options) if name not in USED]
+        notice_unused(command.given, names, "--candidates shows the model's own probabilities of the next token")
+    check_output(command.prompts)
+    model.check_device()
+
+    from gpt2tg.batch.prompts import read_prompts, trailing_spaces
+
+    prompts = read_prompts(command.prompts, notice)
+    if line := trailing_spaces([prompt.text for prompt in prompts]):
+        notice(line)
+    loading = start_loading(model)
+
+    from gpt2tg.batch.scoring import write_candidates
+
+    write_candidates(loading.finish(), prompts, command.prompts, command.count, command.decoding.overflow)

@@ -1,0 +1,55 @@
+"""Score: print how probable the model finds given lines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpt2tg.commands.flags import Flags, flags_of, notice_unused
+from gpt2tg.commands.loading import ModelChoice, start_loading
+from gpt2tg.commands.output import check_output
+from gpt2tg.io.streams import notice
+from gpt2tg.options import DecodingOptions, InspectionOptions, PromptOptions
+
+USED = ("score", "text_column", "show_probabilities", "output", "format", "overwrite")
+
+
+@dataclass(frozen=True)
+class ScoreCommand:
+    """Which lines to score, and where the scores go."""
+
+    lines: str
+    """The file with the lines; `-` is stdin."""
+    inspection: InspectionOptions
+    prompts: PromptOptions
+    given: frozenset[str]
+
+    @classmethod
+    def from_flags(cls, flags: Flags) -> ScoreCommand:
+        """Build the command from flags that have `--score`.
+
+        Raises:
+            UserError: a value out of range, or flags that contradict each other, used or not.
+        """
+        flags.decoding()
+        inspection = flags.pick(InspectionOptions)
+        return cls(inspection.score or "-", inspection, flags.pick(PromptOptions), flags.names)
+
+
+def score(model: ModelChoice, command: ScoreCommand) -> None:
+    """Print log-probability and perplexity of each line, or write them to a file.
+
+    Raises:
+        UserError: a flag, a file or the model cannot be used.
+        RunError: the model failed, or the output cannot be written.
+    """
+    for options in (DecodingOptions, InspectionOptions, PromptOptions):
+        names = [name for name in flags_of(options) if name not in USED]
+        notice_unused(command.given, names, "--score measures given lines as they are")
+    check_output(command.prompts)
+    model.check_device()
+    loading = start_loading(model)
+
+    from gpt2tg.batch.scoring import lines_to_score, write_scores
+
+    lines = lines_to_score(command.lines, command.prompts.text_column, notice)
+    write_scores(loading.finish(), lines, command.prompts, command.inspection)
