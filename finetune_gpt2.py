@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from typing import Any
 
-from gpt2tg import cli, commands
+from gpt2tg import cli
+from gpt2tg.commands.flags import Flags
+from gpt2tg.commands.train import TrainCommand, train
 from gpt2tg.options import DeviceOptions, ModelNameOptions, TrainingOptions
 
 EXAMPLES = """\
@@ -26,10 +30,15 @@ def parser() -> cli.Parser:
     return script
 
 
+def train_as_flagged(given: dict[str, Any]) -> None:
+    """Train as the flags say."""
+    train(TrainCommand.from_flags(Flags(given)))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; returns its exit code."""
-    return cli.run(parser(), commands.train, argv)
+    return cli.run(parser(), train_as_flagged, argv)
 
 
 if __name__ == "__main__":
-    cli.leave(main())
+    sys.exit(main())

@@ -3,10 +3,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
-from gpt2tg import cli, commands
+from gpt2tg import cli
+from gpt2tg.commands.dispatch import generate_or_inspect
+from gpt2tg.commands.flags import Flags
+from gpt2tg.commands.loading import ModelChoice
+from gpt2tg.commands.session import SessionCommand, session
+from gpt2tg.errors import UserError
 from gpt2tg.options import (
     CheckpointOptions,
     DecodingOptions,
@@ -47,9 +53,15 @@ def parser() -> cli.Parser:
 
 
 def generate(given: dict[str, Any]) -> None:
-    """Generate from the directory that the flags name, or sit with its model."""
-    answer = commands.interactive if cli.pick(SessionOptions, given).interactive else commands.generate
-    answer(given, given.get("model_path"), "model_path")
+    """Generate with the model that the flags name, or run a session with it."""
+    flags = Flags(given)
+    name = flags.pick(ModelPathOptions).model_path
+    if not name:
+        raise UserError("is required: give the directory of a fine-tuned model", "model_path")
+    if flags.pick(SessionOptions).interactive:
+        session(SessionCommand.from_flags(flags, ModelChoice.from_flags(flags, name, "model_path")))
+    else:
+        generate_or_inspect(flags, name, "model_path")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,4 +70,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    cli.leave(main())
+    sys.exit(main())

@@ -1,13 +1,18 @@
 #!/usr/bin/env python3
-"""Everything with one script: --task train makes a model from a text file, --task generate writes with it, and
---task evaluate measures how well it knows another text."""
+"""Train, generate and evaluate with one script: --task train makes a model from a text file, --task generate writes
+with it, and --task evaluate measures how well it predicts another text."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
-from gpt2tg import cli, commands
+from gpt2tg import cli
+from gpt2tg.commands.dispatch import generate_or_inspect
+from gpt2tg.commands.evaluate import EvaluateCommand, evaluate
+from gpt2tg.commands.flags import Flags, flags_of, notice_unused
+from gpt2tg.commands.train import TrainCommand, train
 from gpt2tg.errors import UserError
 from gpt2tg.options import (
     ALL_IN_ONE_DEFAULTS,
@@ -21,7 +26,6 @@ from gpt2tg.options import (
     PromptOptions,
     TaskOptions,
     TrainingOptions,
-    only,
 )
 
 EXAMPLES = """\
@@ -32,9 +36,9 @@ examples:
   python gpt2_text_generation.py --task evaluate --model_name ./trained_model --eval_file other.txt
 """
 
-# The options of each task; a flag of the other task alone is said to be of no use.
+# The options of each task. Flags of another task alone are ignored with a notice.
 TASKS: dict[str, tuple[type, ...]] = {
-    "train": (ModelNameOptions, TrainingOptions),
+    "train": (ModelNameOptions, DeviceOptions, TrainingOptions),
     "generate": (
         ModelNameOptions,
         CheckpointOptions,
@@ -49,7 +53,7 @@ TASKS: dict[str, tuple[type, ...]] = {
 
 
 def parser() -> cli.Parser:
-    """The flags of this script: those of both tasks."""
+    """The flags of this script: those of all tasks."""
     script = cli.Parser(prog="gpt2_text_generation.py", description=__doc__, examples=EXAMPLES)
     script.add_options(TaskOptions)
     for task in ("generate", "train", "evaluate"):
@@ -60,19 +64,18 @@ def parser() -> cli.Parser:
 
 def run_task(given: dict[str, Any]) -> None:
     """Train, generate or evaluate, as --task says."""
-    task = cli.pick(TaskOptions, given).task
+    flags = Flags(given)
+    task = flags.pick(TaskOptions).task
     if task is None:
         raise UserError("is required: train, generate or evaluate", "task")
-    own = {name for options in (TaskOptions, *TASKS[task]) for name in only(options, given)}
-    for name in [name for name in given if name not in own | {"debug"}]:
-        cli.notice(f"--{name} is not used: it does nothing in --task {task}")
+    used = {"task", "debug", *(name for options in TASKS[task] for name in flags_of(options))}
+    notice_unused(given, [name for name in given if name not in used], f"it does nothing in --task {task}")
     if task == "train":
-        commands.train(given, **ALL_IN_ONE_DEFAULTS)
+        train(TrainCommand.from_flags(flags, **ALL_IN_ONE_DEFAULTS))
     elif task == "evaluate":
-        commands.evaluate(given)
+        evaluate(EvaluateCommand.from_flags(flags))
     else:
-        name = cli.pick(ModelNameOptions, given).model_name
-        commands.generate(given, name, "model_name", **ALL_IN_ONE_DEFAULTS)
+        generate_or_inspect(flags, flags.pick(ModelNameOptions).model_name, "model_name", **ALL_IN_ONE_DEFAULTS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,4 +84,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    cli.leave(main())
+    sys.exit(main())

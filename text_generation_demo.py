@@ -1,13 +1,19 @@
 #!/usr/bin/env python3
-"""Sit with a model: type the beginning of a text and watch it go on, compare the decoding strategies,
-or search the settings that suit it."""
+"""Explore a model: type the beginning of a text and watch the model continue it, compare the decoding strategies, or
+search the settings that suit it."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
-from gpt2tg import cli, commands
+from gpt2tg import cli
+from gpt2tg.commands.compare import CompareCommand, compare
+from gpt2tg.commands.flags import Flags, flags_of, notice_unused
+from gpt2tg.commands.loading import ModelChoice
+from gpt2tg.commands.session import SessionCommand, session
+from gpt2tg.commands.tune import TuneCommand, tune
 from gpt2tg.errors import UserError
 from gpt2tg.options import (
     CheckpointOptions,
@@ -19,7 +25,6 @@ from gpt2tg.options import (
     PrecisionOptions,
     PromptOptions,
     TuneOptions,
-    only,
 )
 
 EXAMPLES = """\
@@ -51,28 +56,28 @@ def parser() -> cli.Parser:
 
 
 def demonstrate(given: dict[str, Any]) -> None:
-    """A session, the comparison, or the search for settings."""
+    """Run a session, a comparison, or a search for settings."""
     if "model_name" in given and "model_path" in given:
         raise UserError(
             f"{given['model_path']} and --model_name {given['model_name']}: give one of the two", "model_path"
         )
     option = "model_path" if "model_path" in given else "model_name"
     name = given.get(option) or ModelNameOptions().model_name
-    if cli.pick(TuneOptions, given).tune:
-        commands.tune(given, name, option)
-    elif cli.pick(CompareOptions, given).compare:
-        commands.compare(given, name, option)
+    flags = Flags(given)
+    model = ModelChoice.from_flags(flags, name, option)
+    if flags.pick(TuneOptions).tune:
+        tune(TuneCommand.from_flags(flags, model))
+    elif flags.pick(CompareOptions).compare:
+        compare(CompareCommand.from_flags(flags, model))
     else:
-        commands.interactive(_without_effect_dropped(given), name, option)
+        session(SessionCommand.from_flags(_flags_of_session(flags), model))
 
 
-def _without_effect_dropped(given: dict[str, Any]) -> dict[str, Any]:
-    """The flags without those that only a comparison listens to; says which they are."""
-    unused = ("prompts_file", *only(CompareOptions, given), *only(TuneOptions, given))
-    for flag in unused:
-        if flag in given:
-            cli.notice(f"--{flag} is not used: it does nothing without --compare or --tune")
-    return {flag: value for flag, value in given.items() if flag not in unused}
+def _flags_of_session(flags: Flags) -> Flags:
+    """Return the flags without those of a comparison or a search, with a notice for each of them."""
+    unused = ("prompts_file", *flags_of(CompareOptions), *flags_of(TuneOptions))
+    notice_unused(flags.names, unused, "it does nothing without --compare or --tune")
+    return Flags({flag: value for flag, value in flags.values.items() if flag not in unused})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,4 +86,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    cli.leave(main())
+    sys.exit(main())

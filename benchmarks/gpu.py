@@ -28,7 +28,7 @@ import torch
 from decode import figures, prompts, show
 from workers import report
 
-from gpt2tg.checkpoint.config import read_shape
+from gpt2tg.checkpoint.checkpoint import read_checkpoint
 from gpt2tg.checkpoint.weights import stream_weights
 from gpt2tg.engine.cuda_graph import ContinuousBatch, Entry
 from gpt2tg.engine.model import GPT2
@@ -126,8 +126,8 @@ def roof_of(shape: str, rows: int, length: int, bandwidth: float) -> float:
 def rivals_of(shape: str, rows: int, options: argparse.Namespace) -> dict[str, Write]:
     """What takes turns."""
     directory = formats.checkpoint(shape, options.cache)
-    sizes = read_shape(directory)
-    model = GPT2(stream_weights(directory, sizes), sizes, torch.device("cuda"), "fp16")
+    checkpoint = read_checkpoint(directory)
+    model = GPT2(stream_weights(checkpoint), checkpoint.shape, torch.device("cuda"), "fp16")
     capacity = options.prompt + options.new_tokens
     return {
         "captured": ours(ContinuousBatch(model, rows, capacity, choice([], samples=False), ())),

@@ -92,10 +92,11 @@ def drawn_texts(generator: Generator, count: int = DRAWN_TEXTS) -> list[tuple[st
 
 def bits_per_byte(model: str, file: Path) -> float:
     """That of `--task evaluate`: a context that slides by half its length."""
+    from gpt2tg.checkpoint.checkpoint import resolve_checkpoint
     from gpt2tg.training.evaluate import evaluate
 
     options = EvaluationOptions(eval_file=(str(file),), examples="paragraph")
-    return evaluate(model, options, torch.device("cpu")).bits_per_byte
+    return evaluate(resolve_checkpoint(model), options, torch.device("cpu")).bits_per_byte
 
 
 def fine_tuned(model: str) -> dict[str, float]:

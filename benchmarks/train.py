@@ -34,7 +34,7 @@ from workers import spread
 
 sys.path.insert(0, str(ROOT))
 
-from gpt2tg.checkpoint.find import find_checkpoint
+from gpt2tg.checkpoint.checkpoint import resolve_checkpoint
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.data.blocks import NO_LOSS, load_data
 from gpt2tg.training.data.sources import plan_sources
@@ -86,16 +86,16 @@ def ours(options: TrainingOptions, model: str, place: str) -> Clock:
 def plain(options: TrainingOptions, model: str, place: str) -> Clock:
     """transformers' Trainer as its documentation shows it, on the same blocks in the same order."""
     clock = Clock()
-    directory = find_checkpoint(model)
-    data = load_data(plan_sources(options), existing_model(directory)[1], options)
+    checkpoint = resolve_checkpoint(model)
+    data = load_data(plan_sources(options), existing_model(checkpoint)[1], options)
     transformers.set_seed(options.seed)
     network = transformers.GPT2LMHeadModel.from_pretrained(
-        directory,
+        checkpoint.directory,
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), options.dropout),
         local_files_only=True,
         dtype=torch.float32,
     )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.directory, local_files_only=True)
     tokenizer.pad_token = tokenizer.eos_token
     padded = transformers.DataCollatorForSeq2Seq(tokenizer)  # for the last block, which may be short
 

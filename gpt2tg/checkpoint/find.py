@@ -1,5 +1,4 @@
-"""From a model's name to its files, and from config.json to its shape. All of it without torch, whose import takes a
-second: a name that is wrong is refused before."""
+"""Find the directory of a model by its name. Nothing here needs torch, so that a wrong name is refused at once."""
 
 from __future__ import annotations
 
@@ -25,64 +24,70 @@ from gpt2tg.options import BUNDLED_MODEL
 
 BUNDLED_DIRECTORY = Path(__file__).resolve().parent.parent / "bundled" / BUNDLED_MODEL
 
+# A name on the hub: an owner, if any, and the name of the model.
+HUB_NAME = r"\w[\w.-]*(/\w[\w.-]*)?"
+
+# Files and folders that an error message lists before it says "...".
+LISTED_FILES, LISTED_FOLDERS = 6, 3
+
 
 def is_directory(name: str) -> bool:
-    """Whether the name of a model is that of a directory here."""
+    """Whether the name of a model is a directory on this machine."""
     try:
         return Path(name).expanduser().is_dir()
-    except (OSError, RuntimeError):  # a name too long, a home that is not known
+    except (OSError, RuntimeError):  # the name is too long, or its home directory is unknown
         return False
 
 
-def find_checkpoint(name: str, option: str = "model_name") -> Path:
-    """The directory of a model: the bundled one, a local one, or one of the hub.
+def find_directory(name: str, option: str = "model_name") -> Path:
+    """Return the directory of a model: the bundled one, a local one, or a snapshot of the hub, downloaded if needed.
 
-    A directory without a model of its own but with `checkpoint-N` folders means the newest of them.
+    For an output directory that holds `checkpoint-N` folders but no model of its own, it is the newest of them.
 
     Args:
         name: what the user wrote after the flag `option`.
 
     Raises:
-        UserError: there is no such model; the message says what was found instead. Or its weights are not there, or a
-            file is a Git LFS pointer.
+        UserError: the model does not exist, its weights are missing, or one of its files is a Git LFS pointer.
     """
     try:
         path = Path(name).expanduser()
         if name == BUNDLED_MODEL and not path.is_dir():
             return BUNDLED_DIRECTORY
         if path.is_dir():
-            return _inside(path, option)
+            return _model_in(path, option)
         if path.exists():
             raise UserError(f"{name} is a file: give the directory that holds config.json and the weights", option)
-    except (OSError, RuntimeError) as error:  # a name too long, a home that is not known
+    except (OSError, RuntimeError) as error:  # the name is too long, or its home directory is unknown
         raise UserError(f"{name[:100]} cannot be looked at: {error}", option) from None
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+    if not re.fullmatch(HUB_NAME, name):
         raise UserError(f"{name} does not exist: give a directory that holds a model", option)
-    if (parent := path.parent) != Path() and parent.is_dir():  # no hub name: its first half is a directory here
+    if (parent := path.parent) != Path() and parent.is_dir():  # a local path, although it has the form of a hub name
         steps = ", ".join(step.name for step in numbered_checkpoints(parent)) or "no checkpoint-N"
         raise UserError(f"{name} does not exist: {parent} holds {steps}", option)
     return fetch_model(name, option)
 
 
-def _inside(directory: Path, option: str) -> Path:
+def _model_in(directory: Path, option: str) -> Path:
+    """Return the directory itself if it holds a model, else its newest `checkpoint-N`."""
     if (directory / "config.json").is_file() or is_adapter(directory):
         return _checked(directory)
     steps = numbered_checkpoints(directory)
     if steps:
         return _checked(steps[-1])
     found = sorted(path.name for path in directory.iterdir())
-    listing = ", ".join(found[:6]) + (", ..." if len(found) > 6 else "") if found else "nothing"
+    listing = ", ".join(found[:LISTED_FILES]) + (", ..." if len(found) > LISTED_FILES else "") if found else "nothing"
     within = sorted(
         {str(file.parent) for name in ("config.json", ADAPTER_CONFIG) for file in directory.glob(f"*/{name}")}
     )
-    hint = f"; it holds models in folders: give {' or '.join(within[:3])}" if within else ""
+    hint = f"; it holds models in folders: give {' or '.join(within[:LISTED_FOLDERS])}" if within else ""
     raise UserError(f"{directory} holds no model: config.json is missing, found {listing}{hint}", option)
 
 
 def _checked(directory: Path) -> Path:
-    """The directory, once its weights are there and no file that is read is a Git LFS pointer."""
-    there = {path.name for path in directory.iterdir()}
-    unread = set(VOCABULARY_FILES).difference(vocabulary_among(there) or VOCABULARY_FILES)
+    """Return the directory after checking that its weights exist and that no file we read is a Git LFS pointer."""
+    names = {path.name for path in directory.iterdir()}
+    unread = set(VOCABULARY_FILES).difference(vocabulary_among(names) or VOCABULARY_FILES)
     for name in (*CONFIG_FILES, *TOKENIZER_FILES, ADAPTER_CONFIG):
         if name not in unread:
             refuse_pointer(directory / name)
@@ -94,7 +99,7 @@ def _checked(directory: Path) -> Path:
 
 
 def numbered_checkpoints(directory: Path) -> list[Path]:
-    """The `checkpoint-N` folders of a training run that hold a model, oldest first."""
+    """Return the `checkpoint-N` folders of a training run that hold a model, oldest first."""
     numbers = {
         int(match[1]): path
         for path in directory.glob("checkpoint-*")
@@ -106,16 +111,16 @@ def numbered_checkpoints(directory: Path) -> list[Path]:
 
 
 def base_directory(adapter: Path) -> Path:
-    """The directory of the model that an adapter was trained on.
+    """Return the directory of the model that an adapter was trained on.
 
     Raises:
-        UserError: it cannot be found.
+        UserError: that model cannot be found, or is the adapter itself.
     """
     name = base_name(adapter)
     try:
-        base = find_checkpoint(name)
+        base = find_directory(name)
     except UserError as error:
-        raise UserError(f"{adapter} is an adapter for {name}, which cannot be had: {error.message}") from None
+        raise UserError(f"{adapter} is an adapter for {name}, which cannot be found: {error.message}") from None
     if base.resolve() == adapter.resolve():
-        raise UserError(f"{adapter} is an adapter for itself: it cannot be read")
+        raise UserError(f"{adapter} is an adapter for itself: name its model in {ADAPTER_CONFIG}")
     return base

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2tg.checkpoint.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from gpt2tg.checkpoint.find import find_checkpoint
+from gpt2tg.checkpoint.find import find_directory
 from gpt2tg.checkpoint.hub import WEIGHT_FILES
 from gpt2tg.errors import UserError
 from gpt2tg.io.json_files import read_object
@@ -101,7 +101,7 @@ def listing(name: str, option: str) -> str:
     directory = Path(name).expanduser()
     checkpoints = saved_checkpoints(directory) if directory.is_dir() else []
     if not checkpoints:
-        find_checkpoint(name, option)
+        find_directory(name, option)
         return f"{name} holds a model and no checkpoint-N"
     best, top = best_of(checkpoints), step_of_model(directory)
     lines = ["    step  validation loss"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The numbers in config.json that decide what a GPT-2 computes."""
+    """Sizes, activation, epsilon of the layer norms, scaling of attention, and end-of-text ids of a GPT-2."""
 
     vocab_size: int
     n_positions: int
@@ -24,7 +24,7 @@ class ModelShape:
     end_ids: tuple[int, ...]
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Name and shape of every tensor that the weights must hold."""
+        """Yield name and shape of every tensor that the weights must hold."""
         width = self.n_embd
         yield "wte.weight", (self.vocab_size, width)
         yield "wpe.weight", (self.n_positions, width)
@@ -45,8 +45,11 @@ class ModelShape:
             yield "lm_head.weight", (self.vocab_size, width)
 
     def matrices(self) -> Iterator[tuple[str, int, int, bool]]:
-        """What is multiplied with: name, inputs, outputs, and whether it is stored as (outputs, inputs), as token
-        embedding and head are, or as (inputs, outputs)."""
+        """Yield the weight matrices that activations are multiplied with: name, inputs, outputs, and the layout.
+
+        The layout is True for matrices stored as (outputs, inputs), as the token embedding and the head are, and
+        False for (inputs, outputs).
+        """
         for name, size in self.tensors():
             if len(size) == 2 and name != "wpe.weight":
                 by_output = name in ("wte.weight", "lm_head.weight")

@@ -1,34 +1,34 @@
-"""Settings that a checkpoint brings along: found by `--tune --apply`, used where no flag says otherwise.
+"""Settings that `--tune --apply` saved in a checkpoint. Generation uses them unless a flag says otherwise.
 
-They stand in generation_config.json under the names of transformers, which reads them too. An entry of our own says
-which of them we wrote: settings that came there in any other way change nothing here.
+They are stored in generation_config.json under transformers' own names, so that transformers uses them too. Our own
+entry in that file lists which settings we wrote: all others are ignored here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
-from gpt2tg.checkpoint.find import find_checkpoint
+from gpt2tg.checkpoint.hub import GENERATION_CONFIG
 from gpt2tg.checkpoint.runs import MANIFEST
 from gpt2tg.errors import UserError
 from gpt2tg.io.json_files import read_json
 from gpt2tg.io.outputs import write_whole
 from gpt2tg.options import STRATEGIES, DecodingOptions, default_of, plain_type
 
-FILE = "generation_config.json"
+# Decoding options by name.
+Settings = dict[str, str | int | float | None]
 
-# The entry that says which settings are ours.
-OURS = "gpt2tg"
+# Our entry in generation_config.json.
+ENTRY = "gpt2tg"
 
-# The strategy that was searched with.
-DECODING = "top_p"
+# The strategy that `--tune` searches with.
+TUNED_STRATEGY = "top_p"
 
 # Our names and those of transformers.
-NAMES = {
+TRANSFORMERS_NAMES = {
     "temperature": "temperature",
     "top_k": "top_k",
     "top_p": "top_p",
@@ -37,64 +37,61 @@ NAMES = {
     "no_repeat_ngram": "no_repeat_ngram_size",
 }
 
-# How transformers writes that a filter is off; left out, it would take a default of its own.
+# How transformers writes that a filter is off; without an entry it would use a default of its own.
 OFF = {"top_k": 0}
 
 
-def read_defaults(directory: Path) -> dict[str, Any]:
-    """The settings that `--apply` left in a checkpoint; empty where there are none.
+def read_tuned_settings(directory: Path) -> Settings:
+    """Return the settings that `--tune --apply` saved in a checkpoint; empty if there are none.
 
     Raises:
-        UserError: they are there, but broken.
+        UserError: a setting is unknown or has a value that it cannot have; names file and setting.
     """
-    path = directory / FILE
+    path = directory / GENERATION_CONFIG
     if not path.is_file():
         return {}
     config = read_json(path)
-    ours = config.get(OURS)
-    if not isinstance(ours, dict):
+    entry = config.get(ENTRY)
+    if not isinstance(entry, dict):
         return {}
-    found: dict[str, Any] = {"decoding": ours.get("decoding", DECODING)}
+    found: Settings = {"decoding": entry.get("decoding", TUNED_STRATEGY)}
     if found["decoding"] not in STRATEGIES:
-        raise UserError(f"{path}: {found['decoding']} is no strategy; remove the entry {OURS} to go without")
-    for name in ours.get("settings", ()):
-        if name not in NAMES:
-            raise UserError(f"{path}: {name} is no setting that can be kept there; remove the entry {OURS}")
-        value = config.get(NAMES[name])
+        raise _broken(path, f"decoding {found['decoding']} is unknown")
+    for name in entry.get("settings", ()):
+        if name not in TRANSFORMERS_NAMES:
+            raise _broken(path, f"{name} is no tuned setting")
+        value = config.get(TRANSFORMERS_NAMES[name])
         if value is None or value == OFF.get(name):
             continue
         kind = plain_type(DecodingOptions, name)
         if isinstance(value, bool) or not isinstance(value, (int, kind)):
-            raise UserError(f"{path}: {NAMES[name]} is {value}, expected a number; remove the entry {OURS}")
+            raise _broken(path, f"{TRANSFORMERS_NAMES[name]} is {value}, expected a number")
         found[name] = kind(value)
     try:
-        DecodingOptions(**found)
+        DecodingOptions(**found)  # type: ignore[arg-type]  # each value has the type of its option
     except UserError as error:
-        raise UserError(f"{path}: {error}; remove the entry {OURS}") from None
+        raise _broken(path, str(error)) from None
     return found
 
 
-def brought_along(name: str, option: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the checkpoint of a model brings along, without what was given.
+def _broken(path: Path, what: str) -> UserError:
+    return UserError(f"{path}: {what}; correct it, or remove the entry {ENTRY} to generate without tuned settings")
+
+
+def beside_chosen(tuned: Settings, options: DecodingOptions, chosen: Collection[str]) -> Settings:
+    """Return the tuned settings that apply: those that were not chosen; none if another strategy was chosen.
 
     Args:
-        name: of the model; one that is no directory brings nothing.
-        option: the flag that the name comes from, for messages.
-        given: settings that go before them; with another strategy among them there are none.
-
-    Raises:
-        UserError: there is no checkpoint, or its settings are broken.
+        options: what the user chose, and defaults.
+        chosen: names of the options that the user chose.
     """
-    if not Path(name).expanduser().is_dir():
+    if not tuned or ("decoding" in chosen and options.decoding != tuned["decoding"]):
         return {}
-    found = read_defaults(find_checkpoint(name, option))
-    if not found or given.get("decoding", found["decoding"]) != found["decoding"]:
-        return {}
-    return {setting: value for setting, value in found.items() if setting not in given}
+    return {name: value for name, value in tuned.items() if name not in chosen}
 
 
-def write_defaults(directory: Path, options: DecodingOptions) -> Path:
-    """Make settings those of a checkpoint. What else stands in its generation_config.json is kept.
+def write_tuned_settings(directory: Path, options: DecodingOptions) -> Path:
+    """Save tuned settings in a checkpoint. The other entries of its generation_config.json stay.
 
     Returns:
         The file.
@@ -102,48 +99,48 @@ def write_defaults(directory: Path, options: DecodingOptions) -> Path:
     Raises:
         RunError: it cannot be written.
     """
-    path = directory / FILE
+    path = directory / GENERATION_CONFIG
     config = read_json(path) if path.is_file() else {}
-    values = {name: getattr(options, name) for name in NAMES}
-    config |= {NAMES[name]: OFF.get(name) if value is None else value for name, value in values.items()}
-    config |= {"do_sample": True, OURS: {"decoding": options.decoding, "settings": list(NAMES)}}
+    values = {name: getattr(options, name) for name in TRANSFORMERS_NAMES}
+    config |= {TRANSFORMERS_NAMES[name]: OFF.get(name) if value is None else value for name, value in values.items()}
+    config |= {"do_sample": True, ENTRY: {"decoding": options.decoding, "settings": list(TRANSFORMERS_NAMES)}}
     content = json.dumps(config, indent=2, sort_keys=True) + "\n"
     write_whole(path, content)
-    _tell_manifest(directory, content)
+    _update_manifest(directory, content)
     return path
 
 
-def _tell_manifest(directory: Path, content: str) -> None:
-    """Training goes on only from a checkpoint whose files are those of its manifest: it has to know of the new one."""
+def _update_manifest(directory: Path, content: str) -> None:
+    """Record the new generation_config.json in the manifest: a run resumes only from files that match it."""
     manifest = directory / MANIFEST
     if not manifest.is_file():
         return
     known = read_json(manifest)
-    if FILE in known.get("files", {}):
+    if GENERATION_CONFIG in known.get("files", {}):
         data = content.encode()
-        known["files"][FILE] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        known["files"][GENERATION_CONFIG] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         write_whole(manifest, json.dumps(known, indent=2) + "\n")
 
 
-def in_words(settings: dict[str, Any]) -> str:
-    """Settings as flags have them, those at their default left out."""
+def tunable_settings(options: DecodingOptions) -> Settings:
+    """Return the strategy and those of the options that a checkpoint can store."""
+    return {"decoding": options.decoding, **{name: getattr(options, name) for name in TRANSFORMERS_NAMES}}
+
+
+def as_flags(settings: Mapping[str, object]) -> str:
+    """Return settings as flags, without those at their defaults."""
     return " ".join(f"--{name} {value}" for name, value in _changed(settings).items())
 
 
-def as_strategy(settings: dict[str, Any]) -> str:
-    """The strategy of the settings with them, as `--strategies` has it."""
+def as_strategy(settings: Mapping[str, object]) -> str:
+    """Return settings as an entry of `--strategies`, without those at their defaults."""
     changed = {name: value for name, value in _changed(settings).items() if name != "decoding"}
-    return ":".join([settings["decoding"], *(f"{name}={value}" for name, value in changed.items())])
+    return ":".join([str(settings["decoding"]), *(f"{name}={value}" for name, value in changed.items())])
 
 
-def _changed(settings: dict[str, Any]) -> dict[str, str]:
+def _changed(settings: Mapping[str, object]) -> dict[str, str]:
     return {
         name: f"{value:g}" if isinstance(value, float) else str(value)
         for name, value in settings.items()
         if value is not None and value != default_of(DecodingOptions, name)
     }
-
-
-def kept(options: DecodingOptions) -> dict[str, Any]:
-    """Of the options, those that a checkpoint can keep."""
-    return {"decoding": options.decoding, **{name: getattr(options, name) for name in NAMES}}

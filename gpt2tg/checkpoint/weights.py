@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gpt2tg.checkpoint.adapters import add_adapter, is_adapter
-from gpt2tg.checkpoint.config import read_shape
-from gpt2tg.checkpoint.find import base_directory
+from gpt2tg.checkpoint.adapters import add_adapter
+from gpt2tg.checkpoint.checkpoint import Checkpoint
 from gpt2tg.checkpoint.hub import ADAPTER_CONFIG
 from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.checkpoint.tensor_files import TensorFile, open_tensors
@@ -44,14 +43,14 @@ def read_weights(directory: Path, shape: ModelShape) -> dict[str, Tensor]:
     Raises:
         UserError: as `stream_weights`.
     """
-    return dict(stream_weights(directory, shape))
+    return dict(stream_weights(Checkpoint(str(directory), directory, shape)))
 
 
-def stream_weights(directory: Path, shape: ModelShape, known_finite: Container[str] = ()) -> Weights:
+def stream_weights(checkpoint: Checkpoint, known_finite: Container[str] = ()) -> Weights:
     """The tensors of `read_weights` one by one: who does not keep them never holds the whole file in memory.
 
-    Names, shapes and types are checked against `shape` at once, before any weight is asked for. Those of an adapter
-    are the weights of its model with the adapter added.
+    Names, shapes and types are checked against the checkpoint's shape at once, before any weight is asked for. Those
+    of an adapter are the weights of its model with the adapter added.
 
     Args:
         known_finite: names of tensors that were looked through before. They are given without being read.
@@ -60,9 +59,9 @@ def stream_weights(directory: Path, shape: ModelShape, known_finite: Container[s
         UserError: no weights, weights that are cut, miss a layer, have another shape or type or are not numbers,
             or a pickle that holds more than weights. Nothing in such a pickle is run.
     """
-    if is_adapter(directory):
-        base = base_directory(directory)
-        weights = stream_weights(base, read_shape(base))
+    directory, shape = checkpoint.directory, checkpoint.shape
+    if checkpoint.base is not None:
+        weights = stream_weights(checkpoint.base)
         return Weights(add_adapter(weights, directory, shape), weights.notes)
     files, index = find_weights(directory)
     stored = _Stored([open_tensors(file) for file in files], index, shape)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gpt2tg.engine.cpu import kernels
 from gpt2tg.engine.cpu.huge_pages import HugePages
-from gpt2tg.engine.cpu.preload import Ready
+from gpt2tg.engine.cpu.preload import Preloaded
 from gpt2tg.errors import UserError
 
 # One text, five beams, eight texts: what the ways to multiply are measured with.
@@ -188,7 +188,7 @@ def round_to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def matrix_maker(
-    precision: str, device: torch.device, width: int, inner: int, ready: Ready | None = None
+    precision: str, device: torch.device, width: int, inner: int, ready: Preloaded | None = None
 ) -> tuple[str, Maker]:
     """How to hold the matrices of a model: the precision that there will be, and what makes a matrix of (K, N) weights.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.checkpoint.weight_files import HEAD
-from gpt2tg.engine.cpu.preload import Ready
+from gpt2tg.engine.cpu.preload import Preloaded
 from gpt2tg.engine.matrices import Matrix, matrix_maker
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -41,7 +41,7 @@ class GPT2:
         shape: ModelShape,
         device: torch.device,
         precision: str = "fp32",
-        ready: Ready | None = None,
+        ready: Preloaded | None = None,
     ) -> None:
         """Take the weights in, one by one, so that no second copy of the model is ever held.
 

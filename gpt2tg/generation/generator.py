@@ -10,14 +10,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from gpt2tg.checkpoint.config import read_shape
-from gpt2tg.checkpoint.find import find_checkpoint
+from gpt2tg.checkpoint.checkpoint import Checkpoint, resolve_checkpoint
 from gpt2tg.checkpoint.tokenizer import TextTokenizer, load_tokenizer, note_on_unused, unused_ids
 from gpt2tg.checkpoint.weights import stream_weights
 from gpt2tg.decoding import beam, contrastive, lookup, sampling
 from gpt2tg.decoding.interface import ALL_BANNED, NotFiniteError, Token
 from gpt2tg.decoding.stopping import Deadline, Endings, StopStrings, with_marks
-from gpt2tg.engine.cpu import preload
+from gpt2tg.engine.cpu.preload import Preload
 from gpt2tg.engine.cuda_graph import ContinuousBatch, Entry
 from gpt2tg.engine.model import GPT2, Context
 from gpt2tg.engine.sliding import SlidingRows
@@ -476,19 +475,30 @@ def load(name: str, device: str = "auto", option: str = "model_name", precision:
     Args:
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         option: the flag that the name came from, for messages.
-        precision: `fp32`, `fp16`, `int8` or `auto`; the model's own `precision` says what it became.
+        precision: `fp32`, `fp16`, `int8` or `auto`; the model's own `precision` is what it became.
 
     Raises:
-        UserError: no such model, a broken one, a device that is not there, or a precision that it does not have.
+        UserError: the model does not exist or is broken, the device does not exist, or it cannot have the precision.
     """
-    where = choose_device(device)
-    directory = find_checkpoint(name, option)
-    shape = read_shape(directory)
-    tokenizer = load_tokenizer(directory, shape.vocab_size, shape.end_ids)
-    ready = preload.end(directory)
-    weights = stream_weights(directory, shape, ready.names if ready else ())
-    model = GPT2(weights, shape, where, precision, ready)
-    return Generator(model, tokenizer, weights.notes)
+    return load_checkpoint(resolve_checkpoint(name, option), device, precision)
+
+
+def load_checkpoint(
+    checkpoint: Checkpoint, device: str = "auto", precision: str = "auto", preload: Preload | None = None
+) -> Generator:
+    """Load a model that was resolved before.
+
+    Args:
+        preload: what packs its weights in the background, if anything does.
+
+    Raises:
+        UserError: the model is broken, the device does not exist, or it cannot have the precision.
+    """
+    where, shape = choose_device(device), checkpoint.shape
+    tokenizer = load_tokenizer(checkpoint.directory, shape.vocab_size, shape.end_ids)
+    preloaded = preload.take(checkpoint) if preload else None
+    weights = stream_weights(checkpoint, preloaded.names if preloaded else ())
+    return Generator(GPT2(weights, shape, where, precision, preloaded), tokenizer, weights.notes)
 
 
 def choose_device(device: str) -> torch.device:

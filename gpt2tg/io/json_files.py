@@ -1,4 +1,4 @@
-"""JSON files that hold an object, as models and runs have them."""
+"""Read JSON files that hold an object, such as config.json and the manifest of a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from gpt2tg.io.lfs import begins_pointer, refuse_pointer
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object that a file holds.
+    """Return the JSON object in a file.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not UTF-8, not JSON, a Git LFS pointer, or holds something else than an object.
+        ValueError: it is not UTF-8, not JSON, a Git LFS pointer, or holds something other than an object.
     """
     data = path.read_bytes()
     if begins_pointer(data):
@@ -30,15 +30,15 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a file of a model holds.
+    """Return the JSON object in a file of a model.
 
     Raises:
-        UserError: there is none.
+        UserError: the file is missing, or holds no JSON object.
     """
     refuse_pointer(path)
     try:
         return read_object(path)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: the directory holds no whole model") from None
+        raise UserError(f"{path} is missing: the model is incomplete") from None
     except (ValueError, OSError) as error:
         raise UserError(f"{path} is no valid JSON: {error}") from None

@@ -1,4 +1,4 @@
-"""Git LFS pointers: the few lines that a clone without git-lfs leaves in place of a large file."""
+"""Recognise Git LFS pointers: small text files that a clone without git-lfs has in place of large files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 from gpt2tg.errors import UserError
 
-# The second host is that of its first versions, which were called so.
+# Git LFS was first called Hawser, and its first versions wrote that host.
 FIRST_LINE = re.compile(rb"version https?://(?:git-lfs\.github|hawser\.github)\.com/spec/")
 
-# Enough to recognise one by.
+# Enough bytes to match the first line.
 HEAD_BYTES = 64
 
 
@@ -20,7 +20,7 @@ def begins_pointer(head: bytes) -> bool:
 
 
 def is_pointer(path: Path) -> bool:
-    """Whether a file is a Git LFS pointer. A path that cannot be read is none."""
+    """Whether a file is a Git LFS pointer; False for a file that cannot be read."""
     try:
         if not path.is_file():  # opening a pipe would block
             return False
@@ -31,14 +31,14 @@ def is_pointer(path: Path) -> bool:
 
 
 def refusal(path: Path, option: str | None = None) -> UserError:
-    """What to tell of a file that is only a pointer."""
+    """Return the error for a file that is a Git LFS pointer."""
     return UserError(
         f"{path} is a Git LFS pointer, not the file itself: run git lfs pull in the clone it belongs to", option
     )
 
 
 def refuse_pointer(path: Path, option: str | None = None) -> None:
-    """Refuse a file that is only a pointer, before a reader calls it broken.
+    """Refuse a file that is a Git LFS pointer, before a reader reports it as broken.
 
     Raises:
         UserError: the file is a Git LFS pointer.

@@ -1,15 +1,13 @@
-"""The files that flags name to be written: checked before anything is computed, complete or as they were before.
+"""Check and write the output files that flags name: refused before anything is computed, then written atomically.
 
-A device, a pipe or an open descriptor (`/dev/stdout`, `>(gzip > x.gz)`) is written to and stays what it is. A link is
-followed. Only the standard library is imported here, so that a file is refused before torch is loaded.
+A device, a pipe or an open descriptor (`/dev/stdout`, `>(gzip > x.gz)`) is written to and never replaced. A symbolic
+link is followed. Only the standard library is imported here, so that a file is refused before torch is imported.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -17,102 +15,87 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gpt2tg.errors import RunError, UserError
-from gpt2tg.options import PromptOptions
+from gpt2tg.io.atomic import draft_beside, replacing
 
-# Directories in which the names of open descriptors lie; the first one is Linux's.
+# Directories that hold the open descriptors of this process under their numbers; the first one is Linux's.
 DESCRIPTORS = (f"/proc/{os.getpid()}/fd", "/dev/fd")
-# What stands for stdout, as it stands for stdin where a file is read.
+# Stands for stdout, as it stands for stdin where a file is read.
 STDOUT = Path("-")
-# Links that lead to links, before they count as a circle.
+# Links to links that are followed; more of them are taken for a circle.
 MOST_LINKS = 40
-
-
-def check_output(options: PromptOptions, say: Callable[[str], None], goes_on: bool = True) -> None:
-    """Refuse an `--output` that cannot be written.
-
-    Args:
-        say: takes a line on what the person should know.
-        goes_on: whether records that are there are gone on with.
-
-    Raises:
-        UserError: see `check_file`.
-    """
-    if options.output is None:
-        return
-    appends = goes_on and options.format == "jsonl" and not options.overwrite
-    check_file(Path(options.output), "output", say, options.overwrite or appends, appends)
 
 
 def check_file(
     path: Path, option: str | None, say: Callable[[str], None], may_replace: bool = False, appends: bool = False
 ) -> None:
-    """Refuse a file that cannot be written, before anything is computed. What is there is not touched.
+    """Refuse an output file that cannot be written, before anything is computed. An existing file is not changed.
 
     Args:
-        option: the flag that names the file, for messages; None where no flag does.
-        say: takes a line on what the person should know.
-        may_replace: whether a file that is there may change.
-        appends: whether it grows instead of being replaced.
+        option: the flag that names the file, for messages; None if no flag does.
+        say: takes a line that the user should know.
+        may_replace: whether an existing file may be replaced or appended to.
+        appends: whether the file will be appended to instead of replaced.
 
     Raises:
-        UserError: the file is there and may not change, or the system refuses to write it.
+        UserError: the file exists and may not be changed, or the system refuses to write it.
     """
     try:
         if path.is_dir() or not target_of(path).parent.is_dir():
             raise UserError(f"{path} cannot be written: give a file in a directory that exists", option)
         if holds_something(path) and not may_replace:
-            raise UserError(f"{path} is there already: choose another, or replace it with --overwrite", option)
+            raise UserError(f"{path} exists already: choose another, or replace it with --overwrite", option)
         if is_stream(path):
             _check_stream(path, option, say)
         else:
             _try_to_write(target_of(path), appends)
             if not appends and path.exists() and (others := path.stat().st_nlink - 1):
-                say(f"{path} has {others} other name{'s' * (others > 1)} (hard links), which keep what it held")
+                say(f"{path} has {others} other name{'s' * (others > 1)} (hard links), which keep the old content")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}", option) from None
 
 
 def holds_something(path: Path) -> bool:
-    """Whether something would be lost if this were replaced: a file is there, or a disk."""
+    """Whether replacing this path would destroy something: it is a file, or a disk."""
     return _descriptor(path) is None and path.exists() and (path.is_file() or path.is_block_device())
 
 
 def is_stream(path: Path) -> bool:
-    """Whether this is no file of its own but a way to somewhere: a device, a pipe, an open descriptor."""
+    """Whether the path is a device, a pipe or an open descriptor, not a regular file."""
     return _descriptor(path) is not None or (path.exists() and not path.is_file())
 
 
 def target_of(path: Path) -> Path:
-    """The file that a link leads to, also where it is still to be made; a path that is no link, in full.
+    """Return the absolute path of the file that a symbolic link leads to, whether it exists or not; others as they are.
 
     Raises:
-        OSError: the links lead in a circle.
+        OSError: the links form a circle.
     """
     with contextlib.suppress(FileNotFoundError):
-        os.stat(path)  # fails where links lead in a circle, or through a file
+        os.stat(path)  # fails if links form a circle, or lead through a file
     return Path(os.path.realpath(path))
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text to a file, completely or not at all, or to a stream.
+    """Write a text to a file atomically, or to a stream.
 
     Raises:
-        RunError: it cannot be written.
-        BrokenPipeError: who reads the stream has seen enough.
+        RunError: it cannot be written; a file is as it was before.
+        BrokenPipeError: the reader has closed the stream.
     """
     with naming(path):
         if is_stream(path):
             with open_stream(path) as stream:
                 write_all(stream, text)
-        else:
-            _replace(target_of(path), text)
+            return
+        with replacing(target_of(path), keep_attributes=True) as draft, draft.open("xb", buffering=0) as file:
+            write_all(file, text)
 
 
 def append_whole(path: Path, text: str) -> None:
-    """Add a text to the end of a file, completely or not at all.
+    """Append a text to a file, completely or not at all.
 
     Raises:
-        RunError: it cannot be written.
+        RunError: it cannot be written; the file is as it was before.
     """
     with naming(path), path.open("ab", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
@@ -125,7 +108,7 @@ def append_whole(path: Path, text: str) -> None:
 
 
 def open_stream(path: Path) -> BinaryIO:
-    """Open a stream; a pipe waits until somebody reads it."""
+    """Open a stream for writing; for a pipe, wait until a reader opens it."""
     number = _descriptor(path)
     if number is None:
         return os.fdopen(os.open(path, os.O_WRONLY | getattr(os, "O_NOCTTY", 0)), "wb", buffering=0)
@@ -135,7 +118,7 @@ def open_stream(path: Path) -> BinaryIO:
 
 
 def write_all(file: BinaryIO, text: str) -> None:
-    """Write a text to a file without a buffer, which may take a part of it at a time."""
+    """Write a text to an unbuffered file, of which each write may take a part only."""
     rest = memoryview(text.encode("utf-8", "surrogateescape"))
     while rest:
         rest = rest[file.write(rest) :]
@@ -143,7 +126,7 @@ def write_all(file: BinaryIO, text: str) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An error of the system names the file; that nobody reads a pipe any more is none of ours."""
+    """Turn errors of the system into a RunError that names the file; pass on that a pipe is closed."""
     try:
         yield
     except BrokenPipeError:
@@ -152,68 +135,37 @@ def naming(path: Path) -> Iterator[None]:
         raise RunError(f"cannot write {path}: {error.strerror}") from None
 
 
-def _replace(target: Path, text: str) -> None:
-    """Put a complete file in the place of another, with the mode and the owner of that one."""
-    draft = _draft_of(target)
-    try:
-        with draft.open("xb", buffering=0) as file:
-            write_all(file, text)
-            os.fsync(file.fileno())
-        if target.exists():
-            _take_after(draft, target)
-        draft.replace(target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise
-
-
-def _draft_of(target: Path) -> Path:
-    """A name beside a file that nobody has, and that is not too long where the file's own is not."""
-    return target.with_name(f".{secrets.token_hex(4)}.partial")
-
-
-def _take_after(draft: Path, target: Path) -> None:
-    """Give a draft the owner, the mode and the extended attributes of a file, as far as the system lets us."""
-    held = target.stat()
-    with contextlib.suppress(OSError, AttributeError):  # another owner needs root; Windows has none
-        os.chown(draft, held.st_uid, held.st_gid)
-    with contextlib.suppress(OSError):
-        shutil.copystat(target, draft)
-        os.utime(draft)
-
-
 def _try_to_write(target: Path, appends: bool) -> None:
-    """Make and remove what writing the file will make.
+    """Create and delete what writing the file will create.
 
     Raises:
-        OSError: that cannot be.
+        OSError: the system refuses it.
     """
     if target.exists():
-        os.close(os.open(target, os.O_WRONLY | os.O_APPEND))  # changes nothing, and is refused where it is protected
+        os.close(os.open(target, os.O_WRONLY | os.O_APPEND))  # changes nothing, and fails if the file is protected
         if appends:
             return
-    probe = _draft_of(target) if target.exists() else target
+    probe = draft_beside(target) if target.exists() else target
     os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
     probe.unlink()
 
 
 def _check_stream(path: Path, option: str | None, say: Callable[[str], None]) -> None:
-    """Refuse a stream that cannot be opened for writing, without opening it: that alone may do something."""
+    """Refuse a stream that cannot be written to, without opening it: opening alone may have an effect."""
     number = _descriptor(path)
     mode = os.stat(path if number is None else number).st_mode
     if stat.S_ISSOCK(mode) and number is None:
         raise UserError(f"{path} cannot be written: it is a socket", option)
     if number is not None:
-        os.write(number, b"")  # is refused where it is open for reading alone
+        os.write(number, b"")  # fails if it is open for reading alone
     elif not os.access(path, os.W_OK):
         raise UserError(f"{path} cannot be written: Permission denied", option)
     if stat.S_ISFIFO(mode) and number is None:
-        say(f"{path} is a pipe: what is written waits until something reads it")
+        say(f"{path} is a pipe: writing waits until something reads it")
 
 
 def _descriptor(path: Path) -> int | None:
-    """The open descriptor that a name stands for, as `/dev/stdout` and `-` do for 1; None for any other name."""
+    """Return the open descriptor that a path stands for, as `/dev/stdout` and `-` do for 1; None for other paths."""
     if path == STDOUT:
         return 1
     seen = path

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2tg.checkpoint.tuned_settings import brought_along, in_words
+from gpt2tg.checkpoint.checkpoint import resolve_checkpoint
+from gpt2tg.checkpoint.tuned_settings import as_flags, beside_chosen
 from gpt2tg.errors import UserError
 from gpt2tg.io.outputs import check_file, holds_something
 from gpt2tg.options import STRATEGIES, DecodingOptions, default_of, unused_options, why_unused
@@ -229,12 +230,13 @@ def _model(session: Session, name: str) -> None:
         return
     if session.load is None:
         raise UserError("another model cannot be loaded here")
-    own = brought_along(name, "model", {setting: getattr(session.options, setting) for setting in session.chosen})
+    checkpoint = resolve_checkpoint(name, "model")
+    own = beside_chosen(checkpoint.tuned_settings, session.options, session.chosen)
     gone = {setting: default_of(DecodingOptions, setting) for setting in session.brought - session.chosen}
     options = merged(session.options, {**gone, **own})
-    session.generator, session.name = session.load(name), name
+    session.generator, session.name = session.load(checkpoint), name
     session.options, session.brought = options, set(own)
-    if words := in_words(own):
+    if words := as_flags(own):
         session.front.say(without_dashes(f"settings of the checkpoint, found by --tune: {words}"))
     session.front.say(session.description())
 
@@ -245,7 +247,7 @@ def _save(session: Session, words: str) -> None:
     if may_overwrite:
         path = _path(words.removesuffix(" overwrite"), "/save")
     if holds_something(path) and not may_overwrite and path.resolve() not in session.files:
-        raise UserError(f"{path} is there already: choose another, or write /save {words} overwrite")
+        raise UserError(f"{path} exists already: choose another, or write /save {words} overwrite")
     check_file(path, None, session.front.say, may_replace=True)
     brought = frozenset(session.brought - session.chosen)
     files.save(path, files.SavedSession(session.name, session.options, brought, session.text.turns))

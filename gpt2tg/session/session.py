@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2tg.batch.prompts import trailing_spaces
+from gpt2tg.checkpoint.checkpoint import Checkpoint
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.generation.generator import Generator, Sample, new_seed, with_seed
 from gpt2tg.options import DecodingOptions, default_of
@@ -43,9 +44,9 @@ class Session:
         options: DecodingOptions,
         name: str,
         front: Front,
-        load: Callable[[str], Generator] | None = None,
+        load: Callable[[Checkpoint], Generator] | None = None,
     ) -> None:
-        """`name` is what the model was called by; `load` gets another one, where that is possible."""
+        """`name` is what the model was called by; `load` loads another one, if that is possible."""
         self.generator = generator
         self.options = options
         self.name = name

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gpt2tg.checkpoint.config import read_shape
-from gpt2tg.checkpoint.find import find_checkpoint, is_directory
+from gpt2tg.checkpoint.checkpoint import Checkpoint, resolve_checkpoint
+from gpt2tg.checkpoint.find import is_directory
 from gpt2tg.engine.cpu.startup import check_device
 from gpt2tg.errors import UserError
 from gpt2tg.options import BUNDLED_MODEL, EvaluationOptions, TrainingOptions
@@ -41,7 +41,7 @@ def check_training(options: TrainingOptions, model_name: str, device: str) -> So
     return sources
 
 
-def check_evaluation(options: EvaluationOptions, model_name: str, device: str) -> Survey:
+def check_evaluation(options: EvaluationOptions, checkpoint: Checkpoint, device: str) -> Survey:
     """Refuse what cannot be measured; returns the text as it was found.
 
     Raises:
@@ -49,8 +49,7 @@ def check_evaluation(options: EvaluationOptions, model_name: str, device: str) -
     """
     check_device(device)
     found = plan_evaluation(options)
-    directory = find_checkpoint(model_name)
-    check_stride(options.stride, read_shape(directory).n_positions)
+    check_stride(options.stride, checkpoint.shape.n_positions)
     return found
 
 
@@ -97,15 +96,15 @@ def check_directory(options: TrainingOptions) -> None:
         raise UserError(f"found no search in {directory}: start without --resume, or in another --output_dir", "resume")
 
 
-def check_existing(options: TrainingOptions, model_name: str) -> Path:
-    """The directory of the model to fine-tune, once its files and its config are known to suit the options.
+def check_existing(options: TrainingOptions, model_name: str) -> Checkpoint:
+    """Return the checkpoint to fine-tune, once its files and its config are known to suit the options.
 
     Raises:
         UserError: no such model, files that are missing, another architecture, more frozen layers than there are, a
             block size over its positions, or it is what --overwrite would remove.
     """
-    directory = find_checkpoint(model_name)
-    shape = read_shape(directory)
+    checkpoint = resolve_checkpoint(model_name)
+    directory, shape = checkpoint.directory, checkpoint.shape
     sizes = {one.block_size for one in options.tries()} if options.try_ else {options.block_size}
     if (longest := max(sizes)) > shape.n_positions:
         raise UserError(
@@ -116,7 +115,7 @@ def check_existing(options: TrainingOptions, model_name: str) -> Path:
     overwrites = options.overwrite and not options.dry_run
     if overwrites and directory.resolve().is_relative_to(Path(options.output_dir).resolve()):
         raise UserError(f"would remove {directory}, the model to start from: choose another --output_dir", "overwrite")
-    return directory
+    return checkpoint
 
 
 def advice_on_hub(options: TrainingOptions, model_name: str) -> str | None:

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
-from gpt2tg.checkpoint.find import find_checkpoint
+from gpt2tg.checkpoint.checkpoint import Checkpoint
 from gpt2tg.options import EvaluationOptions
 from gpt2tg.training.callbacks import say
 from gpt2tg.training.checks import check_stride
@@ -51,7 +51,7 @@ def perplexity(loss: float) -> float:
 
 
 def evaluate(
-    model_name: str, options: EvaluationOptions, device: torch.device, found: Survey | None = None
+    checkpoint: Checkpoint, options: EvaluationOptions, device: torch.device, found: Survey | None = None
 ) -> Evaluation:
     """Measure a model on a text file.
 
@@ -64,12 +64,12 @@ def evaluate(
         found: as `plan_evaluation` finds it, where the text has been looked through before.
 
     Raises:
-        UserError: no such model or file, or a stride that the positions do not allow.
+        UserError: no such file, broken weights, or a stride that the positions do not allow.
     """
     found = found or plan_evaluation(options)
     for line in found.notices:
         say(line)
-    model, tokenizer = existing_model(find_checkpoint(model_name))
+    model, tokenizer = existing_model(checkpoint)
     positions = model.config.n_positions
     stride = options.stride or positions // 2
     check_stride(stride, positions)

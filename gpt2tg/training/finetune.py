@@ -28,7 +28,6 @@ from transformers.integrations import integration_utils as integrations
 
 from gpt2tg import __version__
 from gpt2tg.checkpoint.adapters import ADAPTER_CONFIG
-from gpt2tg.checkpoint.config import read_shape
 from gpt2tg.checkpoint.runs import saved_checkpoints, step_of_model
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import Interrupted, RunError, UserError, masked, one_line
@@ -282,7 +281,7 @@ class _Run:
             RunError: the hub is to have the model and refuses.
         """
         options, data, traits = self.options, self._data, self._traits  # before any weight changes
-        base = "" if self._start is None else base_reference(self._name, self._start)
+        base = "" if self._start is None else base_reference(self._name, self._start.directory)
         model = choose_weights(self._model, options, base)
         if self._compiles:
             model.transformer.compile()
@@ -316,7 +315,7 @@ class _Run:
         """What saves the tokenizer into each checkpoint, and what else the model to start from brought."""
         if self._start is None:
             return transformers_tokenizer(self._tokenizer, self._model.config.n_positions)
-        return side_files(self._start, read_shape(self._start), self._tokenizer)
+        return side_files(self._start.directory, self._start.shape, self._tokenizer)
 
     def _records(self) -> Records:
         return Records(self.directory, f"{self._name} on {_file_names(self.options)}")

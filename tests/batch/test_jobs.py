@@ -213,7 +213,7 @@ def test_a_text_file_is_not_replaced_unasked(model_dir: Path, tmp_path: Path, ca
     out = tmp_path / "story.txt"
     out.write_text("mine")
     assert run(model_dir, "--output", out, "--decoding", "greedy") == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert out.read_text() == "mine"
     assert run(model_dir, "--output", out, "--decoding", "greedy", "--overwrite") == 0
     assert out.read_text().startswith("Once upon a time")

@@ -161,7 +161,7 @@ def test_measures_in_a_file(model_dir: Path, text_file: Path, tmp_path: Path, ca
     assert len(output.read_text(encoding="utf-8").splitlines()) == 6
     assert capsys.readouterr().out == ""
     assert run(model_dir, *words) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert run(model_dir, *words, "--overwrite") == 0
     assert [path.name for path in tmp_path.iterdir()] == ["scores.jsonl"]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from gpt2tg.checkpoint.config import read_shape
-from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY, find_checkpoint
+from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY, find_directory
 from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.checkpoint.weights import read_weights
 from gpt2tg.errors import UserError
@@ -88,34 +88,34 @@ def write_shards(directory: Path) -> list[Path]:
     return sorted(directory.glob("model-*.safetensors"))
 
 
-# --- find_checkpoint ---
+# --- find_directory ---
 
 
 def test_a_model_directory_is_found_as_it_is(model_dir: Path) -> None:
-    assert find_checkpoint(str(model_dir)) == model_dir
+    assert find_directory(str(model_dir)) == model_dir
 
 
 def test_a_relative_directory_is_found(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(model_dir.parent)
-    assert find_checkpoint(f"./{model_dir.name}").resolve() == model_dir.resolve()
+    assert find_directory(f"./{model_dir.name}").resolve() == model_dir.resolve()
 
 
 def test_the_home_directory_may_be_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_models(tmp_path, "tuned")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    assert find_checkpoint("~/tuned") == tmp_path / "tuned"
+    assert find_directory("~/tuned") == tmp_path / "tuned"
 
 
 def test_a_directory_here_goes_before_a_hub_model_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_models(tmp_path, "gpt2")
     monkeypatch.chdir(tmp_path)
-    assert find_checkpoint("gpt2").resolve() == (tmp_path / "gpt2").resolve()
+    assert find_directory("gpt2").resolve() == (tmp_path / "gpt2").resolve()
 
 
 def test_the_newest_checkpoint_is_the_one_with_the_highest_number(tmp_path: Path) -> None:
     make_models(tmp_path, "checkpoint-10", "checkpoint-9", "checkpoint-8")
-    assert find_checkpoint(str(tmp_path)) == tmp_path / "checkpoint-10"
+    assert find_directory(str(tmp_path)) == tmp_path / "checkpoint-10"
 
 
 @pytest.mark.parametrize("files", [[], ["config.json"]])
@@ -125,35 +125,35 @@ def test_a_checkpoint_without_a_model_is_passed_over(tmp_path: Path, files: list
     (tmp_path / "checkpoint-10").mkdir()
     for name in files:
         (tmp_path / "checkpoint-10" / name).write_text("{}")
-    assert find_checkpoint(str(tmp_path)) == tmp_path / "checkpoint-9"
+    assert find_directory(str(tmp_path)) == tmp_path / "checkpoint-9"
 
 
 @pytest.mark.parametrize("name", ["checkpoint-best", "checkpoint-11-backup", "old-checkpoint-12", "checkpoint-"])
 def test_only_numbered_folders_are_checkpoints(tmp_path: Path, name: str) -> None:
     make_models(tmp_path, "checkpoint-3", name)
-    assert find_checkpoint(str(tmp_path)) == tmp_path / "checkpoint-3"
+    assert find_directory(str(tmp_path)) == tmp_path / "checkpoint-3"
 
 
 def test_the_final_model_goes_before_the_checkpoints_beside_it(tmp_path: Path) -> None:
     make_models(tmp_path, "run", "run/checkpoint-10")
-    assert find_checkpoint(str(tmp_path / "run")) == tmp_path / "run"
+    assert find_directory(str(tmp_path / "run")) == tmp_path / "run"
 
 
 def test_one_checkpoint_can_be_named(tmp_path: Path) -> None:
     make_models(tmp_path, "checkpoint-9", "checkpoint-10")
-    assert find_checkpoint(str(tmp_path / "checkpoint-9")) == tmp_path / "checkpoint-9"
+    assert find_directory(str(tmp_path / "checkpoint-9")) == tmp_path / "checkpoint-9"
 
 
 def test_the_bundled_model_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert find_checkpoint("gpt2-tiny") == BUNDLED_DIRECTORY
+    assert find_directory("gpt2-tiny") == BUNDLED_DIRECTORY
 
 
 def test_a_checkpoint_that_is_not_there_is_no_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_models(tmp_path, "run/checkpoint-9", "run/checkpoint-10")
     with pytest.raises(UserError, match="run holds checkpoint-9, checkpoint-10"):
-        find_checkpoint("run/checkpoint-99")
+        find_directory("run/checkpoint-99")
 
 
 def test_an_old_config_that_names_only_the_class_is_a_gpt2(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_an_old_config_that_names_only_the_class_is_a_gpt2(tmp_path: Path) -> No
 def test_a_file_is_no_model(tmp_path: Path, option: str) -> None:
     (tmp_path / "weights.bin").touch()
     with pytest.raises(UserError, match=r"weights\.bin is a file") as caught:
-        find_checkpoint(str(tmp_path / "weights.bin"), option)
+        find_directory(str(tmp_path / "weights.bin"), option)
     assert caught.value.option == option
 
 
@@ -179,7 +179,7 @@ def test_a_path_that_does_not_exist_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="does not exist") as caught:
-        find_checkpoint(name, option)
+        find_directory(name, option)
     assert name in caught.value.message
     assert caught.value.option == option
 
@@ -194,7 +194,7 @@ def test_a_name_that_the_hub_does_not_allow_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
-        find_checkpoint(name, "model_path")
+        find_directory(name, "model_path")
     assert name in caught.value.message
     assert caught.value.option == "model_path"
 
@@ -202,13 +202,13 @@ def test_a_name_that_the_hub_does_not_allow_is_refused(
 @pytest.mark.parametrize("name", ["m" * 300, "~nobody-of-that-name/model"], ids=["long", "no such user"])
 def test_a_name_that_the_system_does_not_allow_is_refused(name: str) -> None:
     with pytest.raises(UserError) as caught:
-        find_checkpoint(name, "model_path")
+        find_directory(name, "model_path")
     assert name in caught.value.message
 
 
 def test_an_empty_directory_is_said_to_be_empty(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="found nothing") as caught:
-        find_checkpoint(str(tmp_path), "model_path")
+        find_directory(str(tmp_path), "model_path")
     assert caught.value.option == "model_path"
     assert str(tmp_path) in caught.value.message
 
@@ -217,7 +217,7 @@ def test_unrelated_files_are_listed(tmp_path: Path) -> None:
     for name in ("song.mp3", "notes.txt"):
         (tmp_path / name).touch()
     with pytest.raises(UserError, match=r"config\.json is missing, found notes\.txt, song\.mp3$") as caught:
-        find_checkpoint(str(tmp_path), "model_path")
+        find_directory(str(tmp_path), "model_path")
     assert caught.value.option == "model_path"
 
 
@@ -225,7 +225,7 @@ def test_a_crowd_of_unrelated_files_is_not_listed_to_the_last(tmp_path: Path) ->
     for number in range(100):
         (tmp_path / f"photo{number:02}.jpg").touch()
     with pytest.raises(UserError, match=r"photo00\.jpg, .*\.\.\.$") as caught:
-        find_checkpoint(str(tmp_path))
+        find_directory(str(tmp_path))
     assert "photo99" not in caught.value.message
 
 

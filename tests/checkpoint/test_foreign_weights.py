@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
-from gpt2tg.checkpoint.find import find_checkpoint
+from gpt2tg.checkpoint.checkpoint import read_checkpoint
+from gpt2tg.checkpoint.find import find_directory
 from gpt2tg.checkpoint.tensor_files import Safetensors
-from gpt2tg.commands import model_loader
+from gpt2tg.commands.loading import ModelChoice, load_generator
 from gpt2tg.decoding.interface import NotFiniteError
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import Generator, load
@@ -88,7 +89,7 @@ def theirs(directory: Path, **settings: Any) -> tuple[int, ...]:
 def refusal(directory: Path) -> str:
     """The line that refuses a directory."""
     with pytest.raises(UserError) as caught:
-        load(str(find_checkpoint(str(directory))))
+        load(str(find_directory(str(directory))))
     assert caught.value.message.isprintable()
     return caught.value.message
 
@@ -134,7 +135,7 @@ def test_notes_are_printed_once_on_stderr(
     checkpoint: Path, weights: Tensors, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store(checkpoint, {**weights, "score.weight": torch.ones(2, 32)})
-    model_loader({}, "model_name")(str(checkpoint))
+    load_generator(read_checkpoint(checkpoint), ModelChoice(str(checkpoint), "model_name"))
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("score.weight") == 1
@@ -472,7 +473,7 @@ def test_git_lfs_pointer_is_found_with_the_directory(checkpoint: Path, name: str
     """Before anything heavy is imported."""
     write_pointer(checkpoint / name)
     with pytest.raises(UserError, match="git lfs pull"):
-        find_checkpoint(str(checkpoint))
+        find_directory(str(checkpoint))
 
 
 def test_git_lfs_pointer_that_nobody_reads_does_no_harm(checkpoint: Path, model_dir: Path) -> None:

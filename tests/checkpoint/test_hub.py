@@ -20,7 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Repo
 from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
-from gpt2tg.checkpoint.find import find_checkpoint
+from gpt2tg.checkpoint.find import find_directory
 from gpt2tg.checkpoint.hub import fetch_model
 from gpt2tg.checkpoint.tokenizer import load_tokenizer
 from gpt2tg.errors import UserError
@@ -96,7 +96,7 @@ def test_a_cached_model_is_found_without_the_network(
 ) -> None:
     snapshot = put(cache, name, files)
     assert fetch_model(name).resolve() == snapshot.resolve()
-    assert find_checkpoint(name).resolve() == snapshot.resolve()
+    assert find_directory(name).resolve() == snapshot.resolve()
     assert dead_network == []
 
 
@@ -109,7 +109,7 @@ def test_a_cached_model_computes_what_it_computes_elsewhere(
     cache: Path, files: dict[str, Path], reference: GPT2LMHeadModel
 ) -> None:
     put(cache, "gpt2", files)
-    found = read_gpt2(find_checkpoint("gpt2"))
+    found = read_gpt2(find_directory("gpt2"))
     columns = found.matrices["h.1.attn.c_attn"].columns(torch.arange(found.shape.n_embd * 3))
     assert torch.equal(columns.t(), reference.transformer.h[1].attn.c_attn.weight)
 
@@ -138,7 +138,7 @@ def test_a_cached_model_with_the_tokenizer_of_bert_counts(
     files = {name: path for name, path in files.items() if not name.startswith("tokenizer")}
     (tmp_path / "vocab.txt").write_text("[UNK]\n[SEP]\nowl\n")
     snapshot = put(cache, "gpt2", {**files, "vocab.txt": tmp_path / "vocab.txt"})
-    assert find_checkpoint("gpt2").resolve() == snapshot.resolve()
+    assert find_directory("gpt2").resolve() == snapshot.resolve()
     assert dead_network == []
     assert load_tokenizer(snapshot, 300, None).encode("Owl") == [2]
 
@@ -211,7 +211,7 @@ def test_a_cached_model_in_several_pickles_counts(
     snapshot = put(cache, "gpt2", {**files, **sharded_pickle(tmp_path)})
     assert fetch_model("gpt2").resolve() == snapshot.resolve()
     assert dead_network == []
-    found = read_gpt2(find_checkpoint("gpt2")).matrices["wte"].columns(torch.arange(300))
+    found = read_gpt2(find_directory("gpt2")).matrices["wte"].columns(torch.arange(300))
     assert torch.equal(found, reference.transformer.wte.weight)
 
 
@@ -255,7 +255,7 @@ def assert_advice(error: UserError, name: str) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "someone/gpt2.fables_v2"])
 def test_offline_the_ways_out_are_named(cache: Path, name: str, option: str) -> None:
     with pytest.raises(UserError) as caught:
-        find_checkpoint(name, option)
+        find_directory(name, option)
     assert_advice(caught.value, name)
     assert "HF_HUB_OFFLINE" in caught.value.message
     assert caught.value.option == option
@@ -264,7 +264,7 @@ def test_offline_the_ways_out_are_named(cache: Path, name: str, option: str) -> 
 @pytest.mark.parametrize("option", ["model_name", "model_path"])
 def test_without_a_network_the_ways_out_are_named(cache: Path, dead_network: list[str], option: str) -> None:
     with pytest.raises(UserError) as caught:
-        find_checkpoint("gpt2", option)
+        find_directory("gpt2", option)
     assert_advice(caught.value, "gpt2")
     assert caught.value.option == option
 
@@ -392,7 +392,7 @@ def test_what_no_model_needs_is_not_downloaded(publish: Publish) -> None:
 def test_a_name_that_is_nowhere_gives_one_line(publish: Publish, option: str) -> None:
     publish(listing_error=http_error(RepositoryNotFoundError, "401 Client Error\n\nRepository Not Found for url: ..."))
     with pytest.raises(UserError, match="gtp2 is neither a directory here nor a model on the hub") as caught:
-        find_checkpoint("gtp2", option)
+        find_directory("gtp2", option)
     assert caught.value.message.isprintable()
     assert caught.value.option == option
 

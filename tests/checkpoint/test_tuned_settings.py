@@ -14,7 +14,8 @@ from transformers import GenerationConfig
 
 import generate_from_finetuned
 import text_generation_demo
-from gpt2tg.checkpoint.tuned_settings import FILE, in_words, kept, read_defaults, write_defaults
+from gpt2tg.checkpoint.hub import GENERATION_CONFIG
+from gpt2tg.checkpoint.tuned_settings import as_flags, read_tuned_settings, tunable_settings, write_tuned_settings
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import load
 from gpt2tg.options import STRATEGIES, DecodingOptions
@@ -31,7 +32,7 @@ def tuned_dir(model_dir: Path, tmp_path: Path) -> Path:
     """A checkpoint of ours with settings of its own."""
     directory = tmp_path / "tuned"
     shutil.copytree(model_dir, directory)
-    write_defaults(directory, TUNED)
+    write_tuned_settings(directory, TUNED)
     return directory
 
 
@@ -47,13 +48,13 @@ SPELLED_OUT = ["--temperature", "1.1", "--top_p", "0.85", "--min_p", "0.02", "--
 
 
 def test_settings_come_back_as_they_went(tuned_dir: Path) -> None:
-    found = read_defaults(tuned_dir)
+    found = read_tuned_settings(tuned_dir)
     assert found == {
         "decoding": "top_p", "temperature": 1.1, "top_p": 0.85, "min_p": 0.02, "repetition_penalty": 1.0,
         "no_repeat_ngram": 3,
     }  # fmt: skip
     assert DecodingOptions(**found) == TUNED
-    assert in_words(kept(TUNED)) == "--temperature 1.1 --top_p 0.85 --min_p 0.02 --no_repeat_ngram 3"
+    assert as_flags(tunable_settings(TUNED)) == "--temperature 1.1 --top_p 0.85 --min_p 0.02 --no_repeat_ngram 3"
 
 
 def test_transformers_reads_the_same_settings(tuned_dir: Path) -> None:
@@ -63,8 +64,8 @@ def test_transformers_reads_the_same_settings(tuned_dir: Path) -> None:
 
 
 def test_what_else_stands_in_the_file_is_kept(tuned_dir: Path, model_dir: Path) -> None:
-    before = json.loads((model_dir / FILE).read_text())
-    after = json.loads((tuned_dir / FILE).read_text())
+    before = json.loads((model_dir / GENERATION_CONFIG).read_text())
+    after = json.loads((tuned_dir / GENERATION_CONFIG).read_text())
     assert before["eos_token_id"] == after["eos_token_id"] == 0
     assert before.items() <= after.items()
 
@@ -72,7 +73,7 @@ def test_what_else_stands_in_the_file_is_kept(tuned_dir: Path, model_dir: Path) 
 def test_training_can_still_go_on_from_the_checkpoint(tuned_dir: Path) -> None:
     """A manifest that did not know of the settings would call them damage."""
     seal(tuned_dir, {"step": 3})
-    write_defaults(tuned_dir, DecodingOptions(decoding="top_p", temperature=0.9))
+    write_tuned_settings(tuned_dir, DecodingOptions(decoding="top_p", temperature=0.9))
     assert damage(tuned_dir) is None
     assert json.loads((tuned_dir / "manifest.json").read_text())["step"] == 3
 
@@ -103,9 +104,13 @@ def test_settings_that_others_wrote_change_nothing(model_dir: Path, tmp_path: Pa
     """Guarantee 7: a generation_config.json that came with a model overrides nothing."""
     directory = tmp_path / "foreign"
     shutil.copytree(model_dir, directory)
-    config = json.loads((directory / FILE).read_text()) | {"temperature": 1.9, "top_p": 0.3, "do_sample": True}
-    (directory / FILE).write_text(json.dumps(config))
-    assert read_defaults(directory) == {}
+    config = json.loads((directory / GENERATION_CONFIG).read_text()) | {
+        "temperature": 1.9,
+        "top_p": 0.3,
+        "do_sample": True,
+    }
+    (directory / GENERATION_CONFIG).write_text(json.dumps(config))
+    assert read_tuned_settings(directory) == {}
     assert generated(directory, capsys) == generated(model_dir, capsys)
 
 
@@ -220,13 +225,13 @@ def test_they_are_those_of_the_checkpoint_that_is_chosen(
         ({"top_p": 1.5}, "top_p 1.5 is out of range"),
         ({"no_repeat_ngram_size": True}, "no_repeat_ngram_size is True, expected a number"),
         ({"gpt2tg": {"decoding": "magic"}}, "magic is no strategy"),
-        ({"gpt2tg": {"settings": ["max_time"]}}, "max_time is no setting that can be kept there"),
+        ({"gpt2tg": {"settings": ["max_time"]}}, "max_time is no setting that can be tunable_settings there"),
     ],
 )
 def test_broken_settings_are_refused_by_name(tuned_dir: Path, change: dict[str, object], message: str) -> None:
-    config = json.loads((tuned_dir / FILE).read_text()) | change
-    (tuned_dir / FILE).write_text(json.dumps(config))
+    config = json.loads((tuned_dir / GENERATION_CONFIG).read_text()) | change
+    (tuned_dir / GENERATION_CONFIG).write_text(json.dumps(config))
     with pytest.raises(UserError, match=message) as caught:
-        read_defaults(tuned_dir)
-    assert FILE in str(caught.value)
+        read_tuned_settings(tuned_dir)
+    assert GENERATION_CONFIG in str(caught.value)
     assert "remove the entry gpt2tg" in str(caught.value)

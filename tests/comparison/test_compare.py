@@ -114,7 +114,7 @@ def test_output_files(model_dir: Path, tmp_path: Path, capsys: Capture, ending: 
     if ending == "json":
         assert json.loads(content)["seed"] == 3
     assert text_generation_demo.main(command) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert text_generation_demo.main([*command, "--overwrite"]) == 0
 
 

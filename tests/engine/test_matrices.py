@@ -127,7 +127,7 @@ def test_where_there_is_nothing_for_fewer_bits_one_line_says_so(
     assert generate_from_finetuned.main(words(model_dir, precision)) == 0
     out, err = capsys.readouterr()
     assert out == plain
-    assert err == f"--precision {precision} is not to be had on this processor: fp32 is used\n"
+    assert err == f"--precision {precision} is not available on this processor: fp32 is used\n"
 
 
 def test_without_kernels_the_text_is_the_same(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,7 @@ def test_a_pipe_is_announced_before_the_model_is_read(tmp_path: Path, capsys: Ca
     os.mkfifo(pipe)
     assert run(tmp_path / "no model", "--output", pipe) == 2
     first, *_ = capsys.readouterr().err.splitlines()
-    assert first == f"{pipe} is a pipe: what is written waits until something reads it"
+    assert first == f"{pipe} is a pipe: writing waits until something reads it"
 
 
 @FORMS
@@ -234,7 +234,7 @@ def test_other_names_of_a_file_are_noticed(tmp_path: Path) -> None:
     os.link(story, tmp_path / "other.txt")
     said: list[str] = []
     check_file(story, "output", said.append, may_replace=True)
-    assert said == [f"{story} has 1 other name (hard links), which keep what it held"]
+    assert said == [f"{story} has 1 other name (hard links), which keep the old content"]
     write_whole(story, "new")
     assert (tmp_path / "other.txt").read_text() == "old"
 
@@ -270,7 +270,7 @@ def test_a_report_is_checked_and_written_like_any_output(model_dir: Path, tmp_pa
     words = ["--model_path", str(model_dir), "--compare", "--strategies", "greedy", "--max_new_tokens", "5"]
     words += ["--prompt", "The owl", "--output", str(table), "--report", str(page)]
     assert text_generation_demo.main(words) == 2
-    assert f"--report {page} is there already" in capsys.readouterr().err
+    assert f"--report {page} exists already" in capsys.readouterr().err
     assert text_generation_demo.main([*words, "--overwrite"]) == 1
     assert f"cannot write {table}: No space left on device" in capsys.readouterr().err
     table.unlink()

@@ -703,7 +703,7 @@ def test_compare_takes_what_the_flags_of_compare_do(generator: Generator, tmp_pa
     ]  # fmt: skip
     again = f"/compare strategies=greedy output={table} The owl"
     assert talk.type(again)[1] == [
-        f"error: output {table} is there already: choose another, or replace it with overwrite=on"
+        f"error: output {table} exists already: choose another, or replace it with overwrite=on"
     ]
     assert talk.type(again.replace("The owl", "overwrite=on The owl"))[1][-1] == f"the comparison is in {table}"
     assert json.loads(table.read_text(encoding="utf-8"))["prompts"] == ["The owl"]
@@ -804,7 +804,7 @@ def test_files_are_not_written_over_unasked(generator: Generator, tmp_path: Path
     file = tmp_path / "story.jsonl"
     file.write_text("mine")
     talk = Talk(generator, settings())
-    assert "is there already: choose another, or write /save" in talk.type("The fox", f"/save {file}")[1][0]
+    assert "exists already: choose another, or write /save" in talk.type("The fox", f"/save {file}")[1][0]
     assert file.read_text() == "mine"
     assert talk.type(f"/save {file} overwrite", "/continue", f"/save {file}")[1] == [
         f"saved 1 turn to {file}", f"saved 2 turns to {file}",

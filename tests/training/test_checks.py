@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from gpt2tg import commands
 from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
+from gpt2tg.commands.flags import Flags
+from gpt2tg.commands.train import TrainCommand, train
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training import finetune as training
 from gpt2tg.training.checks import advice_on_hub
@@ -133,6 +134,7 @@ def test_samples_are_written_by_the_main_process_at_its_end(
     told: list[object] = []
     given = {"train_file": (str(text_file),), "model_name": str(model_dir), "output_dir": str(tmp_path / "out")}
     given |= {"generate_samples": True, "device": "cpu", "block_size": 16}
+    command = TrainCommand.from_flags(Flags(given))
 
     def trained(*_: object, **__: object) -> object:
         told.append("trained")
@@ -145,10 +147,10 @@ def test_samples_are_written_by_the_main_process_at_its_end(
     monkeypatch.setattr(training, "finetune", trained)
     monkeypatch.setattr("gpt2tg.generation.generator.load", loaded)
     with pytest.raises(InterruptedError):
-        commands.train(given)
+        train(command)
     assert told == ["trained", (str(tmp_path / "out"), "cpu")]
     monkeypatch.setenv("RANK", "1")
-    commands.train(given)
+    train(command)
     assert told == ["trained", (str(tmp_path / "out"), "cpu"), "trained"]
 
 

@@ -11,6 +11,7 @@ import torch
 from transformers import GPT2LMHeadModel, GPT2Model
 
 import gpt2_text_generation
+from gpt2tg.checkpoint.checkpoint import read_checkpoint
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import load
 from gpt2tg.options import EvaluationOptions, TrainingOptions
@@ -37,7 +38,7 @@ def test_loss_is_that_of_each_token_after_its_context(
     text_file: Path, model_dir: Path, reference: GPT2LMHeadModel, stride: int, batch_size: int
 ) -> None:
     options = EvaluationOptions(eval_file=str(text_file), stride=stride, examples="file", batch_size=batch_size)
-    found = evaluate(str(model_dir), options, CPU)
+    found = evaluate(read_checkpoint(model_dir), options, CPU)
     text = text_file.read_text(encoding="utf-8")
     tokenizer = load(str(model_dir)).tokenizer
     ids = [*tokenizer.encode(text), tokenizer.end_id]
@@ -67,7 +68,7 @@ def test_the_task_prints_its_figures(text_file: Path, model_dir: Path, capsys: p
 )
 def test_what_is_refused(text_file: Path, model_dir: Path, settings: dict, option: str) -> None:
     with pytest.raises(UserError) as caught:
-        evaluate(str(model_dir), EvaluationOptions(**{"eval_file": str(text_file), **settings}), CPU)
+        evaluate(read_checkpoint(model_dir), EvaluationOptions(**{"eval_file": str(text_file), **settings}), CPU)
     assert caught.value.option == option
 
 
@@ -99,7 +100,9 @@ def test_prompts_are_context_and_are_not_counted(
             with torch.no_grad():
                 logprobs = reference(torch.tensor([ids[start:position]])).logits[0, -1].log_softmax(dim=0)
             total -= logprobs[ids[position]].item()
-    found = evaluate(str(model_dir), EvaluationOptions(eval_file=str(path), stride=stride, batch_size=2), CPU)
+    found = evaluate(
+        read_checkpoint(model_dir), EvaluationOptions(eval_file=str(path), stride=stride, batch_size=2), CPU
+    )
     assert len(ids) > 2 * 64
     assert found.tokens == sum(counts)
     assert found.loss == pytest.approx(total / sum(counts), abs=1e-4)
@@ -119,7 +122,7 @@ def test_loss_of_a_table_is_the_validation_loss_of_training(
         block_size=64,
         max_steps=1,
     )
-    found = evaluate(str(model_dir), EvaluationOptions(eval_file=str(path)), CPU)
+    found = evaluate(read_checkpoint(model_dir), EvaluationOptions(eval_file=str(path)), CPU)
     assert found.loss == pytest.approx(finetune(options, str(model_dir)).loss_before, abs=1e-5)
 
 
@@ -137,7 +140,7 @@ def test_measuring_makes_no_whole_logits(text_file: Path, model_dir: Path, monke
         return found
 
     monkeypatch.setattr(GPT2Model, "forward", watched)
-    found = evaluate(str(model_dir), EvaluationOptions(eval_file=str(text_file), examples="file"), CPU)
+    found = evaluate(read_checkpoint(model_dir), EvaluationOptions(eval_file=str(text_file), examples="file"), CPU)
     assert math.isfinite(found.loss)
     assert max(most) == 16
     assert set(cached) == {None}
@@ -162,5 +165,5 @@ def test_loss_is_that_of_the_strided_loop_that_transformers_documents(
         if end == ids.shape[1]:
             break
     options = EvaluationOptions(eval_file=str(text_file), stride=stride, examples="file", batch_size=2)
-    found = evaluate(str(model_dir), options, CPU)
+    found = evaluate(read_checkpoint(model_dir), options, CPU)
     assert (found.tokens, found.loss) == (count, pytest.approx(total / count, abs=1e-5))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gpt2tg.engine.cpu.memory_maps import line_after, mapped
-from gpt2tg.engine.cpu.preload import Ready
+from gpt2tg.engine.cpu.preload import Preloaded
 
 # Address space taken at a time. What is not written to takes no memory.
 SPAN = 256 * 2**20
@@ -24,7 +24,7 @@ class HugePages:
     """Gives tensors one behind the other, so that small ones lie in huge pages too. Each span of memory is given back
     when the last tensor in it is gone."""
 
-    def __init__(self, ready: Ready | None = None, precision: str = "") -> None:
+    def __init__(self, ready: Preloaded | None = None, precision: str = "") -> None:
         """
         Args:
             ready: memory that is taken from first, as long as it has room.
@@ -32,7 +32,7 @@ class HugePages:
         """
         self._span = ready.take() if ready else None
         self._taken = 0
-        self._laid_out = ready.laid_out if ready and ready.precision == precision else 0
+        self._laid_out = ready.packed_bytes if ready and ready.precision == precision else 0
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """A tensor whose numbers are still to be written."""

@@ -1,216 +1,162 @@
-"""What a thread makes ready of a model while torch is imported, which is a second of waiting with the other cores idle.
+"""Pack a model's weights in a background thread while torch is imported, which takes a second of one core.
 
-The kernels need no torch: they lay out the weights of a file. Where the file is none that they can read, memory is
-filled at least: the first write to a page takes time, most of all where the host of a virtual machine has first to find
-the memory. Nothing here needs torch.
+The kernels pack weights without torch, straight from a memory-mapped file. If they cannot read the file, the thread
+prefaults the memory instead: the first write to a page is slow, above all in a virtual machine, whose host has to find
+the memory first. Nothing here needs torch.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import json
 import mmap
 import os
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
+from gpt2tg.checkpoint.checkpoint import Checkpoint
 from gpt2tg.checkpoint.hub import WEIGHT_FILES
-from gpt2tg.checkpoint.shape import ModelShape
-from gpt2tg.checkpoint.weight_files import EMBEDDING, HEAD, stored_names
 from gpt2tg.engine.cpu import kernels
-from gpt2tg.engine.cpu.memory_maps import line_after, mapped
+from gpt2tg.engine.cpu.memory_maps import mapped
+from gpt2tg.engine.cpu.weight_layout import offsets_in_file, packed_bytes, packed_layout
 
-BYTES_OF_A_WEIGHT = {"fp32": 4, "fp16": 2, "int8": 1}
-
-# Bytes that the header of a file of safetensors takes, at most: its reader accepts no more either.
-LONGEST_HEADER = 100_000_000
-
-# Bytes that are filled in one go: the thread is asked to stop, and asks for Python's lock, between two of them.
+# Bytes that are prefaulted between two looks at the stop flag.
 PIECE = 32 * 2**20
 
-# What tells a file from another one that took its place.
+# The fields of `os.stat` that differ when another file takes the place of the one that was read.
 IDENTITY = ("st_dev", "st_ino", "st_size", "st_mtime_ns")
 
-# What may come of a file that is something else. Who reads it next will say what is wrong with it.
+# What reading a broken or foreign file may raise. Whoever reads it next reports what is wrong with it.
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError)
 
 
 @dataclass
-class Ready:
-    """Memory in which a model's matrices lie one behind the other, in the order of its tensors; or some of them, and
-    room for the others."""
+class Preloaded:
+    """Memory for a model's matrices, in the order of its tensors. The first of them are packed already."""
 
     span: mmap.mmap | None
-    """None when someone took it: it is given back as soon as that one needs it no more."""
+    """The memory; None once it was taken, so that it is freed with the last matrix in it."""
     precision: str = ""
-    """What they are held in."""
-    laid_out: int = 0
-    """Bytes at the beginning in which matrices lie."""
+    """Of the packed matrices."""
+    packed_bytes: int = 0
+    """Size of the packed matrices at the beginning of the memory."""
     names: frozenset[str] = frozenset()
-    """Of those matrices. Their weights were found to be finite."""
+    """Of the packed matrices. Their weights are known to be finite."""
 
     def take(self) -> mmap.mmap | None:
-        """The memory, once."""
+        """Return the memory; None from the second call on."""
         span, self.span = self.span, None
         return span
 
 
-class Ahead:
-    """A model that is being made ready."""
+class Preload:
+    """A background thread that packs the weights of one checkpoint. Whoever started it takes the result once."""
 
-    def __init__(self, directory: Path, shape: ModelShape, precision: str, library: kernels.Kernels) -> None:
-        self.directory = directory
+    def __init__(self, checkpoint: Checkpoint, precision: str, library: kernels.Kernels) -> None:
+        """
+        Raises:
+            OSError, RuntimeError: the system grants no memory, or no thread.
+        """
+        self.directory = checkpoint.directory
         self._library = library
-        self._shape = shape
+        self._shape = checkpoint.shape
         self._precision = precision
-        self._span = mapped(memory_of(shape, precision, library.panel))
-        self._first = ctypes.addressof(ctypes.c_char.from_buffer(self._span))
+        self._span: mmap.mmap | None = mapped(packed_bytes(checkpoint.shape, precision, library.panel))
         self._stop = ctypes.c_int32(0)
-        self._ready = Ready(self._span)
-        self._file = directory / WEIGHT_FILES[0]
-        self._read: os.stat_result | None = None  # the file that was read, at that time
-        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._lock = threading.Lock()
+        self._file = checkpoint.directory / WEIGHT_FILES[0]
+        self._file_read: os.stat_result | None = None
+        self._packed: list[str] = []
+        self._packed_bytes = 0
+        self._thread = threading.Thread(target=self._work, args=(self._span,), daemon=True)
         self._thread.start()
 
-    def end(self) -> Ready:
-        """What is ready by now; nothing more is written to it. Of a file that is another one now, the memory alone."""
-        self._stop.value = 1
-        self._thread.join()
-        return self._ready if self._is_as_it_was() else Ready(self._span)
+    @classmethod
+    def start(cls, checkpoint: Checkpoint, precision: str) -> Preload | None:
+        """Start to pack the weights of a checkpoint; None where there are no kernels, or no memory or thread for it."""
+        # The kernels are loaded before torch, and must use the thread library that torch will use.
+        if not hasattr(mmap, "MADV_HUGEPAGE") or not kernels.threads_of_torch() or not (library := kernels.load()):
+            return None
+        try:
+            return cls(checkpoint, precision, library)
+        except (OSError, RuntimeError):  # whoever needs the memory next reports it
+            return None
 
-    def _is_as_it_was(self) -> bool:
+    def take(self, checkpoint: Checkpoint) -> Preloaded | None:
+        """Stop the thread and return what it has packed; None from the second call on, or for another checkpoint.
+
+        Memory that is not returned is freed. Any thread may call it. If the file has changed meanwhile, the memory is
+        returned without a packed matrix.
+        """
+        with self._lock:
+            span, self._span = self._span, None
+            self._stop.value = 1
+            self._thread.join()
+        if span is None or checkpoint.directory != self.directory:
+            return None
+        if not self._packed or not self._file_is_unchanged():
+            return Preloaded(span)
+        return Preloaded(span, self._precision, self._packed_bytes, frozenset(self._packed))
+
+    def _file_is_unchanged(self) -> bool:
         try:
             now = self._file.stat()
         except OSError:
             return False
-        return self._read is not None and all(getattr(self._read, key) == getattr(now, key) for key in IDENTITY)
+        return all(getattr(self._file_read, key) == getattr(now, key) for key in IDENTITY)
 
-    def _work(self) -> None:
+    def _work(self, span: mmap.mmap) -> None:
         try:
-            content, self._read = _map_file(self._file)
-            places = places_in(content, self._shape)
+            content, self._file_read = map_file(self._file)
+            offsets = offsets_in_file(content, self._shape)
         except UNREADABLE:
-            self._fill()
+            self._prefault(span)
         else:
-            self._lay_out(content, places)
+            self._pack(content, offsets, span)
 
-    def _lay_out(self, content: mmap.mmap, places: dict[str, int]) -> None:
-        file = ctypes.addressof(ctypes.c_char.from_buffer(content))
-        rooms = list(_rooms(self._shape, self._precision, self._library.panel))
+    def _pack(self, content: mmap.mmap, offsets: dict[str, int], span: mmap.mmap) -> None:
+        file, memory = _address(content), _address(span)
+        layout = list(packed_layout(self._shape, self._precision, self._library.panel))
         matrices = [
             kernels.Stored(
-                weights=file + places[room.name],
-                input=1 if room.by_output else room.outputs,
-                output=room.inputs if room.by_output else 1,
-                inputs=room.inputs,
-                outputs=room.outputs,
+                weights=file + offsets[place.name],
+                input=1 if place.by_output else place.outputs,
+                output=place.inputs if place.by_output else 1,
+                inputs=place.inputs,
+                outputs=place.outputs,
                 precision=kernels.PRECISIONS[self._precision],
-                panels=self._first + room.panels,
-                scale=self._first + room.scale if self._precision == "int8" else None,
+                panels=memory + place.panels,
+                scale=memory + place.scale if self._precision == "int8" else None,
             )
-            for room in rooms
+            for place in layout
         ]
-        done = rooms[: self._library.lay_out_file((kernels.Stored * len(rooms))(*matrices), len(rooms), self._stop)]
+        done = layout[: self._library.lay_out_file((kernels.Stored * len(layout))(*matrices), len(layout), self._stop)]
         if done:
-            self._ready = Ready(self._span, self._precision, done[-1].end, frozenset(room.name for room in done))
+            self._packed, self._packed_bytes = [place.name for place in done], done[-1].end
 
-    def _fill(self) -> None:
-        """The embedding comes first, and all of it is mapped while it is laid out: so much is left for later, lest more
-        memory is taken at any time than at the end."""
-        filled = len(self._span) - 4 * self._shape.vocab_size * self._shape.n_embd
-        for start in range(0, filled, PIECE):
+    def _prefault(self, span: mmap.mmap) -> None:
+        """Write to every page, but for as much as the embedding takes in fp32.
+
+        The embedding is packed first, while all of it is mapped: its share of the memory stays free until then, so
+        that peak memory never exceeds the final size.
+        """
+        memory, end = _address(span), len(span) - 4 * self._shape.vocab_size * self._shape.n_embd
+        for start in range(0, end, PIECE):
             if self._stop.value:
                 return
-            ctypes.memset(self._first + start, 0, min(PIECE, filled - start))
+            ctypes.memset(memory + start, 0, min(PIECE, end - start))
 
 
-def memory_of(shape: ModelShape, precision: str, panel: int) -> int:
-    """Bytes that the matrices of a model take in panels so wide."""
-    *_, last = _rooms(shape, precision, panel)
-    return last.end
+def map_file(path: Path) -> tuple[mmap.mmap, os.stat_result]:
+    """Map a file into memory; return its content and its stat.
 
-
-class _Room(NamedTuple):
-    """Where a matrix will lie."""
-
-    name: str
-    inputs: int
-    outputs: int
-    by_output: bool
-    panels: int
-    scale: int
-    end: int
-
-
-def _rooms(shape: ModelShape, precision: str, panel: int) -> Iterator[_Room]:
-    """One for each matrix, as `linear.Panels` will ask for memory."""
-    end = 0
-    for name, inputs, outputs, by_output in shape.matrices():
-        panels = end
-        scale = line_after(panels + BYTES_OF_A_WEIGHT[precision] * inputs * -(-outputs // panel) * panel)
-        end = line_after(scale + 4 * outputs) if precision == "int8" else scale
-        yield _Room(name, inputs, outputs, by_output, panels, scale, end)
-
-
-def _map_file(path: Path) -> tuple[mmap.mmap, os.stat_result]:
-    """A file's content, and which file it is. The content is a copy of what is written to: nothing is, but of what is
-    only read ctypes tells no place."""
-    if not path.is_file():  # a pipe would keep who opens it waiting
+    It is mapped copy-on-write, because ctypes takes the address of writable buffers alone. We never write to it.
+    """
+    if not path.is_file():  # opening a pipe would block
         raise FileNotFoundError(f"{path} is no file")
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), os.fstat(file.fileno())
 
 
-def places_in(content: mmap.mmap, shape: ModelShape) -> dict[str, int]:
-    """Where the matrices begin in a file of safetensors, whose reader gives no place without torch or a copy.
-
-    Raises:
-        UNREADABLE: it does not hold them all, whole and in 32 bits.
-    """
-    beginning = 8 + int.from_bytes(content[:8], "little")
-    if beginning > min(len(content), LONGEST_HEADER):
-        raise ValueError("the header is longer than the file")
-    header: dict[str, Any] = json.loads(content[8:beginning])
-    sizes, places = dict(shape.tensors()), {}
-    names = stored_names(header, {*sizes, HEAD})
-    if shape.tied and EMBEDDING not in names:
-        names[EMBEDDING] = names[HEAD]
-    if any(len(several) > 1 for several in names.values()):
-        raise ValueError("a tensor is there twice")
-    stored = {plain: header[name] for plain, (name,) in names.items()}
-    for name, inputs, outputs, _ in shape.matrices():
-        start, end = stored[name]["data_offsets"]
-        places[name] = beginning + start
-        if (
-            (stored[name]["dtype"], tuple(stored[name]["shape"])) != ("F32", sizes[name])
-            or not type(start) is type(end) is int
-            or end - start != 4 * inputs * outputs
-            or not 0 <= start <= end <= len(content) - beginning
-            or places[name] % 4
-        ):
-            raise ValueError(f"{name} is not 32-bit numbers of this shape, or not whole")
-    return places
-
-
-_ahead: Ahead | None = None
-
-
-def begin(directory: Path, shape: ModelShape, precision: str) -> None:
-    """Begin to make a model ready for whoever asks for it first with `end`, if there are kernels for it."""
-    global _ahead
-    # The kernels come before torch here, and must not bring another library of threads than torch will.
-    if hasattr(mmap, "MADV_HUGEPAGE") and kernels.threads_of_torch() and (library := kernels.load()):
-        with contextlib.suppress(OSError, RuntimeError):  # memory or a thread is not granted: who needs it will see
-            _ahead = Ahead(directory, shape, precision, library)
-
-
-def end(directory: Path) -> Ready | None:
-    """What `begin` made ready of this model, once. Who does not keep it gives it back."""
-    global _ahead
-    made, _ahead = _ahead, None
-    ready = made.end() if made else None
-    return ready if made and made.directory == directory else None
+def _address(memory: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))

@@ -1,5 +1,4 @@
-"""The start of a process that generates. Importing torch takes a second and one core; another can make the model
-ready."""
+"""The start of a process that generates: import torch, and preload the model meanwhile. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -8,44 +7,22 @@ import sys
 from math import prod
 from pathlib import Path
 
-from gpt2tg.checkpoint.config import read_shape
-from gpt2tg.checkpoint.find import find_checkpoint, is_directory
-from gpt2tg.checkpoint.shape import ModelShape
-from gpt2tg.engine.cpu import preload
+from gpt2tg.checkpoint.checkpoint import Checkpoint
+from gpt2tg.engine.cpu.preload import Preload
 from gpt2tg.errors import UserError
 
-# By their drivers' devices: an Nvidia GPU, one under Windows' Linux, one of AMD.
+# Device files of the drivers of an Nvidia GPU, one under Windows' Linux subsystem, and one of AMD.
 ACCELERATORS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
-# Those of small boards of Nvidia, on which the driver has other ones.
+# Those of Nvidia's boards (Jetson).
 BOARDS = ("/dev/nvhost-ctrl", "/dev/nvmap")
 
-# Bytes that a weight takes in a file, at least.
+# The fewest bytes that a file takes for a weight.
 LEAST_STORED = 2
 
 
-def import_torch(name: str, option: str, device: str, precision: str) -> None:
-    """Import torch, and meanwhile make the model ready.
-
-    Raises:
-        UserError: no such model or device, or as `make_ready`.
-    """
-    if "torch" in sys.modules:
-        return
-    check_device(device)
-    find_checkpoint(name, option)
-    make_ready(name, option, device, precision)
-    gc.disable()  # an import makes a great many objects, and hardly any garbage
-    try:
-        import torch  # noqa: F401
-
-        gc.freeze()
-    finally:
-        gc.enable()
-
-
 def check_device(name: str) -> None:
-    """Refuse a device that is certain not to be there. Whether one that may be can be used, torch alone knows.
+    """Refuse a device that certainly does not exist. Only torch knows whether an existing one can be used.
 
     Raises:
         UserError: names the device.
@@ -54,31 +31,44 @@ def check_device(name: str) -> None:
     has_driver = any(Path(path).exists() for path in (*ACCELERATORS, *BOARDS))
     is_missing = {"cuda": sys.platform == "linux" and not has_driver, "mps": sys.platform != "darwin"}
     if is_missing.get(kind, False):
-        raise UserError(f"{name} asked for, but no such device is there: use auto or cpu", "device")
+        raise UserError(f"{name} asked for, but this machine has no such device: use auto or cpu", "device")
 
 
-def make_ready(name: str, option: str, device: str, precision: str) -> None:
-    """Begin to make a model ready, if it is in a directory and this processor's kernels will hold it.
+def import_torch(checkpoint: Checkpoint, device: str, precision: str) -> Preload | None:
+    """Import torch, and preload the model in the background. Pass the result on to `load_checkpoint`.
 
-    Args:
-        name: of the model, as written after the flag `option`.
-
-    Raises:
-        UserError: the directory holds no model that could be used.
+    Returns:
+        None if torch was imported before, or the model cannot be preloaded.
     """
-    if is_directory(name) and _is_for_the_processor(device):
-        directory = find_checkpoint(name, option)
-        shape = read_shape(directory)
-        if _holds_weights_of(directory, shape):
-            preload.begin(directory, shape, "fp32" if precision == "auto" else precision)
+    if "torch" in sys.modules:
+        return None
+    preload = start_preload(checkpoint, device, precision)
+    gc.disable()  # an import creates many objects, but hardly any garbage
+    try:
+        import torch  # noqa: F401  # for those who import it next
+
+        gc.freeze()
+    finally:
+        gc.enable()
+    return preload
 
 
-def _is_for_the_processor(device: str) -> bool:
+def start_preload(checkpoint: Checkpoint, device: str, precision: str) -> Preload | None:
+    """Preload a model if it will run on the CPU, in the precision that it will have there; None otherwise."""
+    if _is_cpu(device) and _holds_weights(checkpoint):
+        return Preload.start(checkpoint, "fp32" if precision == "auto" else precision)
+    return None
+
+
+def _is_cpu(device: str) -> bool:
     return device == "cpu" or (device == "auto" and not any(Path(path).exists() for path in ACCELERATORS))
 
 
-def _holds_weights_of(directory: Path, shape: ModelShape) -> bool:
-    """Whether its files are large enough for a model of this shape. Where they are not, it will be refused, and no
-    memory is to be taken for it first; or it is an adapter, small beside its model."""
-    stored = sum(file.stat().st_size for file in directory.iterdir() if file.suffix in (".safetensors", ".bin"))
-    return LEAST_STORED * sum(prod(size) for _, size in shape.tensors()) <= stored
+def _holds_weights(checkpoint: Checkpoint) -> bool:
+    """Whether the files are large enough for a model of this shape.
+
+    Smaller ones are an adapter's, or a broken model's, for which no memory should be allocated before it is refused.
+    """
+    files = (file for file in checkpoint.directory.iterdir() if file.suffix in (".safetensors", ".bin"))
+    stored = sum(file.stat().st_size for file in files)
+    return LEAST_STORED * sum(prod(size) for _, size in checkpoint.shape.tensors()) <= stored

@@ -15,7 +15,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils import ModelOutput
 
-from gpt2tg.checkpoint.config import read_shape, shape_of
+from gpt2tg.checkpoint.checkpoint import Checkpoint
+from gpt2tg.checkpoint.config import shape_of
 from gpt2tg.checkpoint.find import base_directory
 from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.checkpoint.tokenizer import TextTokenizer, load_tokenizer, note_on_unused, unused_ids
@@ -34,13 +35,13 @@ from gpt2tg.training.model.loss import next_token_loss
 from gpt2tg.training.model.side_files import eos_token_id
 
 
-def existing_model(directory: Path, dropout: float | None = None) -> tuple[GPT2LMHeadModel, TextTokenizer]:
+def existing_model(checkpoint: Checkpoint, dropout: float | None = None) -> tuple[GPT2LMHeadModel, TextTokenizer]:
     """Read a model through the same checks that generation uses; weights in fp32, dropout its own unless given.
 
     What the user should know about its files is printed on stderr.
     """
-    shape = read_shape(directory)
-    stored = stream_weights(directory, shape)
+    directory, shape = checkpoint.directory, checkpoint.shape
+    stored = stream_weights(checkpoint)
     weights = {name: tensor.float() for name, tensor in stored}
     head = weights.pop(HEAD, None)
     config = _read_config(directory, shape, is_tied=head is None)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2tg.checkpoint.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter
-from gpt2tg.checkpoint.config import read_shape
+from gpt2tg.checkpoint.checkpoint import read_checkpoint
 from gpt2tg.checkpoint.hub import CONFIG_FILES, TOKENIZER_FILES
 from gpt2tg.checkpoint.runs import LOG_FILE, MANIFEST, Saved, saved_checkpoints, step_of_model
 from gpt2tg.errors import RunError, UserError, one_line
@@ -368,7 +368,7 @@ class RunDirectory:
 
         weights = {
             name if name == OUTPUT_LAYER else f"transformer.{name}": tensor.float().contiguous()
-            for name, tensor in stream_weights(self.path, read_shape(self.path))
+            for name, tensor in stream_weights(read_checkpoint(self.path))
         }
         save_file(weights, file, metadata={"format": "pt"})
         sync(file)

@@ -20,7 +20,7 @@ from transformers import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
 from gpt2tg.checkpoint.adapters import is_adapter
-from gpt2tg.checkpoint.config import read_shape
+from gpt2tg.checkpoint.checkpoint import read_checkpoint
 from gpt2tg.checkpoint.runs import MANIFEST
 from gpt2tg.checkpoint.weights import stream_weights
 from gpt2tg.errors import one_line
@@ -136,7 +136,8 @@ def _check_trainer_state(path: Path) -> None:
 
 
 def _check_weights(path: Path) -> None:
-    shape = read_shape(path.parent)
+    checkpoint = read_checkpoint(path.parent)
+    shape = checkpoint.shape
     for name, size in read_object(path.parent / MANIFEST)["run"]["shape"].items():
         if getattr(shape, name) != size:
             raise ValueError(f"{name} is {getattr(shape, name)} in its config.json, and {size} in {MANIFEST}")
@@ -145,7 +146,7 @@ def _check_weights(path: Path) -> None:
     # Generating reads names behind any prefix; the Trainer would pass them over and go on with other weights.
     if strange := next((name for name in names if name != OUTPUT_LAYER and not name.startswith("transformer.")), None):
         raise ValueError(f"the tensor {strange} has a name that no run writes")
-    for _ in stream_weights(path.parent, shape):
+    for _ in stream_weights(checkpoint):
         pass  # a tensor that is not finite is refused when it is read
 
 

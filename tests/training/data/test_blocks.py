@@ -23,6 +23,7 @@ from filelock import FileLock
 from torch.utils.data import Dataset, Subset
 from transformers import GPT2LMHeadModel
 
+from gpt2tg.checkpoint.checkpoint import read_checkpoint
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
@@ -225,7 +226,7 @@ def test_the_loss_of_a_packed_batch_is_that_of_its_examples_one_by_one(
     assert any(len(tokenizer.encode(line)) >= 48 for line in lines)
     assert (batch["labels"][:, 1:] != -100).sum() == count
     with torch.no_grad():
-        for model in (reference, existing_model(model_dir)[0].eval()):
+        for model in (reference, existing_model(read_checkpoint(model_dir))[0].eval()):
             assert model(**batch).loss.item() == pytest.approx(total / count, abs=1e-5)
 
 

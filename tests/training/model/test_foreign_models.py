@@ -14,7 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
-from gpt2tg.commands import evaluate, model_loader
+from gpt2tg.checkpoint.checkpoint import read_checkpoint, resolve_checkpoint
+from gpt2tg.commands.evaluate import EvaluateCommand, evaluate
+from gpt2tg.commands.flags import Flags
+from gpt2tg.commands.loading import ModelChoice, load_generator
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import load
 from gpt2tg.options import TrainingOptions
@@ -50,7 +53,7 @@ def theirs(directory: Path) -> Tensor:
 
 def starts_with(directory: Path) -> Tensor:
     """Logits of the model that training starts from. (T, V)"""
-    model, _ = existing_model(directory)
+    model, _ = existing_model(read_checkpoint(directory))
     with torch.no_grad():
         return model.eval()(IDS).logits[0]
 
@@ -83,11 +86,11 @@ def test_what_the_files_are_noted_for_is_said_once(
 ) -> None:
     name = str(noted(checkpoint))
     if command == "generate":
-        model_loader({}, "model_name")(name)
+        load_generator(resolve_checkpoint(name), ModelChoice(name, "model_name"))
     elif command == "train":
         learned(checkpoint, text_file, tmp_path / "out")
     else:
-        evaluate({"model_name": name, "eval_file": (str(text_file),)})
+        evaluate(EvaluateCommand.from_flags(Flags({"model_name": name, "eval_file": (str(text_file),)})))
     err = capsys.readouterr().err
     assert [sum(note in line for line in err.splitlines()) for note in NOTES] == [1, 1, 1]
 
@@ -166,5 +169,5 @@ def test_training_reads_sizes_under_other_names(checkpoint: Path, model_dir: Pat
 def test_field_that_transformers_refuses_is_named(checkpoint: Path, field: str, value: object) -> None:
     configure(checkpoint, **{field: value})
     with pytest.raises(UserError, match=rf"config\.json.*{field}") as caught:
-        existing_model(checkpoint)
+        existing_model(read_checkpoint(checkpoint))
     assert caught.value.message.isprintable()

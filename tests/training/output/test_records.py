@@ -214,7 +214,7 @@ def test_flags_of_an_adapter_without_one_are_named(capsys: Capture, tmp_path: Pa
     words = ["--train_file", str(tmp_path / "nothing.txt"), "--output_dir", str(tmp_path / "out"), "--no_merge"]
     assert finetune_gpt2.main([*words, "--lora_rank", "4"]) == 2
     told = capsys.readouterr().err
-    assert "--lora_rank is not used: there is an adapter with --lora only" in told
+    assert "--lora_rank is not used: only --lora trains an adapter" in told
     assert "--no_merge is not used" in told
     assert finetune_gpt2.main([*words, "--lora"]) == 2
     assert "not used" not in capsys.readouterr().err

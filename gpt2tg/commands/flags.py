@@ -1,0 +1,58 @@
+"""The flags of a command line, from which each command makes its typed options."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from gpt2tg import cli
+from gpt2tg.io.streams import notice
+from gpt2tg.options import DecodingOptions, decoding_options, only
+
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The flags that were given, by option name. Only `from_flags` of the commands reads them."""
+
+    values: Mapping[str, Any]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The options that were given."""
+        return frozenset(self.values)
+
+    def pick(self, options: type[Options], **defaults: Any) -> Options:
+        """Build an options dataclass from the flags that belong to it.
+
+        Args:
+            defaults: replace those of the dataclass; names that it lacks are ignored.
+
+        Raises:
+            UserError: a value out of range, or flags that contradict each other.
+        """
+        return cli.pick(options, dict(self.values), **defaults)
+
+    def decoding(self, without: Collection[str] = (), **defaults: Any) -> DecodingOptions:
+        """Build the decoding options, as `pick` does.
+
+        Args:
+            without: flags that are ignored.
+        """
+        given = {name: value for name, value in only(DecodingOptions, dict(self.values)).items() if name not in without}
+        return decoding_options(given, **only(DecodingOptions, defaults))
+
+
+def flags_of(options: type) -> list[str]:
+    """Return the names of an options dataclass, in its order."""
+    return [field.name for field in dataclasses.fields(options)]  # type: ignore[arg-type]  # always a dataclass
+
+
+def notice_unused(given: Collection[str], names: Iterable[str], why: str) -> None:
+    """Print a notice for each of the flags that was given, and that the command does not use."""
+    for name in names:
+        if name in given:
+            notice(f"--{name} is not used: {why}")

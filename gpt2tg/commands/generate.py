@@ -1,0 +1,92 @@
+"""Generate: continue prompts, and print the texts or write them to a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from gpt2tg.commands.flags import Flags, notice_unused
+from gpt2tg.commands.loading import ModelChoice, load_generator, resolve, start_loading, tuned_settings
+from gpt2tg.commands.output import check_output, write_text
+from gpt2tg.engine.cpu.startup import check_device
+from gpt2tg.io.streams import notice
+from gpt2tg.options import DecodingOptions, InspectionOptions, PromptOptions, unused_options, why_unused
+
+
+@dataclass(frozen=True)
+class GenerateCommand:
+    """Which prompts to continue, with which model and settings, and where the texts go."""
+
+    model: ModelChoice
+    decoding: DecodingOptions
+    prompts: PromptOptions
+    show_probabilities: bool
+    given: frozenset[str]
+    """The flags that were given. All other options have their defaults."""
+
+    @classmethod
+    def from_flags(cls, flags: Flags, model: ModelChoice, **defaults: Any) -> GenerateCommand:
+        """Build the command; `defaults` are those of the script, by option name.
+
+        Raises:
+            UserError: a value out of range, or flags that contradict each other.
+        """
+        return cls(
+            model,
+            flags.decoding(**defaults),
+            flags.pick(PromptOptions),
+            flags.pick(InspectionOptions).show_probabilities,
+            flags.names,
+        )
+
+
+def generate(command: GenerateCommand) -> None:
+    """Continue the prompts.
+
+    Raises:
+        UserError: a flag, a file or the model cannot be used; named before anything is generated.
+        RunError: the model failed, or the output cannot be written.
+    """
+    notice_unused_decoding(command.decoding, command.given)
+    check_output(command.prompts, resumes=True)
+    check_device(command.model.device)
+    _notice_unused_prompts(command)
+
+    from gpt2tg.batch.prompts import read_prompts
+
+    prompts = read_prompts(command.prompts, notice)
+    checkpoint = resolve(command.model)
+    preload = start_loading(checkpoint, command.model)
+    decoding = replace(command.decoding, **tuned_settings(checkpoint, command.decoding, command.given))
+
+    from gpt2tg.batch.jobs import plan_jobs, write_all, write_one
+    from gpt2tg.batch.writers import earlier_run
+    from gpt2tg.inspection.tokens import inspect_sample
+
+    earlier = earlier_run(command.prompts, command.show_probabilities)
+    generator = load_generator(checkpoint, command.model, preload)
+    inspect = partial(inspect_sample, generator) if command.show_probabilities else None
+    jobs = plan_jobs(generator, prompts, decoding, earlier, notice)
+    if len(jobs) == 1 and jobs[0].options.draws == 1 and _is_stdout(command.prompts):
+        write_one(generator, jobs[0], write_text, notice, inspect)
+    else:
+        write_all(generator, jobs, command.prompts, earlier, notice, inspect)
+
+
+def notice_unused_decoding(options: DecodingOptions, given: frozenset[str]) -> None:
+    """Print a notice for each decoding flag that the strategy does not use."""
+    for name in unused_options(given, options):
+        notice_unused(given, [name], why_unused(name, options))
+
+
+def _notice_unused_prompts(command: GenerateCommand) -> None:
+    if command.prompts.prompts_file:
+        notice_unused(command.given, ["prompt"], "the prompts come from --prompts_file")
+    else:
+        notice_unused(command.given, ["text_column"], "there is no --prompts_file")
+
+
+def _is_stdout(options: PromptOptions) -> bool:
+    """Whether texts are printed as they are, so that a single one can be streamed."""
+    return options.output is None and options.format == "text"

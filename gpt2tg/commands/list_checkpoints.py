@@ -1,0 +1,17 @@
+"""List the checkpoints of a training run."""
+
+from __future__ import annotations
+
+from gpt2tg.checkpoint.runs import listing
+
+
+def list_checkpoints(name: str, option: str) -> None:
+    """Print step and validation loss of each checkpoint of a run, and which is the best.
+
+    Args:
+        name: of the output directory, as written after the flag `option`.
+
+    Raises:
+        UserError: the directory holds neither a checkpoint nor a model.
+    """
+    print(listing(name, option))

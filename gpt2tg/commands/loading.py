@@ -1,0 +1,88 @@
+"""From the model that the flags name to a generator: resolved once, loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gpt2tg.checkpoint.checkpoint import Checkpoint, resolve_checkpoint
+from gpt2tg.checkpoint.tuned_settings import Settings, as_flags, beside_chosen
+from gpt2tg.commands.flags import Flags
+from gpt2tg.engine.cpu.preload import Preload
+from gpt2tg.engine.cpu.startup import import_torch
+from gpt2tg.io.streams import notice
+from gpt2tg.options import CheckpointOptions, DecodingOptions, DeviceOptions, PrecisionOptions
+
+if TYPE_CHECKING:  # imports torch
+    from gpt2tg.generation.generator import Generator
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """The model that the flags name, where it runs, and in which precision."""
+
+    name: str
+    option: str
+    """The flag that the name came from, for messages."""
+    which: str | None = None
+    """`best`, `last` or a step: that checkpoint of the training run in the directory `name`."""
+    device: str = DeviceOptions.device
+    precision: str = PrecisionOptions.precision
+
+    @classmethod
+    def from_flags(cls, flags: Flags, name: str, option: str) -> ModelChoice:
+        """Choose the model `name`, which was written after the flag `option`."""
+        which, device = flags.pick(CheckpointOptions).checkpoint, flags.pick(DeviceOptions).device
+        return cls(name, option, which, device, flags.pick(PrecisionOptions).precision)
+
+
+def resolve(model: ModelChoice) -> Checkpoint:
+    """Find the checkpoint of a model, and print which one `--checkpoint` has chosen.
+
+    Raises:
+        UserError: the model or the checkpoint does not exist, or is broken.
+    """
+    checkpoint = resolve_checkpoint(model.name, model.option, model.which)
+    if model.which is not None:
+        notice(f"model: {checkpoint.name}")
+    return checkpoint
+
+
+def start_loading(checkpoint: Checkpoint, model: ModelChoice) -> Preload | None:
+    """Import torch, and preload the weights meanwhile."""
+    return import_torch(checkpoint, model.device, model.precision)
+
+
+def load_generator(checkpoint: Checkpoint, model: ModelChoice, preload: Preload | None = None) -> Generator:
+    """Load a checkpoint, and print what the user should know about its files.
+
+    Args:
+        preload: of its weights, from `start_loading`.
+
+    Raises:
+        UserError: the files are broken, or torch cannot use the device.
+    """
+    from gpt2tg.generation.generator import load_checkpoint
+
+    generator = load_checkpoint(checkpoint, model.device, model.precision, preload)
+    for note in (*generator.notes, *generator.tokenizer.notes):
+        notice(note)
+    if model.precision not in ("auto", generator.model.precision):
+        notice(f"--precision {model.precision} is not available on this processor: {generator.model.precision} is used")
+    return generator
+
+
+def tuned_settings(checkpoint: Checkpoint, options: DecodingOptions, chosen: Collection[str]) -> Settings:
+    """Return the tuned settings of a checkpoint that apply beside what the user chose, and print them.
+
+    Args:
+        chosen: names of the options that the user chose.
+
+    Raises:
+        UserError: the settings are broken.
+    """
+    found = beside_chosen(checkpoint.tuned_settings, options, chosen)
+    if words := as_flags(found):
+        notice(f"settings of the checkpoint, found by --tune: {words}")
+    return found

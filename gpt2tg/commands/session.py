@@ -1,0 +1,112 @@
+"""Session: continue texts line by line, at a terminal or from stdin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from gpt2tg.checkpoint.checkpoint import Checkpoint
+from gpt2tg.commands.flags import Flags, flags_of, notice_unused
+from gpt2tg.commands.generate import notice_unused_decoding
+from gpt2tg.commands.loading import ModelChoice, load_generator, resolve, start_loading, tuned_settings
+from gpt2tg.commands.output import write_text
+from gpt2tg.engine.cpu.startup import check_device
+from gpt2tg.errors import UserError
+from gpt2tg.io.signals import SessionSignals
+from gpt2tg.io.streams import notice
+from gpt2tg.options import SESSION_NEW_TOKENS, SESSION_SEQUENCES, DecodingOptions
+
+if TYPE_CHECKING:  # imports torch
+    from gpt2tg.generation.generator import Generator
+    from gpt2tg.session import Front
+
+# Flags that contradict a session, which reads its prompts and writes its texts one by one.
+REFUSED = ("prompts_file", "output", "format", "show_probabilities", "candidates", "score")
+
+# Flags that have no effect there.
+UNUSED = ("overwrite", "batch_size", "text_column")
+
+
+@dataclass(frozen=True)
+class SessionCommand:
+    """With which model and settings a session begins."""
+
+    model: ModelChoice
+    decoding: DecodingOptions
+    prompt: str | None
+    """The first text; None to begin without one."""
+    given: frozenset[str]
+
+    @classmethod
+    def from_flags(cls, flags: Flags, model: ModelChoice) -> SessionCommand:
+        """Build the command.
+
+        Raises:
+            UserError: a flag that contradicts a session, a value out of range, or flags that contradict each other.
+        """
+        for flag in REFUSED:
+            if flag in flags.names:
+                raise UserError(
+                    f"and --{flag} contradict each other: a session reads and writes line by line", "interactive"
+                )
+        prompt = str(flags.values["prompt"]) if "prompt" in flags.names else None
+        return cls(model, flags.decoding(num_sequences=SESSION_SEQUENCES), prompt, flags.names)
+
+
+def session(command: SessionCommand) -> None:
+    """Run a session until the user leaves, or until the end of stdin.
+
+    Raises:
+        UserError: the model cannot be used, or lines of stdin were refused.
+    """
+    notice_unused(command.given, UNUSED, "a session writes text by text")
+    with SessionSignals() as signals:
+        _run(command, signals)
+
+
+def _run(command: SessionCommand, signals: SessionSignals) -> None:
+    notice_unused_decoding(command.decoding, command.given)
+    check_device(command.model.device)
+    checkpoint = resolve(command.model)
+    preload = start_loading(checkpoint, command.model)
+    tuned = tuned_settings(checkpoint, command.decoding, command.given)
+
+    from gpt2tg.session import Session
+
+    generator = load_generator(checkpoint, command.model, preload)
+    decoding = _with_length(replace(command.decoding, **tuned), generator, command.given)
+    front = _front(signals)
+
+    def load_another(checkpoint: Checkpoint) -> Generator:
+        return load_generator(checkpoint, command.model)
+
+    session = Session(generator, decoding, checkpoint.name, front, load_another)
+    session.chosen.update(command.given.intersection(flags_of(DecodingOptions)))
+    session.brought = set(tuned)
+    if front.at_terminal:
+        session.welcome()
+    session.run(command.prompt)
+    if session.refused and not front.at_terminal:
+        raise UserError(f"{session.refused} of the lines could not be answered")
+
+
+def _with_length(options: DecodingOptions, generator: Generator, given: frozenset[str]) -> DecodingOptions:
+    """Return the options with the length that a session writes at a time, unless a flag gives one."""
+    if not given.isdisjoint({"max_length", "max_new_tokens"}):
+        return options
+    return replace(options, max_new_tokens=min(SESSION_NEW_TOKENS, generator.model.shape.n_positions // 2))
+
+
+def _front(signals: SessionSignals) -> Front:
+    """Return the line editor at a terminal that can show it, and plain streams otherwise."""
+    from gpt2tg.session.front import is_able_terminal, plain_front
+
+    if is_able_terminal():
+        try:
+            from gpt2tg.session.terminal import terminal_front
+
+            return terminal_front(write_text, notice, signals)
+        except ModuleNotFoundError as error:
+            notice(f"the package {error.name} is not installed: the session has no history and no completion")
+    signals.on_ctrl_c = "raise"  # there is no line editor that handles its keys
+    return plain_front(write_text, notice)

@@ -1,0 +1,106 @@
+"""Train: fine-tune a model, or train a new one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gpt2tg.commands.flags import Flags, notice_unused
+from gpt2tg.io.streams import notice
+from gpt2tg.options import (
+    FROM_SCRATCH_FLAGS,
+    DecodingOptions,
+    DeviceOptions,
+    ModelNameOptions,
+    PromptOptions,
+    TrainingOptions,
+)
+
+ADAPTER_FLAGS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "no_merge")
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """Which model to train on what, and where."""
+
+    model_name: str
+    device: str
+    training: TrainingOptions
+    given: frozenset[str]
+
+    @classmethod
+    def from_flags(cls, flags: Flags, **defaults: Any) -> TrainCommand:
+        """Build the command; `defaults` are those of the script, by option name.
+
+        Raises:
+            UserError: a value out of range, or flags that contradict each other.
+        """
+        name, device = flags.pick(ModelNameOptions).model_name, flags.pick(DeviceOptions).device
+        return cls(name, device, flags.pick(TrainingOptions, **defaults), flags.names)
+
+
+def train(command: TrainCommand) -> None:
+    """Train as the options say, and print samples if they ask for some.
+
+    Raises:
+        UserError: a flag, a file or the model cannot be used.
+        RunError: the run failed on its way.
+        Interrupted: a signal ended the run.
+    """
+    options, name, device = command.training, command.model_name, command.device
+    for flag, why in _unused(options).items():
+        notice_unused(command.given, [flag], why)
+
+    from gpt2tg.training.checks import advice_on_hub, check_training
+    from gpt2tg.training.processes import is_main_process
+
+    sources = check_training(options, name, device)
+    if advice := advice_on_hub(options, name):
+        notice(advice)
+    if options.try_:
+        from gpt2tg.training.search import search
+
+        outcome = search(options, name, device)
+    else:
+        from gpt2tg.training.finetune import finetune
+
+        outcome = finetune(options, name, device, sources=sources)
+    if outcome is not None and options.generate_samples and is_main_process():
+        _write_samples(options, device)
+
+
+def _unused(options: TrainingOptions) -> dict[str, str]:
+    """Return the flags that the other flags leave without effect, and why."""
+    found: dict[str, str] = {}
+    if options.from_scratch:
+        found["model_name"] = "--from_scratch starts from a new model"
+    else:
+        found |= dict.fromkeys(FROM_SCRATCH_FLAGS, "it shapes a new model, which only --from_scratch makes")
+    if not options.generate_samples and not options.sample_steps:
+        why = "samples are written with --generate_samples or --sample_steps only"
+        found |= dict.fromkeys(("prompt", "num_samples"), why)
+    if not options.validation_file and not options.validation_split:
+        found |= dict.fromkeys(("eval_steps", "keep"), "no validation text is held out")
+    if options.validation_file:
+        found["validation_split"] = "--validation_file is the validation text"
+    if options.max_steps:
+        found["epochs"] = "--max_steps decides when training ends"
+    if options.try_:
+        found |= dict.fromkeys(options.tried_settings()[0], "--try sets it")
+    if not options.lora and not options.try_:
+        found |= dict.fromkeys(ADAPTER_FLAGS, "only --lora trains an adapter")
+    if options.lr_scheduler_type == "constant":
+        found["warmup_steps"] = "--lr_scheduler_type constant has no warm-up, constant_with_warmup has"
+    return found
+
+
+def _write_samples(options: TrainingOptions, device: str) -> None:
+    """Print samples of the model that the run has left in its output directory."""
+    from gpt2tg.batch.jobs import plan_jobs, write_all
+    from gpt2tg.batch.prompts import Prompt
+    from gpt2tg.generation.generator import load
+
+    generator = load(options.output_dir, device, "output_dir")
+    decoding = DecodingOptions(num_sequences=options.num_samples, seed=options.seed)
+    jobs = plan_jobs(generator, [Prompt(options.prompt)], decoding, None, notice)
+    write_all(generator, jobs, PromptOptions(), None, notice)
