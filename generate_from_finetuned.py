@@ -59,7 +59,7 @@ def generate(given: dict[str, Any]) -> None:
     if not name:
         raise UserError("is required: give the directory of a fine-tuned model", "model_path")
     if flags.pick(SessionOptions).interactive:
-        session(SessionCommand.from_flags(flags, ModelChoice.from_flags(flags, name, "model_path")))
+        session(ModelChoice.from_flags(flags, name, "model_path"), SessionCommand.from_flags(flags))
     else:
         generate_or_inspect(flags, name, "model_path")
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from gpt2tg import cli
 from gpt2tg.commands.dispatch import generate_or_inspect
-from gpt2tg.commands.evaluate import EvaluateCommand, evaluate
+from gpt2tg.commands.evaluate import evaluate
 from gpt2tg.commands.flags import Flags, flags_of, notice_unused
+from gpt2tg.commands.loading import ModelChoice
 from gpt2tg.commands.train import TrainCommand, train
 from gpt2tg.errors import UserError
 from gpt2tg.options import (
@@ -72,10 +73,12 @@ def run_task(given: dict[str, Any]) -> None:
     notice_unused(given, [name for name in given if name not in used], f"it does nothing in --task {task}")
     if task == "train":
         train(TrainCommand.from_flags(flags, **ALL_IN_ONE_DEFAULTS))
-    elif task == "evaluate":
-        evaluate(EvaluateCommand.from_flags(flags))
+        return
+    name = flags.pick(ModelNameOptions).model_name
+    if task == "evaluate":
+        evaluate(ModelChoice.from_flags(flags, name, "model_name"), flags.pick(EvaluationOptions))
     else:
-        generate_or_inspect(flags, flags.pick(ModelNameOptions).model_name, "model_name", **ALL_IN_ONE_DEFAULTS)
+        generate_or_inspect(flags, name, "model_name", **ALL_IN_ONE_DEFAULTS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -66,11 +66,11 @@ def demonstrate(given: dict[str, Any]) -> None:
     flags = Flags(given)
     model = ModelChoice.from_flags(flags, name, option)
     if flags.pick(TuneOptions).tune:
-        tune(TuneCommand.from_flags(flags, model))
+        tune(model, TuneCommand.from_flags(flags))
     elif flags.pick(CompareOptions).compare:
-        compare(CompareCommand.from_flags(flags, model))
+        compare(model, CompareCommand.from_flags(flags))
     else:
-        session(SessionCommand.from_flags(_flags_of_session(flags), model))
+        session(model, SessionCommand.from_flags(_flags_of_session(flags)))
 
 
 def _flags_of_session(flags: Flags) -> Flags:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from gpt2tg.checkpoint.hub import GENERATION_CONFIG
@@ -88,6 +89,11 @@ def beside_chosen(tuned: Settings, options: DecodingOptions, chosen: Collection[
     if not tuned or ("decoding" in chosen and options.decoding != tuned["decoding"]):
         return {}
     return {name: value for name, value in tuned.items() if name not in chosen}
+
+
+def with_settings(options: DecodingOptions, settings: Settings) -> DecodingOptions:
+    """Return the options with some of them replaced."""
+    return replace(options, **settings)  # type: ignore[arg-type]  # each value has the type of its option
 
 
 def write_tuned_settings(directory: Path, options: DecodingOptions) -> Path:

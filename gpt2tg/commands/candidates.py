@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpt2tg.commands.flags import Flags, flags_of, notice_unused
-from gpt2tg.commands.loading import ModelChoice, load_generator, resolve, start_loading
+from gpt2tg.commands.loading import ModelChoice, start_loading
 from gpt2tg.commands.output import check_output
 from gpt2tg.engine.cpu.startup import check_device
 from gpt2tg.io.streams import notice
@@ -16,9 +16,8 @@ USED = ("candidates", "overflow", "prompt", "prompts_file", "text_column", "outp
 
 @dataclass(frozen=True)
 class CandidatesCommand:
-    """How many next tokens to print of which prompts, with which model."""
+    """How many next tokens to print of which prompts."""
 
-    model: ModelChoice
     count: int
     decoding: DecodingOptions
     """Of these options `overflow` alone counts."""
@@ -26,17 +25,17 @@ class CandidatesCommand:
     given: frozenset[str]
 
     @classmethod
-    def from_flags(cls, flags: Flags, model: ModelChoice) -> CandidatesCommand:
+    def from_flags(cls, flags: Flags) -> CandidatesCommand:
         """Build the command from flags that have `--candidates`.
 
         Raises:
             UserError: a value out of range, or flags that contradict each other, used or not.
         """
         count = flags.pick(InspectionOptions).candidates or 1
-        return cls(model, count, flags.decoding(), flags.pick(PromptOptions), flags.names)
+        return cls(count, flags.decoding(), flags.pick(PromptOptions), flags.names)
 
 
-def candidates(command: CandidatesCommand) -> None:
+def candidates(model: ModelChoice, command: CandidatesCommand) -> None:
     """Print the most probable next tokens of each prompt, or write them to a file.
 
     Raises:
@@ -47,17 +46,15 @@ def candidates(command: CandidatesCommand) -> None:
         names = [name for name in flags_of(options) if name not in USED]
         notice_unused(command.given, names, "--candidates shows the model's own probabilities of the next token")
     check_output(command.prompts)
-    check_device(command.model.device)
+    check_device(model.device)
 
     from gpt2tg.batch.prompts import read_prompts, trailing_spaces
 
     prompts = read_prompts(command.prompts, notice)
     if line := trailing_spaces([prompt.text for prompt in prompts]):
         notice(line)
-    checkpoint = resolve(command.model)
-    preload = start_loading(checkpoint, command.model)
+    loading = start_loading(model)
 
     from gpt2tg.batch.scoring import write_candidates
 
-    generator = load_generator(checkpoint, command.model, preload)
-    write_candidates(generator, prompts, command.prompts, command.count, command.decoding.overflow)
+    write_candidates(loading.finish(), prompts, command.prompts, command.count, command.decoding.overflow)

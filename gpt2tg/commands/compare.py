@@ -5,10 +5,9 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 
-from gpt2tg.checkpoint.checkpoint import Checkpoint
 from gpt2tg.checkpoint.tuned_settings import as_strategy
 from gpt2tg.commands.flags import Flags, flags_of, notice_unused
-from gpt2tg.commands.loading import ModelChoice, load_generator, resolve, start_loading, tuned_settings
+from gpt2tg.commands.loading import Loading, ModelChoice, start_loading
 from gpt2tg.engine.cpu.startup import check_device
 from gpt2tg.io.streams import notice, write_out
 from gpt2tg.options import STRATEGIES, CompareOptions, DecodingOptions, PromptOptions, TuneOptions
@@ -19,9 +18,8 @@ UNUSED = ("decoding", "replay")
 
 @dataclass(frozen=True)
 class CompareCommand:
-    """Which strategies to compare on which prompts, with which model, and where the comparison goes."""
+    """Which strategies to compare on which prompts, and where the comparison goes."""
 
-    model: ModelChoice
     compare: CompareOptions
     prompts: PromptOptions
     base: DecodingOptions
@@ -29,14 +27,14 @@ class CompareCommand:
     given: frozenset[str]
 
     @classmethod
-    def from_flags(cls, flags: Flags, model: ModelChoice) -> CompareCommand:
+    def from_flags(cls, flags: Flags) -> CompareCommand:
         """Build the command.
 
         Raises:
             UserError: a value out of range, or flags that contradict each other.
         """
         base = flags.decoding(without=UNUSED)
-        return cls(model, flags.pick(CompareOptions), flags.pick(PromptOptions), base, flags.names)
+        return cls(flags.pick(CompareOptions), flags.pick(PromptOptions), base, flags.names)
 
     @property
     def prompts_from_reference(self) -> bool:
@@ -44,7 +42,7 @@ class CompareCommand:
         return self.compare.reference is not None and self.given.isdisjoint({"prompt", "prompts_file"})
 
 
-def compare(command: CompareCommand) -> None:
+def compare(model: ModelChoice, command: CompareCommand) -> None:
     """Print texts and figures of each strategy, or write them to the files of `--output` and `--report`.
 
     Raises:
@@ -56,19 +54,18 @@ def compare(command: CompareCommand) -> None:
     from gpt2tg.comparison.strategies import strategies_to_compare
 
     strategies_to_compare(command.base, command.compare.strategies, say=lambda _: None)  # refuses a wrong --strategies
-    check_device(command.model.device)
+    check_device(model.device)
 
     from gpt2tg.comparison.request import carry_out, read_request, texts_of
 
     prompts = [] if command.prompts_from_reference else texts_of(command.prompts, notice)
     request = read_request(command.compare, prompts, notice, command.prompts.text_column)
-    checkpoint = resolve(command.model)
-    preload = start_loading(checkpoint, command.model)
-    strategies = command.compare.strategies or _all_strategies(checkpoint, command)
+    loading = start_loading(model)
+    strategies = command.compare.strategies or _all_strategies(loading, command)
     carry_out(
         request,
-        generator=load_generator(checkpoint, command.model, preload),
-        name=checkpoint.name,
+        generator=loading.finish(),
+        name=loading.checkpoint.name,
         base=command.base,
         chosen=strategies,
         write=write_out,
@@ -86,7 +83,7 @@ def _notice_unused(command: CompareCommand) -> None:
         notice_unused(command.given, ["text_column"], "no file is read")
 
 
-def _all_strategies(checkpoint: Checkpoint, command: CompareCommand) -> str:
+def _all_strategies(loading: Loading, command: CompareCommand) -> str:
     """Return all strategies, and after them the tuned settings of the checkpoint, in the form of `--strategies`."""
-    tuned = tuned_settings(checkpoint, command.base, command.given - {"decoding"})
+    tuned = loading.tuned_settings(command.base, command.given - {"decoding"})
     return ",".join([*STRATEGIES, *([as_strategy(tuned)] if tuned else [])])

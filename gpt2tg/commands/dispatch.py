@@ -26,8 +26,8 @@ def generate_or_inspect(flags: Flags, name: str, option: str, **defaults: Any) -
         return
     model = ModelChoice.from_flags(flags, name, option)
     if inspection.score is not None:
-        score(ScoreCommand.from_flags(flags, model))
+        score(model, ScoreCommand.from_flags(flags))
     elif inspection.candidates is not None:
-        candidates(CandidatesCommand.from_flags(flags, model))
+        candidates(model, CandidatesCommand.from_flags(flags))
     else:
-        generate(GenerateCommand.from_flags(flags, model, **defaults))
+        generate(model, GenerateCommand.from_flags(flags, **defaults))

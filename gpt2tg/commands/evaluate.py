@@ -2,32 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from gpt2tg.commands.flags import Flags
 from gpt2tg.commands.loading import ModelChoice, resolve
-from gpt2tg.options import EvaluationOptions, ModelNameOptions
+from gpt2tg.options import EvaluationOptions
 
 
-@dataclass(frozen=True)
-class EvaluateCommand:
-    """Which model to measure on which text."""
-
-    model: ModelChoice
-    evaluation: EvaluationOptions
-
-    @classmethod
-    def from_flags(cls, flags: Flags) -> EvaluateCommand:
-        """Build the command.
-
-        Raises:
-            UserError: a value out of range.
-        """
-        name = flags.pick(ModelNameOptions).model_name
-        return cls(ModelChoice.from_flags(flags, name, "model_name"), flags.pick(EvaluationOptions))
-
-
-def evaluate(command: EvaluateCommand) -> None:
+def evaluate(model: ModelChoice, options: EvaluationOptions) -> None:
     """Print loss, perplexity and bits per byte of a text.
 
     Raises:
@@ -35,13 +14,13 @@ def evaluate(command: EvaluateCommand) -> None:
     """
     from gpt2tg.training.checks import check_evaluation
 
-    checkpoint = resolve(command.model)
-    text = check_evaluation(command.evaluation, checkpoint, command.model.device)
+    checkpoint = resolve(model)
+    text = check_evaluation(options, checkpoint, model.device)
 
     from gpt2tg.generation.generator import choose_device
     from gpt2tg.training import evaluate as evaluation
 
-    found = evaluation.evaluate(checkpoint, command.evaluation, choose_device(command.model.device), text)
+    found = evaluation.evaluate(checkpoint, options, choose_device(model.device), text)
     print(f"tokens {found.tokens}")
     print(f"loss {found.loss:.4f}")
     print(f"perplexity {found.perplexity:.2f}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from gpt2tg.checkpoint.tuned_settings import with_settings
 from gpt2tg.commands.flags import Flags, notice_unused
-from gpt2tg.commands.loading import ModelChoice, load_generator, resolve, start_loading, tuned_settings
+from gpt2tg.commands.loading import ModelChoice, start_loading
 from gpt2tg.commands.output import check_output, write_text
 from gpt2tg.engine.cpu.startup import check_device
 from gpt2tg.io.streams import notice
@@ -16,9 +17,8 @@ from gpt2tg.options import DecodingOptions, InspectionOptions, PromptOptions, un
 
 @dataclass(frozen=True)
 class GenerateCommand:
-    """Which prompts to continue, with which model and settings, and where the texts go."""
+    """Which prompts to continue, with which settings, and where the texts go."""
 
-    model: ModelChoice
     decoding: DecodingOptions
     prompts: PromptOptions
     show_probabilities: bool
@@ -26,14 +26,13 @@ class GenerateCommand:
     """The flags that were given. All other options have their defaults."""
 
     @classmethod
-    def from_flags(cls, flags: Flags, model: ModelChoice, **defaults: Any) -> GenerateCommand:
+    def from_flags(cls, flags: Flags, **defaults: Any) -> GenerateCommand:
         """Build the command; `defaults` are those of the script, by option name.
 
         Raises:
             UserError: a value out of range, or flags that contradict each other.
         """
         return cls(
-            model,
             flags.decoding(**defaults),
             flags.pick(PromptOptions),
             flags.pick(InspectionOptions).show_probabilities,
@@ -41,7 +40,7 @@ class GenerateCommand:
         )
 
 
-def generate(command: GenerateCommand) -> None:
+def generate(model: ModelChoice, command: GenerateCommand) -> None:
     """Continue the prompts.
 
     Raises:
@@ -50,22 +49,22 @@ def generate(command: GenerateCommand) -> None:
     """
     notice_unused_decoding(command.decoding, command.given)
     check_output(command.prompts, resumes=True)
-    check_device(command.model.device)
+    check_device(model.device)
     _notice_unused_prompts(command)
 
     from gpt2tg.batch.prompts import read_prompts
 
     prompts = read_prompts(command.prompts, notice)
-    checkpoint = resolve(command.model)
-    preload = start_loading(checkpoint, command.model)
-    decoding = replace(command.decoding, **tuned_settings(checkpoint, command.decoding, command.given))
+    loading = start_loading(model)
+    tuned = loading.tuned_settings(command.decoding, command.given)
+    decoding = with_settings(command.decoding, tuned)
 
     from gpt2tg.batch.jobs import plan_jobs, write_all, write_one
     from gpt2tg.batch.writers import earlier_run
     from gpt2tg.inspection.tokens import inspect_sample
 
     earlier = earlier_run(command.prompts, command.show_probabilities)
-    generator = load_generator(checkpoint, command.model, preload)
+    generator = loading.finish()
     inspect = partial(inspect_sample, generator) if command.show_probabilities else None
     jobs = plan_jobs(generator, prompts, decoding, earlier, notice)
     if len(jobs) == 1 and jobs[0].options.draws == 1 and _is_stdout(command.prompts):

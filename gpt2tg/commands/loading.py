@@ -37,6 +37,34 @@ class ModelChoice:
         return cls(name, option, which, device, flags.pick(PrecisionOptions).precision)
 
 
+@dataclass(frozen=True)
+class Loading:
+    """A model that is being loaded: torch is imported, and the weights are preloaded in the background if possible."""
+
+    checkpoint: Checkpoint
+    device: str
+    precision: str
+    preload: Preload | None
+
+    def tuned_settings(self, options: DecodingOptions, chosen: Collection[str]) -> Settings:
+        """Return the tuned settings of the checkpoint that apply beside what the user chose, and print them.
+
+        Args:
+            chosen: names of the options that the user chose.
+
+        Raises:
+            UserError: the settings are broken.
+        """
+        found = beside_chosen(self.checkpoint.tuned_settings, options, chosen)
+        if words := as_flags(found):
+            notice(f"settings of the checkpoint, found by --tune: {words}")
+        return found
+
+    def finish(self) -> Generator:
+        """Load the model, as `load_generator` does."""
+        return load_generator(self.checkpoint, self.device, self.precision, self.preload)
+
+
 def resolve(model: ModelChoice) -> Checkpoint:
     """Find the checkpoint of a model, and print which one `--checkpoint` has chosen.
 
@@ -49,40 +77,31 @@ def resolve(model: ModelChoice) -> Checkpoint:
     return checkpoint
 
 
-def start_loading(checkpoint: Checkpoint, model: ModelChoice) -> Preload | None:
-    """Import torch, and preload the weights meanwhile."""
-    return import_torch(checkpoint, model.device, model.precision)
+def start_loading(model: ModelChoice) -> Loading:
+    """Find the checkpoint of a model, import torch, and preload the weights meanwhile.
+
+    Raises:
+        UserError: the model or the checkpoint does not exist, or is broken.
+    """
+    checkpoint = resolve(model)
+    preload = import_torch(checkpoint, model.device, model.precision)
+    return Loading(checkpoint, model.device, model.precision, preload)
 
 
-def load_generator(checkpoint: Checkpoint, model: ModelChoice, preload: Preload | None = None) -> Generator:
+def load_generator(checkpoint: Checkpoint, device: str, precision: str, preload: Preload | None = None) -> Generator:
     """Load a checkpoint, and print what the user should know about its files.
 
     Args:
-        preload: of its weights, from `start_loading`.
+        preload: of its weights, if any.
 
     Raises:
         UserError: the files are broken, or torch cannot use the device.
     """
     from gpt2tg.generation.generator import load_checkpoint
 
-    generator = load_checkpoint(checkpoint, model.device, model.precision, preload)
+    generator = load_checkpoint(checkpoint, device, precision, preload)
     for note in (*generator.notes, *generator.tokenizer.notes):
         notice(note)
-    if model.precision not in ("auto", generator.model.precision):
-        notice(f"--precision {model.precision} is not available on this processor: {generator.model.precision} is used")
+    if precision not in ("auto", generator.model.precision):
+        notice(f"--precision {precision} is not available on this processor: {generator.model.precision} is used")
     return generator
-
-
-def tuned_settings(checkpoint: Checkpoint, options: DecodingOptions, chosen: Collection[str]) -> Settings:
-    """Return the tuned settings of a checkpoint that apply beside what the user chose, and print them.
-
-    Args:
-        chosen: names of the options that the user chose.
-
-    Raises:
-        UserError: the settings are broken.
-    """
-    found = beside_chosen(checkpoint.tuned_settings, options, chosen)
-    if words := as_flags(found):
-        notice(f"settings of the checkpoint, found by --tune: {words}")
-    return found

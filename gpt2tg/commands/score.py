@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpt2tg.commands.flags import Flags, flags_of, notice_unused
-from gpt2tg.commands.loading import ModelChoice, load_generator, resolve, start_loading
+from gpt2tg.commands.loading import ModelChoice, start_loading
 from gpt2tg.commands.output import check_output
 from gpt2tg.engine.cpu.startup import check_device
 from gpt2tg.io.streams import notice
@@ -16,9 +16,8 @@ USED = ("score", "text_column", "show_probabilities", "output", "format", "overw
 
 @dataclass(frozen=True)
 class ScoreCommand:
-    """Which lines to score with which model, and where the scores go."""
+    """Which lines to score, and where the scores go."""
 
-    model: ModelChoice
     lines: str
     """The file with the lines; `-` is stdin."""
     inspection: InspectionOptions
@@ -26,7 +25,7 @@ class ScoreCommand:
     given: frozenset[str]
 
     @classmethod
-    def from_flags(cls, flags: Flags, model: ModelChoice) -> ScoreCommand:
+    def from_flags(cls, flags: Flags) -> ScoreCommand:
         """Build the command from flags that have `--score`.
 
         Raises:
@@ -34,10 +33,10 @@ class ScoreCommand:
         """
         flags.decoding()
         inspection = flags.pick(InspectionOptions)
-        return cls(model, inspection.score or "-", inspection, flags.pick(PromptOptions), flags.names)
+        return cls(inspection.score or "-", inspection, flags.pick(PromptOptions), flags.names)
 
 
-def score(command: ScoreCommand) -> None:
+def score(model: ModelChoice, command: ScoreCommand) -> None:
     """Print log-probability and perplexity of each line, or write them to a file.
 
     Raises:
@@ -48,11 +47,10 @@ def score(command: ScoreCommand) -> None:
         names = [name for name in flags_of(options) if name not in USED]
         notice_unused(command.given, names, "--score measures given lines as they are")
     check_output(command.prompts)
-    check_device(command.model.device)
-    checkpoint = resolve(command.model)
-    preload = start_loading(checkpoint, command.model)
+    check_device(model.device)
+    loading = start_loading(model)
 
     from gpt2tg.batch.scoring import lines_to_score, write_scores
 
     lines = lines_to_score(command.lines, command.prompts.text_column, notice)
-    write_scores(load_generator(checkpoint, command.model, preload), lines, command.prompts, command.inspection)
+    write_scores(loading.finish(), lines, command.prompts, command.inspection)

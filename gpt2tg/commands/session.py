@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
-from gpt2tg.checkpoint.checkpoint import Checkpoint
+from gpt2tg.checkpoint.tuned_settings import with_settings
 from gpt2tg.commands.flags import Flags, flags_of, notice_unused
 from gpt2tg.commands.generate import notice_unused_decoding
-from gpt2tg.commands.loading import ModelChoice, load_generator, resolve, start_loading, tuned_settings
+from gpt2tg.commands.loading import ModelChoice, load_generator, start_loading
 from gpt2tg.commands.output import write_text
 from gpt2tg.engine.cpu.startup import check_device
 from gpt2tg.errors import UserError
@@ -29,16 +30,15 @@ UNUSED = ("overwrite", "batch_size", "text_column")
 
 @dataclass(frozen=True)
 class SessionCommand:
-    """With which model and settings a session begins."""
+    """With which settings and text a session begins."""
 
-    model: ModelChoice
     decoding: DecodingOptions
     prompt: str | None
     """The first text; None to begin without one."""
     given: frozenset[str]
 
     @classmethod
-    def from_flags(cls, flags: Flags, model: ModelChoice) -> SessionCommand:
+    def from_flags(cls, flags: Flags) -> SessionCommand:
         """Build the command.
 
         Raises:
@@ -50,10 +50,10 @@ class SessionCommand:
                     f"and --{flag} contradict each other: a session reads and writes line by line", "interactive"
                 )
         prompt = str(flags.values["prompt"]) if "prompt" in flags.names else None
-        return cls(model, flags.decoding(num_sequences=SESSION_SEQUENCES), prompt, flags.names)
+        return cls(flags.decoding(num_sequences=SESSION_SEQUENCES), prompt, flags.names)
 
 
-def session(command: SessionCommand) -> None:
+def session(model: ModelChoice, command: SessionCommand) -> None:
     """Run a session until the user leaves, or until the end of stdin.
 
     Raises:
@@ -61,26 +61,23 @@ def session(command: SessionCommand) -> None:
     """
     notice_unused(command.given, UNUSED, "a session writes text by text")
     with SessionSignals() as signals:
-        _run(command, signals)
+        _run(model, command, signals)
 
 
-def _run(command: SessionCommand, signals: SessionSignals) -> None:
+def _run(model: ModelChoice, command: SessionCommand, signals: SessionSignals) -> None:
     notice_unused_decoding(command.decoding, command.given)
-    check_device(command.model.device)
-    checkpoint = resolve(command.model)
-    preload = start_loading(checkpoint, command.model)
-    tuned = tuned_settings(checkpoint, command.decoding, command.given)
+    check_device(model.device)
+    loading = start_loading(model)
+    tuned = loading.tuned_settings(command.decoding, command.given)
 
     from gpt2tg.session import Session
 
-    generator = load_generator(checkpoint, command.model, preload)
-    decoding = _with_length(replace(command.decoding, **tuned), generator, command.given)
+    generator = loading.finish()
+    decoding = _with_length(with_settings(command.decoding, tuned), generator, command.given)
     front = _front(signals)
 
-    def load_another(checkpoint: Checkpoint) -> Generator:
-        return load_generator(checkpoint, command.model)
-
-    session = Session(generator, decoding, checkpoint.name, front, load_another)
+    load = partial(load_generator, device=model.device, precision=model.precision)
+    session = Session(generator, decoding, loading.checkpoint.name, front, load)
     session.chosen.update(command.given.intersection(flags_of(DecodingOptions)))
     session.brought = set(tuned)
     if front.at_terminal:

@@ -10,7 +10,7 @@ from gpt2tg.checkpoint.checkpoint import Checkpoint
 from gpt2tg.checkpoint.hub import GENERATION_CONFIG
 from gpt2tg.checkpoint.tuned_settings import as_flags, tunable_settings, write_tuned_settings
 from gpt2tg.commands.flags import Flags, notice_unused
-from gpt2tg.commands.loading import ModelChoice, load_generator, resolve, start_loading
+from gpt2tg.commands.loading import Loading, ModelChoice, start_loading
 from gpt2tg.engine.cpu.startup import check_device
 from gpt2tg.errors import UserError
 from gpt2tg.io.outputs import check_file
@@ -36,9 +36,8 @@ UNUSED = (*NOT_FOR_TUNING, "compare", "strategies", "train_file", "output", "pro
 
 @dataclass(frozen=True)
 class TuneCommand:
-    """Which model to tune against which human text, and for how long."""
+    """Which human text to tune settings for, and for how long."""
 
-    model: ModelChoice
     reference: str
     """The file with the human text."""
     compare: CompareOptions
@@ -50,7 +49,7 @@ class TuneCommand:
     given: frozenset[str]
 
     @classmethod
-    def from_flags(cls, flags: Flags, model: ModelChoice) -> TuneCommand:
+    def from_flags(cls, flags: Flags) -> TuneCommand:
         """Build the command.
 
         Raises:
@@ -63,10 +62,10 @@ class TuneCommand:
         base = flags.decoding(without=(*SEARCHED_SETTINGS, *NOT_FOR_TUNING), **length)
         prompts = flags.pick(PromptOptions, batch_size=TUNING_BATCH_SIZE)
         tune = flags.pick(TuneOptions)
-        return cls(model, compare.reference, compare, tune, base, prompts.text_column, prompts.batch_size, flags.names)
+        return cls(compare.reference, compare, tune, base, prompts.text_column, prompts.batch_size, flags.names)
 
 
-def tune(command: TuneCommand) -> None:
+def tune(model: ModelChoice, command: TuneCommand) -> None:
     """Search settings, print the outcome, and save it in the checkpoint if `--apply` asks for it.
 
     Raises:
@@ -76,19 +75,19 @@ def tune(command: TuneCommand) -> None:
     why = "--tune searches settings for --reference, one text to each prompt"
     notice_unused(command.given, UNUSED, why)
     notice_unused(command.given, SEARCHED_SETTINGS, "--tune searches it")
-    check_device(command.model.device)
+    check_device(model.device)
 
     from gpt2tg.comparison import report, table
 
     page = table.file_to_write(command.compare.report, report.FORMATS, "report", command.compare.overwrite, notice)
     examples = _read_reference(command)
-    checkpoint = resolve(command.model)
+    loading = start_loading(model)
     if command.tune.apply:
-        _check_can_apply(checkpoint)
-    found, generator = _search(command, checkpoint, examples)
+        _check_can_apply(loading.checkpoint)
+    found, generator = _search(command, loading, examples)
     if page:
-        report.write_report(report.tuning_page(generator, found, checkpoint.name), page)
-    _apply(command, checkpoint, found)
+        report.write_report(report.tuning_page(generator, found, loading.checkpoint.name), page)
+    _apply(command, loading.checkpoint, found)
 
 
 def _read_reference(command: TuneCommand) -> list[str]:
@@ -108,14 +107,12 @@ def _check_can_apply(checkpoint: Checkpoint) -> None:
     check_file(checkpoint.directory / GENERATION_CONFIG, "apply", notice, may_replace=True)
 
 
-def _search(command: TuneCommand, checkpoint: Checkpoint, examples: list[str]) -> tuple[Tuning, Generator]:
+def _search(command: TuneCommand, loading: Loading, examples: list[str]) -> tuple[Tuning, Generator]:
     """Load the model, search, and print the outcome."""
-    preload = start_loading(checkpoint, command.model)
-
     from gpt2tg.generation.generator import new_seed
     from gpt2tg.tuning import tune as tuning
 
-    generator = load_generator(checkpoint, command.model, preload)
+    generator = loading.finish()
     base = command.base if command.base.seed is not None else replace(command.base, seed=new_seed())
     budget = command.tune.budget
     notice(f"seed {base.seed}")

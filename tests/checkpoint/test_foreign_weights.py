@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 from gpt2tg.checkpoint.checkpoint import read_checkpoint
 from gpt2tg.checkpoint.find import find_directory
 from gpt2tg.checkpoint.tensor_files import Safetensors
-from gpt2tg.commands.loading import ModelChoice, load_generator
+from gpt2tg.commands.loading import load_generator
 from gpt2tg.decoding.interface import NotFiniteError
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import Generator, load
@@ -135,7 +135,7 @@ def test_notes_are_printed_once_on_stderr(
     checkpoint: Path, weights: Tensors, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store(checkpoint, {**weights, "score.weight": torch.ones(2, 32)})
-    load_generator(read_checkpoint(checkpoint), ModelChoice(str(checkpoint), "model_name"))
+    load_generator(read_checkpoint(checkpoint), "auto", "auto")
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("score.weight") == 1

@@ -100,9 +100,8 @@ def test_prompts_are_context_and_are_not_counted(
             with torch.no_grad():
                 logprobs = reference(torch.tensor([ids[start:position]])).logits[0, -1].log_softmax(dim=0)
             total -= logprobs[ids[position]].item()
-    found = evaluate(
-        read_checkpoint(model_dir), EvaluationOptions(eval_file=str(path), stride=stride, batch_size=2), CPU
-    )
+    options = EvaluationOptions(eval_file=str(path), stride=stride, batch_size=2)
+    found = evaluate(read_checkpoint(model_dir), options, CPU)
     assert len(ids) > 2 * 64
     assert found.tokens == sum(counts)
     assert found.loss == pytest.approx(total / sum(counts), abs=1e-4)

@@ -14,13 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
-from gpt2tg.checkpoint.checkpoint import read_checkpoint, resolve_checkpoint
-from gpt2tg.commands.evaluate import EvaluateCommand, evaluate
-from gpt2tg.commands.flags import Flags
+from gpt2tg.checkpoint.checkpoint import read_checkpoint
+from gpt2tg.commands.evaluate import evaluate
 from gpt2tg.commands.loading import ModelChoice, load_generator
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import load
-from gpt2tg.options import TrainingOptions
+from gpt2tg.options import EvaluationOptions, TrainingOptions
 from gpt2tg.training.finetune import finetune
 from gpt2tg.training.model.build import existing_model
 
@@ -86,11 +85,11 @@ def test_what_the_files_are_noted_for_is_said_once(
 ) -> None:
     name = str(noted(checkpoint))
     if command == "generate":
-        load_generator(resolve_checkpoint(name), ModelChoice(name, "model_name"))
+        load_generator(read_checkpoint(Path(name)), "auto", "auto")
     elif command == "train":
         learned(checkpoint, text_file, tmp_path / "out")
     else:
-        evaluate(EvaluateCommand.from_flags(Flags({"model_name": name, "eval_file": (str(text_file),)})))
+        evaluate(ModelChoice(name, "model_name"), EvaluationOptions(eval_file=str(text_file)))
     err = capsys.readouterr().err
     assert [sum(note in line for line in err.splitlines()) for note in NOTES] == [1, 1, 1]
 
