@@ -20,7 +20,7 @@ RULES: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
     "options": {"options", "errors"},
-    "io": {"io", "errors", "options"},
+    "io": {"io", "errors"},
     "cli": {"__init__", "errors", "options", "io"} | {"psutil"},
     "reading": {"reading", "errors", "io"},
     "checkpoint": {"checkpoint", "errors", "options", "io"} | {"huggingface_hub", "safetensors", "tokenizers", "torch"},
@@ -63,6 +63,7 @@ RULES: dict[str, set[str]] = {
     },
     "selftest": {"__init__", "checkpoint", "engine", "decoding"} | {"torch", "transformers"},
     "commands": {
+        "commands",
         "errors",
         "options",
         "io",

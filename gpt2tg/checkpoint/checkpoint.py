@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -51,19 +51,16 @@ def resolve_checkpoint(name: str, option: str = "model_name", which: str | None 
     """
     if which is not None:
         name = str(choose_checkpoint(name, which))
-    return read_checkpoint(find_directory(name, option), name, option)
+    is_local, directory = is_directory(name), find_directory(name, option)
+    return replace(read_checkpoint(directory), name=name, option=option, is_local=is_local)
 
 
-def read_checkpoint(directory: Path, name: str | None = None, option: str = "model_name") -> Checkpoint:
+def read_checkpoint(directory: Path) -> Checkpoint:
     """Read the shape of the model in a directory, and find the model that it adapts if it is an adapter.
-
-    Args:
-        name: what the user called it; None for the directory itself.
 
     Raises:
         UserError: config.json is broken or of another architecture, or an adapter's model cannot be found.
     """
     base = read_checkpoint(base_directory(directory)) if is_adapter(directory) else None
     shape = read_shape(directory, base.shape if base else None)
-    is_local = name is None or is_directory(name)
-    return Checkpoint(str(directory) if name is None else name, directory, shape, base, option, is_local)
+    return Checkpoint(str(directory), directory, shape, base)

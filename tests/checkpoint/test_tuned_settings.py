@@ -1,4 +1,4 @@
-"""Settings that a checkpoint brings along, and who listens to them."""
+"""Settings that `--tune --apply` saves in a checkpoint, and what uses them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import text_generation_demo
 from gpt2tg.checkpoint.hub import GENERATION_CONFIG
 from gpt2tg.checkpoint.tuned_settings import as_flags, read_tuned_settings, tunable_settings, write_tuned_settings
 from gpt2tg.errors import UserError
-from gpt2tg.generation.generator import load
+from gpt2tg.generation.generator import load, load_checkpoint
 from gpt2tg.options import STRATEGIES, DecodingOptions
 from gpt2tg.session import Front, Session
 from gpt2tg.training.output.durable import damage, seal
@@ -47,7 +47,7 @@ def generated(directory: Path, capsys: Capture, *flags: str) -> tuple[str, str]:
 SPELLED_OUT = ["--temperature", "1.1", "--top_p", "0.85", "--min_p", "0.02", "--no_repeat_ngram", "3"]
 
 
-def test_settings_come_back_as_they_went(tuned_dir: Path) -> None:
+def test_settings_are_read_as_they_were_written(tuned_dir: Path) -> None:
     found = read_tuned_settings(tuned_dir)
     assert found == {
         "decoding": "top_p", "temperature": 1.1, "top_p": 0.85, "min_p": 0.02, "repetition_penalty": 1.0,
@@ -63,14 +63,14 @@ def test_transformers_reads_the_same_settings(tuned_dir: Path) -> None:
     assert read == (True, 1.1, 0.85, 0, 0.02, 3)
 
 
-def test_what_else_stands_in_the_file_is_kept(tuned_dir: Path, model_dir: Path) -> None:
+def test_other_entries_of_the_file_stay(tuned_dir: Path, model_dir: Path) -> None:
     before = json.loads((model_dir / GENERATION_CONFIG).read_text())
     after = json.loads((tuned_dir / GENERATION_CONFIG).read_text())
     assert before["eos_token_id"] == after["eos_token_id"] == 0
     assert before.items() <= after.items()
 
 
-def test_training_can_still_go_on_from_the_checkpoint(tuned_dir: Path) -> None:
+def test_training_still_resumes_from_the_checkpoint(tuned_dir: Path) -> None:
     """A manifest that did not know of the settings would call them damage."""
     seal(tuned_dir, {"step": 3})
     write_tuned_settings(tuned_dir, DecodingOptions(decoding="top_p", temperature=0.9))
@@ -78,7 +78,7 @@ def test_training_can_still_go_on_from_the_checkpoint(tuned_dir: Path) -> None:
     assert json.loads((tuned_dir / "manifest.json").read_text())["step"] == 3
 
 
-def test_generation_uses_them_and_says_so(tuned_dir: Path, model_dir: Path, capsys: Capture) -> None:
+def test_generation_uses_and_prints_them(tuned_dir: Path, model_dir: Path, capsys: Capture) -> None:
     out, said = generated(tuned_dir, capsys)
     assert said == (
         "settings of the checkpoint, found by --tune: --temperature 1.1 --top_p 0.85 --min_p 0.02 --no_repeat_ngram 3"
@@ -87,14 +87,14 @@ def test_generation_uses_them_and_says_so(tuned_dir: Path, model_dir: Path, caps
     assert out != generated(model_dir, capsys)[0]
 
 
-def test_a_flag_goes_before_them(tuned_dir: Path, model_dir: Path, capsys: Capture) -> None:
+def test_flags_take_precedence(tuned_dir: Path, model_dir: Path, capsys: Capture) -> None:
     out, said = generated(tuned_dir, capsys, "--temperature", "0.5", "--no_repeat_ngram", "0")
     assert said.endswith(": --top_p 0.85 --min_p 0.02")
     same = ["--temperature", "0.5", "--top_p", "0.85", "--min_p", "0.02"]
     assert out == generated(model_dir, capsys, *same)[0]
 
 
-def test_another_strategy_goes_without_them(tuned_dir: Path, model_dir: Path, capsys: Capture) -> None:
+def test_another_strategy_ignores_them(tuned_dir: Path, model_dir: Path, capsys: Capture) -> None:
     out, said = generated(tuned_dir, capsys, "--decoding", "greedy")
     assert said == ""
     assert out == generated(model_dir, capsys, "--decoding", "greedy")[0]
@@ -114,7 +114,7 @@ def test_settings_that_others_wrote_change_nothing(model_dir: Path, tmp_path: Pa
     assert generated(directory, capsys) == generated(model_dir, capsys)
 
 
-def test_a_session_uses_them_too(tuned_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_session_uses_them(tuned_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("The fox\n"))
     assert text_generation_demo.main(["--model_path", str(tuned_dir), "--seed", "3", "--max_new_tokens", "12"]) == 0
     out, err = capsys.readouterr()
@@ -127,7 +127,7 @@ def session(model_dir: Path) -> Session:
     """With the model that brings nothing."""
     options = DecodingOptions(num_sequences=1, seed=3, max_new_tokens=12)
     front = Front(read=input, write=lambda _: None, say=lambda _: None)
-    return Session(load(str(model_dir)), options, str(model_dir), front, load)
+    return Session(load(str(model_dir)), options, str(model_dir), front, load_checkpoint)
 
 
 def said_to(session: Session, *lines: str) -> list[str]:
@@ -139,7 +139,7 @@ def said_to(session: Session, *lines: str) -> list[str]:
     return said
 
 
-def test_another_model_in_a_session_brings_its_settings(session: Session, tuned_dir: Path, model_dir: Path) -> None:
+def test_another_model_of_a_session_has_its_own_settings(session: Session, tuned_dir: Path, model_dir: Path) -> None:
     said = said_to(session, f"/model {tuned_dir}")
     assert said == [
         "settings of the checkpoint, found by --tune: temperature=1.1 top_p=0.85 min_p=0.02 no_repeat_ngram=3",
@@ -151,7 +151,7 @@ def test_another_model_in_a_session_brings_its_settings(session: Session, tuned_
     ]
 
 
-def test_what_was_set_in_a_session_stays_with_another_model(session: Session, tuned_dir: Path, model_dir: Path) -> None:
+def test_settings_chosen_in_a_session_stay(session: Session, tuned_dir: Path, model_dir: Path) -> None:
     """Even where it was set to what it was."""
     said = said_to(session, "/set temperature=0.7 min_p=off", f"/model {tuned_dir}")
     assert said[1] == "settings of the checkpoint, found by --tune: top_p=0.85 no_repeat_ngram=3"
@@ -163,7 +163,7 @@ def test_what_was_set_in_a_session_stays_with_another_model(session: Session, tu
     assert session.options.no_repeat_ngram == 0
 
 
-def test_what_a_model_brought_leaves_with_it_after_loading_too(
+def test_loaded_session_drops_them_with_its_model(
     session: Session, tuned_dir: Path, model_dir: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "story.jsonl"
@@ -175,7 +175,7 @@ def test_what_a_model_brought_leaves_with_it_after_loading_too(
     assert (now.temperature, now.top_p, now.min_p, now.no_repeat_ngram) == (0.7, 0.5, None, 0)
 
 
-def test_a_model_that_cannot_be_loaded_changes_nothing(session: Session, tuned_dir: Path) -> None:
+def test_model_that_cannot_be_loaded_changes_nothing(session: Session, tuned_dir: Path) -> None:
     before = session.options
     (tuned_dir / "model.safetensors").write_bytes(b"cut")
     said = said_to(session, f"/model {tuned_dir}")
@@ -195,7 +195,7 @@ def test_flags_stay_with_another_model_of_a_session(
     assert settings[2] == "decoding=top_p temperature=1.1 top_p=0.8 min_p=0.02 seed=3 no_repeat_ngram=3"
 
 
-def test_a_comparison_shows_them_beside_the_strategies(tuned_dir: Path, capsys: Capture) -> None:
+def test_comparison_shows_them_beside_the_strategies(tuned_dir: Path, capsys: Capture) -> None:
     command = ["--model_path", str(tuned_dir), "--compare", "--prompt", "The fox", "--max_new_tokens", "4"]
     assert text_generation_demo.main([*command, "--num_sequences", "1", "--seed", "3"]) == 0
     out, err = capsys.readouterr()
@@ -204,7 +204,7 @@ def test_a_comparison_shows_them_beside_the_strategies(tuned_dir: Path, capsys: 
     assert "settings of the checkpoint, found by --tune" in err
 
 
-def test_they_are_those_of_the_checkpoint_that_is_chosen(
+def test_chosen_checkpoint_has_its_own_settings(
     tuned_dir: Path, model_dir: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     """Not those of the model in the directory of the run."""
@@ -224,8 +224,8 @@ def test_they_are_those_of_the_checkpoint_that_is_chosen(
         ({"temperature": "hot"}, "temperature is hot, expected a number"),
         ({"top_p": 1.5}, "top_p 1.5 is out of range"),
         ({"no_repeat_ngram_size": True}, "no_repeat_ngram_size is True, expected a number"),
-        ({"gpt2tg": {"decoding": "magic"}}, "magic is no strategy"),
-        ({"gpt2tg": {"settings": ["max_time"]}}, "max_time is no setting that can be tunable_settings there"),
+        ({"gpt2tg": {"decoding": "magic"}}, "decoding magic is unknown"),
+        ({"gpt2tg": {"settings": ["max_time"]}}, "max_time is no tuned setting"),
     ],
 )
 def test_broken_settings_are_refused_by_name(tuned_dir: Path, change: dict[str, object], message: str) -> None:
@@ -234,4 +234,4 @@ def test_broken_settings_are_refused_by_name(tuned_dir: Path, change: dict[str, 
     with pytest.raises(UserError, match=message) as caught:
         read_tuned_settings(tuned_dir)
     assert GENERATION_CONFIG in str(caught.value)
-    assert "remove the entry gpt2tg" in str(caught.value)
+    assert "correct it, or remove the entry gpt2tg" in str(caught.value)

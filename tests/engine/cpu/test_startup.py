@@ -1,4 +1,4 @@
-"""What is made ready while torch is imported."""
+"""When a model is preloaded while torch is imported, and in which precision."""
 
 from __future__ import annotations
 
@@ -8,55 +8,48 @@ from pathlib import Path
 
 import pytest
 
+from gpt2tg.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
-from gpt2tg.checkpoint.shape import ModelShape
-from gpt2tg.engine.cpu import preload, startup
+from gpt2tg.engine.cpu import startup
+from gpt2tg.engine.cpu.preload import Preload
 from gpt2tg.errors import UserError
 
-Begun = list[tuple[Path, str]]
+Started = list[tuple[Path, str]]
 
 
 @pytest.fixture
-def begun(monkeypatch: pytest.MonkeyPatch) -> Begun:
-    """What is begun to be made ready, with its precision, on a machine that has no GPU."""
-    models: Begun = []
+def started(monkeypatch: pytest.MonkeyPatch) -> Started:
+    """Directory and precision of each preload that is started, on a machine without a GPU."""
+    models: Started = []
 
-    def begin(directory: Path, shape: ModelShape, precision: str) -> None:
-        models.append((directory, precision))
+    def start(checkpoint: Checkpoint, precision: str) -> None:
+        models.append((checkpoint.directory, precision))
 
-    monkeypatch.setattr(preload, "begin", begin)
+    monkeypatch.setattr(Preload, "start", start)
     monkeypatch.setattr(startup, "ACCELERATORS", ())
     return models
 
 
 @pytest.mark.parametrize(("asked", "held"), [("auto", "fp32"), ("fp32", "fp32"), ("fp16", "fp16"), ("int8", "int8")])
-def test_a_model_is_made_ready_in_its_precision(begun: Begun, asked: str, held: str) -> None:
-    startup.make_ready(str(BUNDLED_DIRECTORY), "model_path", "auto", asked)
-    assert begun == [(BUNDLED_DIRECTORY, held)]
+def test_model_is_preloaded_in_its_precision(started: Started, asked: str, held: str) -> None:
+    startup.start_preload(read_checkpoint(BUNDLED_DIRECTORY), "auto", asked)
+    assert started == [(BUNDLED_DIRECTORY, held)]
 
 
-def test_nothing_is_begun_where_it_would_be_for_nothing(begun: Begun, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundled = str(BUNDLED_DIRECTORY)
-    for name, device in (("some-name/of-the-hub", "auto"), ("gpt2", "auto"), (bundled, "cuda"), (bundled, "mps")):
-        startup.make_ready(name, "model_path", device, "fp32")
-    monkeypatch.setattr(startup, "ACCELERATORS", (bundled,))  # something that is there
-    startup.make_ready(bundled, "model_path", "auto", "fp32")
-    assert not begun
-    startup.make_ready(bundled, "model_path", "cpu", "fp32")
-    assert len(begun) == 1
+def test_nothing_is_preloaded_for_an_accelerator(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundled = read_checkpoint(BUNDLED_DIRECTORY)
+    for device in ("cuda", "cuda:1", "mps"):
+        startup.start_preload(bundled, device, "fp32")
+    monkeypatch.setattr(startup, "ACCELERATORS", (str(BUNDLED_DIRECTORY),))  # any path that exists
+    startup.start_preload(bundled, "auto", "fp32")
+    assert not started
+    startup.start_preload(bundled, "cpu", "fp32")
+    assert len(started) == 1
 
 
-def test_a_directory_without_a_model_is_refused_before_torch_is_imported(begun: Begun, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no model") as caught:
-        startup.make_ready(str(tmp_path), "model_path", "auto", "fp32")
-    assert caught.value.option == "model_path"
-    assert not begun
-
-
-@pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "x" * 300, "x\0y", "no-such-directory"], ids=repr)
-def test_a_name_that_is_no_directory_is_left_to_who_looks_for_models(begun: Begun, name: str) -> None:
-    startup.make_ready(name, "model_path", "cpu", "fp32")
-    assert not begun
+def test_nothing_is_preloaded_once_torch_is_imported(started: Started) -> None:
+    assert startup.import_torch(read_checkpoint(BUNDLED_DIRECTORY), "cpu", "fp32") is None
+    assert not started
 
 
 @pytest.mark.parametrize(
@@ -64,13 +57,31 @@ def test_a_name_that_is_no_directory_is_left_to_who_looks_for_models(begun: Begu
     [{"vocab_size": 4_000_000, "n_embd": 4096}, {"n_layer": 512, "n_embd": 4096, "n_head": 8}, {"n_inner": 200_000}],
     ids=str,
 )
-def test_nothing_is_begun_for_a_model_that_its_files_cannot_hold(
-    begun: Begun, model_dir: Path, tmp_path: Path, change: dict[str, int]
+def test_nothing_is_preloaded_that_the_files_cannot_hold(
+    started: Started, model_dir: Path, tmp_path: Path, change: dict[str, int]
 ) -> None:
     directory = shutil.copytree(model_dir, tmp_path / "model")
-    startup.make_ready(str(directory), "model_path", "cpu", "fp32")
-    assert len(begun) == 1
+    startup.start_preload(read_checkpoint(directory), "cpu", "fp32")
+    assert len(started) == 1
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     (directory / "config.json").write_text(json.dumps({**config, **change}), encoding="utf-8")
-    startup.make_ready(str(directory), "model_path", "cpu", "fp32")
-    assert len(begun) == 1
+    startup.start_preload(read_checkpoint(directory), "cpu", "fp32")
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize(
+    ("platform", "missing"), [("linux", ["cuda", "cuda:1", "mps"]), ("darwin", []), ("win32", ["mps"])]
+)
+def test_missing_device_is_refused_without_torch(
+    monkeypatch: pytest.MonkeyPatch, platform: str, missing: list[str]
+) -> None:
+    monkeypatch.setattr(startup.sys, "platform", platform)
+    monkeypatch.setattr(startup, "ACCELERATORS", ())
+    monkeypatch.setattr(startup, "BOARDS", ())
+    for device in ("auto", "cpu", "cuda", "cuda:1", "mps"):
+        if device in missing:
+            with pytest.raises(UserError, match=f"{device} asked for, but this machine has no such device") as caught:
+                startup.check_device(device)
+            assert caught.value.option == "device"
+        else:
+            startup.check_device(device)
