@@ -1,8 +1,8 @@
-"""Ctrl-C, SIGTERM and a closed terminal: how they end a session, with the terminal as it was.
+"""End a session on Ctrl-C, SIGTERM or a closed terminal, with the terminal restored.
 
-While a session starts, Ctrl-C ends the process where it stands: an exception could be swallowed by a library that is
-being imported, or leave the line editor half set up. SIGTERM and SIGHUP do so at any time. Nothing of a session has to
-be cleaned up but the terminal: its files are written in one piece.
+While a session starts, Ctrl-C ends the process immediately: a library that is being imported could swallow an
+exception, or the line editor could be left half set up. SIGTERM and SIGHUP end it immediately at any time. The terminal
+alone has to be restored: files are written atomically.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any, Literal, NoReturn
 
 try:
     import termios
-except ModuleNotFoundError:  # Windows sets its terminal back by itself
+except ModuleNotFoundError:  # Windows restores its terminal by itself
     termios = None  # type: ignore[assignment]
 
-# Ends a line editor's paste mode, lets lines wrap, shows the cursor, and ends colours.
+# Ends bracketed paste, turns on line wrapping, shows the cursor, and resets colours.
 PLAIN_SCREEN = b"\x1b[?2004l\x1b[?7h\x1b[?25h\x1b[0m\r\n"
 
 SIGHUP = getattr(signal, "SIGHUP", None)  # none on Windows
@@ -29,16 +29,15 @@ LOCAL_MODES = 3
 
 
 class SessionSignals:
-    """Handles signals while it is entered, and sets the terminal back when it is left.
+    """Handle signals inside a `with` block, and restore the terminal at its end.
 
-    A signal that was ignored before, as nohup ignores SIGHUP, stays ignored. Outside of the main thread, where Python
+    A signal that was ignored before stays ignored, as SIGHUP under nohup. Outside the main thread, where Python
     handles no signals, nothing changes.
     """
 
     def __init__(self) -> None:
         self.on_ctrl_c: Literal["end", "raise", "ignore"] = "end"
-        """What Ctrl-C does: end the process, raise KeyboardInterrupt, or nothing, where a line editor is busy with its
-        own keys."""
+        """The effect of Ctrl-C: end the process, raise KeyboardInterrupt, or none while a line editor reads keys."""
         self.has_line_editor = False
         self._modes = _modes_of_stdin()
         self._before: dict[int, Any] = {}
@@ -46,21 +45,21 @@ class SessionSignals:
     def __enter__(self) -> SessionSignals:
         handlers = {signal.SIGINT: self._on_ctrl_c, signal.SIGTERM: self._on_end, SIGHUP: self._on_end}
         for number, handler in handlers.items():
-            with contextlib.suppress(ValueError):  # another thread than the main one
+            with contextlib.suppress(ValueError):  # not the main thread
                 if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._before[number] = signal.signal(number, handler)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if self._is_hung_up():  # nobody is left who could read an error, and a later write would be one
+        if self._is_hung_up():  # an error could not be read, and printing it would raise another one
             self.end(1 if SIGHUP is None else SIGHUP)
-        self._set_back()
+        self._restore_terminal()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:
-        """While texts are written Ctrl-C stops them, and keys that are typed wait for the next line, unseen."""
+        """Let Ctrl-C raise KeyboardInterrupt inside the block, and do not echo the keys that are typed meanwhile."""
         self.on_ctrl_c = "raise"
         try:
             with self._unechoed():
@@ -69,8 +68,8 @@ class SessionSignals:
             self.on_ctrl_c = "ignore"
 
     def end(self, number: int) -> NoReturn:
-        """End the process at once, as a shell says it of this signal."""
-        self._set_back()
+        """End the process immediately, with the exit code that shells report for this signal."""
+        self._restore_terminal()
         if self.has_line_editor:
             _write(1, PLAIN_SCREEN)
         if number != SIGHUP:
@@ -87,7 +86,7 @@ class SessionSignals:
         self.end(number)
 
     def _is_hung_up(self) -> bool:
-        """Whether the terminal that was there is gone."""
+        """Whether the terminal of this session has been closed."""
         return self._modes is not None and _modes_of_stdin() is None
 
     @contextlib.contextmanager
@@ -104,26 +103,29 @@ class SessionSignals:
         finally:
             _set_modes(before)
 
-    def _set_back(self) -> None:
+    def _restore_terminal(self) -> None:
         if self._modes is not None:
             _set_modes(self._modes)
 
 
 def _modes_of_stdin() -> list[Any] | None:
-    """None where stdin is no terminal, or none any more."""
+    """Return the modes of the terminal; None if stdin is no terminal, or its terminal was closed."""
     if termios is None:
         return None
     try:
         return termios.tcgetattr(sys.stdin.fileno())
-    except (termios.error, OSError, ValueError, AttributeError):  # closed, or replaced by something without a file
+    except (termios.error, OSError, ValueError, AttributeError):  # closed, or replaced by an object without a file
         return None
 
 
 def _set_modes(modes: list[Any]) -> None:
-    """Nothing happens to a terminal that is gone. One that another program has taken over would stop this one."""
+    """Set the modes of the terminal, if it still exists.
+
+    SIGTTOU is ignored meanwhile: it would stop this process if another program has taken over the terminal.
+    """
     stopped = signal.SIGTTOU
     handler = None
-    with contextlib.suppress(ValueError):  # another thread than the main one
+    with contextlib.suppress(ValueError):  # not the main thread
         handler = signal.signal(stopped, signal.SIG_IGN)
     with contextlib.suppress(termios.error, OSError, ValueError, AttributeError):
         termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, modes)
@@ -132,7 +134,10 @@ def _set_modes(modes: list[Any]) -> None:
 
 
 def _write(file: int, text: bytes) -> None:
-    """Past Python's buffers, which the signal may have found in use; not where nobody reads, which would never end."""
+    """Write to a descriptor, but not if that would block.
+
+    Python's own streams are not used: the signal may have interrupted a write to them.
+    """
     with contextlib.suppress(OSError, ValueError):
         if select.select([], [file], [], 0)[1]:
             os.write(file, text)

@@ -1,4 +1,4 @@
-"""stdin, stdout and stderr as a script finds them: in any locale, closed, full, or with nobody at the other end."""
+"""stdin, stdout and stderr in any locale: UTF-8, and robust against streams that are closed, full or broken pipes."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from gpt2tg.errors import RunError
 
 
 def notice(text: str) -> None:
-    """One line of talk, on stderr: stdout carries the product alone. Of several processes on a machine one speaks.
+    """Print a line on stderr, in the first process of a machine only. stdout carries results alone.
 
-    Written in one piece: `print` writes the end of the line on its own, and another process may come between.
+    The line is written in one piece: `print` writes the line break separately, and another process may come between.
     """
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        with contextlib.suppress(OSError, ValueError):  # nobody listens, which is no reason to end
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it, which is no reason to stop
             sys.stderr.write(f"{printable(text)}\n")
             sys.stderr.flush()
 
 
 def write_out(text: str = "") -> None:
-    """Write to stdout and show at once, with what was printed before.
+    """Write to stdout and flush it.
 
     Raises:
-        RunError: it takes no more.
-        BrokenPipeError: who reads it has seen enough.
+        RunError: the disk is full, or the device refuses it.
+        BrokenPipeError: the reader has closed the pipe.
     """
     try:
         sys.stdout.write(text)
@@ -37,7 +37,7 @@ def write_out(text: str = "") -> None:
 
 
 def printable(text: str) -> str:
-    """A text with what stands for single bytes read as UTF-8, as in the names of files where the locale is another."""
+    """Return a text that can be printed as UTF-8; bytes that Python keeps as surrogates in file names are decoded."""
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     except UnicodeEncodeError:
@@ -45,24 +45,24 @@ def printable(text: str) -> str:
 
 
 def speak_utf8() -> None:
-    """Read and write UTF-8 whatever the locale: a story with an accent must not end in an encoding error."""
+    """Let all streams read and write UTF-8 in any locale: an accent must not raise an encoding error."""
     for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "replace"), (sys.stdin, "surrogateescape")):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors=errors)
 
 
 def open_closed_streams() -> None:
-    """Connect a stream that the shell closed (`>&-`) to the null device.
+    """Connect streams that the shell has closed (`>&-`) to the null device.
 
-    A file opened later would get the number of the stream, and what libraries print would end up in it.
+    Otherwise a file that is opened later gets the stream's number, and libraries print into it.
     """
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # each takes the lowest free number
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # each opens with the lowest free number
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # until the process ends
 
 
 def silence_broken_streams() -> None:
-    """Connect a stream that takes no more to the null device: Python would complain again on closing it."""
+    """Connect a broken stream to the null device: Python would raise again when it closes the stream."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -29,7 +29,7 @@ TUNED = DecodingOptions(decoding="top_p", temperature=1.1, top_p=0.85, min_p=0.0
 
 @pytest.fixture
 def tuned_dir(model_dir: Path, tmp_path: Path) -> Path:
-    """A checkpoint of ours with settings of its own."""
+    """A checkpoint with tuned settings."""
     directory = tmp_path / "tuned"
     shutil.copytree(model_dir, directory)
     write_tuned_settings(directory, TUNED)
@@ -37,7 +37,7 @@ def tuned_dir(model_dir: Path, tmp_path: Path) -> Path:
 
 
 def generated(directory: Path, capsys: Capture, *flags: str) -> tuple[str, str]:
-    """Stdout, and the lines of stderr that are about settings."""
+    """Generate; return stdout, and the lines of stderr about the checkpoint."""
     command = ["--model_path", str(directory), "--prompt", "The fox", "--max_new_tokens", "12", "--seed", "3", *flags]
     assert generate_from_finetuned.main([*command, "--num_sequences", "1"]) == 0
     out, err = capsys.readouterr()
@@ -71,7 +71,7 @@ def test_other_entries_of_the_file_stay(tuned_dir: Path, model_dir: Path) -> Non
 
 
 def test_training_still_resumes_from_the_checkpoint(tuned_dir: Path) -> None:
-    """A manifest that did not know of the settings would call them damage."""
+    """The manifest has to record the new file: any other file counts as damage."""
     seal(tuned_dir, {"step": 3})
     write_tuned_settings(tuned_dir, DecodingOptions(decoding="top_p", temperature=0.9))
     assert damage(tuned_dir) is None
@@ -124,14 +124,14 @@ def test_session_uses_them(tuned_dir: Path, capsys: Capture, monkeypatch: pytest
 
 @pytest.fixture
 def session(model_dir: Path) -> Session:
-    """With the model that brings nothing."""
+    """A session with a model without tuned settings."""
     options = DecodingOptions(num_sequences=1, seed=3, max_new_tokens=12)
     front = Front(read=input, write=lambda _: None, say=lambda _: None)
     return Session(load(str(model_dir)), options, str(model_dir), front, load_checkpoint)
 
 
 def said_to(session: Session, *lines: str) -> list[str]:
-    """What the session says to these lines."""
+    """Return what the session prints about these lines."""
     said: list[str] = []
     session.front = replace(session.front, say=said.append)
     for line in lines:
@@ -152,7 +152,7 @@ def test_another_model_of_a_session_has_its_own_settings(session: Session, tuned
 
 
 def test_settings_chosen_in_a_session_stay(session: Session, tuned_dir: Path, model_dir: Path) -> None:
-    """Even where it was set to what it was."""
+    """Even those that were set to the value they had."""
     said = said_to(session, "/set temperature=0.7 min_p=off", f"/model {tuned_dir}")
     assert said[1] == "settings of the checkpoint, found by --tune: top_p=0.85 no_repeat_ngram=3"
     assert (session.options.temperature, session.options.min_p, session.options.top_p) == (0.7, None, 0.85)
@@ -207,7 +207,7 @@ def test_comparison_shows_them_beside_the_strategies(tuned_dir: Path, capsys: Ca
 def test_chosen_checkpoint_has_its_own_settings(
     tuned_dir: Path, model_dir: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    """Not those of the model in the directory of the run."""
+    """And does not use those of the model in the output directory itself."""
     run = tmp_path / "run"
     shutil.copytree(model_dir, run)
     shutil.copytree(tuned_dir, run / "checkpoint-5")

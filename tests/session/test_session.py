@@ -6,14 +6,13 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import FABLES
 
 from gpt2tg.errors import UserError
-from gpt2tg.generation.generator import Generator, load
+from gpt2tg.generation.generator import Generator, load, load_checkpoint
 from gpt2tg.inspection.tables import candidate_table
 from gpt2tg.inspection.tokens import inspect_ids, next_token
 from gpt2tg.options import DecodingOptions, decoding_options
@@ -54,7 +53,7 @@ class Talk:
         self.said: list[str] = []
         self.lines: list[object] = []
         front = Front(self._read, self._write, self.said.append, edit, style, lambda: 80, at_terminal)
-        self.session = Session(generator, options, "tiny", front, partial(load, option="model"))
+        self.session = Session(generator, options, "tiny", front, load_checkpoint)
         self.interrupt_after = -1
 
     def _read(self) -> str:
