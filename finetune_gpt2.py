@@ -22,7 +22,7 @@ examples:
 
 
 def parser() -> cli.Parser:
-    """The flags of this script."""
+    """Return the parser of this script."""
     script = cli.Parser(prog="finetune_gpt2.py", description=__doc__, examples=EXAMPLES)
     script.add_options(ModelNameOptions)
     script.add_options(DeviceOptions)
@@ -30,14 +30,14 @@ def parser() -> cli.Parser:
     return script
 
 
-def train_as_flagged(given: dict[str, Any]) -> None:
+def run_training(given: dict[str, Any]) -> None:
     """Train as the flags say."""
     train(TrainCommand.from_flags(Flags(given)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script; returns its exit code."""
-    return cli.run(parser(), train_as_flagged, argv)
+    """Run the script and return its exit code."""
+    return cli.run(parser(), run_training, argv)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ examples:
 
 
 def parser() -> cli.Parser:
-    """The flags of this script."""
+    """Return the parser of this script."""
     script = cli.Parser(prog="generate_from_finetuned.py", description=__doc__, examples=EXAMPLES)
     for options in (
         ModelPathOptions,
@@ -65,7 +65,7 @@ def generate(given: dict[str, Any]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script; returns its exit code."""
+    """Run the script and return its exit code."""
     return cli.run(parser(), generate, argv)
 
 

@@ -54,7 +54,7 @@ TASKS: dict[str, tuple[type, ...]] = {
 
 
 def parser() -> cli.Parser:
-    """The flags of this script: those of all tasks."""
+    """Return the parser of this script, with the flags of all tasks."""
     script = cli.Parser(prog="gpt2_text_generation.py", description=__doc__, examples=EXAMPLES)
     script.add_options(TaskOptions)
     for task in ("generate", "train", "evaluate"):
@@ -82,7 +82,7 @@ def run_task(given: dict[str, Any]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script; returns its exit code."""
+    """Run the script and return its exit code."""
     return cli.run(parser(), run_task, argv)
 
 

@@ -38,7 +38,7 @@ examples:
 
 
 def parser() -> cli.Parser:
-    """The flags of this script."""
+    """Return the parser of this script."""
     script = cli.Parser(prog="text_generation_demo.py", description=__doc__, examples=EXAMPLES)
     for options in (
         ModelNameOptions,
@@ -81,7 +81,7 @@ def _flags_of_session(flags: Flags) -> Flags:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script; returns its exit code."""
+    """Run the script and return its exit code."""
     return cli.run(parser(), demonstrate, argv)
 
 

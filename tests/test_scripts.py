@@ -93,6 +93,12 @@ def test_both_tasks_of_the_one_script(text_file: Path, model_dir: Path, tmp_path
     assert capsys.readouterr().out.startswith("The fox")
 
 
+def test_device_of_a_training_task_is_used(text_file: Path, model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+    words = training_words(text_file, model_dir, tmp_path / "out", "--device", "cpu", "--dry_run")
+    assert gpt2_text_generation.main(["--task", "train", *words]) == 0
+    assert "--device is not used" not in capsys.readouterr().err
+
+
 def test_a_flag_of_the_other_task_is_said(model_dir: Path, capsys: Capture) -> None:
     command = ["--task", "generate", "--model_name", str(model_dir), "--max_length", "20", "--epochs", "3"]
     assert gpt2_text_generation.main(command) == 0

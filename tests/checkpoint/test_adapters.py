@@ -161,7 +161,7 @@ def cut(directory: Path) -> None:
         (lambda directory: pointer(directory / "adapter_config.json"), "git lfs pull"),
         (lambda directory: pointer(directory / "adapter_model.safetensors"), "git lfs pull"),
         (lambda directory: edit(directory, base_model_name_or_path=None), "does not name the model"),
-        (lambda directory: edit(directory, base_model_name_or_path="/nowhere/model"), "which cannot be had"),
+        (lambda directory: edit(directory, base_model_name_or_path="/nowhere/model"), "which cannot be found"),
         (lambda directory: edit(directory, base_model_name_or_path="gpt2-tiny"), "does not fit the model gpt2-tiny"),
         (lambda directory: edit(directory, base_model_name_or_path=str(directory)), "for itself"),
     ],
