@@ -53,7 +53,8 @@ class Preload:
     """A background thread that packs the weights of one checkpoint. Whoever started it takes the result once."""
 
     def __init__(self, checkpoint: Checkpoint, precision: str, library: kernels.Kernels) -> None:
-        """
+        """Allocate the memory and start the thread.
+
         Raises:
             OSError, RuntimeError: the system grants no memory, or no thread.
         """
