@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from gpt2tg.commands.flags import Flags, flags_of, notice_unused
 from gpt2tg.commands.loading import ModelChoice, start_loading
 from gpt2tg.commands.output import check_output
-from gpt2tg.engine.cpu.startup import check_device
 from gpt2tg.io.streams import notice
 from gpt2tg.options import DecodingOptions, InspectionOptions, PromptOptions
 
@@ -46,7 +45,7 @@ def candidates(model: ModelChoice, command: CandidatesCommand) -> None:
         names = [name for name in flags_of(options) if name not in USED]
         notice_unused(command.given, names, "--candidates shows the model's own probabilities of the next token")
     check_output(command.prompts)
-    check_device(model.device)
+    model.check_device()
 
     from gpt2tg.batch.prompts import read_prompts, trailing_spaces
 

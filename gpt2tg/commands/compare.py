@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from gpt2tg.checkpoint.tuned_settings import as_strategy
 from gpt2tg.commands.flags import Flags, flags_of, notice_unused
 from gpt2tg.commands.loading import Loading, ModelChoice, start_loading
-from gpt2tg.engine.cpu.startup import check_device
 from gpt2tg.io.streams import notice, write_out
 from gpt2tg.options import STRATEGIES, CompareOptions, DecodingOptions, PromptOptions, TuneOptions
 
@@ -54,7 +53,7 @@ def compare(model: ModelChoice, command: CompareCommand) -> None:
     from gpt2tg.comparison.strategies import strategies_to_compare
 
     strategies_to_compare(command.base, command.compare.strategies, say=lambda _: None)  # refuses a wrong --strategies
-    check_device(model.device)
+    model.check_device()
 
     from gpt2tg.comparison.request import carry_out, read_request, texts_of
 

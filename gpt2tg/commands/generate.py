@@ -10,7 +10,6 @@ from gpt2tg.checkpoint.tuned_settings import with_settings
 from gpt2tg.commands.flags import Flags, notice_unused
 from gpt2tg.commands.loading import ModelChoice, start_loading
 from gpt2tg.commands.output import check_output, write_text
-from gpt2tg.engine.cpu.startup import check_device
 from gpt2tg.io.streams import notice
 from gpt2tg.options import DecodingOptions, InspectionOptions, PromptOptions, unused_options, why_unused
 
@@ -49,7 +48,7 @@ def generate(model: ModelChoice, command: GenerateCommand) -> None:
     """
     notice_unused_decoding(command.decoding, command.given)
     check_output(command.prompts, resumes=True)
-    check_device(model.device)
+    model.check_device()
     _notice_unused_prompts(command)
 
     from gpt2tg.batch.prompts import read_prompts

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 from gpt2tg.checkpoint.checkpoint import Checkpoint, resolve_checkpoint
 from gpt2tg.checkpoint.tuned_settings import Settings, as_flags, beside_chosen
 from gpt2tg.commands.flags import Flags
-from gpt2tg.engine.cpu.preload import Preload
-from gpt2tg.engine.cpu.startup import import_torch
 from gpt2tg.io.streams import notice
 from gpt2tg.options import CheckpointOptions, DecodingOptions, DeviceOptions, PrecisionOptions
 
-if TYPE_CHECKING:  # imports torch
+if TYPE_CHECKING:  # they import ctypes and torch
+    from gpt2tg.engine.cpu.preload import Preload
     from gpt2tg.generation.generator import Generator
 
 
@@ -35,6 +34,16 @@ class ModelChoice:
         """Choose the model `name`, which was written after the flag `option`."""
         which, device = flags.pick(CheckpointOptions).checkpoint, flags.pick(DeviceOptions).device
         return cls(name, option, which, device, flags.pick(PrecisionOptions).precision)
+
+    def check_device(self) -> None:
+        """Refuse a device that certainly does not exist.
+
+        Raises:
+            UserError: names the device.
+        """
+        from gpt2tg.engine.cpu.startup import check_device
+
+        check_device(self.device)
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,8 @@ def start_loading(model: ModelChoice) -> Loading:
     Raises:
         UserError: the model or the checkpoint does not exist, or is broken.
     """
+    from gpt2tg.engine.cpu.startup import import_torch
+
     checkpoint = resolve(model)
     preload = import_torch(checkpoint, model.device, model.precision)
     return Loading(checkpoint, model.device, model.precision, preload)

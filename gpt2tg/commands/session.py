@@ -11,7 +11,6 @@ from gpt2tg.commands.flags import Flags, flags_of, notice_unused
 from gpt2tg.commands.generate import notice_unused_decoding
 from gpt2tg.commands.loading import ModelChoice, load_generator, start_loading
 from gpt2tg.commands.output import write_text
-from gpt2tg.engine.cpu.startup import check_device
 from gpt2tg.errors import UserError
 from gpt2tg.io.signals import SessionSignals
 from gpt2tg.io.streams import notice
@@ -66,7 +65,7 @@ def session(model: ModelChoice, command: SessionCommand) -> None:
 
 def _run(model: ModelChoice, command: SessionCommand, signals: SessionSignals) -> None:
     notice_unused_decoding(command.decoding, command.given)
-    check_device(model.device)
+    model.check_device()
     loading = start_loading(model)
     tuned = loading.tuned_settings(command.decoding, command.given)
 

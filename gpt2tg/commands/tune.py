@@ -11,7 +11,6 @@ from gpt2tg.checkpoint.hub import GENERATION_CONFIG
 from gpt2tg.checkpoint.tuned_settings import as_flags, tunable_settings, write_tuned_settings
 from gpt2tg.commands.flags import Flags, notice_unused
 from gpt2tg.commands.loading import Loading, ModelChoice, start_loading
-from gpt2tg.engine.cpu.startup import check_device
 from gpt2tg.errors import UserError
 from gpt2tg.io.outputs import check_file
 from gpt2tg.io.streams import notice, write_out
@@ -75,7 +74,7 @@ def tune(model: ModelChoice, command: TuneCommand) -> None:
     why = "--tune searches settings for --reference, one text to each prompt"
     notice_unused(command.given, UNUSED, why)
     notice_unused(command.given, SEARCHED_SETTINGS, "--tune searches it")
-    check_device(model.device)
+    model.check_device()
 
     from gpt2tg.comparison import report, table
 

@@ -275,7 +275,7 @@ def test_tuning_leaves_the_checkpoint_alone_unless_told(
     out, err = capsys.readouterr()
     assert out.splitlines()[1].startswith("default")
     assert err.splitlines()[1] == "measuring the reference; then settings are tried and the best checked, in 16 s"
-    assert "--apply makes them the checkpoint's own" in err
+    assert "--apply saves them in the checkpoint" in err
     assert (tmp_path / "model" / GENERATION_CONFIG).read_bytes() == before
     html = page.read_text(encoding="utf-8")
     assert "Where the search went" in html
