@@ -54,6 +54,7 @@ def test_checkpoint_of_a_run_is_chosen(model_dir: Path, tmp_path: Path) -> None:
         resolve_checkpoint(str(tmp_path), which="7")
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it
 def test_adapter_has_its_model_as_base(model_dir: Path, tmp_path: Path) -> None:
     config = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)
     get_peft_model(GPT2LMHeadModel.from_pretrained(model_dir), config).save_pretrained(tmp_path)
