@@ -1,4 +1,4 @@
-"""Every script from its command line to the files and texts it leaves."""
+"""Each script from its command line to the files and texts that it writes."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_one_text_stands_alone_on_stdout(model_dir: Path, decoding: str, capsys:
     assert "seed" in err or decoding in ("greedy", "beam")
 
 
-def test_the_seed_that_is_said_gives_the_same_texts_again(model_dir: Path, capsys: Capture) -> None:
+def test_printed_seed_reproduces_the_texts(model_dir: Path, capsys: Capture) -> None:
     generate_from_finetuned.main(words(model_dir, "--temperature", "1"))
     out, err = capsys.readouterr()
     seed = err.split("--seed ")[1].split()[0]
@@ -76,7 +76,7 @@ def test_the_seed_that_is_said_gives_the_same_texts_again(model_dir: Path, capsy
     assert capsys.readouterr().out == out
 
 
-def test_flags_of_no_use_are_said(model_dir: Path, capsys: Capture) -> None:
+def test_unused_flags_produce_a_notice(model_dir: Path, capsys: Capture) -> None:
     command = words(model_dir, "--decoding", "greedy", "--top_p", "0.5", "--num-beams", "4")
     assert generate_from_finetuned.main(command) == 0
     assert capsys.readouterr().err.splitlines() == [
@@ -85,7 +85,7 @@ def test_flags_of_no_use_are_said(model_dir: Path, capsys: Capture) -> None:
     ]
 
 
-def test_both_tasks_of_the_one_script(text_file: Path, model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_train_then_generate_with_one_script(text_file: Path, model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
     output_dir = tmp_path / "both"
     assert gpt2_text_generation.main(["--task", "train", *training_words(text_file, model_dir, output_dir)]) == 0
     command = ["--task", "generate", "--model_name", str(output_dir), "--prompt", "The fox", "--max_length", "20"]
@@ -99,7 +99,7 @@ def test_device_of_a_training_task_is_used(text_file: Path, model_dir: Path, tmp
     assert "--device is not used" not in capsys.readouterr().err
 
 
-def test_a_flag_of_the_other_task_is_said(model_dir: Path, capsys: Capture) -> None:
+def test_flag_of_another_task_produces_a_notice(model_dir: Path, capsys: Capture) -> None:
     command = ["--task", "generate", "--model_name", str(model_dir), "--max_length", "20", "--epochs", "3"]
     assert gpt2_text_generation.main(command) == 0
     assert capsys.readouterr().err == "--epochs is not used: it does nothing in --task generate\n"
@@ -114,10 +114,10 @@ def test_prompts_from_a_pipe(model_dir: Path, capsys: Capture, monkeypatch: pyte
     assert "\nThe owl" in out
 
 
-def test_a_refused_line_of_a_pipe_is_no_success(
+def test_refused_line_of_a_pipe_fails_the_script(
     model_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other lines are answered, and a script can know that one was not."""
+    """The other lines are answered, and the exit code tells that one was not."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("The fox\n/shw\nThe owl\r\n"))
     command = ["--model_path", str(model_dir), "--decoding", "greedy", "--max_new_tokens", "5"]
     assert text_generation_demo.main(command) == 2
@@ -131,7 +131,7 @@ def test_a_refused_line_of_a_pipe_is_no_success(
     )
 
 
-def test_a_session_may_begin_with_a_prompt(model_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_session_begins_with_the_prompt(model_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = load(str(model_dir))
     options = DecodingOptions(decoding="greedy", max_new_tokens=12, num_sequences=1)
     for script, more in ((text_generation_demo, []), (generate_from_finetuned, ["--interactive"])):
@@ -143,7 +143,7 @@ def test_a_session_may_begin_with_a_prompt(model_dir: Path, capsys: Capture, mon
 
 @pytest.mark.parametrize("flags", [["--output", "x"], ["--format", "jsonl"], ["--candidates", "3"], ["--score", "x"],
                                    ["--prompts_file", "x"], ["--show_probabilities"]])  # fmt: skip
-def test_what_contradicts_a_session_is_refused(model_dir: Path, flags: list[str], capsys: Capture) -> None:
+def test_flags_that_contradict_a_session_are_refused(model_dir: Path, flags: list[str], capsys: Capture) -> None:
     assert generate_from_finetuned.main(words(model_dir, "--interactive", *flags)) == 2
     assert f"--interactive and {flags[0]} contradict each other" in capsys.readouterr().err
 
@@ -207,7 +207,7 @@ def test_mistakes_end_in_one_line_and_exit_code_2(
     assert [path.name for path in full.iterdir()] == ["diary.txt"]
 
 
-def test_a_reader_that_closes_the_pipe_is_no_error(model_dir: Path) -> None:
+def test_closed_pipe_is_no_error(model_dir: Path) -> None:
     command = (
         f"{sys.executable} generate_from_finetuned.py --model_path {model_dir} --max_length 60 --seed 1 | head -c 1"
     )
@@ -218,7 +218,7 @@ def test_a_reader_that_closes_the_pipe_is_no_error(model_dir: Path) -> None:
     assert len(result.stdout) == 1
 
 
-def test_utf8_whatever_the_locale(model_dir: Path) -> None:
+def test_utf8_in_any_locale(model_dir: Path) -> None:
     environment = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "generate_from_finetuned.py", *words(model_dir, "--decoding", "greedy")]
     command[command.index("The fox")] = "Märchen 猫"

@@ -1,4 +1,4 @@
-"""Files that flags name to be written: devices, pipes, links, other people's modes, full disks, closed streams."""
+"""Output files and streams: devices, pipes, links, file modes, full disks, closed streams."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def named(source: list[str], lines: Path) -> list[str]:
 
 
 def read_in_background(pipe: Path) -> Callable[[], str]:
-    """Read a pipe to its end; the function returned waits for that and gives what came."""
+    """Read a pipe to its end in a thread; the returned function waits for it and returns the text."""
     found: list[str] = []
     thread = threading.Thread(target=lambda: found.append(pipe.read_text(encoding="utf-8")), daemon=True)
     thread.start()
@@ -67,7 +67,7 @@ def read_in_background(pipe: Path) -> Callable[[], str]:
 @FORMS
 @SOURCES
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
-def test_a_full_device_is_named_and_stays_a_device(
+def test_full_device_is_named_and_not_replaced(
     model_dir: Path, tmp_path: Path, lines: Path, form: str, source: list[str], overwrite: list[str], capsys: Capture
 ) -> None:
     link = tmp_path / "link"
@@ -81,15 +81,13 @@ def test_a_full_device_is_named_and_stays_a_device(
 
 @FORMS
 @SOURCES
-def test_the_null_device_takes_all_without_overwrite(
-    model_dir: Path, lines: Path, form: str, source: list[str]
-) -> None:
+def test_null_device_needs_no_overwrite(model_dir: Path, lines: Path, form: str, source: list[str]) -> None:
     assert run(model_dir, *named(source, lines), "--output", os.devnull, "--format", form) == 0
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
 
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
-def test_a_pipe_gets_the_records_of_all_prompts(
+def test_pipe_gets_the_records_of_all_prompts(
     model_dir: Path, tmp_path: Path, lines: Path, overwrite: list[str], capsys: Capture
 ) -> None:
     pipe = tmp_path / "pipe"
@@ -101,7 +99,7 @@ def test_a_pipe_gets_the_records_of_all_prompts(
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
-def test_a_pipe_gets_the_text(model_dir: Path, tmp_path: Path) -> None:
+def test_pipe_gets_the_text(model_dir: Path, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     came = read_in_background(pipe)
@@ -109,7 +107,7 @@ def test_a_pipe_gets_the_text(model_dir: Path, tmp_path: Path) -> None:
     assert came().startswith("The owl")
 
 
-def test_a_pipe_is_announced_before_the_model_is_read(tmp_path: Path, capsys: Capture) -> None:
+def test_pipe_is_announced_before_the_model_is_read(tmp_path: Path, capsys: Capture) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     assert run(tmp_path / "no model", "--output", pipe) == 2
@@ -118,7 +116,7 @@ def test_a_pipe_is_announced_before_the_model_is_read(tmp_path: Path, capsys: Ca
 
 
 @FORMS
-def test_a_reader_of_a_pipe_that_leaves_is_no_error(model_dir: Path, form: str, capsys: Capture) -> None:
+def test_reader_that_closes_its_pipe_is_no_error(model_dir: Path, form: str, capsys: Capture) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     assert run(model_dir, "--prompt", "The owl", "--output", f"/dev/fd/{writing}", "--format", form) == 0
@@ -126,8 +124,8 @@ def test_a_reader_of_a_pipe_that_leaves_is_no_error(model_dir: Path, form: str, 
     assert capsys.readouterr().err == ""
 
 
-def test_an_open_descriptor_is_written_to_where_it_stands(tmp_path: Path) -> None:
-    """As `>> log` has it: what the file held stays, and it stays the same file."""
+def test_open_descriptor_is_written_at_its_position(tmp_path: Path) -> None:
+    """As with `>> log`: the old content stays, and so does the file itself."""
     log = tmp_path / "log"
     log.write_text("before\n")
     inode = log.stat().st_ino
@@ -150,7 +148,7 @@ def test_dev_stdout_is_stdout(tmp_path: Path) -> None:
 
 
 @FORMS
-def test_a_dash_is_stdout(
+def test_dash_is_stdout(
     form: str, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -161,7 +159,7 @@ def test_a_dash_is_stdout(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_descriptor_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
+def test_descriptor_open_for_reading_is_refused_first(tmp_path: Path) -> None:
     (tmp_path / "x").touch()
     with (tmp_path / "x").open() as file, pytest.raises(UserError, match="Bad file descriptor"):
         check_file(Path(f"/dev/fd/{file.fileno()}"), "output", pytest.fail)
@@ -174,7 +172,7 @@ def test_a_descriptor_that_cannot_be_written_is_refused_first(tmp_path: Path) ->
 
 @FORMS
 @SOURCES
-def test_a_link_is_followed_and_the_file_keeps_its_mode(
+def test_link_is_followed_and_the_file_keeps_its_mode(
     model_dir: Path, tmp_path: Path, lines: Path, form: str, source: list[str]
 ) -> None:
     (tmp_path / "there").mkdir()
@@ -194,9 +192,7 @@ def test_a_link_is_followed_and_the_file_keeps_its_mode(
 
 @FORMS
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
-def test_a_link_to_nothing_makes_the_file_it_names(
-    model_dir: Path, tmp_path: Path, form: str, overwrite: list[str]
-) -> None:
+def test_dangling_link_creates_its_target(model_dir: Path, tmp_path: Path, form: str, overwrite: list[str]) -> None:
     link = tmp_path / "link"
     link.symlink_to("new")
     assert run(model_dir, "--prompt", "The owl", "--output", link, "--format", form, *overwrite) == 0
@@ -204,13 +200,13 @@ def test_a_link_to_nothing_makes_the_file_it_names(
     assert "The owl" in (tmp_path / "new").read_text()
 
 
-def test_a_new_file_has_the_usual_mode(tmp_path: Path) -> None:
+def test_new_file_has_the_default_mode(tmp_path: Path) -> None:
     (tmp_path / "usual").touch()
     write_whole(tmp_path / "story.txt", "x")
     assert (tmp_path / "story.txt").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
-def test_the_owner_of_a_file_stays(tmp_path: Path) -> None:
+def test_owner_of_a_file_stays(tmp_path: Path) -> None:
     if os.getuid() != 0:
         pytest.skip("only root may give files away")
     story = tmp_path / "story.txt"
@@ -222,13 +218,13 @@ def test_the_owner_of_a_file_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a" * 255, "é" * 127, ".hidden"])
-def test_any_name_that_the_system_takes_is_taken(model_dir: Path, tmp_path: Path, name: str) -> None:
+def test_any_name_that_the_system_accepts_is_written(model_dir: Path, tmp_path: Path, name: str) -> None:
     for overwrite in ([], ["--overwrite"]):
         assert run(model_dir, "--prompt", "The owl", "--output", tmp_path / name, *overwrite) == 0
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_other_names_of_a_file_are_noticed(tmp_path: Path) -> None:
+def test_hard_links_produce_a_notice(tmp_path: Path) -> None:
     story = tmp_path / "story.txt"
     story.write_text("old")
     os.link(story, tmp_path / "other.txt")
@@ -243,9 +239,7 @@ def test_other_names_of_a_file_are_noticed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "where", [".", "no/file", "file/x", "loop", "a" * 256, "/proc/none", "/proc/self/none", "sock"]
 )
-def test_places_that_cannot_be_written_are_refused_before_the_model(
-    tmp_path: Path, form: str, where: str, capsys: Capture
-) -> None:
+def test_unwritable_output_is_refused_before_the_model(tmp_path: Path, form: str, where: str, capsys: Capture) -> None:
     import socket
 
     (tmp_path / "file").touch()
@@ -262,7 +256,7 @@ def test_places_that_cannot_be_written_are_refused_before_the_model(
         assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_report_is_checked_and_written_like_any_output(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_report_is_checked_and_written_like_any_output(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
     table, page = tmp_path / "table.csv", tmp_path / "page.html"
     table.symlink_to(FULL)
     page.write_text("old")
@@ -291,7 +285,7 @@ SMALL = (
 
 @pytest.mark.parametrize("how", ["write_whole", "append_whole"])
 @pytest.mark.parametrize("held", [None, "what it held\n"])
-def test_a_full_disk_leaves_all_as_it_was(tmp_path: Path, how: str, held: str | None) -> None:
+def test_full_disk_leaves_files_as_they_were(tmp_path: Path, how: str, held: str | None) -> None:
     path = tmp_path / "story.txt"
     if held is not None or how == "append_whole":
         path.write_text(held or "")
@@ -302,7 +296,7 @@ def test_a_full_disk_leaves_all_as_it_was(tmp_path: Path, how: str, held: str | 
     assert [file.name for file in tmp_path.iterdir()] in ([], ["story.txt"])
 
 
-def test_an_interrupt_while_writing_leaves_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_write_leaves_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -312,7 +306,7 @@ def test_an_interrupt_while_writing_leaves_no_draft(tmp_path: Path, monkeypatch:
     assert not list(tmp_path.iterdir())
 
 
-def test_records_that_replace_a_file_do_so_only_when_written(
+def test_file_is_replaced_only_after_the_first_record(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     out = tmp_path / "out.jsonl"
@@ -328,7 +322,7 @@ def test_records_that_replace_a_file_do_so_only_when_written(
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
 
 
-def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
+def test_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=f"cannot write {tmp_path}/no/file: No such file"):
         append_whole(tmp_path / "no" / "file", "x")
 
@@ -352,7 +346,7 @@ cli.leave(cli.run(cli.Parser(prog="x.py", description="", examples=""), body, []
 
 
 def speak(tmp_path: Path, redirected: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a script whose streams the shell has redirected."""
+    """Run a script with redirected streams; return exit code, stdout and stderr."""
     command = f'"$0" -c "$1" "$2" {redirected}'
     words = ["bash", "-c", command, sys.executable, SPEAKER, str(tmp_path / "file")]
     found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -369,14 +363,14 @@ def test_closed_streams_end_quietly(tmp_path: Path, redirected: str) -> None:
 
 
 @pytest.mark.parametrize("redirected", ["| head -n 1", "2>&1 | head -n 1"])
-def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path: Path, redirected: str) -> None:
+def test_closed_pipe_ends_quietly(tmp_path: Path, redirected: str) -> None:
     code, out, err = speak(tmp_path, f"{redirected}; exit ${{PIPESTATUS[0]}}")
     assert code == 0
     assert out in ("product\n", "talk\n")
     assert err in ("", "talk\n")
 
 
-def test_a_full_stdout_is_named(tmp_path: Path) -> None:
+def test_full_stdout_is_named(tmp_path: Path) -> None:
     code, _, err = speak(tmp_path, "> /dev/full")
     assert code == 1
     assert err == "talk\nx.py: error: cannot write to standard output: No space left on device\n"

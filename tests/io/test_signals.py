@@ -1,4 +1,4 @@
-"""What signals do at each moment of a session, without a terminal."""
+"""The effect of signals at each moment of a session, without a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpt2tg.io.signals import SessionSignals
 
 
 class Ended(BaseException):
-    """Instead of the end of the process."""
+    """Raised instead of ending the process."""
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def test_ctrl_c_ends_a_session_until_it_has_started(ended: list[int]) -> None:
             signal.raise_signal(signal.SIGINT)
             with pytest.raises(KeyboardInterrupt), handling.answering():
                 signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)  # nothing is written any more
+            signal.raise_signal(signal.SIGINT)  # generation has ended
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
@@ -55,7 +55,7 @@ def test_other_signals_end_a_session_at_any_moment(ended: list[int], number: int
     assert ended == [128 + number]
 
 
-def test_a_signal_that_was_ignored_stays_ignored(ended: list[int]) -> None:
+def test_ignored_signal_stays_ignored(ended: list[int]) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with SessionSignals():
