@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from gpt2tg.checkpoint.adapters import adapter_file, base_name, is_adapter
-from gpt2tg.checkpoint.hub import (
+from gpt2tg.checkpoint.file_names import (
     ADAPTER_CONFIG,
     ADAPTER_PICKLE,
     ADAPTER_WEIGHTS,
@@ -14,9 +14,9 @@ from gpt2tg.checkpoint.hub import (
     TOKENIZER_FILES,
     VOCABULARY_FILES,
     WEIGHT_FILES,
-    fetch_model,
-    vocabulary_among,
+    complete_vocabulary,
 )
+from gpt2tg.checkpoint.hub import fetch_model
 from gpt2tg.checkpoint.weight_files import find_weights
 from gpt2tg.errors import UserError
 from gpt2tg.io.lfs import refuse_pointer
@@ -87,7 +87,7 @@ def _model_in(directory: Path, option: str) -> Path:
 def _checked(directory: Path) -> Path:
     """Return the directory after checking that its weights exist and that no file we read is a Git LFS pointer."""
     names = {path.name for path in directory.iterdir()}
-    unread = set(VOCABULARY_FILES).difference(vocabulary_among(names) or VOCABULARY_FILES)
+    unread = set(VOCABULARY_FILES).difference(complete_vocabulary(names) or VOCABULARY_FILES)
     for name in (*CONFIG_FILES, *TOKENIZER_FILES, ADAPTER_CONFIG):
         if name not in unread:
             refuse_pointer(directory / name)

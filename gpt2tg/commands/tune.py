@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt2tg.checkpoint.checkpoint import Checkpoint
-from gpt2tg.checkpoint.hub import GENERATION_CONFIG
+from gpt2tg.checkpoint.file_names import GENERATION_CONFIG
 from gpt2tg.checkpoint.tuned_settings import as_flags, tunable_settings, write_tuned_settings
 from gpt2tg.commands.flags import Flags, notice_unused
 from gpt2tg.commands.loading import Loading, ModelChoice, start_loading

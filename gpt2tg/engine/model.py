@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2tg.checkpoint.shape import ModelShape
-from gpt2tg.checkpoint.weight_files import HEAD
+from gpt2tg.checkpoint.tensor_names import HEAD
 from gpt2tg.engine.cpu.preload import Preloaded
 from gpt2tg.engine.matrices import Matrix, matrix_maker
 

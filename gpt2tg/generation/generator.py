@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from gpt2tg.checkpoint.checkpoint import Checkpoint, resolve_checkpoint
-from gpt2tg.checkpoint.tokenizer import TextTokenizer, load_tokenizer, note_on_unused, unused_ids
+from gpt2tg.checkpoint.text_stream import decode_tail
+from gpt2tg.checkpoint.tokenizer import TextTokenizer
+from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer, note_on_unused, unused_ids
 from gpt2tg.checkpoint.weights import stream_weights
 from gpt2tg.decoding import beam, contrastive, lookup, sampling
 from gpt2tg.decoding.interface import ALL_BANNED, NotFiniteError, Token
@@ -424,7 +426,7 @@ class Generator:
         strings, marks = with_marks(options.stop, self.tokenizer.special)
 
         def tail(index: int, ids: Sequence[int], count: int) -> str:
-            return self.tokenizer.tail(requests[index].ids, ids, count, marks)
+            return decode_tail(self.tokenizer, requests[index].ids, ids, count, marks)
 
         stop = StopStrings(strings, tail)
         if options.max_time is None:

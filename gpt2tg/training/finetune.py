@@ -27,7 +27,7 @@ from transformers import GPT2LMHeadModel, TrainerCallback, TrainerState, Trainin
 from transformers.integrations import integration_utils as integrations
 
 from gpt2tg import __version__
-from gpt2tg.checkpoint.adapters import ADAPTER_CONFIG
+from gpt2tg.checkpoint.file_names import ADAPTER_CONFIG
 from gpt2tg.checkpoint.runs import saved_checkpoints, step_of_model
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import Interrupted, RunError, UserError, masked, one_line

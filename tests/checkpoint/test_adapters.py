@@ -139,10 +139,10 @@ def cut(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut, "is cut or broken"),
-        (lambda directory: (directory / "adapter_model.safetensors").unlink(), "is cut, broken or missing"),
+        (cut, "is truncated or broken"),
+        (lambda directory: (directory / "adapter_model.safetensors").unlink(), "adapter_model.safetensors is missing"),
         (lambda directory: (directory / "adapter_config.json").write_text("{"), "adapter_config.json is no valid JSON"),
-        (lambda directory: edit(directory, peft_type="PREFIX_TUNING"), "only LoRA can be read"),
+        (lambda directory: edit(directory, peft_type="PREFIX_TUNING"), "only LoRA is supported"),
         (lambda directory: edit(directory, use_dora=True), "use_dora True"),
         (lambda directory: edit(directory, alpha_pattern={"c_attn": 3}), "alpha_pattern"),
         (lambda directory: edit(directory, init_lora_weights="pissa"), "init_lora_weights pissa"),

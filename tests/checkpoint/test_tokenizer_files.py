@@ -11,7 +11,8 @@ from conftest import FABLES
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
-from gpt2tg.checkpoint.tokenizer import TextTokenizer, load_tokenizer
+from gpt2tg.checkpoint.tokenizer import TextTokenizer
+from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer
 from gpt2tg.errors import UserError
 
 ROWS = 310

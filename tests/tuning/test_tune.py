@@ -14,7 +14,7 @@ import pytest
 from conftest import FABLES
 
 import text_generation_demo
-from gpt2tg.checkpoint.hub import GENERATION_CONFIG
+from gpt2tg.checkpoint.file_names import GENERATION_CONFIG
 from gpt2tg.checkpoint.tuned_settings import read_tuned_settings
 from gpt2tg.comparison.figures import LEAST_SCALES, figures_of, text_figures
 from gpt2tg.errors import UserError

@@ -13,9 +13,9 @@ from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
-from gpt2tg.checkpoint.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter
+from gpt2tg.checkpoint.adapters import is_adapter
 from gpt2tg.checkpoint.checkpoint import read_checkpoint
-from gpt2tg.checkpoint.hub import CONFIG_FILES, TOKENIZER_FILES
+from gpt2tg.checkpoint.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG_FILES, TOKENIZER_FILES
 from gpt2tg.checkpoint.runs import LOG_FILE, MANIFEST, Saved, saved_checkpoints, step_of_model
 from gpt2tg.errors import RunError, UserError, one_line
 from gpt2tg.io.json_files import read_object
