@@ -53,7 +53,7 @@ def ours(file: str, block_size: int) -> Callable[[], dict]:
     """gpt2tg, ready to prepare the file."""
     from gpt2tg.checkpoint.config import read_shape
     from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
-    from gpt2tg.checkpoint.tokenizer import load_tokenizer
+    from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer
     from gpt2tg.options import TrainingOptions
     from gpt2tg.training.data.blocks import load_data
     from gpt2tg.training.data.sources import plan_sources

@@ -208,7 +208,7 @@ def show(rivals: dict[str, dict], reference: str = "transformers") -> None:
 def lookup(options: argparse.Namespace) -> list[dict]:
     """Prompt lookup on the bundled model against plain greedy, on text that repeats itself and on text that may not."""
     from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
-    from gpt2tg.checkpoint.tokenizer import load_tokenizer
+    from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer
     from gpt2tg.options import DecodingOptions
 
     if "prompt_lookup" not in {field.name for field in dataclasses.fields(DecodingOptions)}:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from gpt2tg.checkpoint.adapters import adapter_file, base_name, is_adapter
-from gpt2tg.checkpoint.hub import (
+from gpt2tg.checkpoint.file_names import (
     ADAPTER_CONFIG,
     ADAPTER_PICKLE,
     ADAPTER_WEIGHTS,
@@ -14,9 +14,9 @@ from gpt2tg.checkpoint.hub import (
     TOKENIZER_FILES,
     VOCABULARY_FILES,
     WEIGHT_FILES,
-    fetch_model,
-    vocabulary_among,
+    complete_vocabulary,
 )
+from gpt2tg.checkpoint.hub import fetch_model
 from gpt2tg.checkpoint.weight_files import find_weights
 from gpt2tg.errors import UserError
 from gpt2tg.io.lfs import refuse_pointer

@@ -1,4 +1,4 @@
-"""What a training run left, as far as it matters to those who generate: its checkpoints, and how good each is."""
+"""Read what generation needs from a training run's output directory: its checkpoints and their validation losses."""
 
 from __future__ import annotations
 
@@ -8,55 +8,57 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2tg.checkpoint.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from gpt2tg.checkpoint.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHT_FILES
 from gpt2tg.checkpoint.find import find_directory
-from gpt2tg.checkpoint.hub import WEIGHT_FILES
 from gpt2tg.errors import UserError
 from gpt2tg.io.json_files import read_object
 
-# Sizes and sha256 of the files of a checkpoint: written last, so that a checkpoint without it is not whole.
+# Sizes and SHA-256 of the files of a checkpoint. Written last, so a checkpoint without it is incomplete.
 MANIFEST = "manifest.json"
 
-# A folder with any of these was a checkpoint, whole or not.
-SIGNS_OF_A_CHECKPOINT = (MANIFEST, "config.json", ADAPTER_CONFIG, ADAPTER_WEIGHTS, *WEIGHT_FILES)
-SIGNS_OF_A_CHECKPOINT += ("trainer_state.json", "optimizer.pt")
+# A `checkpoint-N` folder with any of these files is ours, complete or not.
+CHECKPOINT_FILES = (
+    *(MANIFEST, "config.json", ADAPTER_CONFIG, ADAPTER_WEIGHTS),
+    *WEIGHT_FILES,
+    *("trainer_state.json", "optimizer.pt"),
+)
 
-# The losses of a run, step by step, in its output directory.
+# The losses of a run, one line per logged step, in its output directory.
 LOG_FILE = "training_log.csv"
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint of a run.
-
-    `order` counts the savings of a run, for one that goes back writes small steps late; None where no manifest tells.
-    """
+    """A checkpoint of a run."""
 
     path: Path
     step: int
     order: int | None
+    """Counts the checkpoints of the run in the order of saving, which is not that of the steps if the run was resumed
+    from an earlier step. None if the checkpoint has no manifest."""
     validation_loss: float | None
+    """None if it was not measured at this step."""
 
 
 def saved_checkpoints(directory: Path) -> list[Saved]:
-    """The `checkpoint-N` folders of an output directory, in the order they were written; unknown ones last."""
+    """Return the `checkpoint-N` folders of an output directory in the order of saving; those without order last."""
     losses = _validation_losses(directory)
     found = [
         Saved(path, int(match[1]), _order(path), losses.get(int(match[1])))
         for path in directory.glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir() and not _is_of_others(path)
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir() and not _is_foreign(path)
     ]
     return sorted(found, key=lambda saved: (saved.order is None, saved.order or 0, saved.step))
 
 
-def _is_of_others(folder: Path) -> bool:
-    """Whether all that it holds are files of other people, as they are left where a checkpoint was removed."""
+def _is_foreign(folder: Path) -> bool:
+    """Whether a folder holds only files that are not ours. They remain when a checkpoint is removed."""
     names = {path.name for path in folder.iterdir()}
-    return bool(names) and names.isdisjoint(SIGNS_OF_A_CHECKPOINT)
+    return bool(names) and names.isdisjoint(CHECKPOINT_FILES)
 
 
-def best_of(checkpoints: list[Saved]) -> Saved | None:
-    """The one of the lowest validation loss; None where none was measured."""
+def best_checkpoint(checkpoints: list[Saved]) -> Saved | None:
+    """Return the checkpoint with the lowest validation loss, or None if none was measured."""
     measured = [
         (saved.validation_loss, saved.step, saved) for saved in checkpoints if saved.validation_loss is not None
     ]
@@ -64,14 +66,14 @@ def best_of(checkpoints: list[Saved]) -> Saved | None:
 
 
 def choose_checkpoint(name: str, which: str) -> Path:
-    """The directory of one checkpoint of a run.
+    """Return the directory of one checkpoint of a run.
 
     Args:
         name: the output directory of the run.
         which: `best`, `last` or a step.
 
     Raises:
-        UserError: there is no such checkpoint; the message says which there are.
+        UserError: there is no such checkpoint; the message lists those that exist.
     """
     directory = Path(name).expanduser()
     checkpoints = saved_checkpoints(directory) if directory.is_dir() else []
@@ -82,7 +84,7 @@ def choose_checkpoint(name: str, which: str) -> Path:
     if which == "last":
         return checkpoints[-1].path
     if which == "best":
-        if best := best_of(checkpoints):
+        if best := best_checkpoint(checkpoints):
             return best.path
         raise UserError(f"best: no checkpoint in {name} was measured: use last or the number of a step", "checkpoint")
     for saved in checkpoints:
@@ -93,28 +95,28 @@ def choose_checkpoint(name: str, which: str) -> Path:
 
 
 def listing(name: str, option: str) -> str:
-    """The checkpoints of a run, a line each: step, validation loss, and which is the best.
+    """Return a table of the checkpoints of a run: step, validation loss, and which is the best and the last.
 
     Raises:
-        UserError: there is neither a checkpoint nor a model in the directory.
+        UserError: the directory holds neither a checkpoint nor a model.
     """
     directory = Path(name).expanduser()
     checkpoints = saved_checkpoints(directory) if directory.is_dir() else []
     if not checkpoints:
         find_directory(name, option)
         return f"{name} holds a model and no checkpoint-N"
-    best, top = best_of(checkpoints), step_of_model(directory)
+    best, model_step = best_checkpoint(checkpoints), step_of_model(directory)
     lines = ["    step  validation loss"]
     for saved in checkpoints:
         loss = "-" if saved.validation_loss is None else f"{saved.validation_loss:.4f}"
         notes = ["best"] * (saved is best) + ["last"] * (saved is checkpoints[-1])
-        notes += ["in the directory itself"] * (saved.step == top)
+        notes += ["in the directory itself"] * (saved.step == model_step)
         lines.append(f"{saved.step:8}  {loss:>15}  {', '.join(notes)}".rstrip())
     return "\n".join(lines)
 
 
 def step_of_model(directory: Path) -> int | None:
-    """The step at which the model in the output directory itself was saved."""
+    """Return the step of the model in the output directory itself, or None if run.json does not tell."""
     try:
         return int(read_object(directory / "run.json")["model"]["step"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
@@ -129,7 +131,7 @@ def _order(checkpoint: Path) -> int | None:
 
 
 def _validation_losses(directory: Path) -> dict[int, float]:
-    """By step; what cannot be read was not measured."""
+    """Return the finite validation losses by step. A log that cannot be read gives none."""
     found = {}
     try:
         with (directory / LOG_FILE).open(encoding="utf-8", newline="") as file:

@@ -1,146 +1,114 @@
-"""Which files of a directory hold the weights, and under which names. All of it without torch."""
+"""Find the files that hold a model's weights. Nothing here needs torch."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt2tg.checkpoint.hub import WEIGHT_FILES
+from gpt2tg.checkpoint.file_names import WEIGHT_FILES
 from gpt2tg.errors import UserError, one_line
 from gpt2tg.io.json_files import read_object
 from gpt2tg.io.lfs import refuse_pointer
 
-# The two names under which a model whose head shares its token embedding may store it.
-EMBEDDING, HEAD = "wte.weight", "lm_head.weight"
-
-# Modules that wrap another one add a component to the names below them: torch.compile, data parallelism, FSDP,
-# activation checkpointing, DeepSpeed. No tensor of a GPT-2 has one of these in its own name.
-WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
-
-# What GPT2Model and GPT2LMHeadModel themselves put before their names.
-OWN_PREFIXES = ("", "transformer.")
-
-# The causal masks that old versions of transformers saved with the weights.
-MASKS = re.compile(r"(^|\.)(attn|crossattention)\.(masked_)?bias$")
-
-# The longest header that the reader of safetensors accepts.
+# The longest header, in bytes, that the safetensors library accepts.
 LONGEST_HEADER = 100_000_000
 
-# One precision of a model among several, as `model.fp16.safetensors`.
+# One precision among several, such as `model.fp16.safetensors`.
 VARIANT = re.compile(r"(model|pytorch_model)\.[\w-]+\.(safetensors|bin)")
 
-# Weights in a format that is not read, or shards whose index is missing.
-OTHER_FORMATS = (".safetensors", ".bin", ".h5", ".msgpack", ".gguf", ".ot", ".ckpt", ".pt", ".pth", ".onnx")
+# Suffixes of weights that we may not be able to read: other formats, other names, or shards without their index.
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".h5", ".msgpack", ".gguf", ".ot", ".ckpt", ".pt", ".pth", ".onnx")
 
-# What a download that was broken off leaves behind.
+# Files that an interrupted download leaves behind.
 UNFINISHED_DOWNLOADS = ("*.incomplete", "*.part", "*.crdownload", ".cache/huggingface/**/*.incomplete")
 
 
 class WeightFiles(NamedTuple):
-    """The files that hold a model's weights."""
+    """The files that hold a model's weights: one file, or several shards."""
 
     files: list[Path]
-    index: dict[str, str]
-    """The name of the file that holds a tensor, by the tensor's stored name; empty where one file holds them all."""
+    shards: dict[str, str]
+    """The file name of the shard for each stored tensor name; empty if the weights are not sharded."""
 
 
 def find_weights(directory: Path) -> WeightFiles:
-    """The files that hold the weights, in the order of preference of transformers: safetensors first.
+    """Return the files that hold the weights. Like transformers, prefer safetensors to pickles.
 
     Raises:
-        UserError: there are none, a shard is missing, or one of them is a Git LFS pointer.
+        UserError: there are no weights, a shard is missing, or a file is a Git LFS pointer.
     """
-    index: dict[str, str] = {}
+    shards: dict[str, str] = {}
     for file in (directory / name for name in WEIGHT_FILES):
         if file.is_file():
-            index = weight_map(file) if file.suffix == ".json" else {}
-            files = [directory / name for name in sorted(set(index.values()))] or [file]
+            shards = weight_map(file) if file.suffix == ".json" else {}
+            files = [directory / name for name in sorted(set(shards.values()))] or [file]
             break
     else:
         files = [_only_variant(directory)]
     if missing := [file.name for file in files if not file.is_file()]:
-        raise UserError(f"{directory} lacks {missing[0]}: the model is not whole{_unfinished(directory)}")
+        raise UserError(
+            f"{directory}: {missing[0]} is missing: the model is incomplete{_unfinished(directory)}. "
+            "Copy or download the model again"
+        )
     for file in files:
         refuse_pointer(file)
-    return WeightFiles(files, index)
+    return WeightFiles(files, shards)
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """The file of each tensor, by an index of shards. A name of a file cannot lead out of the directory.
+    """Return the file name of the shard for each tensor, as an index of shards lists them.
+
+    Only the last component of a path counts, so that no name leads out of the directory.
 
     Raises:
-        UserError: the index is broken.
+        UserError: the index is broken, or a Git LFS pointer.
     """
     refuse_pointer(index)
     try:
         names = read_object(index)["weight_map"]
         if not names or not all(isinstance(name, str) for name in names.values()):
-            raise ValueError("no file for some weights")
+            raise ValueError("some weights have no file name")
     except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
-        raise UserError(f"{index} does not say which file holds which weights: {one_line(error)}") from None
+        raise UserError(
+            f"{index} does not list a file for every tensor ({one_line(error)}): copy or download it again"
+        ) from None
     return {tensor: Path(name).name for tensor, name in names.items()}
 
 
 def _only_variant(directory: Path) -> Path:
-    """The weights where only one variant of them is there.
+    """Return the only variant of the weights, such as `model.fp16.safetensors`.
 
     Raises:
-        UserError: there is none, or a choice to make.
+        UserError: there is no variant, or more than one.
     """
-    there = sorted(path.name for path in directory.iterdir() if path.is_file())
-    variants = [name for name in there if VARIANT.fullmatch(name) and "index" not in name]
+    names = sorted(path.name for path in directory.iterdir() if path.is_file())
+    variants = [name for name in names if VARIANT.fullmatch(name) and "index" not in name]
     if len(variants) == 1:
         return directory / variants[0]
-    found = ", ".join(variants or [name for name in there if name.endswith(OTHER_FORMATS)])
+    found = ", ".join(variants or [name for name in names if name.endswith(WEIGHT_SUFFIXES)])
     raise UserError(
         f"{directory} holds no weights: expected model.safetensors (or pytorch_model.bin)"
-        + (f", found {found}{', give one of them that name' if variants else ''}" if found else "")
+        + (f", found {found}" if found else "")
+        + (". Rename the one to use to model.safetensors or pytorch_model.bin" if variants else "")
         + _unfinished(directory)
     )
 
 
 def _unfinished(directory: Path) -> str:
-    """What to add to a message about missing weights where a download was broken off."""
+    """Return an addition to an error about missing weights if a download was interrupted, else an empty string."""
     for pattern in UNFINISHED_DOWNLOADS:
         if found := next(directory.glob(pattern), None):
-            return f"; {found.name} is left of a download that was not finished: run it again"
+            return f"; {found.name} is left from a download that was not finished: run it again"
     return ""
 
 
-def plain_name(stored: str, known: Collection[str]) -> str | None:
-    """The tensor that a stored name means, whatever prefix wrappers gave it; None if it is no tensor of a GPT-2.
-
-    Args:
-        stored: as `_orig_mod.transformer.h.0.ln_1.weight`.
-        known: plain names, as `h.0.ln_1.weight`.
-    """
-    parts = [part for part in stored.split(".") if part not in WRAPPERS]
-    candidates = (".".join(parts[start:]) for start in range(len(parts)))
-    return next((name for name in candidates if name in known), None)
-
-
-def stored_names(stored: Iterable[str], known: Collection[str]) -> dict[str, list[str]]:
-    """For each plain name the stored names that mean it. One that transformers itself gives goes before others.
-
-    More than one are left where a file has a tensor twice.
-    """
-    found: dict[str, list[str]] = {}
-    for name in stored:
-        if (plain := plain_name(name, known)) is not None:
-            found.setdefault(plain, []).append(name)
-    for plain, names in found.items():
-        found[plain] = [name for name in names if name.removesuffix(plain) in OWN_PREFIXES] or names
-    return found
-
-
 def read_header(file: Path) -> dict[str, dict[str, Any]]:
-    """The header of a safetensors file: shape, dtype and place of each tensor by its stored name.
+    """Return the header of a safetensors file: dtype, shape and byte range of each tensor, by its stored name.
 
     Raises:
-        UserError: the file is truncated or no safetensors.
+        UserError: the file is truncated, or not in the safetensors format.
     """
     try:
         with file.open("rb") as content:
@@ -148,4 +116,4 @@ def read_header(file: Path) -> dict[str, dict[str, Any]]:
             header = json.loads(content.read(min(size, LONGEST_HEADER)))
         return {name: entry for name, entry in header.items() if name != "__metadata__"}
     except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{file} is cut or broken: {one_line(error)}") from None
+        raise UserError(f"{file} is truncated or broken ({one_line(error)}): copy or download it again") from None

@@ -83,7 +83,7 @@ def as_samples(generator: Generator, pieces: Sequence[Piece]) -> list[Sample]:
     return [
         Sample(
             prompt=piece.prompt,
-            completion=generator.tokenizer.added(piece.context, piece.ids),
+            completion=generator.tokenizer.decode_after(piece.context, piece.ids),
             prompt_index=number,
             index=0,
             prompt_tokens=len(piece.context),

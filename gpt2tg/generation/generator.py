@@ -424,7 +424,7 @@ class Generator:
         strings, marks = with_marks(options.stop, self.tokenizer.special)
 
         def tail(index: int, ids: Sequence[int], count: int) -> str:
-            return self.tokenizer.tail(requests[index].ids, ids, count, marks)
+            return decode_tail(self.tokenizer, requests[index].ids, ids, count, marks)
 
         stop = StopStrings(strings, tail)
         if options.max_time is None:

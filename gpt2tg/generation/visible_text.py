@@ -6,7 +6,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-from gpt2tg.checkpoint.tokenizer import TextStream, TextTokenizer
+from gpt2tg.checkpoint.text_stream import TextStream
+from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.decoding.stopping import cut_at_stop, held_back, with_marks
 from gpt2tg.generation.sentences import LOOKED_BACK, last_sentence_end
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpt2tg.checkpoint.tokenizer import TextStream, TextTokenizer
+from gpt2tg.checkpoint.text_stream import TextStream
+from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.decoding.filters import BANNED
 from gpt2tg.decoding.interface import NotFiniteError, log_probabilities
 from gpt2tg.engine.sliding import windows

@@ -57,7 +57,7 @@ def _written_ids(session: Session, context: Sequence[int], turn: Turn) -> Sequen
     """
     tokenizer = session.generator.tokenizer
     ids = [token for token in turn.ids if token not in tokenizer.special]
-    ends = (end for end in range(len(ids), 0, -1) if tokenizer.added(context, ids[:end]) == turn.written)
+    ends = (end for end in range(len(ids), 0, -1) if tokenizer.decode_after(context, ids[:end]) == turn.written)
     return ids[:end] if (end := next(ends, None)) else tokenizer.encode(turn.written, continues=True)
 
 

@@ -13,7 +13,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2tg.checkpoint.shape import ModelShape
-from gpt2tg.checkpoint.tokenizer import TextStream, TextTokenizer
+from gpt2tg.checkpoint.text_stream import TextStream
+from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.callbacks import duration
 from gpt2tg.training.data.advice import counted

@@ -1,4 +1,4 @@
-"""LoRA adapters, written by peft and read by us."""
+"""LoRA adapters that peft wrote: the same logits as peft, or a refusal that says why."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import load
 
 pytestmark = [
-    # peft asks transformers by a name that is on its way out.
+    # peft uses a deprecated name of transformers.
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
-    # It advises against some of what it can do, and is done in the wild.
+    # peft warns about settings that it supports and that people use.
     pytest.mark.filterwarnings("ignore:.*embedding layers found:UserWarning"),
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning"),
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True but:UserWarning"),
@@ -32,11 +32,11 @@ IDS = [[5, 80, 7, 33, 12, 250, 3]]
 def write_adapter(
     model_dir: Path, directory: Path, rows: int | None = None, saving: dict | None = None, **settings: object
 ) -> torch.Tensor:
-    """An adapter with random weights in both factors, and the logits that peft computes with it.
+    """Write an adapter with random weights in both factors. Return the logits that peft computes with it.
 
     Args:
-        rows: of the embedding, where it is resized first.
-        saving: how peft is to save it.
+        rows: of the embedding, to resize it first.
+        saving: arguments of peft's save_pretrained.
     """
     saving = saving or {}
     base = GPT2LMHeadModel.from_pretrained(model_dir, local_files_only=True)
@@ -82,18 +82,18 @@ def ours(directory: Path) -> torch.Tensor:
     ],
     ids=str,
 )
-def test_an_adapter_is_computed_as_peft_does(model_dir: Path, tmp_path: Path, settings: dict) -> None:
+def test_adapter_gives_the_logits_of_peft(model_dir: Path, tmp_path: Path, settings: dict) -> None:
     expected = write_adapter(model_dir, tmp_path / "adapter", **settings)
     torch.testing.assert_close(ours(tmp_path / "adapter"), expected, atol=1e-4, rtol=0)
     assert (ours(model_dir) - expected).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("form", ["adapter_model.safetensors", "adapter_model.bin"])
-def test_adapter_with_a_resized_embedding_is_computed_as_peft_does(model_dir: Path, tmp_path: Path, form: str) -> None:
+def test_adapter_with_resized_embedding_gives_the_logits_of_peft(model_dir: Path, tmp_path: Path, form: str) -> None:
     saving = {"save_embedding_layers": True, "safe_serialization": form.endswith("safetensors")}
     expected = write_adapter(model_dir, tmp_path, rows=310, saving=saving)
     assert (tmp_path / form).is_file()
-    if form.endswith("bin"):  # which is not looked into for its size
+    if form.endswith("bin"):  # its shapes are not read without torch
         with pytest.raises(UserError, match=r"wte\.weight of the shape \(310, 32\) does not fit the model"):
             load(str(tmp_path))
         return
@@ -102,9 +102,7 @@ def test_adapter_with_a_resized_embedding_is_computed_as_peft_does(model_dir: Pa
     assert any("10 of the model's 310" in note for note in found.notes)
 
 
-def test_an_adapter_brings_its_own_tokenizer_and_config_or_takes_those_of_its_model(
-    model_dir: Path, tmp_path: Path
-) -> None:
+def test_tokenizer_and_config_default_to_those_of_the_model(model_dir: Path, tmp_path: Path) -> None:
     write_adapter(model_dir, tmp_path)
     assert load(str(tmp_path)).tokenizer.encode("An owl") == load(str(model_dir)).tokenizer.encode("An owl")
     for name in ("config.json", "tokenizer.json"):
@@ -112,7 +110,7 @@ def test_an_adapter_brings_its_own_tokenizer_and_config_or_takes_those_of_its_mo
     assert load(str(tmp_path)).tokenizer.encode("An owl") == load(str(model_dir)).tokenizer.encode("An owl")
 
 
-def test_an_adapter_for_an_adapter_adds_both(model_dir: Path, tmp_path: Path) -> None:
+def test_adapter_for_an_adapter_applies_both(model_dir: Path, tmp_path: Path) -> None:
     write_adapter(model_dir, tmp_path / "one")
     first = PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(model_dir), tmp_path / "one").merge_and_unload()
     first.save_pretrained(tmp_path / "merged")
@@ -131,7 +129,7 @@ def pointer(file: Path) -> None:
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
 
 
-def cut(directory: Path) -> None:
+def truncate(directory: Path) -> None:
     path = directory / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -139,10 +137,10 @@ def cut(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut, "is cut or broken"),
-        (lambda directory: (directory / "adapter_model.safetensors").unlink(), "is cut, broken or missing"),
+        (truncate, "is truncated or broken"),
+        (lambda directory: (directory / "adapter_model.safetensors").unlink(), "adapter_model.safetensors is missing"),
         (lambda directory: (directory / "adapter_config.json").write_text("{"), "adapter_config.json is no valid JSON"),
-        (lambda directory: edit(directory, peft_type="PREFIX_TUNING"), "only LoRA can be read"),
+        (lambda directory: edit(directory, peft_type="PREFIX_TUNING"), "only LoRA is supported"),
         (lambda directory: edit(directory, use_dora=True), "use_dora True"),
         (lambda directory: edit(directory, alpha_pattern={"c_attn": 3}), "alpha_pattern"),
         (lambda directory: edit(directory, init_lora_weights="pissa"), "init_lora_weights pissa"),
@@ -157,7 +155,7 @@ def cut(directory: Path) -> None:
         (lambda directory: edit(directory, ensure_weight_tying=True), "ensure_weight_tying True"),
         (lambda directory: edit(directory, alora_invocation_tokens=[5]), "alora_invocation_tokens"),
         (lambda directory: edit(directory, revision="v2"), "revision v2"),
-        (lambda directory: edit(directory, a_setting_of_next_year={"on": True}), "a_setting_of_next_year"),
+        (lambda directory: edit(directory, a_future_setting={"on": True}), "a_future_setting"),
         (lambda directory: pointer(directory / "adapter_config.json"), "git lfs pull"),
         (lambda directory: pointer(directory / "adapter_model.safetensors"), "git lfs pull"),
         (lambda directory: edit(directory, base_model_name_or_path=None), "does not name the model"),
@@ -166,7 +164,7 @@ def cut(directory: Path) -> None:
         (lambda directory: edit(directory, base_model_name_or_path=str(directory)), "for itself"),
     ],
 )
-def test_what_cannot_be_read_is_refused(
+def test_unsupported_or_broken_adapter_is_refused(
     model_dir: Path, tmp_path: Path, damage: Callable[[Path], object], message: str
 ) -> None:
     write_adapter(model_dir, tmp_path)
@@ -184,17 +182,15 @@ def test_what_cannot_be_read_is_refused(
     ],
     ids=str,
 )
-def test_adapter_that_holds_more_is_refused_with_what_it_holds(
-    model_dir: Path, tmp_path: Path, settings: dict, held: str
-) -> None:
-    """Even where its settings do not tell."""
+def test_unsupported_tensors_are_refused_by_name(model_dir: Path, tmp_path: Path, settings: dict, held: str) -> None:
+    """Even if the settings do not mention them."""
     write_adapter(model_dir, tmp_path, saving={"save_embedding_layers": False}, **settings)
     edit(tmp_path, use_dora=False, trainable_token_indices=None)
     with pytest.raises(UserError, match=held):
         load(str(tmp_path))
 
 
-def test_adapter_on_a_head_of_its_own_adds_to_it(model_dir: Path, tmp_path: Path) -> None:
+def test_adapter_applies_to_an_untied_head(model_dir: Path, tmp_path: Path) -> None:
     base = shutil.copytree(model_dir, tmp_path / "base")
     weights = load_file(base / "model.safetensors")
     save_file({**weights, "lm_head.weight": weights["transformer.wte.weight"] + 1}, base / "model.safetensors")

@@ -1,4 +1,4 @@
-"""Checkpoints as other tools leave their weights: the text of transformers, or a refusal that names what is wrong."""
+"""Checkpoints that other tools wrote: the same text as transformers, or a refusal that says what is wrong."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ Tensors = dict[str, Tensor]
 
 @pytest.fixture
 def checkpoint(model_dir: Path, tmp_path: Path) -> Path:
-    """A copy of the model's directory to change at will."""
+    """Return a copy of the model's directory that a test may change."""
     return shutil.copytree(model_dir, tmp_path / "model")
 
 
 @pytest.fixture
 def weights(model_dir: Path) -> Tensors:
-    """As they are stored: the head shares the embedding and has no name of its own."""
+    """Return the weights by their stored names. The head shares the embedding and has no name of its own."""
     return load_file(model_dir / "model.safetensors")
 
 
@@ -55,7 +55,7 @@ def store(directory: Path, weights: Tensors, form: str = "safetensors") -> None:
 
 
 def store_shards(directory: Path, parts: list[Tensors], index: dict[str, int], form: str = "bin") -> list[Path]:
-    """Replace the weights of a directory by shards. `index` says in which of them each tensor is."""
+    """Replace the weights of a directory by shards. `index` has the number of the shard for each tensor."""
     (directory / "model.safetensors").unlink()
     stem = "pytorch_model" if form == "bin" else "model"
     files = [directory / f"{stem}-{n:05}-of-{len(parts):05}.{form}" for n in range(1, len(parts) + 1)]
@@ -67,19 +67,19 @@ def store_shards(directory: Path, parts: list[Tensors], index: dict[str, int], f
 
 
 def configure(directory: Path, **values: Any) -> None:
-    """Change fields of config.json; None takes one out."""
+    """Change fields of config.json. None removes a field."""
     config = {**json.loads((directory / "config.json").read_text()), **values}
     (directory / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
 
 
 def ours(directory: Path) -> tuple[int, ...]:
-    """New ids, greedy."""
+    """Return the new ids of greedy decoding."""
     (sample,) = load(str(directory)).generate(PROMPT, decoding_options(dict(decoding="greedy", max_new_tokens=20)))
     return sample.ids
 
 
 def theirs(directory: Path, **settings: Any) -> tuple[int, ...]:
-    """The same by transformers."""
+    """Return the new ids of greedy decoding with transformers."""
     model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, dtype=torch.float32).eval()
     ids = load(str(directory)).tokenizer.encode(PROMPT)
     settings = {"do_sample": False, "max_new_tokens": 20, "pad_token_id": 0, **settings}
@@ -87,7 +87,7 @@ def theirs(directory: Path, **settings: Any) -> tuple[int, ...]:
 
 
 def refusal(directory: Path) -> str:
-    """The line that refuses a directory."""
+    """Return the error that refuses a directory."""
     with pytest.raises(UserError) as caught:
         load(str(find_directory(str(directory))))
     assert caught.value.message.isprintable()
@@ -109,7 +109,7 @@ def test_shared_tensor_is_read_under_either_name(
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
-def test_stored_head_that_differs_is_kept_and_said(
+def test_stored_head_that_differs_is_used_and_noted(
     checkpoint: Path, model_dir: Path, weights: Tensors, form: str
 ) -> None:
     store(checkpoint, {**weights, HEAD: weights[WTE].roll(1, 0).clone()}, form)
@@ -149,7 +149,7 @@ def test_notes_are_printed_once_on_stderr(
     "prefix",
     ["_orig_mod.", "module.", "module._orig_mod.", "model.", "_forward_module.model.", "pretrained_model.", "lm.gpt2."],
 )
-def test_names_behind_any_prefix_are_read(
+def test_names_with_any_prefix_are_read(
     checkpoint: Path, model_dir: Path, weights: Tensors, form: str, prefix: str
 ) -> None:
     store(checkpoint, {f"{prefix}{name}": tensor for name, tensor in weights.items()}, form)
@@ -157,7 +157,7 @@ def test_names_behind_any_prefix_are_read(
 
 
 def test_names_of_wrapped_layers_are_read(checkpoint: Path, model_dir: Path, weights: Tensors) -> None:
-    """As compiling block by block, activation checkpointing and FSDP leave them."""
+    """The names that compiling single blocks, activation checkpointing and FSDP produce."""
     wrapped = {"h.0.": "h.0._orig_mod.", "h.1.": "h.1._fsdp_wrapped_module._checkpoint_wrapped_module."}
     for plain, behind in wrapped.items():
         weights = {name.replace(plain, behind): tensor for name, tensor in weights.items()}
@@ -165,7 +165,7 @@ def test_names_of_wrapped_layers_are_read(checkpoint: Path, model_dir: Path, wei
     assert ours(checkpoint) == theirs(model_dir)
 
 
-def test_own_names_go_before_those_of_a_model_beside_it(checkpoint: Path, weights: Tensors) -> None:
+def test_plain_names_take_precedence_over_another_model(checkpoint: Path, weights: Tensors) -> None:
     other = {f"teacher.{name}": tensor + 1 for name, tensor in weights.items()}
     store(checkpoint, {**other, **weights})
     assert ours(checkpoint) == theirs(checkpoint)
@@ -174,7 +174,7 @@ def test_own_names_go_before_those_of_a_model_beside_it(checkpoint: Path, weight
     assert f"({len(other)} in all)" in note
 
 
-def test_tensor_may_be_there_twice_with_the_same_values(checkpoint: Path, weights: Tensors) -> None:
+def test_tensor_may_be_stored_twice_with_the_same_values(checkpoint: Path, weights: Tensors) -> None:
     halves = {name: tensor.half() for name, tensor in weights.items()}
     store(checkpoint, halves)
     expected = theirs(checkpoint)
@@ -187,12 +187,12 @@ def test_two_models_in_one_file_are_not_mixed(checkpoint: Path, weights: Tensors
     pair = {f"{who}.{name}": tensor + shift for shift, who in enumerate("ab") for name, tensor in weights.items()}
     store(checkpoint, pair)
     message = refusal(checkpoint)
-    assert "there twice with different values" in message
+    assert "stored twice with different values" in message
     assert "a.transformer." in message
     assert "b.transformer." in message
 
 
-def test_unused_tensors_are_named_and_masks_are_not(checkpoint: Path, weights: Tensors) -> None:
+def test_unused_tensors_are_noted_but_masks_are_not(checkpoint: Path, weights: Tensors) -> None:
     masks = {f"transformer.h.{n}.attn.{name}": torch.ones(1) for n in range(2) for name in ("bias", "masked_bias")}
     store(checkpoint, {**weights, **masks})
     assert load(str(checkpoint)).notes == []
@@ -204,14 +204,14 @@ def test_unused_tensors_are_named_and_masks_are_not(checkpoint: Path, weights: T
     assert "attn.bias" not in note
 
 
-def test_adapter_beside_whole_weights_is_not_used_and_said(checkpoint: Path, model_dir: Path) -> None:
+def test_adapter_beside_whole_weights_is_ignored_and_noted(checkpoint: Path, model_dir: Path) -> None:
     (checkpoint / "adapter_config.json").write_text("{}")
     assert ours(checkpoint) == theirs(model_dir)
     (note,) = load(str(checkpoint)).notes
-    assert "adapter_config.json: not used" in note
+    assert "adapter_config.json is not used" in note
 
 
-def test_adapter_that_was_not_merged_is_refused(checkpoint: Path, weights: Tensors) -> None:
+def test_unmerged_adapter_is_refused(checkpoint: Path, weights: Tensors) -> None:
     name = "transformer.h.0.attn.c_attn"
     weights[f"{name}.base_layer.weight"] = weights.pop(f"{name}.weight")
     store(checkpoint, {**weights, f"{name}.lora_A.default.weight": torch.ones(4, 32)})
@@ -225,13 +225,13 @@ def test_adapter_that_was_not_merged_is_refused(checkpoint: Path, weights: Tenso
 def test_weights_within_a_training_checkpoint_are_read(
     checkpoint: Path, model_dir: Path, weights: Tensors, key: str
 ) -> None:
-    """As Lightning, DeepSpeed and hand-written training loops save them, beside the state of the optimizer."""
+    """Lightning, DeepSpeed and hand-written training loops save weights beside the state of the optimizer."""
     behind_prefix = {f"model.{name}": tensor for name, tensor in weights.items()}
     store(checkpoint, {key: behind_prefix, "epoch": 3, "optimizer": {"state": {0: torch.ones(2)}}}, "bin")
     assert ours(checkpoint) == theirs(model_dir)
 
 
-def test_numbers_beside_pickled_weights_are_passed_over(checkpoint: Path, weights: Tensors) -> None:
+def test_numbers_beside_pickled_weights_are_ignored(checkpoint: Path, weights: Tensors) -> None:
     store(checkpoint, {**weights, "step": 7}, "bin")
     assert ours(checkpoint) == theirs(checkpoint)
 
@@ -242,7 +242,7 @@ def test_two_sets_of_weights_within_a_pickle_are_refused(checkpoint: Path, weigh
 
 
 def test_models_in_folders_of_a_directory_are_named(checkpoint: Path, tmp_path: Path) -> None:
-    """As peft saves an adapter of a name of its own, and a training that keeps its best model apart."""
+    """peft saves a named adapter in a folder, and some training scripts the best model."""
     (tmp_path / "top" / "mine").mkdir(parents=True)
     (tmp_path / "top" / "mine" / "adapter_config.json").write_text("{}")
     checkpoint.rename(tmp_path / "top" / "best")
@@ -250,7 +250,7 @@ def test_models_in_folders_of_a_directory_are_named(checkpoint: Path, tmp_path: 
     assert f"give {top / 'best'} or {top / 'mine'}" in refusal(top)
 
 
-def test_size_written_as_text_is_shown_as_text(checkpoint: Path) -> None:
+def test_size_that_is_a_string_is_quoted_in_the_error(checkpoint: Path) -> None:
     configure(checkpoint, n_head="4")
     assert "n_head is '4', expected a whole number" in refusal(checkpoint)
 
@@ -270,11 +270,11 @@ def test_missing_pickled_shard_is_named(checkpoint: Path, weights: Tensors) -> N
     parts = halves(weights)
     files = store_shards(checkpoint, parts, {name: place for place, part in enumerate(parts) for name in part})
     files[1].unlink()
-    assert f"lacks {files[1].name}" in refusal(checkpoint)
+    assert f"{files[1].name} is missing" in refusal(checkpoint)
 
 
 class Attack:
-    """Makes a directory when it is unpickled."""
+    """Make a directory when unpickled."""
 
     def __init__(self, target: Path) -> None:
         self.target = str(target)
@@ -292,7 +292,7 @@ def test_code_in_a_pickled_shard_is_not_run(checkpoint: Path, tmp_path: Path, we
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
-def test_index_decides_between_two_shards_with_a_tensor(
+def test_index_decides_which_of_two_shards_is_read(
     checkpoint: Path, model_dir: Path, weights: Tensors, form: str
 ) -> None:
     parts = halves(weights)
@@ -304,7 +304,7 @@ def test_index_decides_between_two_shards_with_a_tensor(
     assert ours(checkpoint) == theirs(model_dir)
 
 
-def test_index_that_misplaces_a_tensor_is_put_right(checkpoint: Path, model_dir: Path, weights: Tensors) -> None:
+def test_tensor_is_found_although_the_index_is_wrong(checkpoint: Path, model_dir: Path, weights: Tensors) -> None:
     parts = halves(weights)
     index = {name: place for place, part in enumerate(parts) for name in part}
     first = next(iter(index))
@@ -312,15 +312,15 @@ def test_index_that_misplaces_a_tensor_is_put_right(checkpoint: Path, model_dir:
     assert ours(checkpoint) == theirs(checkpoint) == theirs(model_dir)
 
 
-def test_tensor_that_only_the_index_knows_is_missing(checkpoint: Path, weights: Tensors) -> None:
+def test_tensor_that_only_the_index_lists_is_missing(checkpoint: Path, weights: Tensors) -> None:
     parts = halves(weights)
     index = {name: place for place, part in enumerate(parts) for name in part}
     del parts[1]["transformer.ln_f.bias"]
     store_shards(checkpoint, parts, index, "safetensors")
-    assert "lacks ln_f.bias" in refusal(checkpoint)
+    assert "ln_f.bias is missing" in refusal(checkpoint)
 
 
-def test_only_variant_of_the_weights_is_read(checkpoint: Path, model_dir: Path) -> None:
+def test_single_variant_of_the_weights_is_read(checkpoint: Path, model_dir: Path) -> None:
     expected = theirs(model_dir)
     (checkpoint / "model.safetensors").rename(checkpoint / "model.fp16.safetensors")
     assert ours(checkpoint) == expected
@@ -341,7 +341,7 @@ def test_weights_in_another_format_are_named(checkpoint: Path, name: str) -> Non
     "rest",
     ["model.safetensors.part", "model.safetensors.incomplete", ".cache/huggingface/download/x.0a1b.incomplete"],
 )
-def test_download_that_was_broken_off_is_recognised(checkpoint: Path, rest: str) -> None:
+def test_interrupted_download_is_recognised(checkpoint: Path, rest: str) -> None:
     (checkpoint / rest).parent.mkdir(parents=True, exist_ok=True)
     (checkpoint / "model.safetensors").rename(checkpoint / rest)
     assert "a download that was not finished: run it again" in refusal(checkpoint)
@@ -361,7 +361,7 @@ def test_several_precisions_in_one_file_are_read(checkpoint: Path, weights: Tens
     [(torch.float8_e4m3fn, "F8_E4M3"), (torch.int8, "I8"), (torch.uint8, "U8"), (torch.int64, "I64")],
     ids=str,
 )
-def test_type_that_is_not_read_is_named_from_the_header(
+def test_unsupported_type_is_refused_from_the_header(
     checkpoint: Path, weights: Tensors, monkeypatch: pytest.MonkeyPatch, kind: torch.dtype, named: str
 ) -> None:
     store(checkpoint, {**weights, "transformer.h.1.mlp.c_fc.weight": torch.zeros(32, 128).to(kind)})
@@ -392,7 +392,7 @@ def test_type_that_is_not_read_is_named_from_the_header(
     ],
     ids=str,
 )
-def test_field_that_is_not_honoured_is_refused_by_name(checkpoint: Path, field: str, value: object) -> None:
+def test_unsupported_config_field_is_refused_by_name(checkpoint: Path, field: str, value: object) -> None:
     configure(checkpoint, **{field: value})
     message = refusal(checkpoint)
     assert "config.json" in message
@@ -422,12 +422,12 @@ def test_config_of_the_first_versions_is_read(checkpoint: Path, model_dir: Path)
     ],
     ids=str,
 )
-def test_fields_are_honoured_as_in_transformers(checkpoint: Path, fields: dict[str, Any]) -> None:
+def test_config_fields_have_the_effect_of_transformers(checkpoint: Path, fields: dict[str, Any]) -> None:
     configure(checkpoint, **fields)
     assert ours(checkpoint) == theirs(checkpoint)
 
 
-def test_cross_attention_has_no_part_without_an_encoder(tmp_path: Path, model_dir: Path) -> None:
+def test_cross_attention_is_ignored_without_an_encoder(tmp_path: Path, model_dir: Path) -> None:
     random_model(add_cross_attention=True).save_pretrained(tmp_path)
     shutil.copy(model_dir / "tokenizer.json", tmp_path)
     assert ours(tmp_path) == theirs(tmp_path)
@@ -470,27 +470,29 @@ def test_git_lfs_pointer_in_place_of_a_shard_is_named(checkpoint: Path, weights:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_git_lfs_pointer_is_found_with_the_directory(checkpoint: Path, name: str) -> None:
-    """Before anything heavy is imported."""
+    """So that the refusal comes before a heavy import."""
     write_pointer(checkpoint / name)
     with pytest.raises(UserError, match="git lfs pull"):
         find_directory(str(checkpoint))
 
 
-def test_git_lfs_pointer_that_nobody_reads_does_no_harm(checkpoint: Path, model_dir: Path) -> None:
+def test_git_lfs_pointer_of_an_unread_file_is_ignored(checkpoint: Path, model_dir: Path) -> None:
     for name in ("pytorch_model.bin", "tf_model.h5", "vocab.json"):
         write_pointer(checkpoint / name)
     assert ours(checkpoint) == theirs(model_dir)
 
 
-# --- rows beyond the tokenizer ---
+# --- embedding rows without a token ---
 
 UNUSED = list(range(300, 320))
 
 
 @pytest.fixture
 def padded(checkpoint: Path, weights: Tensors) -> Path:
-    """Twenty rows more than tokens, each of them like that of the token which greedy decoding takes first, but longer:
-    the most probable of all."""
+    """Return a model with 20 embedding rows without a token.
+
+    Each is 1.5 times the row of the token that greedy decoding chooses first, so they get the largest logits.
+    """
     first = ours(checkpoint)[0]
     rows = 1.5 * weights[WTE][first].repeat(len(UNUSED), 1)
     store(checkpoint, {**weights, WTE: torch.cat([weights[WTE], rows])})
@@ -498,11 +500,11 @@ def padded(checkpoint: Path, weights: Tensors) -> Path:
     return checkpoint
 
 
-def written(generator: Generator, **settings: Any) -> list[tuple[int, ...]]:
+def generated_ids(generator: Generator, **settings: Any) -> list[tuple[int, ...]]:
     return [sample.ids for sample in generator.generate(PROMPT, decoding_options(dict(max_new_tokens=20, **settings)))]
 
 
-def test_rows_without_a_token_are_counted_on_stderr(padded: Path) -> None:
+def test_rows_without_a_token_are_noted(padded: Path) -> None:
     (note,) = load(str(padded)).notes
     assert "20 of the model's 320 embedding rows" in note
 
@@ -513,7 +515,7 @@ def test_rows_without_a_token_are_never_chosen_greedily(padded: Path) -> None:
 
 
 def test_beams_pass_over_rows_without_a_token(padded: Path) -> None:
-    found = written(load(str(padded)), decoding="beam", num_beams=4, num_sequences=1)
+    found = generated_ids(load(str(padded)), decoding="beam", num_beams=4, num_sequences=1)
     assert found == [theirs(padded, suppress_tokens=UNUSED, num_beams=4)]
 
 
@@ -529,14 +531,14 @@ def test_beams_pass_over_rows_without_a_token(padded: Path) -> None:
     ],
     ids=str,
 )
-def test_rows_without_a_token_are_never_drawn(padded: Path, settings: dict[str, Any]) -> None:
+def test_rows_without_a_token_are_never_sampled(padded: Path, settings: dict[str, Any]) -> None:
     many = {} if settings["decoding"] in ("greedy", "contrastive") else dict(num_sequences=20, seed=1)
-    ids = {token for text in written(load(str(padded)), **settings, **many) for token in text}
+    ids = {token for text in generated_ids(load(str(padded)), **settings, **many) for token in text}
     assert ids
     assert not ids & set(UNUSED)
 
 
-def test_rows_without_a_token_are_no_candidates(padded: Path) -> None:
+def test_rows_without_a_token_are_not_candidates(padded: Path) -> None:
     generator = load(str(padded))
     ids = generator.encode(PROMPT)
     model = GPT2LMHeadModel.from_pretrained(padded, local_files_only=True, dtype=torch.float32).eval()
@@ -550,7 +552,7 @@ def test_rows_without_a_token_are_no_candidates(padded: Path) -> None:
     assert all(1 <= token.rank <= 300 for token in inspect_text(generator, PROMPT))
 
 
-def test_end_of_text_beyond_the_tokenizer_still_ends(padded: Path) -> None:
+def test_end_of_text_without_a_token_ends_the_text(padded: Path) -> None:
     (padded / "generation_config.json").unlink(missing_ok=True)
     configure(padded, eos_token_id=310)
     expected = theirs(padded, suppress_tokens=[token for token in UNUSED if token != 310])
@@ -558,8 +560,8 @@ def test_end_of_text_beyond_the_tokenizer_still_ends(padded: Path) -> None:
     assert expected[-1] == 310
 
 
-def test_broken_logits_are_still_an_error(padded: Path) -> None:
+def test_nan_logits_are_an_error_despite_unused_rows(padded: Path) -> None:
     generator = load(str(padded))
     generator.model.weights["ln_f.bias"][0] = torch.nan
     with pytest.raises((NotFiniteError, RuntimeError), match="not finite"):
-        written(generator, decoding="greedy")
+        generated_ids(generator, decoding="greedy")

@@ -1,7 +1,8 @@
-"""Hub models: from the cache without a network, from the network without waste, or a clear refusal."""
+"""Hub models: found in the cache without a network, downloaded without files we do not need, or refused clearly."""
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import socket
@@ -16,13 +17,14 @@ import pytest
 import torch
 from conftest import random_model, read_gpt2
 from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
+from gpt2tg.checkpoint import hub
 from gpt2tg.checkpoint.find import find_directory
 from gpt2tg.checkpoint.hub import fetch_model
-from gpt2tg.checkpoint.tokenizer import load_tokenizer
+from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer
 from gpt2tg.errors import UserError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -37,7 +39,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def dead_network(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Nobody said that we are offline, but nothing can be reached. Lists the hosts that were asked for."""
+    """HF_HUB_OFFLINE is not set, but no host can be reached. Return the list of the hosts that were asked for."""
     asked: list[str] = []
 
     def fail(host: object, *_: object, **__: object) -> None:
@@ -51,9 +53,10 @@ def dead_network(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def put(cache: Path, name: str, files: dict[str, Path], listed: tuple[str, ...] = ()) -> Path:
-    """Store a model as the hub's library does: blobs, links to them in a snapshot, and the branch that names it.
+    """Store a model in the cache as huggingface_hub does: blobs, links to them in a snapshot, and the branch name.
 
-    `listed` are all files of the repository where the library kept its listing, as its newer versions do.
+    Args:
+        listed: all files of the repository, for the listing that newer versions of the library keep.
     """
     repository = cache / f"models--{name.replace('/', '--')}"
     snapshot = repository / "snapshots" / COMMIT
@@ -91,7 +94,7 @@ def sharded_files(model_dir: Path, tmp_path: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "openai-community/gpt2"])
-def test_a_cached_model_is_found_without_the_network(
+def test_cached_model_is_found_without_the_network(
     cache: Path, files: dict[str, Path], dead_network: list[str], name: str
 ) -> None:
     snapshot = put(cache, name, files)
@@ -100,12 +103,12 @@ def test_a_cached_model_is_found_without_the_network(
     assert dead_network == []
 
 
-def test_a_cached_model_is_found_when_told_to_stay_offline(cache: Path, files: dict[str, Path]) -> None:
+def test_cached_model_is_found_with_hf_hub_offline(cache: Path, files: dict[str, Path]) -> None:
     snapshot = put(cache, "gpt2", files)
     assert fetch_model("gpt2").resolve() == snapshot.resolve()
 
 
-def test_a_cached_model_computes_what_it_computes_elsewhere(
+def test_cached_model_has_the_weights_of_its_source(
     cache: Path, files: dict[str, Path], reference: GPT2LMHeadModel
 ) -> None:
     put(cache, "gpt2", files)
@@ -114,15 +117,13 @@ def test_a_cached_model_computes_what_it_computes_elsewhere(
     assert torch.equal(columns.t(), reference.transformer.h[1].attn.c_attn.weight)
 
 
-def test_a_cached_model_in_several_files_counts(
-    cache: Path, sharded_files: dict[str, Path], dead_network: list[str]
-) -> None:
+def test_cached_sharded_model_is_used(cache: Path, sharded_files: dict[str, Path], dead_network: list[str]) -> None:
     snapshot = put(cache, "gpt2", sharded_files)
     assert fetch_model("gpt2").resolve() == snapshot.resolve()
     assert dead_network == []
 
 
-def test_a_cached_model_with_the_tokenizer_of_old_counts(
+def test_cached_model_with_vocab_and_merges_is_used(
     cache: Path, files: dict[str, Path], dead_network: list[str], tmp_path: Path
 ) -> None:
     Tokenizer.from_file(str(files.pop("tokenizer.json"))).model.save(str(tmp_path))
@@ -132,7 +133,7 @@ def test_a_cached_model_with_the_tokenizer_of_old_counts(
     assert load_tokenizer(snapshot, 300, None).end_id == 0
 
 
-def test_a_cached_model_with_the_tokenizer_of_bert_counts(
+def test_cached_model_with_bert_tokenizer_is_used(
     cache: Path, files: dict[str, Path], dead_network: list[str], tmp_path: Path
 ) -> None:
     files = {name: path for name, path in files.items() if not name.startswith("tokenizer")}
@@ -143,57 +144,58 @@ def test_a_cached_model_with_the_tokenizer_of_bert_counts(
     assert load_tokenizer(snapshot, 300, None).encode("Owl") == [2]
 
 
-def test_a_cached_model_in_a_pickle_counts(cache: Path, files: dict[str, Path], dead_network: list[str]) -> None:
-    snapshot = put(cache, "gpt2", {**files, "pytorch_model.bin": files.pop("model.safetensors")})
+def test_cached_pickle_is_used(cache: Path, files: dict[str, Path], dead_network: list[str]) -> None:
+    weights = files.pop("model.safetensors")
+    snapshot = put(cache, "gpt2", {**files, "pytorch_model.bin": weights})
     assert fetch_model("gpt2").resolve() == snapshot.resolve()
     assert dead_network == []
 
 
-def test_files_of_the_hub_that_nobody_needs_may_be_missing_in_the_cache(
+def test_cached_copy_may_lack_files_we_do_not_read(
     cache: Path, files: dict[str, Path], dead_network: list[str]
 ) -> None:
-    """A download leaves out the other formats; the library keeps the whole listing and calls that incomplete."""
+    """We leave out other formats. The library, which keeps the listing of all files, calls such a copy incomplete."""
     snapshot = put(cache, "gpt2", files, listed=(*files, "README.md", "pytorch_model.bin", "tf_model.h5"))
     assert fetch_model("gpt2").resolve() == snapshot.resolve()
     assert dead_network == []
 
 
 @pytest.mark.parametrize("missing", ["model.safetensors", "config.json", "tokenizer.json"])
-def test_an_incomplete_copy_does_not_count(cache: Path, files: dict[str, Path], missing: str) -> None:
+def test_incomplete_copy_is_not_used(cache: Path, files: dict[str, Path], missing: str) -> None:
     put(cache, "gpt2", {name: path for name, path in files.items() if name != missing})
-    with pytest.raises(UserError, match="gpt2 is no directory here and not in the local cache"):
+    with pytest.raises(UserError, match="gpt2 is neither a directory here nor a model in the local cache"):
         fetch_model("gpt2")
 
 
 @pytest.mark.parametrize("missing", ["vocab.json", "merges.txt"])
-def test_half_a_tokenizer_does_not_count(cache: Path, files: dict[str, Path], missing: str) -> None:
+def test_copy_with_half_a_tokenizer_is_not_used(cache: Path, files: dict[str, Path], missing: str) -> None:
     there = {"vocab.json", "merges.txt"} - {missing}
     files.update(dict.fromkeys(there, files.pop("tokenizer.json")))
     put(cache, "gpt2", files)
-    with pytest.raises(UserError, match="gpt2 is no directory here and not in the local cache"):
+    with pytest.raises(UserError, match="gpt2 is neither a directory here nor a model in the local cache"):
         fetch_model("gpt2")
 
 
-def test_a_copy_that_lacks_a_shard_does_not_count(cache: Path, sharded_files: dict[str, Path]) -> None:
+def test_copy_without_a_shard_is_not_used(cache: Path, sharded_files: dict[str, Path]) -> None:
     del sharded_files[next(name for name in sharded_files if fnmatch(name, "model-*.safetensors"))]
     put(cache, "gpt2", sharded_files)
-    with pytest.raises(UserError, match="gpt2 is no directory here and not in the local cache"):
+    with pytest.raises(UserError, match="gpt2 is neither a directory here nor a model in the local cache"):
         fetch_model("gpt2")
 
 
 @pytest.mark.parametrize("index", ["[" * 100_000, "[]", '{"weight_map": []}', "{"])
-def test_a_copy_with_a_broken_index_does_not_count(
+def test_copy_with_a_broken_index_is_not_used(
     cache: Path, sharded_files: dict[str, Path], tmp_path: Path, index: str
 ) -> None:
     broken = tmp_path / "broken.json"
     broken.write_text(index)
     put(cache, "gpt2", {**sharded_files, "model.safetensors.index.json": broken})
-    with pytest.raises(UserError, match="gpt2 is no directory here and not in the local cache"):
+    with pytest.raises(UserError, match="gpt2 is neither a directory here nor a model in the local cache"):
         fetch_model("gpt2")
 
 
 def sharded_pickle(tmp_path: Path) -> dict[str, Path]:
-    """The weights of a model in two pickles, and their index."""
+    """Return the weights of a model in two pickles, and their index."""
     weights = random_model().state_dict()
     names = list(weights)
     parts = {BIN_SHARDS[0]: names[:9], BIN_SHARDS[1]: names[9:]}
@@ -204,7 +206,7 @@ def sharded_pickle(tmp_path: Path) -> dict[str, Path]:
     return {name: tmp_path / name for name in (*BIN_SHARDS, BIN_INDEX)}
 
 
-def test_a_cached_model_in_several_pickles_counts(
+def test_cached_sharded_pickle_is_used(
     cache: Path, files: dict[str, Path], tmp_path: Path, dead_network: list[str], reference: GPT2LMHeadModel
 ) -> None:
     del files["model.safetensors"]
@@ -215,22 +217,30 @@ def test_a_cached_model_in_several_pickles_counts(
     assert torch.equal(found, reference.transformer.wte.weight)
 
 
-def test_a_copy_that_lacks_a_pickled_shard_does_not_count(cache: Path, files: dict[str, Path], tmp_path: Path) -> None:
+def test_copy_without_a_pickled_shard_is_not_used(cache: Path, files: dict[str, Path], tmp_path: Path) -> None:
     del files["model.safetensors"]
     put(cache, "gpt2", {**files, **sharded_pickle(tmp_path)})
     next(cache.glob(f"*/snapshots/*/{BIN_SHARDS[1]}")).unlink()
-    with pytest.raises(UserError, match="gpt2 is no directory here and not in the local cache"):
+    with pytest.raises(UserError, match="gpt2 is neither a directory here nor a model in the local cache"):
         fetch_model("gpt2")
 
 
-def test_a_link_whose_content_is_gone_does_not_count(cache: Path, files: dict[str, Path]) -> None:
+def test_copy_with_only_a_variant_of_the_weights_is_not_used(cache: Path, files: dict[str, Path]) -> None:
+    """Another program downloaded its half precision; the weights that we prefer are still on the hub."""
+    weights = files.pop("model.safetensors")
+    put(cache, "gpt2", {**files, "model.fp16.safetensors": weights})
+    with pytest.raises(UserError, match="gpt2 is neither a directory here nor a model in the local cache"):
+        fetch_model("gpt2")
+
+
+def test_copy_with_a_broken_link_is_not_used(cache: Path, files: dict[str, Path]) -> None:
     snapshot = put(cache, "gpt2", files)
     (snapshot / "model.safetensors").resolve().unlink()
-    with pytest.raises(UserError, match="gpt2 is no directory here and not in the local cache"):
+    with pytest.raises(UserError, match="gpt2 is neither a directory here nor a model in the local cache"):
         fetch_model("gpt2")
 
 
-def test_a_cached_adapter_is_found_without_the_network(
+def test_cached_adapter_is_found_without_the_network(
     cache: Path, files: dict[str, Path], dead_network: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
@@ -244,7 +254,7 @@ def test_a_cached_adapter_is_found_without_the_network(
 
 
 def assert_advice(error: UserError, name: str) -> None:
-    """One line that says which model, and both ways that work without a network."""
+    """Assert that the error is one line with the name of the model and both ways that work without a network."""
     assert name in error.message
     assert f"--{error.option} gpt2-tiny" in error.message
     assert "path of a directory" in error.message
@@ -253,7 +263,7 @@ def assert_advice(error: UserError, name: str) -> None:
 
 @pytest.mark.parametrize("option", ["model_name", "model_path"])
 @pytest.mark.parametrize("name", ["gpt2", "someone/gpt2.fables_v2"])
-def test_offline_the_ways_out_are_named(cache: Path, name: str, option: str) -> None:
+def test_error_with_hf_hub_offline_names_the_ways_out(cache: Path, name: str, option: str) -> None:
     with pytest.raises(UserError) as caught:
         find_directory(name, option)
     assert_advice(caught.value, name)
@@ -262,33 +272,33 @@ def test_offline_the_ways_out_are_named(cache: Path, name: str, option: str) -> 
 
 
 @pytest.mark.parametrize("option", ["model_name", "model_path"])
-def test_without_a_network_the_ways_out_are_named(cache: Path, dead_network: list[str], option: str) -> None:
+def test_error_without_a_network_names_the_ways_out(cache: Path, dead_network: list[str], option: str) -> None:
     with pytest.raises(UserError) as caught:
         find_directory("gpt2", option)
     assert_advice(caught.value, "gpt2")
     assert caught.value.option == option
 
 
-def test_without_a_network_nothing_is_tried_twice(cache: Path, dead_network: list[str]) -> None:
+def test_missing_network_is_tried_once(cache: Path, dead_network: list[str]) -> None:
     with pytest.raises(UserError):
         fetch_model("gpt2")
     assert len(dead_network) == 1
 
 
-def test_a_hub_that_does_not_answer_is_asked_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float] = []
-
-    def head(_: str, timeout: float) -> None:
-        waits.append(timeout)
-        raise TimeoutError
-
+def test_hub_that_does_not_answer_is_asked_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server accepts the connection and stays silent, as a hub behind a broken proxy does."""
+    assert hub.HUB_TIMEOUT <= 10
+    monkeypatch.setattr(hub, "HUB_TIMEOUT", 0.2)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: SimpleNamespace(head=head))
-    with pytest.raises(UserError) as caught:
-        fetch_model("gpt2")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(UserError, match="cannot be reached") as caught:
+            fetch_model("gpt2")
+        server.setblocking(False)
+        server.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            server.accept()
     assert_advice(caught.value, "gpt2")
-    assert len(waits) == 1
-    assert waits[0] <= 10
 
 
 # --- not in the cache, but on the hub ---
@@ -300,15 +310,14 @@ BASICS = ("config.json", "tokenizer.json")
 
 @pytest.fixture
 def publish(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
-    """Puts a model on a stand-in for the hub: the call takes its files, or the errors of the listing and download."""
+    """Put a model on a stand-in for the hub: the call takes its files, or the errors of its listing and download."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: SimpleNamespace(head=lambda *_, **__: None))
 
     def on_hub(*files: str, listing_error: Exception | None = None, download_error: Exception | None = None) -> None:
-        def list_repo_files(*_: Any, **__: Any) -> list[str]:
+        def model_info(*_: Any, **__: Any) -> SimpleNamespace:
             if listing_error:
                 raise listing_error
-            return list(files)
+            return SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in files])
 
         def snapshot_download(
             _: str, *, local_files_only: bool = False, allow_patterns: list[str] | str | None = None, **__: Any
@@ -324,7 +333,7 @@ def publish(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pub
                     (tmp_path / "downloaded" / file).touch()
             return str(tmp_path / "downloaded")
 
-        monkeypatch.setattr(HfApi, "list_repo_files", list_repo_files)
+        monkeypatch.setattr(HfApi, "model_info", model_info)
         monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
 
     return on_hub
@@ -365,13 +374,13 @@ def test_one_format_of_the_weights_is_downloaded(publish: Publish, there: set[st
     assert files_of(fetch_model("gpt2")).keys() == {*BASICS, *taken}
 
 
-def test_all_of_the_tokenizer_and_the_settings_is_downloaded(publish: Publish) -> None:
+def test_tokenizer_and_settings_are_downloaded(publish: Publish) -> None:
     small = {"config.json", "generation_config.json", "vocab.json", "merges.txt", "tokenizer.json"}
     publish(*small, "model.safetensors")
     assert files_of(fetch_model("gpt2")).keys() == {*small, "model.safetensors"}
 
 
-def test_side_files_of_the_tokenizer_are_downloaded(publish: Publish) -> None:
+def test_additional_tokenizer_files_are_downloaded(publish: Publish) -> None:
     side = {"added_tokens.json", "special_tokens_map.json", "tokenizer_config.json", "chat_template.jinja", "vocab.txt"}
     publish(*BASICS, *side, "model.safetensors")
     assert files_of(fetch_model("gpt2")).keys() == {*BASICS, *side, "model.safetensors"}
@@ -383,13 +392,13 @@ def test_adapter_is_downloaded_with_its_config(publish: Publish, weights: str) -
     assert files_of(fetch_model("someone/lora")).keys() == {"adapter_config.json", weights}
 
 
-def test_what_no_model_needs_is_not_downloaded(publish: Publish) -> None:
+def test_other_files_are_not_downloaded(publish: Publish) -> None:
     publish(*BASICS, "model.safetensors", "README.md", "64.tflite", "training.log", ".gitattributes")
     assert files_of(fetch_model("gpt2")).keys() == {*BASICS, "model.safetensors"}
 
 
 @pytest.mark.parametrize("option", ["model_name", "model_path"])
-def test_a_name_that_is_nowhere_gives_one_line(publish: Publish, option: str) -> None:
+def test_unknown_model_is_refused_in_one_line(publish: Publish, option: str) -> None:
     publish(listing_error=http_error(RepositoryNotFoundError, "401 Client Error\n\nRepository Not Found for url: ..."))
     with pytest.raises(UserError, match="gtp2 is neither a directory here nor a model on the hub") as caught:
         find_directory("gtp2", option)
@@ -397,14 +406,32 @@ def test_a_name_that_is_nowhere_gives_one_line(publish: Publish, option: str) ->
     assert caught.value.option == option
 
 
-def test_a_hub_that_refuses_is_quoted_in_one_line(publish: Publish) -> None:
+def test_gated_model_is_named_with_the_way_out(publish: Publish) -> None:
+    publish(*BASICS, "model.safetensors", download_error=http_error(GatedRepoError, "403 Forbidden\n\nAccess denied"))
+    with pytest.raises(UserError, match=r"someone/gated is a gated model: accept its terms.*hf auth login"):
+        fetch_model("someone/gated")
+
+
+def test_invalid_name_is_refused_without_the_network(cache: Path, dead_network: list[str]) -> None:
+    with pytest.raises(UserError, match=r"a\.\.b is neither a directory here nor a valid name of a hub model"):
+        fetch_model("a..b")
+    assert dead_network == []
+
+
+def test_full_disk_is_quoted_in_one_line(publish: Publish) -> None:
+    publish(*BASICS, "model.safetensors", download_error=OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(UserError, match=r"gpt2 could not be downloaded from the hub \(.*No space left"):
+        fetch_model("gpt2")
+
+
+def test_error_of_the_hub_is_quoted_in_one_line(publish: Publish) -> None:
     publish(listing_error=http_error(HfHubHTTPError, "429 Too Many Requests\n\nRetry after 300 s\n"))
     with pytest.raises(UserError, match=r"gpt2.*429 Too Many Requests") as caught:
         fetch_model("gpt2")
     assert caught.value.message.isprintable()
 
 
-# What the hub's library raises when a connection breaks: an error of httpx or, in newer versions, of httpx2.
+# What huggingface_hub raises when a connection breaks: an error of httpx or, in newer versions, of httpx2.
 CONNECTION_ERROR = HfHubHTTPError.__mro__[1]
 
 
@@ -417,7 +444,7 @@ CONNECTION_ERROR = HfHubHTTPError.__mro__[1]
     ],
     ids=["listing", "download", "start of the download"],
 )
-def test_a_connection_that_breaks_is_said_in_one_line(publish: Publish, stage: str, error: Exception) -> None:
+def test_broken_connection_is_reported_in_one_line(publish: Publish, stage: str, error: Exception) -> None:
     publish(*BASICS, "model.safetensors", **{stage: error})
     with pytest.raises(UserError, match="gpt2") as caught:
         fetch_model("gpt2")

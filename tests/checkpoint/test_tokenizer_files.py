@@ -1,4 +1,4 @@
-"""Tokenizers from all the files that describe one: the ids and the text of AutoTokenizer."""
+"""Tokenizers read from all their files: the same ids and text as AutoTokenizer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from conftest import FABLES
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
-from gpt2tg.checkpoint.tokenizer import TextTokenizer, load_tokenizer
+from gpt2tg.checkpoint.tokenizer import TextTokenizer
+from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer
 from gpt2tg.errors import UserError
 
 ROWS = 310
@@ -30,7 +31,7 @@ TEXTS = [
 
 
 def token(content: str, **flags: bool) -> dict[str, object]:
-    """A token as tokenizer_config.json and special_tokens_map.json have it."""
+    """Return a token in the form of tokenizer_config.json and special_tokens_map.json."""
     return {"content": content, **dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized"), False), **flags}
 
 
@@ -38,21 +39,21 @@ def write(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
-def whole(directory: Path, raw: Tokenizer, *added: dict[str, object], **parts: object) -> None:
-    """tokenizer.json, with tokens and parts of its own."""
+def write_tokenizer_json(directory: Path, raw: Tokenizer, *added: dict[str, object], **parts: object) -> None:
+    """Write tokenizer.json with additional tokens and changed parts."""
     content = json.loads(raw.to_str())
     content["added_tokens"] += [{"id": 300 + number, "special": True, **token} for number, token in enumerate(added)]
     write(directory / "tokenizer.json", {**content, **parts})
 
 
-def old(directory: Path, raw: Tokenizer, **settings: object) -> None:
-    """vocab.json and merges.txt, with tokenizer_config.json."""
+def write_vocab_and_merges(directory: Path, raw: Tokenizer, **settings: object) -> None:
+    """Write vocab.json, merges.txt and tokenizer_config.json."""
     raw.model.save(str(directory))
     write(directory / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer", **settings})
 
 
 def added_tokens(directory: Path, raw: Tokenizer) -> None:
-    old(directory, raw)
+    write_vocab_and_merges(directory, raw)
     write(directory / "added_tokens.json", {"<s>": 300, "<pad>": 301, "<x y>": 302})
     write(directory / "special_tokens_map.json", {"bos_token": "<s>", "pad_token": token("<pad>")})
 
@@ -60,33 +61,37 @@ def added_tokens(directory: Path, raw: Tokenizer) -> None:
 def added_tokens_decoder(directory: Path, raw: Tokenizer) -> None:
     listed = {"0": token("<|endoftext|>", special=True), "300": token("<sep>", lstrip=True, rstrip=True, special=True)}
     listed["301"] = token("owl", single_word=True, normalized=True, special=False)
-    old(directory, raw, added_tokens_decoder=listed, sep_token="<sep>")
+    write_vocab_and_merges(directory, raw, added_tokens_decoder=listed, sep_token="<sep>")
 
 
 def names_alone(directory: Path, raw: Tokenizer) -> None:
-    old(directory, raw, additional_special_tokens=["<sep>", "<X>"], pad_token=token("<pad>", __type="AddedToken"))
+    write_vocab_and_merges(
+        directory, raw, additional_special_tokens=["<sep>", "<X>"], pad_token=token("<pad>", __type="AddedToken")
+    )
 
 
 def space_before_words(directory: Path, raw: Tokenizer) -> None:
-    old(directory, raw, add_prefix_space=True)
+    write_vocab_and_merges(directory, raw, add_prefix_space=True)
 
 
 def begin_token(directory: Path, raw: Tokenizer) -> None:
-    old(directory, raw, add_bos_token=True, bos_token="<s>")
+    write_vocab_and_merges(directory, raw, add_bos_token=True, bos_token="<s>")
 
 
 def class_goes_before_file(directory: Path, raw: Tokenizer) -> None:
-    whole(directory, raw, pre_tokenizer={**json.loads(raw.to_str())["pre_tokenizer"], "add_prefix_space": False})
+    write_tokenizer_json(
+        directory, raw, pre_tokenizer={**json.loads(raw.to_str())["pre_tokenizer"], "add_prefix_space": False}
+    )
     write(directory / "tokenizer_config.json", {"tokenizer_class": "GPT2TokenizerFast", "add_prefix_space": True})
 
 
 def split_special(directory: Path, raw: Tokenizer) -> None:
-    whole(directory, raw, token("<sep>"))
+    write_tokenizer_json(directory, raw, token("<sep>"))
     write(directory / "tokenizer_config.json", {"tokenizer_class": "TokenizersBackend", "split_special_tokens": True})
 
 
 def beside_the_file(directory: Path, raw: Tokenizer) -> None:
-    whole(directory, raw, token("<sep>", special=False))
+    write_tokenizer_json(directory, raw, token("<sep>", special=False))
     settings = {"sep_token": "<sep>", "eos_token": "</s>", "image_token": "<X>", "extra_special_tokens": ["<x y>"]}
     write(directory / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **settings})
 
@@ -96,7 +101,7 @@ def template(directory: Path, raw: Tokenizer) -> None:
     special = {"<s>": {"id": "<s>", "ids": [300], "tokens": ["<s>"]}}
     processor = {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": special}
     processor["pair"] = [{"Sequence": {"id": which, "type_id": 0}} for which in "AB"]
-    whole(directory, raw, token("<s>"), post_processor=processor)
+    write_tokenizer_json(directory, raw, token("<s>"), post_processor=processor)
     write(directory / "tokenizer_config.json", {"tokenizer_class": "TokenizersBackend", "bos_token": "<s>"})
 
 
@@ -134,14 +139,14 @@ def bert_directory(directory: Path, **settings: object) -> Path:
     return directory
 
 
-def test_half_a_vocabulary_beside_a_whole_one_is_not_read(tmp_path: Path) -> None:
+def test_incomplete_vocabulary_beside_a_complete_one_is_ignored(tmp_path: Path) -> None:
     expected = load_tokenizer(bert_directory(tmp_path), ROWS).raw.get_vocab()
     write(tmp_path / "vocab.json", {"a": 0})
     assert load_tokenizer(tmp_path, ROWS).raw.get_vocab() == expected
 
 
 @pytest.mark.parametrize("name", ["vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"])
-def test_a_git_lfs_pointer_is_named_as_such(tmp_path: Path, name: str) -> None:
+def test_git_lfs_pointer_of_settings_is_named(tmp_path: Path, name: str) -> None:
     settings = bert_directory(tmp_path) / "tokenizer_config.json"
     if name in ("special_tokens_map.json", "added_tokens.json"):  # read where the settings do not list the tokens
         assert "added_tokens_decoder" not in settings.read_text()
@@ -151,7 +156,7 @@ def test_a_git_lfs_pointer_is_named_as_such(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer.json"])
-def test_a_git_lfs_pointer_of_a_vocabulary_is_named(tmp_path: Path, name: str) -> None:
+def test_git_lfs_pointer_of_a_vocabulary_is_named(tmp_path: Path, name: str) -> None:
     for file in ("vocab.json", "merges.txt", name):
         (tmp_path / file).write_text(POINTER if file == name else "{}")
     with pytest.raises(UserError, match=f"{name} is a Git LFS pointer.*git lfs pull"):
@@ -159,8 +164,8 @@ def test_a_git_lfs_pointer_of_a_vocabulary_is_named(tmp_path: Path, name: str) -
 
 
 @pytest.mark.parametrize("settings", [{}, {"do_lower_case": False}, {"clean_up_tokenization_spaces": True}])
-def test_the_vocabulary_of_bert_is_read(tmp_path: Path, settings: dict[str, object]) -> None:
-    """A prompt begins with [CLS]; the [SEP] that ends a text has no place in one that is to be continued."""
+def test_vocabulary_of_bert_is_read(tmp_path: Path, settings: dict[str, object]) -> None:
+    """A prompt begins with [CLS], but does not end with [SEP], because it is to be continued."""
     directory = bert_directory(tmp_path, **settings)
     theirs, ours = AutoTokenizer.from_pretrained(directory, local_files_only=True), load_tokenizer(directory, ROWS)
     for text in ("The owl sold silence, it's early.", "nobody zzz ' rope", "Two[SEP]bells"):
@@ -170,9 +175,7 @@ def test_the_vocabulary_of_bert_is_read(tmp_path: Path, settings: dict[str, obje
 
 
 @pytest.mark.parametrize("name", ["</s>", token("</s>", __type="AddedToken")], ids=["name", "object"])
-def test_the_end_of_text_is_named_by_tokenizer_config_alone(
-    tokenizer: TextTokenizer, tmp_path: Path, name: object
-) -> None:
+def test_end_of_text_is_read_from_tokenizer_config(tokenizer: TextTokenizer, tmp_path: Path, name: object) -> None:
     content = tokenizer.raw.to_str().replace("<|endoftext|>", "</s>")
     (tmp_path / "tokenizer.json").write_text(content, encoding="utf-8")
     write(tmp_path / "tokenizer_config.json", {"tokenizer_class": "TokenizersBackend", "eos_token": name})
@@ -180,7 +183,7 @@ def test_the_end_of_text_is_named_by_tokenizer_config_alone(
     assert (found.end_id, found.special, found.notes) == (0, {0: "</s>"}, ())
 
 
-def test_an_ordinary_word_as_end_of_text_is_noted(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+def test_ordinary_word_as_end_of_text_is_noted(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     tokenizer.raw.save(str(tmp_path / "tokenizer.json"))
     write(tmp_path / "tokenizer_config.json", {"tokenizer_class": "TokenizersBackend", "eos_token": "<|endoftext|>"})
     word = tokenizer.encode("owl the")[-1]
@@ -192,16 +195,16 @@ def test_an_ordinary_word_as_end_of_text_is_noted(tokenizer: TextTokenizer, tmp_
     assert load_tokenizer(tmp_path, ROWS, [0, word]).notes == ()
 
 
-def test_names_without_a_row_are_left_out_and_noted(tokenizer: TextTokenizer, tmp_path: Path) -> None:
-    old(tmp_path, tokenizer.raw, pad_token="[PAD]", sep_token="<sep>")
+def test_special_tokens_without_a_row_are_left_out_and_noted(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    write_vocab_and_merges(tmp_path, tokenizer.raw, pad_token="[PAD]", sep_token="<sep>")
     found = load_tokenizer(tmp_path, 301)
     assert found.encode("<sep>[PAD]") == [300, *tokenizer.encode("[PAD]")]
     assert "[PAD]" in found.notes[0]
     assert "<sep>" not in found.notes[0]
 
 
-def test_ids_on_which_the_files_disagree_are_noted(tokenizer: TextTokenizer, tmp_path: Path) -> None:
-    old(tmp_path, tokenizer.raw)
+def test_contradictory_ids_are_noted(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    write_vocab_and_merges(tmp_path, tokenizer.raw)
     write(tmp_path / "added_tokens.json", {"<sep>": 305})
     found = load_tokenizer(tmp_path, ROWS)
     assert found.encode("<sep>") == [300]
@@ -218,10 +221,8 @@ def test_ids_on_which_the_files_disagree_are_noted(tokenizer: TextTokenizer, tmp
         ("tokenizer_config.json", '{"added_tokens_decoder": [1]}'),
     ],
 )
-def test_a_broken_file_beside_the_tokenizer_is_named(
-    tokenizer: TextTokenizer, tmp_path: Path, name: str, content: str
-) -> None:
-    old(tmp_path, tokenizer.raw)
+def test_broken_settings_file_is_named(tokenizer: TextTokenizer, tmp_path: Path, name: str, content: str) -> None:
+    write_vocab_and_merges(tmp_path, tokenizer.raw)
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=name.replace(".", r"\.")):
         load_tokenizer(tmp_path, ROWS)

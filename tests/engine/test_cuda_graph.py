@@ -14,7 +14,7 @@ from conftest import FABLES
 
 from gpt2tg.checkpoint.config import read_shape
 from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
-from gpt2tg.checkpoint.tokenizer import load_tokenizer
+from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer
 from gpt2tg.checkpoint.weights import read_weights
 from gpt2tg.decoding import sampling
 from gpt2tg.decoding.stopping import Endings, StopStrings

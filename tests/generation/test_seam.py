@@ -12,7 +12,8 @@ from conftest import FABLES, random_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from gpt2tg.checkpoint.tokenizer import TextStream, TextTokenizer
+from gpt2tg.checkpoint.text_stream import TextStream
+from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.generation.filter_chain import token_biases
 from gpt2tg.generation.generator import Generator, load
 from gpt2tg.generation.visible_text import VisibleText
@@ -91,7 +92,7 @@ def test_streamed_text_is_what_decoding_adds_to_the_prompt(kind: str) -> None:
         whole, before = (theirs.decode(ids, skip_special_tokens=True) for ids in ([*prompt, *new], prompt))
         stream = TextStream(ours, prompt)
         pieces = [stream.push(token) for token in new]
-        assert "".join(pieces) + stream.finish() == whole[len(before) :] == ours.added(prompt, new)
+        assert "".join(pieces) + stream.finish() == whole[len(before) :] == ours.decode_after(prompt, new)
 
 
 def test_bytes_of_fallback_are_shown_when_their_run_ends() -> None:

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from gpt2tg.checkpoint.tokenizer import REPLACEMENT, TextTokenizer
+from gpt2tg.checkpoint.text_stream import REPLACEMENT
+from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.generation.visible_text import VisibleText, last_character
 
 TEXTS = [

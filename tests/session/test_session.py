@@ -465,7 +465,7 @@ def test_what_is_shown_can_be_typed_again(generator: Generator) -> None:
         ("/load", "error: a file name is missing: write /load story.jsonl"),
         ("/load nowhere.jsonl", "error: nowhere.jsonl cannot be read: No such file or directory"),
         ("/save no/where.jsonl", "error: no/where.jsonl cannot be written: give a file in a directory that exists"),
-        ("/model no/where", "error: model no/where is no directory here and not in the local cache, and "),
+        ("/model no/where", "error: model no/where is neither a directory here nor a model in the local cache, and "),
         ("/help me", "error: no command /me; did you mean /"),
         ("\udce9", "error: prompt is not UTF-8"),
     ],

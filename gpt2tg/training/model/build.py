@@ -19,9 +19,9 @@ from gpt2tg.checkpoint.checkpoint import Checkpoint
 from gpt2tg.checkpoint.config import shape_of
 from gpt2tg.checkpoint.find import base_directory
 from gpt2tg.checkpoint.shape import ModelShape
-from gpt2tg.checkpoint.tokenizer import TextTokenizer, load_tokenizer, note_on_unused, unused_ids
-from gpt2tg.checkpoint.tokenizer_files import END_OF_TEXT, byte_level
-from gpt2tg.checkpoint.weight_files import HEAD
+from gpt2tg.checkpoint.tensor_names import HEAD
+from gpt2tg.checkpoint.tokenizer import TextTokenizer
+from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer, note_on_unused, unused_ids
 from gpt2tg.checkpoint.weights import stream_weights
 from gpt2tg.engine.model import GPT2
 from gpt2tg.errors import UserError, one_line

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gpt2tg.checkpoint.adapters import is_adapter
+from gpt2tg.checkpoint.file_names import GENERATION_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES
 from gpt2tg.checkpoint.find import base_directory
-from gpt2tg.checkpoint.hub import GENERATION_CONFIG, TOKENIZER_FILES
 from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
-from gpt2tg.checkpoint.tokenizer_files import SETTINGS, tokenizer_directory
+from gpt2tg.checkpoint.tokenizer_files import tokenizer_directory
 from gpt2tg.io.json_files import read_json
 from gpt2tg.io.lfs import is_pointer, refuse_pointer
 
@@ -61,13 +61,13 @@ def _with_all_templates(files: dict[str, bytes], directory: Path) -> dict[str, b
     found = {path.stem: path.read_text(encoding="utf-8") for path in templates}
     if not found:
         return files
-    config = json.loads(files.get(SETTINGS, b"{}"))
+    config = json.loads(files.get(TOKENIZER_CONFIG, b"{}"))
     default = files[TEMPLATE].decode() if TEMPLATE in files else config.get("chat_template")
     if isinstance(default, str):
         found["default"] = default
     config["chat_template"] = [{"name": name, "template": template} for name, template in found.items()]
     content = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
-    return {**{name: files[name] for name in files if name != TEMPLATE}, SETTINGS: content}
+    return {**{name: files[name] for name in files if name != TEMPLATE}, TOKENIZER_CONFIG: content}
 
 
 def eos_token_id(shape: ModelShape, tokenizer: TextTokenizer) -> int | list[int]:

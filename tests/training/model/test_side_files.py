@@ -11,7 +11,8 @@ from conftest import random_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from gpt2tg.checkpoint.tokenizer import TextTokenizer, load_tokenizer
+from gpt2tg.checkpoint.tokenizer import TextTokenizer
+from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import load
 from gpt2tg.options import NEWEST, TrainingOptions
