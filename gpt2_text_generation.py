@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ examples:
 
 # The options of each task; a flag of the other task alone is said to be of no use.
 TASKS: dict[str, tuple[type, ...]] = {
-    "train": (ModelNameOptions, TrainingOptions),
+    "train": (ModelNameOptions, DeviceOptions, TrainingOptions),
     "generate": (
         ModelNameOptions,
         CheckpointOptions,
@@ -47,14 +48,20 @@ TASKS: dict[str, tuple[type, ...]] = {
     "evaluate": (ModelNameOptions, CheckpointOptions, DeviceOptions, EvaluationOptions),
 }
 
+# The flags that --help shows without a task.
+COMMON = (
+    *("task", "model_name", "train_file", "output_dir", "epochs", "learning_rate", "block_size"),
+    *("prompt", "decoding", "temperature", "top_k", "top_p", "max_length", "num_sequences", "seed", "eval_file"),
+)
+
 
 def parser() -> cli.Parser:
     """The flags of this script: those of both tasks."""
-    script = cli.Parser(prog="gpt2_text_generation.py", description=__doc__, examples=EXAMPLES)
+    script = cli.Parser(prog="gpt2_text_generation.py", description=__doc__, examples=EXAMPLES, common=COMMON)
     script.add_options(TaskOptions)
     for task in ("generate", "train", "evaluate"):
         for options in TASKS[task]:
-            script.add_options(options, note=f"with --task {task}", **ALL_IN_ONE_DEFAULTS)
+            script.add_options(options, task=task, **ALL_IN_ONE_DEFAULTS)
     return script
 
 
@@ -81,4 +88,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    cli.leave(main())
+    sys.exit(main())

@@ -4,6 +4,7 @@ or search the settings that suit it."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,9 +36,9 @@ examples:
 def parser() -> cli.Parser:
     """The flags of this script."""
     script = cli.Parser(prog="text_generation_demo.py", description=__doc__, examples=EXAMPLES)
+    script.add_options(ModelNameOptions)
+    script.add_options(ModelPathOptions, model_path="the model of --model_name")
     for options in (
-        ModelNameOptions,
-        ModelPathOptions,
         DeviceOptions,
         PrecisionOptions,
         CompareOptions,
@@ -81,4 +82,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    cli.leave(main())
+    sys.exit(main())

@@ -21,7 +21,7 @@ RULES: dict[str, set[str]] = {
     "errors": set(),
     "options": {"options", "errors"},
     "io": {"io", "errors", "options"},
-    "cli": {"__init__", "errors", "options", "io"} | {"psutil"},
+    "cli": {"cli", "__init__", "errors", "options", "io"},
     "reading": {"reading", "errors", "io"},
     "checkpoint": {"checkpoint", "errors", "options", "io"} | {"huggingface_hub", "safetensors", "tokenizers", "torch"},
     "engine": {"engine", "errors", "checkpoint"} | {"torch"},

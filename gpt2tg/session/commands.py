@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt2tg.checkpoint.tuned_settings import brought_along, in_words
-from gpt2tg.errors import UserError
+from gpt2tg.errors import UserError, did_you_mean
 from gpt2tg.io.outputs import check_file, holds_something
 from gpt2tg.options import STRATEGIES, DecodingOptions, default_of, unused_options, why_unused
 from gpt2tg.options.escapes import read_escapes
@@ -65,8 +64,7 @@ def find_command(word: str) -> Command:
     setting = word.removeprefix("/").partition("=")[0].replace("-", "_")
     if setting in FIELDS:
         raise UserError(f"no command {word}; settings are changed with /set {setting}=...")
-    near = difflib.get_close_matches(word, COMMANDS, n=1)
-    raise UserError(f"no command {word}; {f'did you mean {near[0]}?' if near else '/help lists them'}")
+    raise UserError(f"no command {word}; {did_you_mean(word, COMMANDS, '/help lists them')}")
 
 
 def _help(session: Session, words: str) -> None:
