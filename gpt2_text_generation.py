@@ -71,8 +71,8 @@ def run_task(given: dict[str, Any]) -> None:
     if task is None:
         raise UserError("is required: train, generate or evaluate", "task")
     own = {name for options in (TaskOptions, *TASKS[task]) for name in only(options, given)}
-    for name in [name for name in given if name not in own | {"debug"}]:
-        cli.notice(f"--{name} is not used: it does nothing in --task {task}")
+    for name in [name for name in given if name not in own]:
+        cli.notice(f"{cli.flag(name)} is not used: it does nothing in --task {task}")
     if task == "train":
         commands.train(given, **ALL_IN_ONE_DEFAULTS)
     elif task == "evaluate":

@@ -115,11 +115,12 @@ def check_value(options: type[Options], field: Field[Any], value: Any) -> Any:
     kind, is_optional = type_of(options, field.name)
     if value is None and is_optional:
         return None
+    given = value
     if kind is tuple:
-        value = _as_tuple(value, rule["accepts_string"])
+        value = _as_tuple(given, rule["accepts_string"])
     if not _has_type(value, kind):
         expected = f"one of {', '.join(rule['choices'])}" if rule["choices"] and kind is str else EXPECTED[kind]
-        raise UserError(f"{_shown(value)} is not valid: give {expected}{' or None' * is_optional}", name)
+        raise UserError(f"{_shown(given)} is not valid: give {expected}{' or None' * is_optional}", name)
     if rule["choices"]:
         _check_choices(value if kind is tuple else (value,), rule["choices"], name)
     if kind in (int, float) and not _is_within(value, rule):
