@@ -40,7 +40,7 @@ class Parser:
         self.prog = prog
         self.description = description or ""
         self.examples = examples
-        self.option_flags: dict[str, Flag] = {}
+        self._flags: dict[str, Flag] = {}
         self._common = common
 
     def add_options(
@@ -57,7 +57,7 @@ class Parser:
                 continue
             meaning = Meaning(field, defaults.get(field.name, field.default), task)
             flag = Flag(options, field)
-            self.option_flags.setdefault(flag.name, flag).meanings.append(meaning)
+            self._flags.setdefault(flag.name, flag).meanings.append(meaning)
 
     def parse(self, argv: Sequence[str] | None) -> dict[str, Any]:
         """Return the values of the flags that were given, by option name.
@@ -74,11 +74,11 @@ class Parser:
                 raise UserError(f"takes no value, but {values[0]} was given", name.removeprefix("--"))
             if name in SWITCHES:
                 continue
-            if name not in self.option_flags:
+            if name not in self._flags:
                 raise UserError(f"unrecognized argument {name}; {self._way_out(name)}")
             if taken := next((value for value in values if value in self._takes), None):
                 notice(f"{name}: {taken} is read as its value")
-            flag = self.option_flags[name]
+            flag = self._flags[name]
             value, before = flag.read(values), given.get(flag.field.name, ())
             given[flag.field.name] = (*before, *value) if flag.takes == "several" else value
         return given
@@ -90,7 +90,7 @@ class Parser:
     @property
     def _takes(self) -> dict[str, Values]:
         switches: dict[str, Values] = dict.fromkeys(("-h", *SWITCHES), "none")
-        return switches | {name: flag.takes for name, flag in self.option_flags.items()}
+        return switches | {name: flag.takes for name, flag in self._flags.items()}
 
     def _way_out(self, word: str) -> str:
         if not word.startswith("--"):
@@ -111,7 +111,7 @@ class Parser:
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks of the script, in the order of their first flags; empty if it has none."""
-        found = (meaning.task for flag in self.option_flags.values() for meaning in flag.meanings)
+        found = (meaning.task for flag in self._flags.values() for meaning in flag.meanings)
         return tuple(dict.fromkeys(task for task in found if task is not None))
 
     def flags(self, task: str | None = None, everything: bool = True) -> list[Flag]:
@@ -121,7 +121,7 @@ class Parser:
             task: a task of the script; None stands for all of them.
             everything: all flags; else those that most people need.
         """
-        shown = [flag for flag in self.option_flags.values() if flag.in_task(task)]
+        shown = [flag for flag in self._flags.values() if flag.in_task(task)]
         if everything:
             return shown
         if self._common and task is None:

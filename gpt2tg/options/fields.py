@@ -71,21 +71,10 @@ def option(
         accepts_string: the Python API accepts one string for a tuple of one.
     """
     metadata = dict(
-        help=help,
-        group=group,
-        low=low,
-        above=above,
-        high=high,
-        below=below,
-        choices=typing.get_args(choices) or None,
-        flag_value=flag_value,
-        metavar=metavar,
-        shown_default=shown_default,
-        is_text=is_text,
-        is_common=is_common,
-        is_required=is_required,
-        accepts_string=accepts_string,
-    )
+        help=help, group=group, low=low, above=above, high=high, below=below,
+        choices=typing.get_args(choices) or None, flag_value=flag_value, metavar=metavar, shown_default=shown_default,
+        is_text=is_text, is_common=is_common, is_required=is_required, accepts_string=accepts_string,
+    )  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
 
