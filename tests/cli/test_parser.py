@@ -77,7 +77,7 @@ def test_every_flag_reaches_its_option(script: ModuleType) -> None:
             assert parser.parse([spelling, *text]) == {flag.field.name: value}
 
 
-def test_each_task_has_the_flags_of_the_script_that_does_only_that() -> None:
+def test_each_task_has_the_flags_of_its_own_script() -> None:
     """A task must not call a flag unused that its command would use, as --device was for training."""
     both = gpt2_text_generation.parser()
     training = {flag.name for flag in both.flags("train")}

@@ -58,7 +58,7 @@ def test_trials_are_every_combination_of_the_values() -> None:
     assert [(trial.learning_rate, trial.epochs, trial.try_) for trial in options.tries()][1] == (1e-5, 3.0, ())
 
 
-def test_setting_of_a_new_model_is_not_suggested_for_an_existing_one() -> None:
+def test_setting_that_does_not_apply_is_not_suggested() -> None:
     with pytest.raises(UserError, match="n_layer cannot be tried") as caught:
         TrainingOptions(train_file="a.txt", try_=("n_layer=1,2",))
     assert "did you mean n_layer" not in str(caught.value)
