@@ -76,7 +76,7 @@ class Parser:
                 continue
             if name not in self._flags:
                 raise UserError(f"unrecognized argument {name}; {self._way_out(name)}")
-            if taken := next((value for value in values if value in self._takes), None):
+            if taken := next((value for value in values if value in self.takes), None):
                 notice(f"{name}: {taken} is read as its value")
             flag = self._flags[name]
             value, before = flag.read(values), given.get(flag.field.name, ())
@@ -85,17 +85,18 @@ class Parser:
 
     def pairs(self, words: Sequence[str]) -> list[tuple[str, list[str]]]:
         """Return the flags among the words, each with its values."""
-        return [("--help" if name == "-h" else name, values) for name, values in pair_values(words, self._takes)]
+        return [("--help" if name == "-h" else name, values) for name, values in pair_values(words, self.takes)]
 
     @property
-    def _takes(self) -> dict[str, Values]:
+    def takes(self) -> dict[str, Values]:
+        """How many values each flag takes, by the name of the flag."""
         switches: dict[str, Values] = dict.fromkeys(("-h", *SWITCHES), "none")
         return switches | {name: flag.takes for name, flag in self._flags.items()}
 
     def _way_out(self, word: str) -> str:
         if not word.startswith("--"):
             return "flags begin with two dashes, and a text of several words needs quotes around it"
-        return did_you_mean(word.partition("=")[0], self._takes, "--help-all lists all flags")
+        return did_you_mean(word.partition("=")[0], self.takes, "--help-all lists all flags")
 
     def _answer_questions(self, pairs: list[tuple[str, list[str]]]) -> None:
         """Print the help or the version if a flag asks for it, and exit."""

@@ -60,7 +60,7 @@ class CheckpointOptions(Options):
         shown_default="the model in the directory itself",
         is_common=True,
     )
-    list: bool = option(False, "print the checkpoints of that directory and exit", group="model")
+    list: bool = option(False, "print the checkpoints of the run's directory and exit", group="model")
 
     def __post_init__(self) -> None:
         super().__post_init__()
