@@ -52,6 +52,12 @@ TASKS: dict[str, tuple[type, ...]] = {
     "evaluate": (ModelNameOptions, CheckpointOptions, DeviceOptions, EvaluationOptions),
 }
 
+# The flags that --help shows without a task.
+COMMON = (
+    *("task", "model_name", "train_file", "output_dir", "epochs", "learning_rate", "block_size"),
+    *("prompt", "decoding", "temperature", "top_k", "top_p", "max_length", "num_sequences", "seed", "eval_file"),
+)
+
 
 def parser() -> cli.Parser:
     """Return the parser of this script, with the flags of all tasks."""
@@ -59,7 +65,7 @@ def parser() -> cli.Parser:
     script.add_options(TaskOptions)
     for task in ("generate", "train", "evaluate"):
         for options in TASKS[task]:
-            script.add_options(options, note=f"with --task {task}", **ALL_IN_ONE_DEFAULTS)
+            script.add_options(options, task=task, **ALL_IN_ONE_DEFAULTS)
     return script
 
 

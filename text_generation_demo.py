@@ -40,9 +40,9 @@ examples:
 def parser() -> cli.Parser:
     """Return the parser of this script."""
     script = cli.Parser(prog="text_generation_demo.py", description=__doc__, examples=EXAMPLES)
+    script.add_options(ModelNameOptions)
+    script.add_options(ModelPathOptions, model_path="the model of --model_name")
     for options in (
-        ModelNameOptions,
-        ModelPathOptions,
         DeviceOptions,
         PrecisionOptions,
         CompareOptions,

@@ -1,15 +1,17 @@
-"""The ways a command may end early without a bug of ours."""
+"""Errors that end a command with one line for the user instead of a traceback."""
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Bad input: something the user can mend in the command or in a file it names.
+    """Bad input: something that the user can correct in the command or in a file it names.
 
-    `option` is the name of the offending option without dashes; the command line shows it as a flag,
-    the session and the Python API as a plain name.
+    `option` is the name of the option at fault, without dashes. The command line shows it as a flag, the session and
+    the Python API as a plain name.
     """
 
     def __init__(self, message: str, option: str | None = None) -> None:
@@ -18,16 +20,16 @@ class UserError(ValueError):
         super().__init__(f"{option} {message}" if option else message)
 
     def as_flag(self) -> str:
-        """The message as a person at a shell reads it."""
+        """Return the message with the option as a flag, for the command line."""
         return f"--{self.option} {self.message}" if self.option else self.message
 
 
 class RunError(RuntimeError):
-    """A run that started well and failed on its way: a full disk, logits that are not finite."""
+    """A failure of a run that had started, such as a full disk or logits that are not finite."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run that a signal ended. `is_saved` tells that it can be resumed where it ended."""
+    """A signal that ended a run. With `is_saved` the run can be resumed from where it ended."""
 
     def __init__(self, message: str, number: int, is_saved: bool = False) -> None:
         self.exit_code = 128 + number
@@ -35,12 +37,23 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(message)
 
 
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word that is most similar to a mistyped one; None if none is similar."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
+    """Return "did you mean ...?" with the most similar known word, or `otherwise` if none is similar."""
+    found = nearest(word, known)
+    return f"did you mean {found}?" if found else otherwise
+
+
 def one_line(error: object, longest: int = 200) -> str:
-    """What an error of a library says, fit for a message of ours: its first line, nothing that cannot be seen."""
+    """Return the first line of a library's error, without unprintable characters, to quote it in a message of ours."""
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return "".join(character for character in first if character.isprintable()).strip()[:longest]
 
 
 def masked(word: str) -> str:
-    """A word of a command line as it may be shown: without the token in `hub_token=...`."""
+    """Return a word of a command line without the secret in `hub_token=...`."""
     return re.sub(r"(\w+_token)=.+", r"\1=...", word, flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""The package as pip builds and installs it: from its source archive, in an environment without the checkout."""
+"""The package as pip builds and installs it: from its sdist, in an environment without the checkout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta
 
 
 def run(*words: str | Path, cwd: Path, **variables: str) -> str:
-    """Run a command that has to succeed; returns its stdout."""
+    """Run a command that must succeed, and return its stdout."""
     done = subprocess.run(words, cwd=cwd, env=os.environ | variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -28,7 +28,7 @@ def run(*words: str | Path, cwd: Path, **variables: str) -> str:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The scripts' directory of an environment in which the wheel was installed, built from the source archive."""
+    """The scripts directory of an environment with the wheel installed, which was built from the sdist."""
     work = tmp_path_factory.mktemp("package")
     source = work / "source"
     shutil.copytree(ROOT / "gpt2tg", source / "gpt2tg", ignore=shutil.ignore_patterns("__pycache__"))
@@ -41,7 +41,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = work / "environment"
     venv.create(environment, symlinks=os.name != "nt", with_pip=False)
     python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
-    # The dependencies are those of the environment that runs the tests: installing them again would take a network.
+    # Use the dependencies of the environment that runs the tests: installing them again would need a network.
     packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=work).strip())
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     wheel = work / f"{ARCHIVE}-py3-none-any.whl"
@@ -61,7 +61,7 @@ def test_installed_command_shows_its_version(installed: Path, name: str, tmp_pat
     assert run(installed / name, "--version", cwd=tmp_path).strip() == f"gpt2tg {__version__}"
 
 
-def test_installed_package_holds_kernels_templates_and_types(installed: Path, tmp_path: Path) -> None:
+def test_installed_package_has_kernels_templates_and_types(installed: Path, tmp_path: Path) -> None:
     where = "import gpt2tg; print(gpt2tg.__path__[0])"
     package = Path(run(installed / "python", "-c", where, cwd=tmp_path).strip())
     assert ROOT not in package.parents

@@ -80,8 +80,8 @@ def test_unused_flags_produce_a_notice(model_dir: Path, capsys: Capture) -> None
     command = words(model_dir, "--decoding", "greedy", "--top_p", "0.5", "--num-beams", "4")
     assert generate_from_finetuned.main(command) == 0
     assert capsys.readouterr().err.splitlines() == [
-        "--top_p is not used: --decoding greedy has no use for it",
-        "--num_beams is not used: --decoding greedy has no use for it",
+        "--top_p is not used: --decoding greedy does not use it",
+        "--num_beams is not used: --decoding greedy does not use it",
     ]
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from gpt2tg.errors import UserError
+from gpt2tg.errors import UserError, did_you_mean, nearest
 from gpt2tg.options import STRATEGIES, DecodingOptions, option_value, unused_options, why_unused
 
 
@@ -27,8 +26,7 @@ def strategies_to_compare(
     for entry in list(STRATEGIES) if chosen is None else chosen.split(","):
         name, *words = entry.strip().split(":")
         if name not in STRATEGIES:
-            near = difflib.get_close_matches(name, STRATEGIES, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(STRATEGIES)}"
+            hint = did_you_mean(name, STRATEGIES, f"choose from {', '.join(STRATEGIES)}")
             raise UserError(f"{name or 'an empty name'} is unknown: {hint}", "strategies")
         options = _with_settings(replace(base, decoding=name, num_sequences=None), words, entry)
         sequences = min(base.sequences, options.most_sequences)
@@ -46,10 +44,10 @@ def _with_settings(options: DecodingOptions, words: Sequence[str], entry: str) -
     for word in words:
         name, equals, text = word.partition("=")
         if not equals or name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
+            near = nearest(name, names)
             raise UserError(
                 f"{entry}: {word} is no setting: "
-                + (f"did you mean {near[0]}=...?" if near else "write it like top_p:temperature=0.7:top_p=0.9"),
+                + (f"did you mean {near}=...?" if near else "write it like top_p:temperature=0.7:top_p=0.9"),
                 "strategies",
             )
         try:

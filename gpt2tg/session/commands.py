@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -66,8 +65,7 @@ def find_command(word: str) -> Command:
     setting = word.removeprefix("/").partition("=")[0].replace("-", "_")
     if setting in FIELDS:
         raise UserError(f"no command {word}; settings are changed with /set {setting}=...")
-    near = difflib.get_close_matches(word, COMMANDS, n=1)
-    raise UserError(f"no command {word}; {f'did you mean {near[0]}?' if near else '/help lists them'}")
+    raise UserError(f"no command {word}; {did_you_mean(word, COMMANDS, '/help lists them')}")
 
 
 def _help(session: Session, words: str) -> None:

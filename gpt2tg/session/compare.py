@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2tg.comparison.strategies import strategies_to_compare
-from gpt2tg.errors import UserError
+from gpt2tg.errors import UserError, did_you_mean
 from gpt2tg.options import SESSION_SEQUENCES, CompareOptions, DecodingOptions, PromptOptions, only, option_value
 from gpt2tg.options.escapes import read_escapes
 from gpt2tg.session.settings import COMPARING, FIELDS, first_word, merged, names_file, without_dashes
@@ -86,8 +85,8 @@ def _given(words: str) -> dict[str, Any]:
 def _hint(name: str) -> str:
     if name in NOT_COMPARED:
         return "strategies=greedy,top_p chooses what is compared"
-    near = difflib.get_close_matches(name, [*COMPARING, *FIELDS.keys() - set(NOT_COMPARED)], n=1)
-    return f"did you mean {near[0]}?" if near else f'/help compare lists what it does. A prompt: prompt="{name}=..."'
+    known = [*COMPARING, *FIELDS.keys() - set(NOT_COMPARED)]
+    return did_you_mean(name, known, f'/help compare lists what it does. A prompt: prompt="{name}=..."')
 
 
 def _options(session: Session, given: dict[str, Any]) -> DecodingOptions:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import shlex
 from typing import Any
 
-from gpt2tg.errors import UserError
+from gpt2tg.errors import UserError, did_you_mean
 from gpt2tg.options import (
     SESSION_SEQUENCES,
     CompareOptions,
@@ -61,8 +60,7 @@ def given_in(words: str) -> dict[str, Any]:
         if not equals:
             raise UserError(f"{word} is no setting: write name=value, such as temperature=0.8")
         if name not in FIELDS:
-            near = difflib.get_close_matches(name, FIELDS, n=1)
-            raise UserError(f"no setting {name}; {f'did you mean {near[0]}?' if near else '/set lists them'}")
+            raise UserError(f"no setting {name}; {did_you_mean(name, FIELDS, '/set lists them')}")
         value = option_value(DecodingOptions, name, text)
         given[name] = given[name] + value if isinstance(value, tuple) and name in given else value
     return given

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-from gpt2tg.errors import UserError, masked, one_line
+from gpt2tg.errors import UserError, masked, nearest, one_line
 
 # Fields that flags of ours stand for. Where a flag has the name of the field, the field alone is listed.
 FLAGS = {
@@ -101,8 +100,8 @@ def _field(entry: str, parser: HfArgumentParser) -> tuple[str, Any]:
             "trainer",
         )
     if name not in known:
-        near = difflib.get_close_matches(name, set(known) - set(FLAGS) - SETTLED - LAUNCHER, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        near = nearest(name, set(known) - set(FLAGS) - SETTLED - LAUNCHER)
+        hint = f"; did you mean {near}?" if near else ""
         raise UserError(f"{entry}: TrainingArguments of transformers has no field {name}{hint}", "trainer")
     values = text.split(",") if known[name].nargs in ("+", "*") else [text]
     try:

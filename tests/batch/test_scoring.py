@@ -191,7 +191,7 @@ def test_mistakes_are_said_in_one_line(model_dir: Path, tmp_path: Path, text_fil
         "holds no text": ["--score", str(empty)],
         "--candidates 3 and --score": ["--candidates", "3", "--score", str(text_file)],
         "--candidates 0 is out of range": ["--candidates", "0"],
-        "--candidates some is no value for it": ["--candidates", "some"],
+        "--candidates some is not valid": ["--candidates", "some"],
         "--prompt of 360 tokens is over the 64 positions": ["--candidates", "3", "--prompt", "\u732b" * 120],
         "--temperature -1.0 is out of range": ["--score", str(text_file), "--temperature", "-1"],
     }

@@ -41,7 +41,7 @@ def generator(model_dir: Path) -> Generator:
         (["--batch_size", "9" * 30], f"--batch_size {'9' * 30} is out of range"),
         (["--max_new_tokens", "9" * 30], f"--max_new_tokens {'9' * 30} is out of range"),
         (["--top_k", "9" * 30], f"--top_k {'9' * 30} is out of range"),
-        (["--top_k", "9" * 5000], f"--top_k {'9' * 37}... is no value for it"),
+        (["--top_k", "9" * 5000], f"--top_k {'9' * 37}... is not valid"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

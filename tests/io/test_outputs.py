@@ -341,7 +341,7 @@ def body(given):
     with open(sys.argv[1], "w") as file:
         file.write("mine")
 
-cli.leave(cli.run(cli.Parser(prog="x.py", description="", examples=""), body, []))
+sys.exit(cli.run(cli.Parser(prog="x.py", description="", examples=""), body, []))
 """
 
 

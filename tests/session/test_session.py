@@ -381,7 +381,7 @@ def test_short_ways_to_settings(generator: Generator) -> None:
     assert talk.session.options.seed == 9
     assert talk.type("/decoding sample")[1] == ["decoding=sample temperature=0.7 seed=9 max_new_tokens=8"]
     assert talk.type("/seed")[1] == ["decoding=sample temperature=0.7 max_new_tokens=8, a new seed for each text"]
-    assert talk.type("/seed x")[1] == ["error: seed x is no value for it: expected a whole number"]
+    assert talk.type("/seed x")[1] == ["error: seed x is not valid: give a whole number"]
 
 
 @pytest.mark.parametrize(
@@ -440,15 +440,15 @@ def test_what_is_shown_can_be_typed_again(generator: Generator) -> None:
         ("/set temprature=1", "error: no setting temprature; did you mean temperature?"),
         ("/set xyzzy=1", "error: no setting xyzzy; /set lists them"),
         ("/set temperature", "error: temperature is no setting: write name=value, such as temperature=0.8"),
-        ("/set temperature=hot", "error: temperature hot is no value for it: expected a number"),
+        ("/set temperature=hot", "error: temperature hot is not valid: give a number"),
         ("/set temperature=-1", "error: temperature -1.0 is out of range: it must be at least 0 and at most 1000000"),
-        ("/set top_k=2.5", "error: top_k 2.5 is no value for it: expected a whole number"),
-        ("/set num_sequences=4", "error: num_sequences 4 asked for, but greedy gives 1 text: "
-         "ask for 1, or choose a strategy that draws, such as decoding=top_p with a temperature above 0"),
+        ("/set top_k=2.5", "error: top_k 2.5 is not valid: give a whole number"),
+        ("/set num_sequences=4", "error: num_sequences 4 asked for, but greedy gives 1 sequence: "
+         "ask for 1, or choose a strategy that samples, such as decoding=top_p with a temperature above 0"),
         ("/set max_length=9 max_new_tokens=9", "error: max_new_tokens 9 and max_length=9 contradict each other: "
          "give one of the two"),
-        ("/set temperature=off", "error: temperature off is no value for it: expected a number"),
-        ("/set suppress_eos=maybe", "error: suppress_eos maybe is no value for it: expected on or off"),
+        ("/set temperature=off", "error: temperature off is not valid: give a number"),
+        ("/set suppress_eos=maybe", "error: suppress_eos maybe is not valid: give on or off"),
         ("/set decoding=off", "error: decoding off is unknown: choose from greedy, beam, diverse_beam, sample, top_k, "
          "top_p, beam_sample, contrastive"),
         ('/set decoding="', 'error: decoding=" cannot be read: No closing quotation'),
@@ -481,7 +481,7 @@ def test_mistakes_are_said_and_the_session_goes_on(generator: Generator, line: s
 
 def test_a_setting_without_use_is_said(generator: Generator) -> None:
     assert transcript(generator, settings(), "/set top_p=0.5")[1] == [
-        "top_p is not used: decoding greedy has no use for it", "decoding=greedy max_new_tokens=8",
+        "top_p is not used: decoding greedy does not use it", "decoding=greedy max_new_tokens=8",
     ]  # fmt: skip
 
 
@@ -735,14 +735,14 @@ def test_a_prompt_to_compare_may_look_like_a_setting(generator: Generator) -> No
         ("zzz=3 x", 'zzz is nothing that /compare takes; /help compare lists what it does. A prompt: prompt="zzz=..."'),
         ("strategies=beem", "strategies beem is unknown: did you mean beam?"),
         ("num_sequences=0 The", "num_sequences 0 is out of range: it must be at least 1"),
-        ("num_prompts=few", "num_prompts few is no value for it: expected a whole number"),
+        ("num_prompts=few", "num_prompts few is not valid: give a whole number"),
         ("examples=lines The", "examples lines is unknown: did you mean line?"),
         ("reference=nowhere.txt", "reference nowhere.txt cannot be read: No such file or directory"),
         ("prompts_file=nowhere.txt", "prompts_file nowhere.txt cannot be read: No such file or directory"),
         ("output=x.txt The", "output x.txt is of an unknown kind: give a name that ends in .json or .csv or .md"),
         ("report=no/where.html The", "report no/where.html cannot be written: give a file in a directory that exists"),
         ('reference="a.txt', 'reference="a.txt cannot be read: No closing quotation'),
-        ("overwrite=maybe", "overwrite maybe is no value for it: expected on or off"),
+        ("overwrite=maybe", "overwrite maybe is not valid: give on or off"),
     ],
 )
 def test_what_compare_refuses_in_one_line(generator: Generator, words: str, message: str) -> None:

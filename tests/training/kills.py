@@ -169,7 +169,7 @@ class Experiment:
             load_file(out / "model.safetensors")
         if said := re.search(r"^step (\d+) of \d+ is saved in .*", told, re.MULTILINE):
             self._counts["saved on the signal"] += 1
-            self._expect(found[-1].step == int(said[1]) and "go on with: " in told, f"not as said: {told[-500:]}")
+            self._expect(found[-1].step == int(said[1]) and "to resume, " in told, f"not as said: {told[-500:]}")
 
     def _expect(self, holds: bool, fault: str) -> None:
         if not holds:

@@ -38,7 +38,6 @@ FSDP = ("--config_file", str(ROOT / "configs" / "fsdp.yaml"))
 LAUNCHED = """
 import json, os, signal, sys, finetune_gpt2
 from accelerate.state import AcceleratorState, DistributedType, PartialState
-from gpt2tg import cli
 from gpt2tg.training.trainer import LanguageTrainer
 
 found = AcceleratorState.__init__
@@ -50,7 +49,6 @@ def cut_on_a_cpu(self, *arguments, fsdp_plugin=None, **settings):
         self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
 AcceleratorState.__init__ = cut_on_a_cpu
-cli.notice("started by: " + " ".join(cli._launcher()))
 learn = LanguageTrainer.training_step
 
 def signalled(self, *arguments):
@@ -166,12 +164,6 @@ def test_a_model_that_was_cut_is_saved_whole(runs: tuple[Path, str]) -> None:
     one, cut = ((place / name / "model.safetensors").stat().st_size for name in ("one", "cut"))
     assert cut == pytest.approx(one, abs=100)
     assert (place / "cut" / "checkpoint-4" / FSDP_OPTIMIZER).is_file()  # else it was not cut
-
-
-def test_the_launcher_is_part_of_the_command_that_resumes(runs: tuple[Path, str]) -> None:
-    assert f"started by: python {' '.join(TORCHRUN)}" in runs[1].splitlines()
-    said = (runs[0] / "accelerate.txt").read_text().splitlines()
-    assert f"started by: python {' '.join((*ACCELERATE, *FSDP))}" in said
 
 
 def test_another_number_of_processes_is_refused(runs: tuple[Path, str], model_dir: Path) -> None:

@@ -229,8 +229,8 @@ def test_dry_run_plans_each(text_file: Path, model_dir: Path, tmp_path: Path, ca
     ("tries", "message"),
     [
         (("learning_rte=1",), "learning_rte cannot be tried: did you mean learning_rate?"),
-        (("learning_rate",), "is no setting with values"),
-        (("learning_rate=x",), "x is no value for it: expected a number"),
+        (("learning_rate",), "has no values: write it like"),
+        (("learning_rate=x",), "x is not valid: give a number"),
         (("learning_rate=-1",), "-1.0 is out of range"),
         (("train_file=a,b",), "train_file cannot be tried"),
         (("n_layer=1,2",), "n_layer cannot be tried"),
@@ -242,7 +242,7 @@ def test_what_cannot_be_tried_is_refused_in_one_line(tries: tuple[str, ...], mes
 
 
 def test_nothing_held_out_leaves_nothing_to_choose_by() -> None:
-    with pytest.raises(UserError, match="needs something to measure on"):
+    with pytest.raises(UserError, match="needs a validation loss"):
         TrainingOptions(train_file="a.txt", try_=("epochs=1,2",), validation_split=0)
 
 

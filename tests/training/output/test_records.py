@@ -207,7 +207,7 @@ def test_a_service_that_is_not_there_is_refused_before_training(
 def test_flags_that_need_something_to_measure_on(capsys: Capture, text_file: Path, tmp_path: Path) -> None:
     words = ["--train_file", str(text_file), "--output_dir", str(tmp_path / "out"), "--validation_split", "0"]
     assert finetune_gpt2.main([*words, "--early_stopping_patience", "2"]) == 2
-    assert "--early_stopping_patience 2 needs something to measure on" in capsys.readouterr().err
+    assert "--early_stopping_patience 2 needs a validation loss" in capsys.readouterr().err
 
 
 def test_flags_of_an_adapter_without_one_are_named(capsys: Capture, tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""The run of a script: exit codes, and errors as one line on stderr."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gpt2tg.cli.parser import Parser
+from gpt2tg.errors import Interrupted, RunError, UserError
+from gpt2tg.io.streams import notice, open_closed_streams, silence_broken_streams, speak_utf8, write_out
+
+# Exit codes: bad input, a failure during the run, Ctrl-C.
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def run(parser: Parser, body: Callable[[dict[str, Any]], None], argv: Sequence[str] | None) -> int:
+    """Parse the command line, run the body, and turn an error into one line on stderr and an exit code.
+
+    Returns:
+        0 for success, 2 for what the user can correct in the command or its input, 1 for a failure during the run,
+        130 for Ctrl-C, 128 plus its number for another signal.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    pairs = parser.pairs(words)
+    debug = ("--debug", []) in pairs
+    open_closed_streams()
+    speak_utf8()
+    try:
+        body(parser.parse(words))
+        write_out()
+        return 0
+    except BrokenPipeError:  # the reader of a pipe, such as head or less, has seen enough
+        return 0
+    except Interrupted as stop:
+        notice(str(stop))
+        if stop.is_saved:
+            notice(how_to_resume(pairs))
+        return stop.exit_code
+    except KeyboardInterrupt:
+        notice("interrupted")
+        return INTERRUPTED
+    except UserError as error:
+        return _fail(parser, error.as_flag(), BAD_INPUT, debug)
+    except ModuleNotFoundError as error:
+        message = f"the package {error.name} is not installed: run make setup, or pip install -r requirements.txt"
+        return _fail(parser, message, FAILED, debug)
+    except (RunError, OSError) as error:
+        return _fail(parser, str(error), FAILED, debug)
+    except Exception as error:
+        message = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
+        return _fail(parser, message, FAILED, debug)
+    finally:
+        silence_broken_streams()
+
+
+def how_to_resume(pairs: Sequence[tuple[str, list[str]]]) -> str:
+    """Return the advice for an interrupted run: its command with `--resume`.
+
+    Args:
+        pairs: the flags of the interrupted command, each with its values.
+    """
+    given = dict(pairs)
+    if "--overwrite" in given:
+        return "to resume, give the same command with --resume instead of --overwrite"
+    if "--resume" not in given:
+        return "to resume, add --resume to the same command"
+    if given["--resume"]:
+        return "to resume, give the same command with --resume alone, without its path"
+    return "to resume, give the same command again"
+
+
+def _fail(parser: Parser, message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    notice(f"{parser.prog}: error: {' '.join(message.split())}")
+    return code
