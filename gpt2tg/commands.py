@@ -301,22 +301,22 @@ def compare(given: dict[str, Any], name: str, option: str) -> None:
     if "text_column" in given and not {"reference", "train_file", "prompts_file"}.intersection(given):
         notice("--text_column is not used: no file is read")
 
-    from gpt2tg.comparison.strategies import strategies_to_compare
+    from gpt2tg.comparison.strategies import parse_strategies
 
-    strategies_to_compare(base, where.strategies, say=lambda _: None)  # refuses before anything heavy is loaded
+    parse_strategies(base, where.strategies, say=lambda _: None)  # refuses before anything heavy is loaded
 
-    from gpt2tg.comparison.request import carry_out, read_request, texts_of
+    from gpt2tg.comparison.run import prompt_texts, read_inputs, run_comparison
 
     from_reference = where.reference is not None and not {"prompt", "prompts_file"}.intersection(given)
-    prompts = [] if from_reference else texts_of(pick(PromptOptions, given), notice)
-    request = read_request(where, prompts, notice, given.get("text_column"))
+    prompts = [] if from_reference else prompt_texts(pick(PromptOptions, given), notice)
+    inputs = read_inputs(where, prompts, notice, given.get("text_column"))
     name = chosen_model(given, name)
     chosen = where.strategies or _all_strategies(given, name, option)
     generator = model_loader(given, option)(name)
     batch_size = pick(PromptOptions, given).batch_size
     columns = shutil.get_terminal_size().columns
-    carry_out(
-        request,
+    run_comparison(
+        inputs,
         generator=generator,
         name=name,
         base=base,
@@ -352,13 +352,14 @@ def tune(given: dict[str, Any], name: str, option: str) -> None:
 
     from gpt2tg.checkpoint.find import find_checkpoint
     from gpt2tg.checkpoint.tuned_settings import in_words, kept, write_defaults
-    from gpt2tg.comparison import report, table
+    from gpt2tg.comparison import export, report
     from gpt2tg.generation.generator import new_seed
     from gpt2tg.reading.readers import read_examples, require_table
-    from gpt2tg.tuning.tune import summary
-    from gpt2tg.tuning.tune import tune as searching
+    from gpt2tg.tuning.page import tuning_page
+    from gpt2tg.tuning.search import tune_settings
+    from gpt2tg.tuning.summary import summary
 
-    page = table.file_to_write(where.report, report.FORMATS, "report", where.overwrite, notice)
+    page = export.file_to_write(where.report, report.FORMATS, "report", where.overwrite, notice)
     human, column = Path(where.reference), given.get("text_column")
     require_table(column, human)
     examples = read_examples(human, "reference", where.examples, column, notice)
@@ -372,19 +373,19 @@ def tune(given: dict[str, Any], name: str, option: str) -> None:
     notice(f"measuring the reference; then settings are tried and the best checked, in {search.budget:g} s")
     batch_size = pick(PromptOptions, given, batch_size=TUNING_BATCH_SIZE).batch_size
     prompts = where.num_prompts or MOST_TUNING_PROMPTS
-    found = searching(generator, examples, base, prompts, search.budget, batch_size, notice)
-    write_out(summary(found.end))
-    settings = in_words(kept(found.end.tuned.options))
+    found = tune_settings(generator, examples, base, prompts, search.budget, batch_size, notice)
+    write_out(summary(found.check))
+    settings = in_words(kept(found.check.tuned.options))
     if page:
-        report.write_report(report.tuning_page(generator, found, name), page)
-    if search.apply and found.end.is_clear:
-        file = write_defaults(find_checkpoint(name, option), found.end.tuned.options)
+        report.write_report(tuning_page(generator, found, name), page)
+    if search.apply and found.check.is_clear:
+        file = write_defaults(find_checkpoint(name, option), found.check.tuned.options)
         notice(f"{file} now has {settings}: used where no flag says otherwise")
         return
     if search.apply:
         notice("--apply leaves the checkpoint as it is")
     if settings:
-        offer = "; --apply makes them the checkpoint's own" if found.end.is_clear else ""
+        offer = "; --apply makes them the checkpoint's own" if found.check.is_clear else ""
         notice(f"to write with the settings found: {settings}{offer}")
 
 

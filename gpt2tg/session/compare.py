@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2tg.comparison.strategies import strategies_to_compare
+from gpt2tg.comparison.strategies import parse_strategies
 from gpt2tg.errors import UserError
 from gpt2tg.options import SESSION_SEQUENCES, CompareOptions, DecodingOptions, PromptOptions, only, option_value
 from gpt2tg.options.escapes import read_escapes
@@ -35,21 +35,21 @@ def compare(session: Session, words: str) -> None:
     def say(line: str) -> None:
         session.front.say(without_dashes(line))
 
-    strategies_to_compare(options, where.strategies, say=lambda _: None)  # refuses before anything is read
+    parse_strategies(options, where.strategies, say=lambda _: None)  # refuses before anything is read
     # What counts words takes a second to import, which a session need not wait for when it begins.
-    from gpt2tg.comparison.request import carry_out, read_request, texts_of
+    from gpt2tg.comparison.run import prompt_texts, read_inputs, run_comparison
 
     if "prompts_file" in given:
         if "prompt" in given:
             say("prompt is not used: the prompts come from prompts_file")
-        prompts = texts_of(PromptOptions(**only(PromptOptions, given)), say)
+        prompts = prompt_texts(PromptOptions(**only(PromptOptions, given)), say)
     elif "prompt" in given:
         prompts = [given["prompt"]]
     else:
         prompts = [] if where.reference is not None else [_last_prompt(session)]
-    request = read_request(where, prompts, say, given.get("text_column"))
-    carry_out(
-        request,
+    inputs = read_inputs(where, prompts, say, given.get("text_column"))
+    run_comparison(
+        inputs,
         generator=session.generator,
         name=session.name,
         base=options,
@@ -58,7 +58,7 @@ def compare(session: Session, words: str) -> None:
         say=say,
         columns=session.front.width(),
     )
-    for file in filter(None, (request.output, request.report)):
+    for file in filter(None, (inputs.output, inputs.report)):
         say(f"the comparison is in {file}")
 
 
