@@ -447,6 +447,7 @@ def _sit(given: dict[str, Any], name: str, option: str, signals: SessionSignals)
         decoding = decoding_options(only(DecodingOptions, given), num_sequences=SESSION_SEQUENCES, **own)
 
     from gpt2tg.session import Session
+    from gpt2tg.session.loop import run
 
     generator = load(name)
     if "max_length" not in given and "max_new_tokens" not in given:
@@ -455,19 +456,19 @@ def _sit(given: dict[str, Any], name: str, option: str, signals: SessionSignals)
     front = _front(signals)
     session = Session(generator, decoding, name, front, partial(load, option="model"))
     session.chosen.update(only(DecodingOptions, given))
-    session.brought = set(own)
+    session.tuned = set(own)
     if front.at_terminal:
         session.welcome()
-    session.run(given.get("prompt"))
-    if session.refused and not front.at_terminal:
-        raise UserError(f"{session.refused} of the lines could not be answered")
+    run(session, given.get("prompt"))
+    if session.failed_lines and not front.at_terminal:
+        raise UserError(f"{session.failed_lines} of the lines could not be answered")
 
 
 def _front(signals: SessionSignals) -> Front:
     """The line editor where there is a terminal for it, plain streams elsewhere."""
-    from gpt2tg.session.front import is_able_terminal, plain_front
+    from gpt2tg.session.front import can_edit_lines, plain_front
 
-    if is_able_terminal():
+    if can_edit_lines():
         try:
             from gpt2tg.session.terminal import terminal_front
 

@@ -99,7 +99,7 @@ def _probability_plot(maker: CardMaker, comparison: Comparison) -> Markup | None
 
 def _kind(result: Result) -> tuple[bool, bool] | None:
     """Return whether a strategy searches with beams, and whether it samples; None for human text."""
-    return result.options and (result.options.strategy.beams, result.options.strategy.samples)
+    return (result.options.strategy.beams, result.options.strategy.samples) if result.options else None
 
 
 def plot_distances(comparison: Comparison) -> Markup | None:
