@@ -95,7 +95,7 @@ COMMANDS = {
     "/stop": Command("[STRING]", "end texts before a string; alone removes it", setting_commands.set_stop),
     "/candidates": Command("[N]", "show the most probable next tokens", inspect_commands.candidates),
     "/why": Command(
-        "[all]", "show how probable each token of the last turn was; all: of the whole text", inspect_commands.why
+        "[all]", "show the probability of each token of the last turn, or of the whole text", inspect_commands.why
     ),
     "/compare": Command(
         "[OPTIONS] [TEXT]",

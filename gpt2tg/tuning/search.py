@@ -49,7 +49,7 @@ def tune_settings(
     examples: Sequence[str],
     base: DecodingOptions,
     num_prompts: int,
-    budget: float,
+    budget_seconds: float,
     batch_size: int,
     say: Callable[[str], None],
 ) -> Tuning:
@@ -58,14 +58,14 @@ def tune_settings(
     Args:
         base: the default settings that the tuned ones are compared with; length, seed and stop strings stay as here.
         num_prompts: most passages of human text to use.
-        budget: seconds for search and check. At the least, one trial beside the default settings is run, and the check
-            has two seeds; this may exceed the budget.
+        budget_seconds: time for search and check. Two trials and a check with two seeds are always run, even if they
+            exceed the budget.
         say: receives a line whenever settings are better than all before, and on the use of the time.
 
     Raises:
         UserError: the text is too short.
     """
-    clock = Budget(budget)
+    budget = Budget(budget_seconds)
     human = prepare_human_text(generator, examples, base, (), num_prompts)
     count = len(human.prompts)
     if count < MIN_PASSAGES:
@@ -77,13 +77,13 @@ def tune_settings(
     base = replace(base, max_length=None, max_new_tokens=human.new_tokens, num_sequences=1)
     seed = base.seed or 0
     trials = Trials(generator, base, _every_second(human, 0), batch_size)
-    run_trials(trials, clock, seed, say)
-    tuned = choose_best(trials, clock, seed)
-    seconds, tried = clock.used, len(trials.distances)
+    run_trials(trials, budget, seed, say)
+    tuned = choose_best(trials, budget, seed)
+    seconds, tried = budget.used, len(trials.distances)
     say(f"{tried} settings tried in {seconds:.0f} s; now the best are checked on held-out text with new seeds")
     held_out = _every_second(human, 1)
-    check = check_on_held_out(generator, held_out, base, tuned, batch_size, seed + FIRST_CHECK_SEED, clock)
-    say(_time_used(clock))
+    check = check_on_held_out(generator, held_out, base, tuned, batch_size, seed + FIRST_CHECK_SEED, budget)
+    say(_time_used(budget))
     return Tuning(check, tried, seconds, grid_distances(trials))
 
 
@@ -93,13 +93,13 @@ def _every_second(human: HumanText, first: int) -> HumanText:
     return HumanText(human.samples[first:count:2], human.prompts[first::2], human.new_tokens)
 
 
-def _time_used(clock: Budget) -> str:
-    if clock.left >= 0:
-        return f"done in {clock.used:.0f} s, {clock.left:.0f} s under the budget"
-    return f"done in {clock.used:.0f} s, {-clock.left:.0f} s over the budget"
+def _time_used(budget: Budget) -> str:
+    if budget.left >= 0:
+        return f"done in {budget.used:.0f} s, {budget.left:.0f} s under the budget"
+    return f"done in {budget.used:.0f} s, {-budget.left:.0f} s over the budget"
 
 
-def run_trials(trials: Trials, clock: Budget, seed: int, say: Callable[[str], None]) -> None:
+def run_trials(trials: Trials, budget: Budget, seed: int, say: Callable[[str], None]) -> None:
     """Try the default settings, then the grid, then what Optuna suggests, until the reserved time begins."""
     import optuna  # takes a second to import, which the report need not wait for
 
@@ -108,8 +108,8 @@ def run_trials(trials: Trials, clock: Budget, seed: int, say: Callable[[str], No
     grid = shuffled_grid(seed)
     study.enqueue_trial(SearchedSettings.of(trials.base).as_dict())
     smallest = float("inf")
-    while len(trials.distances) < 2 or clock.left - trials.trial_seconds() >= trials.reserved_seconds(clock.seconds):
-        if clock.used < clock.seconds * GRID_SHARE and (point := next(grid, None)):
+    while len(trials.distances) < 2 or budget.left - trials.trial_seconds() >= trials.reserved_seconds(budget.seconds):
+        if budget.used < budget.seconds * GRID_SHARE and (point := next(grid, None)):
             study.enqueue_trial(point.as_dict())
         trial = study.ask()
         options = SearchedSettings.suggested_by(trial).apply_to(trials.base)
@@ -118,15 +118,15 @@ def run_trials(trials: Trials, clock: Budget, seed: int, say: Callable[[str], No
         if distance < smallest:
             smallest = distance
             number = len(trials.distances)
-            say(f"{number:>4}  {clock.used:4.0f} s  distance {distance:.2f}  {SearchedSettings.of(options)}")
-        if len(trials.seconds) == 1 and (advice := _advice(trials, clock)):
+            say(f"{number:>4}  {budget.used:4.0f} s  distance {distance:.2f}  {SearchedSettings.of(options)}")
+        if len(trials.seconds) == 1 and (advice := _advice(trials, budget)):
             say(advice)
 
 
-def _advice(trials: Trials, clock: Budget) -> str:
+def _advice(trials: Trials, budget: Budget) -> str:
     """Return how to get more trials if there is time for a few only; empty if there is enough."""
     seconds = trials.trial_seconds()
-    expected = 1 + max(1, int((clock.left - trials.reserved_seconds(clock.seconds)) / seconds))
+    expected = 1 + max(1, int((budget.left - trials.reserved_seconds(budget.seconds)) / seconds))
     if expected >= FEW_TRIALS:
         return ""
     return (
@@ -135,12 +135,12 @@ def _advice(trials: Trials, clock: Budget) -> str:
     )
 
 
-def choose_best(trials: Trials, clock: Budget, seed: int) -> DecodingOptions:
+def choose_best(trials: Trials, budget: Budget, seed: int) -> DecodingOptions:
     """Try the best few settings with more seeds while time allows; return those with the smallest mean distance."""
     finalists = trials.ranked()[:FINALISTS]
     for seeds in range(2, FINALIST_SEEDS + 1):
         for options in finalists:
-            is_time = clock.left - trials.seconds[options] >= trials.check_seconds(CHECK_SEEDS)
+            is_time = budget.left - trials.seconds[options] >= trials.check_seconds(CHECK_SEEDS)
             if is_time and len(trials.distances[options]) < seeds:
                 trials.run(options, seed)
     tried_again = [options for options in finalists if len(trials.distances[options]) > 1]

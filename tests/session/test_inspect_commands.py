@@ -49,7 +49,7 @@ def test_why_lists_the_least_likely_tokens(generator: Generator) -> None:
 
 
 def unusual_tokens(generator: Generator, text: str) -> tuple[int, ...]:
-    """Tokens of the text, one to a byte where the vocabulary has them: not how the tokenizer divides it."""
+    """Return the text encoded letter by letter, unlike the tokenizer would."""
     ids = tuple(token for letter in text for token in generator.tokenizer.encode(letter))
     assert generator.tokenizer.decode(list(ids)) == text
     assert list(ids) != generator.tokenizer.encode(text)
@@ -57,7 +57,7 @@ def unusual_tokens(generator: Generator, text: str) -> tuple[int, ...]:
 
 
 def test_why_uses_the_generated_tokens(generator: Generator, tmp_path: Path) -> None:
-    """A model may write a text in other tokens than the tokenizer divides it into; a saved session knows them too."""
+    """A model may generate a text in other tokens than the tokenizer encodes it to; a saved session keeps them."""
     ids = unusual_tokens(generator, " the fox")
     talk, file = Talk(generator, greedy_options()), tmp_path / "session.jsonl"
     talk.session.text.change((Turn("Once", " the fox", ids=ids),))
@@ -74,7 +74,7 @@ def test_why_ends_at_a_stop_string(generator: Generator) -> None:
 
 
 def test_why_encodes_a_text_with_unknown_tokens(generator: Generator) -> None:
-    """As those of another model are not."""
+    """Unknown: none, or those of another model."""
     talk, anew = Talk(generator, greedy_options()), len(generator.tokenizer.encode(" the fox"))
     for ids in ((), (5, 6, 7), (10**9,)):
         talk.session.text.change((Turn("Once", " the fox", ids=ids),))
@@ -91,7 +91,7 @@ def test_generated_tokens_are_kept(generator: Generator) -> None:
 
 
 def test_improbable_tokens_are_coloured(generator: Generator) -> None:
-    """Taken away, the text is left; each token that is not likely has a ground and letters of its own."""
+    """Without the colour codes the text is unchanged; each improbable token has a background and a text colour."""
     style = Style(has_colours=True)
     assert style.heat(" sure", 0.9) == " sure"
     assert style.heat(" maybe", 0.1) == " \x1b[30;42mmaybe\x1b[0m"

@@ -57,7 +57,7 @@ def test_quit_ends_the_session_at_once(generator: Generator) -> None:
     ],
 )
 def test_command_without_slash_gives_a_hint(generator: Generator, word: str, meant: str) -> None:
-    """A person at a terminal forgot it; a file of prompts means what it says."""
+    """At a terminal the user forgot the slash; in piped input the word is a prompt."""
     written, messages = transcript(generator, greedy_options(), word)
     assert written == ""
     assert messages == [f"Did you mean {meant}? To begin a text with these words: /new {word.strip()}"]
@@ -67,7 +67,7 @@ def test_command_without_slash_gives_a_hint(generator: Generator, word: str, mea
 
 
 def test_ctrl_c_stops_a_text_and_keeps_it(generator: Generator) -> None:
-    """The interrupt comes while the third piece is being written."""
+    """Ctrl-C comes while the third piece is written."""
     talk = Talk(generator, greedy_options())
     talk.interrupt_after = 4
     written, messages = talk.type("The fox", KeyboardInterrupt(), "/text")

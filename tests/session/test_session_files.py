@@ -46,7 +46,7 @@ def test_loaded_session_equals_the_saved_one(generator: Generator, tmp_path: Pat
     assert other.type(f'/load "{file}"')[0] == talk.text + "\n"
     assert other.session.options == talk.session.options
     assert other.session.text.turns == talk.session.text.turns
-    # The last turn was drawn at another temperature, so first the settings it was written with.
+    # The last turn was generated at another temperature than the current one.
     assert other.type("/set temperature=1", "/again")[0].removesuffix("\n") == talk.text.removeprefix(
         talk.session.text.before_last
     )

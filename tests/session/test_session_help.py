@@ -41,7 +41,7 @@ def test_set_alone_lists_all_settings_and_fits(generator: Generator, width: int)
             found[name] = "".join(meaning)
         else:
             found[name] += line
-    for name, meaning in found.items():  # lines end where there is room, also at a hyphen
+    for name, meaning in found.items():  # lines may break at a hyphen, so spaces do not count
         assert "".join(meaning.split()) == "".join(flags_as_settings(FIELDS[name].metadata["help"]).split())
     assert list(found) == list(FIELDS)
 

@@ -81,7 +81,7 @@ def test_retry_draws_again_and_again_repeats(generator: Generator) -> None:
     assert messages == ["(replay 7/0/1)"]
     assert talk.type("/again") == (second, messages)
     talk.type("/undo")
-    assert talk.text + "\n" == first  # to write the same again was no change
+    assert talk.text + "\n" == first  # /again generated the same text, which is no change
     talk.type("/again", "/retry")
     assert talk.text + "\n" == second
     third, messages = talk.type("/retry")
@@ -186,16 +186,14 @@ def test_pick_chooses_one_of_several_texts(generator: Generator) -> None:
 
 
 def test_text_beyond_the_context_length(generator: Generator) -> None:
-    """The limit is messages; with a sliding window the text goes on over it."""
+    """The error names the limit; with a sliding window the text grows beyond it."""
     talk = Talk(generator, greedy_options(max_new_tokens=30, suppress_eos=True))
     talk.type("The fox", "/continue")
     before = talk.text
-    (messages,) = talk.type("/continue")[1]
-    assert messages.startswith("error: max_new_tokens=30: a prompt of ") or messages.startswith(
-        "error: max_new_tokens 30: "
-    )
-    assert "over the 64 positions of the model" in messages
-    assert "overflow=slide, or overflow=truncate" in messages
+    (message,) = talk.type("/continue")[1]
+    assert message.startswith(("error: max_new_tokens=30: a prompt of ", "error: max_new_tokens 30: "))
+    assert "over the 64 positions of the model" in message
+    assert "overflow=slide, or overflow=truncate" in message
     assert talk.text == before
     written, _ = talk.type("/set overflow=slide", "/continue")
     assert talk.text == before + written.removesuffix("\n")
@@ -220,7 +218,7 @@ def test_trailing_space_gives_one_notice(generator: Generator) -> None:
 
 
 def test_end_at_sentence_without_a_sentence(generator: Generator) -> None:
-    """What is on the screen is what is kept; a text without any is kept whole, and messages to be."""
+    """A text without a complete sentence is kept as it is, with a notice."""
     written, messages = Talk(generator, greedy_options(ban_words=(".", "!", "?"))).type("The owl")
     talk = Talk(generator, greedy_options(ban_words=(".", "!", "?"), end_at_sentence=True))
     assert talk.type("The owl") == (written, [*messages, "(no complete sentence: the text stays as it is)"])
