@@ -50,7 +50,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedSamples:
     """The texts that a strategy generated, and the seconds this took."""
 
     samples: tuple[Sample, ...]
@@ -82,11 +82,11 @@ def compare_strategies(
             generator.fit(prompt, options)
     warm_up = DecodingOptions(decoding="greedy", max_new_tokens=2, overflow="slide")
     generate_samples(generator, prompts[:1], warm_up, 1)  # the first call is slower, and would distort tokens/s
-    generated: dict[str, Timed] = {}
+    generated: dict[str, TimedSamples] = {}
     for name, options in strategies.items():
         started = time.perf_counter()
         samples = generate_samples(generator, prompts, options, batch_size)
-        generated[name] = Timed(samples, time.perf_counter() - started)
+        generated[name] = TimedSamples(samples, time.perf_counter() - started)
         if show:
             show(name, options, samples)
     return compare_texts(prompts, strategies, generated, human, training)
@@ -103,7 +103,7 @@ def generate_samples(
 def compare_texts(
     prompts: Sequence[str],
     strategies: Mapping[str, DecodingOptions],
-    generated: Mapping[str, Timed],
+    generated: Mapping[str, TimedSamples],
     human: HumanText | None = None,
     training: str | None = None,
 ) -> Comparison:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from gpt2tg.comparison.distance import distance
 from gpt2tg.comparison.metrics import TextMetrics, set_metrics, text_metrics
 from gpt2tg.comparison.reference import HumanText
-from gpt2tg.comparison.results import Comparison, Timed, compare_texts
+from gpt2tg.comparison.results import Comparison, TimedSamples, compare_texts
 from gpt2tg.generation.generator import Generator
 from gpt2tg.options import LARGEST_SEED, DecodingOptions
 from gpt2tg.tuning.trials import CHECK_SEEDS, GAIN_RESAMPLES, MIN_CHECK_SEEDS, Budget, Trials
@@ -97,9 +97,9 @@ def check_on_held_out(
 
 def _generate_while_time_is_left(
     trials: Trials, both: Mapping[str, DecodingOptions], seed: int, budget: Budget
-) -> dict[str, list[Timed]]:
+) -> dict[str, list[TimedSamples]]:
     """Generate texts with both settings, seed by seed, and leave time for the statistics."""
-    generated: dict[str, list[Timed]] = {name: [] for name in both}
+    generated: dict[str, list[TimedSamples]] = {name: [] for name in both}
     for number in range(CHECK_SEEDS):
         last_round = sum(by_seed[-1].seconds for by_seed in generated.values() if by_seed)
         if number >= MIN_CHECK_SEEDS and budget.left < last_round + trials.statistics_seconds(number + 1):

@@ -6,7 +6,7 @@ from gpt2tg.comparison.report import render, report_page
 from gpt2tg.generation.generator import Generator
 from gpt2tg.tuning.heat_map import heat_map
 from gpt2tg.tuning.search import Tuning
-from gpt2tg.tuning.settings import SearchedSettings
+from gpt2tg.tuning.search_space import SearchedSettings
 from gpt2tg.tuning.summary import HEADINGS, settings_row, verdict
 
 

@@ -18,7 +18,7 @@ from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import Generator
 from gpt2tg.options import DecodingOptions
 from gpt2tg.tuning.held_out import HeldOutCheck, check_on_held_out
-from gpt2tg.tuning.settings import SearchedSettings, grid_points, shuffled_grid
+from gpt2tg.tuning.search_space import SearchedSettings, grid_points, shuffled_grid
 from gpt2tg.tuning.trials import CHECK_SEEDS, FINALIST_SEEDS, FINALISTS, FIRST_CHECK_SEED, Budget, Trials
 
 # Share of the budget in which points of the grid are tried.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpt2tg.tuning.held_out import CheckedSettings, HeldOutCheck
-from gpt2tg.tuning.settings import OFF, SEARCHED, SearchedSettings
+from gpt2tg.tuning.search_space import OFF, SEARCHED, SearchedSettings
 
 HEADINGS = ("", *SEARCHED, "distance", "std over seeds")
 

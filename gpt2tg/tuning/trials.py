@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from gpt2tg.comparison.distance import BASELINE_RESAMPLES, HumanBaseline
 from gpt2tg.comparison.metrics import set_metrics, text_metrics
 from gpt2tg.comparison.reference import HumanText
-from gpt2tg.comparison.results import Timed, generate_samples
+from gpt2tg.comparison.results import TimedSamples, generate_samples
 from gpt2tg.generation.generator import Generator
 from gpt2tg.options import LARGEST_SEED, DecodingOptions
 
@@ -70,12 +70,12 @@ class Trials:
         self.baseline = HumanBaseline(text_metrics(self.human.samples), len(self.human.samples))
         self.baseline_seconds = time.monotonic() - started
 
-    def generate(self, options: DecodingOptions, seed: int) -> Timed:
+    def generate(self, options: DecodingOptions, seed: int) -> TimedSamples:
         """Generate a text for each prompt."""
         started = time.monotonic()
         seeded = replace(options, seed=seed % (LARGEST_SEED + 1))
         samples = generate_samples(self.generator, self.human.prompts, seeded, self.batch_size)
-        return Timed(samples, time.monotonic() - started)
+        return TimedSamples(samples, time.monotonic() - started)
 
     def run(self, options: DecodingOptions, seed: int) -> float:
         """Try settings, and return the distance of their texts. Settings tried again get the next seed."""

@@ -90,6 +90,11 @@ def test_compare_with_prompts_file(generator: Generator, tmp_path: Path) -> None
     assert "The cat" not in written
 
 
+def test_off_resets_a_file_option(generator: Generator) -> None:
+    talk = Talk(generator, sampling_options(seed=3))
+    assert "The fox" in talk.type("/compare strategies=greedy reference=off The fox")[0]
+
+
 def test_prompt_to_compare_may_look_like_a_setting(generator: Generator) -> None:
     talk = Talk(generator, sampling_options(seed=3))
     assert talk.type('/compare strategies=greedy prompt="x=1 and"')[0].count("x=1 and") == 1

@@ -115,6 +115,8 @@ def saved(generator: Generator, tmp_path: Path) -> tuple[Path, list[str]]:
          'line 1: "brought" must be a list of names of settings'),
         (lambda lines: [lines[0], lines[1].replace('"choice": 0', '"choice": -1'), lines[2]],
          'line 2: "choice" must be a whole number from 0'),
+        (lambda lines: [lines[0], lines[1].replace('"finish_reason": "', '"finish_reason": 3, "x": "'), lines[2]],
+         'line 2: "finish_reason" must be a string or null'),
         (lambda lines: [lines[0], lines[1].replace('"ids": [', '"ids": [-1, '), lines[2]],
          'line 2: "ids" must be a list of token ids'),
     ],

@@ -179,6 +179,7 @@ def test_pick_chooses_one_of_several_texts(generator: Generator) -> None:
     talk.type("/pick 3")
     assert talk.text == samples[2].text
     assert talk.type("/pick 4")[1] == ["error: 4 is not a valid text number: write 1 to 3"]
+    assert talk.type("/pick")[1] == ["error: the text number is missing: write 1 to 3"]
     assert talk.type("/again")[0] == written
     assert talk.text == samples[2].text
     talk.type("/undo")

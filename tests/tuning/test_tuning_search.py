@@ -16,7 +16,7 @@ from gpt2tg.generation.generator import Generator, Sample, load
 from gpt2tg.options import DecodingOptions
 from gpt2tg.tuning import trials
 from gpt2tg.tuning.search import Tuning, tune_settings
-from gpt2tg.tuning.settings import TEMPERATURES, TOP_PS
+from gpt2tg.tuning.search_space import TEMPERATURES, TOP_PS
 
 BASE = DecodingOptions(seed=5, max_new_tokens=8)
 

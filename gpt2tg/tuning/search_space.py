@@ -1,4 +1,4 @@
-"""The settings that tuning searches, and their ranges."""
+"""The search space of tuning: which settings, in which ranges."""
 
 from __future__ import annotations
 
