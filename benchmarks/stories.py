@@ -29,7 +29,7 @@ from formats import ROOT
 
 sys.path.insert(0, str(ROOT))
 
-from gpt2tg.comparison.figures import ends_in_loop, words_of
+from gpt2tg.comparison.metrics import ends_in_loop, split_words
 from gpt2tg.generation.generator import Generator, load
 from gpt2tg.options import DecodingOptions, EvaluationOptions
 
@@ -69,7 +69,7 @@ FINE_TUNING = ("--epochs", "3", "--learning_rate", "1e-3")
 def repeats_sentence(text: str) -> bool:
     """Whether a sentence of at least four words stands in the text twice; case and marks do not count."""
     sentences = [
-        tuple(word for word in words_of(sentence) if word[0].isalnum()) for sentence in SENTENCE_ENDS.split(text)
+        tuple(word for word in split_words(sentence) if word[0].isalnum()) for sentence in SENTENCE_ENDS.split(text)
     ]
     long_ones = [sentence for sentence in sentences if len(sentence) >= SHORTEST_SENTENCE]
     return len(set(long_ones)) < len(long_ones)
@@ -124,7 +124,7 @@ def measure(model: str, file: Path | None) -> dict:
     return {
         "model": model,
         "bits_per_byte": None if file is None else bits_per_byte(model, file),
-        "greedy_loops": sum(ends_in_loop(words_of(text)) for text in greedy) / len(greedy),
+        "greedy_loops": sum(ends_in_loop(split_words(text)) for text in greedy) / len(greedy),
         "drawn_repeating_a_sentence": sum(repeats_sentence(text) for _, text in drawn) / len(drawn),
         "texts": [prompt + text for prompt, text in drawn[:SHOWN_TEXTS]],
     }

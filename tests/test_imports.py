@@ -31,9 +31,9 @@ RULES: dict[str, set[str]] = {
     "generation": {"generation", "errors", "options", "checkpoint", "engine", "decoding"} | {"psutil", "torch"},
     "inspection": {"inspection", "errors", "checkpoint", "engine", "decoding", "generation"} | {"torch"},
     "batch": {"batch", "errors", "options", "io", "reading", "generation", "inspection"} | {"tqdm"},
-    "comparison": {"comparison", "errors", "options", "io", "reading", "generation", "inspection", "batch", "tuning"}
+    "comparison": {"comparison", "errors", "options", "io", "reading", "generation", "inspection", "batch"}
     | {"jinja2", "markupsafe", "matplotlib", "numpy", "sacrebleu"},
-    "tuning": {"errors", "options", "generation", "comparison"} | {"optuna"},
+    "tuning": {"tuning", "errors", "options", "generation", "comparison"} | {"markupsafe", "matplotlib", "optuna"},
     "session": {
         "session",
         "errors",

@@ -126,7 +126,7 @@ def test_refused_line_of_a_pipe_fails_the_script(
     assert "\nThe owl" in out
     assert "\x1b" not in out + err
     assert err == (
-        "error: no command /shw; did you mean /show?\n"
+        "error: unknown command /shw: did you mean /show?\n"
         "text_generation_demo.py: error: 1 of the lines could not be answered\n"
     )
 

@@ -1,9 +1,8 @@
-"""Fills in what a session answers to the lines of docs/session.md, on the bundled model.
+"""Replay the transcripts of docs/session.md with the bundled model, and write the answers into the page.
 
     python docs/figures/session.py
 
-Every block marked `transcript` is a part of one session; its lines that begin with `> ` are typed anew, and
-all others are replaced.
+All blocks marked `transcript` are one session. Their lines that begin with `> ` are the input; all others are replaced.
 """
 
 from __future__ import annotations
@@ -22,18 +21,19 @@ from gpt2tg.generation.generator import load  # noqa: E402
 from gpt2tg.options import BUNDLED_MODEL, SESSION_SEQUENCES, DecodingOptions  # noqa: E402
 from gpt2tg.session import Front, Session  # noqa: E402
 from gpt2tg.session.commands import Quit  # noqa: E402
+from gpt2tg.session.loop import answer  # noqa: E402
 
 BLOCK = re.compile(r"^```transcript\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def replayed(page: str) -> str:
-    """The page, with the answers of now."""
+    """Return the page with the current answers."""
     shown: list[str] = []
     front = Front(
         read=lambda: "", write=shown.append, say=lambda line: shown.append(f"{line}\n"), width=lambda: 100,
         at_terminal=True,
     )  # fmt: skip
-    # As the page starts it.
+    # The same flags as in the first command of the page.
     options = DecodingOptions(seed=7, num_sequences=SESSION_SEQUENCES, max_new_tokens=40)
     session = Session(load(BUNDLED_MODEL, "cpu"), options, BUNDLED_MODEL, front)
     session.welcome()
@@ -43,14 +43,14 @@ def replayed(page: str) -> str:
             if line.startswith("> "):
                 shown.append(f"{line}\n")
                 with contextlib.suppress(Quit):
-                    session.answer(line.removeprefix("> "))
+                    answer(session, line.removeprefix("> "))
         text = "".join(shown)
         shown.clear()
         return f"```transcript\n{text}```"
 
     here = Path.cwd()
     with tempfile.TemporaryDirectory() as directory:
-        os.chdir(directory)  # the page saves a session
+        os.chdir(directory)  # the transcripts save a session
         try:
             return BLOCK.sub(answered, page)
         finally:

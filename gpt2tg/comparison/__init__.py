@@ -1,1 +1,1 @@
-"""Which decoding suits a model: the strategies side by side, in figures and on a page, and the search for settings."""
+"""Compare decoding strategies on the same prompts: their texts, their metrics, and their distance from human text."""

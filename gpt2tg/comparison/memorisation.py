@@ -1,32 +1,37 @@
-"""How much of a text stands word for word in the training text."""
+"""How much of a text is copied word for word from the training text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.int64]
 
 
 def longest_copies(texts: Sequence[str], training: str) -> list[int]:
-    """For each text, how many words its longest run has that stands in the training text, marks and capitals included.
+    """Return, for each text, the length in words of its longest run that also occurs in the training text.
 
-    The places of the training text are followed side by side down the tree of all runs of the texts. Where no run of
-    n words of a text begins, n + 1 words need not be looked at, and few places are left after some words: the time is
-    that of reading the training text a few times.
+    Words are separated by white space; case and punctuation count.
+
+    The search is breadth-first over the run length n: it keeps the positions, in the texts and in the training text,
+    where a shared run of n words begins, and extends these to n + 1 words. Few positions are left after a few words,
+    so the time is that of a few passes over the training text.
     """
     split = [text.split() for text in texts]
     number_of = {word: number for number, word in enumerate(dict.fromkeys(w for words in split for w in words), 1)}
-    # 0 is no word of the texts: it ends each of them, and stands for every word of the training text that is in none.
+    # 0 ends each text, and replaces the training words that no text has.
     own = np.array([number for words in split for number in (*map(number_of.__getitem__, words), 0)], np.int64)
     known = np.array([*(number_of.get(word, 0) for word in training.split()), 0], np.int64)
-    owners = np.repeat(np.arange(len(split)), [len(words) + 1 for words in split])
+    owners = np.repeat(np.arange(len(split)), [len(words) + 1 for words in split])  # text index of each word
 
     longest = np.zeros(len(split), np.int64)
     own_places, known_places = np.flatnonzero(own), np.flatnonzero(known)  # where runs of n words begin
-    own_runs, known_runs = own[own_places], known[known_places]  # which run it is, by number
+    own_runs, known_runs = own[own_places], known[known_places]  # the number of the run that begins there
     n = 1
     while len(own_runs):
-        # Runs of the texts are numbered anew, so that the numbers stay small; those of the training text follow.
+        # Renumber the runs from 0, so that the numbers stay small enough to be extended by a word.
         runs, own_runs = np.unique(own_runs, return_inverse=True)
         nearest = np.minimum(np.searchsorted(runs, known_runs), len(runs) - 1)
         is_shared = runs[nearest] == known_runs
@@ -35,14 +40,14 @@ def longest_copies(texts: Sequence[str], training: str) -> list[int]:
         own_places, own_runs = own_places[is_known], own_runs[is_known]
 
         longest[owners[own_places]] = n
-        own_places, own_runs = _extended(own_places, own_runs, own, n)
-        known_places, known_runs = _extended(known_places, known_runs, known, n)
+        own_places, own_runs = _extend(own_places, own_runs, own, n)
+        known_places, known_runs = _extend(known_places, known_runs, known, n)
         n += 1
-    return longest.tolist()
+    return [int(words) for words in longest]
 
 
-def _extended(places: np.ndarray, runs: np.ndarray, words: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Runs of n words with the word that follows them, where one does."""
+def _extend(places: Array, runs: Array, words: Array, n: int) -> tuple[Array, Array]:
+    """Extend runs of n words by the word that follows each; drop those at the end of a text."""
     following = words[places + n]
     goes_on = following > 0
     return places[goes_on], (runs[goes_on] << 32) + following[goes_on]

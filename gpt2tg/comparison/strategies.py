@@ -1,26 +1,28 @@
-"""Which strategies are compared, with which settings."""
+"""Read `--strategies`: which strategies to compare, each with settings of its own."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from gpt2tg.errors import UserError, did_you_mean, nearest
 from gpt2tg.options import STRATEGIES, DecodingOptions, option_value, unused_options, why_unused
 
 
-def strategies_to_compare(
+def parse_strategies(
     base: DecodingOptions, chosen: str | None, say: Callable[[str], None]
 ) -> dict[str, DecodingOptions]:
-    """What is compared, under the name it is shown by.
+    """Return the options of each strategy to compare, by the name it is shown under.
 
     Args:
-        base: settings that all of them share; as many texts as it asks for, or fewer where a strategy gives fewer.
-        chosen: what was written after `--strategies`, or None for all there are.
+        base: options that all of them share. A strategy that cannot return `base.sequences` texts returns fewer.
+        chosen: the value of `--strategies`, such as `greedy,top_p:temperature=0.9`; None means all strategies.
+        say: receives notices of settings that a strategy does not use.
 
     Raises:
-        UserError: no such strategy or setting, or a value that is out of range.
+        UserError: unknown strategy or setting, or a value out of range.
     """
     found = {}
     for entry in list(STRATEGIES) if chosen is None else chosen.split(","):
@@ -38,23 +40,23 @@ def strategies_to_compare(
 
 
 def _with_settings(options: DecodingOptions, words: Sequence[str], entry: str) -> DecodingOptions:
-    """The options after `name=value` words of one entry."""
-    names = {f.name for f in dataclasses.fields(DecodingOptions)} - {"decoding", "num_sequences", "replay"}
-    given = {}
+    """Return the options changed by the `name=value` words of one entry."""
+    names = {field.name for field in dataclasses.fields(DecodingOptions)} - {"decoding", "num_sequences", "replay"}
+    given: dict[str, Any] = {}
     for word in words:
         name, equals, text = word.partition("=")
         if not equals or name not in names:
             near = nearest(name, names)
             raise UserError(
-                f"{entry}: {word} is no setting: "
-                + (f"did you mean {near}=...?" if near else "write it like top_p:temperature=0.7:top_p=0.9"),
+                f"{entry}: {word} is not a setting: "
+                + (f"did you mean {near[0]}=...?" if near else "write settings like top_p:temperature=0.7:top_p=0.9"),
                 "strategies",
             )
         try:
             given[name] = option_value(DecodingOptions, name, text)
         except UserError as error:
             raise UserError(f"{entry}: {error}", "strategies") from None
-    if "max_new_tokens" in given or "max_length" in given:  # a length named here takes the place of the other one
+    if "max_new_tokens" in given or "max_length" in given:  # one replaces the other, also where `options` has it
         given = {"max_new_tokens": None, "max_length": None, **given}
     try:
         return replace(options, **given)

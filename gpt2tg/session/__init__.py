@@ -1,8 +1,9 @@
-"""The interactive session: sit with a model, watch a text grow, look inside, change what is not liked.
+"""The interactive session: generate a text turn by turn, inspect it, undo it, change settings.
 
-`core` answers lines, `commands` has what begins with a slash, `state` the text so far, `settings` its decoding,
-`files` saving and loading. They read and write through a `Front`, of which there are two: `front` for plain streams,
-`terminal` for a terminal, which alone knows prompt_toolkit.
+`loop` answers lines. `commands` holds the table of commands, whose actions are in `text_commands`, `setting_commands`,
+`inspect_commands`, `compare_command` and `file_commands`. They act on a `Session`, which knows no command: the text in
+turns, the settings, the model. A `Front` is where the session reads and writes: `front` has the one for plain streams,
+`terminal` the line editor, which alone needs prompt_toolkit.
 """
 
 from gpt2tg.session.front import Front

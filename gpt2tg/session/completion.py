@@ -1,56 +1,59 @@
-"""What the beginning of a line may become: commands, names of settings, and their values."""
+"""Tab completion: commands, names of settings, and their values."""
 
 from __future__ import annotations
 
 from gpt2tg.options import BUNDLED_MODEL, HUB_MODELS, STRATEGIES
 from gpt2tg.session.commands import COMMANDS
-from gpt2tg.session.settings import COMPARING_FIELDS, FIELDS
+from gpt2tg.session.settings import COMPARE_FIELDS, FIELDS
 
-# What can be typed, and what it means.
+# What can be typed -> its meaning.
 Completions = dict[str, str]
 
 
 def completions(line: str) -> tuple[str, Completions]:
-    """The last word of a line that begins with a slash, and what it may become.
-
-    Files are not completed here.
-    """
+    """Return the last word of a command line, and its possible completions. Files are not completed here."""
     if not line.startswith("/") or line.startswith("//") or "\n" in line:
         return "", {}
     command, space, rest = line.partition(" ")
     if not space:
-        return command, _beginning_with(command, _commands())
+        return command, _starting_with(command, _commands())
     word = rest.rpartition(" ")[2]
-    return word, _beginning_with(word, _arguments(command, word))
+    return word, _starting_with(word, _arguments(command, word))
 
 
 def _commands() -> Completions:
-    """A space stands where more may follow."""
-    return {f"{name} " if found.arguments else name: found.help for name, found in COMMANDS.items()}
+    """Return all commands, with a space after those that take arguments."""
+    return {f"{name} " if command.arguments else name: command.help for name, command in COMMANDS.items()}
 
 
 def _arguments(command: str, word: str) -> Completions:
-    settings = {name: field.metadata["help"] for name, field in FIELDS.items()}
+    """Return what may stand in the place of a word after a command."""
     strategies = {name: strategy.summary for name, strategy in STRATEGIES.items()}
     if command in ("/set", "/compare"):
-        known = FIELDS if command == "/set" else {**COMPARING_FIELDS, **FIELDS}
-        name, equals, value = word.partition("=")
-        if name == "strategies" and equals:
-            before = value[: value.rfind(",") + 1]
-            return {f"strategies={before}{strategy}": meaning for strategy, meaning in strategies.items()}
-        if equals and name in known:
-            return {f"{name}={choice}": "" for choice in known[name].metadata["choices"] or ()}
-        return {f"{name}=": field.metadata["help"] for name, field in known.items()}
+        return _settings(command, word, strategies)
     if command == "/help":
-        return {**{name.removeprefix("/"): found.help for name, found in COMMANDS.items()}, **settings}
+        commands = {name.removeprefix("/"): found.help for name, found in COMMANDS.items()}
+        return commands | {name: field.metadata["help"] for name, field in FIELDS.items()}
     return {
         "/decoding": strategies,
         "/model": dict.fromkeys((BUNDLED_MODEL, *HUB_MODELS), ""),
-        "/why": {"all": "the whole text, its prompts too"},
-        "/stop": {"off": "end nowhere"},
+        "/why": {"all": "the whole text with its prompts"},
+        "/stop": {"off": "no stop string"},
         "/seed": {"off": "a new seed for each text"},
     }.get(command, {})
 
 
-def _beginning_with(word: str, found: Completions) -> Completions:
+def _settings(command: str, word: str, strategies: Completions) -> Completions:
+    """Return the settings that a command takes, or the values of the one before the cursor."""
+    known = FIELDS if command == "/set" else {**COMPARE_FIELDS, **FIELDS}
+    name, equals, value = word.partition("=")
+    if name == "strategies" and equals:
+        before = value[: value.rfind(",") + 1]
+        return {f"strategies={before}{strategy}": meaning for strategy, meaning in strategies.items()}
+    if equals and name in known:
+        return {f"{name}={choice}": "" for choice in known[name].metadata["choices"] or ()}
+    return {f"{name}=": field.metadata["help"] for name, field in known.items()}
+
+
+def _starting_with(word: str, found: Completions) -> Completions:
     return {name: meaning for name, meaning in found.items() if name.startswith(word)}

@@ -1,4 +1,4 @@
-"""A session in a file: jsonl, a line for the session and one for each turn."""
+"""A session saved as JSON Lines: one line for the session, and one for each turn."""
 
 from __future__ import annotations
 
@@ -13,107 +13,110 @@ from gpt2tg.errors import UserError
 from gpt2tg.io.outputs import write_whole
 from gpt2tg.options import DecodingOptions
 from gpt2tg.reading.readers import json_line, read_lines
-from gpt2tg.session.state import Turn
+from gpt2tg.session.turns import Turn
 
-# The form of the file. A file of a later form is refused, not guessed at.
+# Version of the file format. Files of another version are refused.
 VERSION = 1
 
-# Of a token, in any vocabulary.
-LARGEST_ID = 2**31 - 1
+# Largest token id in any vocabulary.
+MAX_TOKEN_ID = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class SavedSession:
-    """All that a session is."""
+    """Everything that a session file holds."""
 
     model: str
     options: DecodingOptions
-    brought: frozenset[str]
-    """The settings that the model brought along, and that nobody has chosen."""
+    tuned: frozenset[str]
+    """Names of the settings that came with the model and that the user did not choose; "brought" in the file."""
     turns: tuple[Turn, ...]
 
 
-def save(path: Path, session: SavedSession) -> None:
-    """Write the whole session, or leave the file as it was.
+def save_session(path: Path, session: SavedSession) -> None:
+    """Write the session to a file, completely or not at all.
 
     Raises:
-        RunError: it cannot be written.
+        RunError: the file cannot be written.
     """
     first = {
         "gpt2tg_session": VERSION,
         "model": session.model,
         "turns": len(session.turns),
-        "settings": _to_json(session.options),
-        "brought": sorted(session.brought),
+        "settings": _settings_to_json(session.options),
+        "brought": sorted(session.tuned),
     }
-    entries = [first, *map(_turn_entry, session.turns)]
+    entries = [first, *map(_turn_to_json, session.turns)]
     write_whole(path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
 
 
-def load(path: Path) -> SavedSession:
-    """Read a session.
+def load_session(path: Path) -> SavedSession:
+    """Read a session file.
 
     Raises:
-        UserError: the file cannot be read, is no session, was cut, or is of a later version; names file and line.
+        UserError: the file is unreadable, not a session, truncated, or of another version. Names the file and the line.
     """
     entries = []
     for number, line in enumerate(read_lines(path, None), start=1):
         if line:
             entries.append(json_line(line, f"{path} line {number}", None, "/save writes sessions"))
     if not entries or "gpt2tg_session" not in entries[0]:
-        raise UserError(f"{path} is no session: /save writes one")
+        raise UserError(f"{path} is not a saved session: /save writes one")
     first, *rest = entries
     if first["gpt2tg_session"] != VERSION:
         raise UserError(
-            f"{path} is a session of form {first['gpt2tg_session']}, and this version of gpt2tg reads form {VERSION}"
+            f"{path} has session format {first['gpt2tg_session']}, and this version of gpt2tg reads format {VERSION}"
         )
     if first.get("turns") != len(rest):
-        raise UserError(f"{path} was cut: it should have {first.get('turns')} turns and has {len(rest)}")
+        raise UserError(f"{path} is truncated: it has {len(rest)} of {first.get('turns')} turns")
     where = f"{path} line 1"
-    model, options = _text(first, "model", where), _from_json(first.get("settings"), where)
-    brought = first.get("brought", [])  # earlier files lack it
-    if not isinstance(brought, list) or not set(map(str, brought)) <= vars(options).keys():
-        raise UserError(f'{where} has "brought" that are no settings')
-    turns = tuple(_turn(entry, f"{path} line {number}") for number, entry in enumerate(rest, start=2))
-    return SavedSession(model, options, frozenset(brought), turns)
+    model, options = _string(first, "model", where), _settings_from_json(first.get("settings"), where)
+    tuned = first.get("brought", [])  # missing in files of earlier versions
+    if not isinstance(tuned, list) or not set(map(str, tuned)) <= vars(options).keys():
+        raise UserError(f'{where}: "brought" must be a list of names of settings')
+    turns = tuple(_turn_from_json(entry, f"{path} line {number}") for number, entry in enumerate(rest, start=2))
+    return SavedSession(model, options, frozenset(tuned), turns)
 
 
-def _to_json(options: DecodingOptions) -> dict[str, Any]:
-    """All settings, also those at their defaults: these may be others one day, and the text shall stay."""
+def _settings_to_json(options: DecodingOptions) -> dict[str, Any]:
+    """Return all settings, so that the text stays reproducible should a default change."""
     return dataclasses.asdict(options)
 
 
-def _turn_entry(turn: Turn) -> dict[str, Any]:
+def _turn_to_json(turn: Turn) -> dict[str, Any]:
     return {
         "typed": turn.typed,
         "written": turn.written,
-        "settings": None if turn.options is None else _to_json(turn.options),
+        "settings": None if turn.options is None else _settings_to_json(turn.options),
         "choice": turn.choice,
         "finish_reason": turn.finish_reason,
         "ids": turn.ids,
     }
 
 
-def _turn(entry: dict[str, Any], where: str) -> Turn:
+def _turn_from_json(entry: dict[str, Any], where: str) -> Turn:
     choice, reason, settings = entry.get("choice", 0), entry.get("finish_reason"), entry.get("settings")
-    if type(choice) is not int or choice < 0 or not isinstance(reason, str | None):
-        raise UserError(f"{where} is no turn of a session")
+    if type(choice) is not int or choice < 0:
+        raise UserError(f'{where}: "choice" must be a whole number from 0')
+    if not isinstance(reason, str | None):
+        raise UserError(f'{where}: "finish_reason" must be a string or null')
     ids = entry.get("ids", [])
-    if not isinstance(ids, list) or not all(type(token) is int and 0 <= token <= LARGEST_ID for token in ids):
-        raise UserError(f'{where} has "ids" that are no tokens')
-    options = None if settings is None else _from_json(settings, where)
-    return Turn(_text(entry, "typed", where), _text(entry, "written", where), options, choice, reason, tuple(ids))
+    if not isinstance(ids, list) or not all(type(token) is int and 0 <= token <= MAX_TOKEN_ID for token in ids):
+        raise UserError(f'{where}: "ids" must be a list of token ids')
+    options = None if settings is None else _settings_from_json(settings, where)
+    return Turn(_string(entry, "typed", where), _string(entry, "written", where), options, choice, reason, tuple(ids))
 
 
-def _text(entry: dict[str, Any], name: str, where: str) -> str:
-    if not isinstance(entry.get(name), str):
-        raise UserError(f'{where} has no "{name}" that is a text')
-    return entry[name]
+def _string(entry: dict[str, Any], name: str, where: str) -> str:
+    text = entry.get(name)
+    if not isinstance(text, str):
+        raise UserError(f'{where}: "{name}" must be a string')
+    return text
 
 
-def _from_json(values: Any, where: str) -> DecodingOptions:
+def _settings_from_json(values: Any, where: str) -> DecodingOptions:
     if not isinstance(values, dict):
-        raise UserError(f'{where} has no "settings"')
+        raise UserError(f'{where}: "settings" must be an object')
     given = {name: setting(name, value, where, None) for name, value in values.items() if value is not None}
     try:
         return DecodingOptions(**given)

@@ -1,42 +1,38 @@
-"""A session: lines in, texts and answers out, through a front that is passed in."""
+"""A session: a model, its settings, and a text that grows turn by turn.
+
+It knows no command and no loop. `loop` reads lines, `commands` maps them to what is here.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gpt2tg.batch.prompts import trailing_spaces
-from gpt2tg.checkpoint.checkpoint import Checkpoint
-from gpt2tg.errors import RunError, UserError
+from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import Generator, Sample, new_seed, with_seed
 from gpt2tg.options import DecodingOptions, default_of
 from gpt2tg.options.escapes import read_escapes
-from gpt2tg.session.commands import Quit, find_command
 from gpt2tg.session.front import Front
-from gpt2tg.session.settings import FIELDS, in_force, merged, without_dashes
-from gpt2tg.session.state import GrowingText, Turn
+from gpt2tg.session.settings import describe_settings, with_settings
+from gpt2tg.session.turns import GrowingText, Turn
 
-# What people type to leave or to get help where commands have no slash.
-BARE_WORDS = {"quit": "/quit", "exit": "/quit", "q": "/quit", "help": "/help", "?": "/help"}
-
-# Why a text ended, where it is worth saying.
+# What is reported of a text by its finish reason. Reaching the length is the usual end, and not reported.
 ENDINGS = {
     "eos": "the model ended the text",
     "stop": "ended at a stop string",
-    "time": "time was up",
-    "banned": "no token was left",
+    "time": "the time limit was reached",
+    "banned": "every token was banned",
 }
 
-
 # With end_at_sentence.
-NO_SENTENCE = "(no sentence is complete: the text stays as it is)"
+NO_SENTENCE = "(no complete sentence: the text stays as it is)"
 
 
 class Session:
-    """A model, the settings of the moment, the text so far, and a person."""
+    """A model, the current settings, and the text so far."""
 
     def __init__(
         self,
@@ -46,111 +42,58 @@ class Session:
         front: Front,
         load: Callable[[Checkpoint], Generator] | None = None,
     ) -> None:
-        """`name` is what the model was called by; `load` loads another one, if that is possible."""
+        """Begin with an empty text.
+
+        Args:
+            name: the model's name as the user gave it.
+            load: loads another model by name; None if the session must keep this one.
+        """
         self.generator = generator
         self.options = options
         self.name = name
         self.front = front
         self.load = load
         self.text = GrowingText()
-        self.beside: Sequence[Sample] = ()
-        """The texts of the last turn, where several were written side by side."""
+        self.samples: Sequence[Sample] = ()
+        """The texts of the last turn, if several were generated."""
         self.chosen: set[str] = set()
-        """Settings that the person has chosen, here or by flags: another model does not change them."""
-        self.brought: set[str] = set()
-        """Settings that the model brought along, and that leave with it."""
+        """Names of the settings that the user chose, here or by flags. Another model does not change them."""
+        self.tuned: set[str] = set()
+        """Names of the settings that came with the model from `--tune --apply`. Another model removes them."""
         self.files: set[Path] = set()
-        """Files that were saved or loaded here, and may be written over."""
-        self._told_of_spaces = False
-        self.refused = 0
-        """Lines that ended in an error."""
+        """Files that this session saved or loaded, and may overwrite."""
+        self.failed_lines = 0
+        """Number of lines that ended in an error."""
+        self._spaces_explained = False
         self._escapes_explained = False
 
     def choose(self, given: dict[str, Any]) -> None:
-        """Change settings as the person says.
+        """Change settings by the user's choice.
 
         Raises:
-            UserError: a value that is refused.
+            UserError: a value is refused; no setting changes.
         """
-        self.options = merged(self.options, given)
+        self.options = with_settings(self.options, given)
         self.chosen |= given.keys()
 
-    def take_up(self, options: DecodingOptions, brought: Iterable[str]) -> None:
-        """Go on with the settings of another session, of which the model there brought some along."""
-        self.options, self.brought = options, set(brought)
+    def restore_settings(self, options: DecodingOptions, tuned: Iterable[str]) -> None:
+        """Take over the settings of a saved session, and which of them came with its model."""
+        self.options, self.tuned = options, set(tuned)
         changed = {name for name, value in vars(options).items() if value != default_of(DecodingOptions, name)}
-        self.chosen = changed - self.brought
+        self.chosen = changed - self.tuned
 
     def welcome(self) -> None:
-        """One line on what is loaded, one on what to do."""
+        """Print what is loaded, and what to do."""
         self.front.say(self.description())
         self.front.say("Type the beginning of a text and press Enter. /help lists the commands, /quit leaves.")
 
     def description(self) -> str:
-        """Model, device, precision, settings and seed."""
+        """Return model, device, precision and settings in one line."""
         model = self.generator.model
-        return f"{self.name} on {model.device}, {model.precision}, {in_force(self.options)}"
+        return f"{self.name} on {model.device}, {model.precision}, {describe_settings(self.options)}"
 
-    def run(self, first: str | None = None) -> None:
-        """Answer line by line until /quit or the end of the input.
-
-        Args:
-            first: a text to begin with.
-        """
-        if first is not None:
-            self._guarded(lambda: self.begin(first))
-        while self._goes_on():
-            pass
-
-    def _goes_on(self) -> bool:
-        """Answer the next line; False when it was the last."""
-        try:
-            self.answer(self.front.read())
-        except (EOFError, Quit):
-            return False
-        except KeyboardInterrupt:  # Ctrl-C at the prompt throws the line away
-            if not self.front.at_terminal:
-                raise
-            self.front.say("")
-        return True
-
-    def answer(self, line: str) -> None:
-        """Answer one line: a command, or the beginning of a text.
-
-        Raises:
-            Quit: the line says so.
-        """
-        if not line.strip():
-            return
-        self._guarded(lambda: self._answer(line))
-
-    def _guarded(self, action: Callable[[], None]) -> None:
-        """What goes wrong is said, and the session goes on."""
-        try:
-            with self.front.unechoed():
-                action()
-        except KeyboardInterrupt:
-            if not self.front.at_terminal:
-                raise
-            self.front.say("stopped")
-        except (UserError, RunError) as error:
-            self.refused += 1
-            self.front.say(f"{self.front.style.error('error:')} {without_dashes(str(error))}")
-
-    def _answer(self, line: str) -> None:
-        if line.startswith("//"):
-            self.begin(self.text_of(line[1:]))
-        elif line.lstrip().startswith("/"):
-            word, _, rest = line.strip().partition(" ")
-            find_command(word).action(self, rest.strip())
-        elif self.front.at_terminal and (meant := _command_meant(line.strip())):
-            self.front.say(f"Did you mean {meant}? To continue the words themselves: /new {line.strip()}")
-        else:
-            self.begin(self.text_of(line))
-
-    def text_of(self, typed: str) -> str:
-        """Return the text that was typed, with its line breaks and tabs; the first time with a word on how to write
-        a backslash."""
+    def read_text(self, typed: str) -> str:
+        r"""Return typed text with `\n` and `\t` read as line break and tab; explain this the first time."""
         text = read_escapes(typed)
         if text != typed and not self._escapes_explained:
             self._escapes_explained = True
@@ -158,127 +101,124 @@ class Session:
         return text
 
     def begin(self, prompt: str) -> None:
-        """Write to the beginning of a new text."""
-        self.write((), prompt, self._options_now())
+        """Begin a new text with a prompt, and generate its completion."""
+        self.generate_turn((), prompt, self.next_options())
 
-    def go_on(self, typed: str) -> None:
-        """Write more of the text, after what was typed to it."""
-        self.write(self.text.turns, typed, self._options_now())
+    def continue_text(self, typed: str) -> None:
+        """Add what was typed to the text, and generate more."""
+        self.generate_turn(self.text.turns, typed, self.next_options())
 
-    def rewrite(self, options: DecodingOptions) -> None:
-        """Write the last turn again."""
+    def regenerate(self, options: DecodingOptions) -> None:
+        """Generate the last turn again with other options."""
         if not self.text.turns:
             raise UserError("there is no text yet: type its beginning")
         last = self.text.turns[-1]
-        self.write(self.text.turns[:-1], last.typed, options, last.choice if last.options else 0)
+        self.generate_turn(self.text.turns[:-1], last.typed, options, last.choice if last.options else 0)
 
-    def write(self, before: tuple[Turn, ...], typed: str, options: DecodingOptions, choice: int = 0) -> None:
-        """Write the turn after others, and make it the last of the text.
+    def generate_turn(self, before: tuple[Turn, ...], typed: str, options: DecodingOptions, choice: int = 0) -> None:
+        """Generate the turn after others, and make it the last one of the text.
 
         Args:
-            choice: which one to take of several texts, where there are so many.
+            choice: index of the text to continue with, if several are generated.
 
         Raises:
-            UserError: the text is too long for the model.
+            UserError: the text is longer than the context length.
             RunError: the model failed; the text stays as it was.
         """
-        self._tell_of_spaces(typed)
-        prompt = "".join(turn.typed + turn.written for turn in before) + typed
+        self._explain_spaces(typed)
+        prompt = "".join(map(str, before)) + typed
         if options.draws > 1 or options.sequences > 1:
-            turn = self._write_several(prompt, typed, options, choice)
+            turn = self._generate_several(prompt, typed, options, choice)
         else:
-            turn = self._write_one(prompt, typed, options)
+            turn = self._stream_one(prompt, typed, options)
         self.text.change((*before, turn))
         if turn.finish_reason == "interrupted":
             self.front.say("stopped")
-        notes = [_draw(options), ENDINGS.get(turn.finish_reason or "", "")]
-        if said := ", ".join(note for note in notes if note):
-            self.front.say(f"({said})")
+        notes = [_replay_note(options), ENDINGS.get(turn.finish_reason or "", "")]
+        if line := ", ".join(note for note in notes if note):
+            self.front.say(f"({line})")
 
-    def _tell_of_spaces(self, typed: str) -> None:
-        """Once a session."""
+    def _explain_spaces(self, typed: str) -> None:
+        """Explain once in a session why a prompt should not end in a space."""
         line = trailing_spaces([typed])
-        if line and not self._told_of_spaces:
-            self._told_of_spaces = True
+        if line and not self._spaces_explained:
+            self._spaces_explained = True
             self.front.say(line)
 
-    def _write_one(self, prompt: str, typed: str, options: DecodingOptions) -> Turn:
-        """Stream it. Ctrl-C ends it there."""
-        front, written, reason, ids, is_unfinished = self.front, "", "interrupted", (), False
+    def _stream_one(self, prompt: str, typed: str, options: DecodingOptions) -> Turn:
+        """Generate one text, and write it while it grows. At a terminal, Ctrl-C keeps what there is."""
+        front, written = self.front, ""
+        sample: Sample | None = None
         chunks = self.generator.stream(prompt, options)
         try:
-            with front.text() as write:
-                write(front.style.typed(front.style.shown(typed)))
+            with front.open_text() as write:
+                write(front.style.typed(front.style.safe(typed)))
                 for chunk in chunks:
                     written += chunk.text
-                    write(front.style.shown(chunk.text))
-                    if chunk.sample:
-                        reason, ids = chunk.sample.finish_reason, chunk.sample.ids
-                        is_unfinished = chunk.sample.is_unfinished
+                    write(front.style.safe(chunk.text))
+                    sample = chunk.sample or sample
         except KeyboardInterrupt:
             if not front.at_terminal:
                 raise
         finally:
             front.write("\n")
-        self.beside = ()
-        if is_unfinished:
+        self.samples = ()
+        if sample is None:
+            return Turn(typed, written, options, finish_reason="interrupted")
+        if sample.is_unfinished:
             front.say(NO_SENTENCE)
-        return Turn(typed, written, options, 0, reason, ids)
+        return Turn(typed, written, options, finish_reason=sample.finish_reason, ids=sample.ids)
 
-    def _write_several(self, prompt: str, typed: str, options: DecodingOptions, choice: int) -> Turn:
+    def _generate_several(self, prompt: str, typed: str, options: DecodingOptions, choice: int) -> Turn:
+        """Generate several texts, or one of several draws, and write them one below the other."""
         front, samples = self.front, self.generator.generate(prompt, options)
         for number, sample in enumerate(samples, start=1):
             if len(samples) > 1:
                 front.say(f"--- text {number} of {len(samples)} ---")
-            with front.text() as write:
-                write(f"{front.style.typed(front.style.shown(typed))}{front.style.shown(sample.completion)}\n\n")
+            with front.open_text() as write:
+                write(f"{front.style.typed(front.style.safe(typed))}{front.style.safe(sample.completion)}\n\n")
             if sample.is_unfinished:
                 front.say(NO_SENTENCE)
         choice = min(choice, len(samples) - 1)
         if len(samples) > 1:
-            front.say(f"The text goes on with number {choice + 1}; /pick takes another.")
-        self.beside = samples
+            front.say(f"The session continues with text {choice + 1}; /pick chooses another.")
+        self.samples = samples
         chosen = samples[choice]
         return Turn(typed, chosen.completion, options, choice, chosen.finish_reason, chosen.ids)
 
-    def _options_now(self) -> DecodingOptions:
+    def next_options(self) -> DecodingOptions:
+        """Return the current settings, with a new seed if none is set."""
         return self.options if self.options.replay else with_seed(self.options)
 
     def options_for_again(self) -> DecodingOptions:
-        """The settings of now, with the seed and the draw of the last turn."""
+        """Return the current settings with the random draw of the last turn."""
         last = self.text.turns[-1].options if self.text.turns else None
         if last is None or not self.options.strategy.samples or (last.seed, last.replay) == (None, None):
-            return self._options_now()
+            return self.next_options()
         return replace(self.options, seed=last.seed, replay=last.replay)
 
     def options_for_retry(self) -> DecodingOptions:
-        """The settings of now, with the next draw of the last turn's seed, or with a new seed.
+        """Return the current settings with the next random draw of the last turn's seed, or with a new seed.
 
         Raises:
-            UserError: the strategy does not draw.
+            UserError: the strategy is deterministic.
         """
         options = self.options
         if not options.strategy.samples:
-            raise UserError(f"{options.decoding} writes the same text every time: choose /decoding top_p, say, to draw")
+            raise UserError(
+                f"{options.decoding} is deterministic: choose a strategy that samples, such as /decoding top_p"
+            )
         last = self.text.turns[-1].options if self.text.turns else None
         if last is None or not last.strategy.samples:
-            return self._options_now()
+            return self.next_options()
         if options.strategy.beams or options.best_of or options.sequences > 1:
             return replace(options, seed=new_seed(), replay=None)
         seed, prompt, number = last.replayed() or (last.seed, 0, 0)
         return replace(options, seed=None, replay=f"{seed}/{prompt}/{number + 1}")
 
 
-def _command_meant(line: str) -> str | None:
-    """The command that a person may mean who forgot its slash."""
-    setting = re.fullmatch(r"(?:set )?([\w-]+)=\S+", line)
-    if setting and setting[1].replace("-", "_") in FIELDS:
-        return f"/set {line.removeprefix('set ')}"
-    return BARE_WORDS.get(line.lower())
-
-
-def _draw(options: DecodingOptions) -> str:
-    """What brings a drawn text back."""
+def _replay_note(options: DecodingOptions) -> str:
+    """Return the seed or replay that generates a sampled text again; empty for deterministic strategies."""
     if not options.strategy.samples:
         return ""
     return f"seed {options.seed}" if options.replay is None else f"replay {options.replay}"

@@ -1,4 +1,4 @@
-"""The session at a terminal: a line editor with history, several lines, and completion of commands."""
+"""The front of a session at a terminal: a line editor with history, multi-line input and completion."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 from gpt2tg.io.signals import SessionSignals
 from gpt2tg.session.completion import completions
-from gpt2tg.session.front import Front, columns, style_of_stdout
-from gpt2tg.session.settings import names_file
+from gpt2tg.session.front import Front, columns, stdout_style
+from gpt2tg.session.settings import is_file_option
 
-# Lines kept free below the line that is edited, for the menu of completions.
+# Lines reserved below the edited line for the completion menu.
 MENU_LINES = 6
 
 
 def terminal_front(write: Callable[[str], None], say: Callable[[str], None], signals: SessionSignals) -> Front:
-    """A line editor. Enter ends a line, Alt-Enter begins another line of the same text."""
+    """Return a front with a line editor: Enter submits the input, Alt-Enter inserts a line break."""
     signals.has_line_editor = True
     keys = _keys()
     asking: PromptSession[str] = PromptSession(
@@ -40,7 +40,7 @@ def terminal_front(write: Callable[[str], None], say: Callable[[str], None], sig
     editing: PromptSession[str] = PromptSession(multiline=True, key_bindings=keys, prompt_continuation="  ")
 
     def is_shown(_: object) -> None:
-        """The session has started, and from now on the editor itself minds Ctrl-C."""
+        """From the first prompt on, the editor handles Ctrl-C."""
         signals.on_ctrl_c = "ignore"
 
     asking.app.after_render += is_shown
@@ -49,7 +49,7 @@ def terminal_front(write: Callable[[str], None], say: Callable[[str], None], sig
         try:
             return asking.prompt("> ")
         except KeyboardInterrupt:
-            if signals.on_ctrl_c == "end":  # it came before the editor was there
+            if signals.on_ctrl_c == "end":  # it came before the first prompt
                 signals.end(signal.SIGINT)
             raise
 
@@ -58,7 +58,7 @@ def terminal_front(write: Callable[[str], None], say: Callable[[str], None], sig
         write=write,
         say=say,
         edit=lambda text: editing.prompt("| ", default=text),
-        style=style_of_stdout(),
+        style=stdout_style(),
         width=columns,
         wraps=True,
         unechoed=signals.answering,
@@ -67,20 +67,20 @@ def terminal_front(write: Callable[[str], None], say: Callable[[str], None], sig
 
 
 class CommandCompleter(Completer):
-    """Completes commands, names and values of settings, and files."""
+    """Completes commands, names and values of settings, and file names."""
 
     def __init__(self) -> None:
         self._files = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
-        """As prompt_toolkit asks for them."""
+        """Return the completions at the cursor; prompt_toolkit calls this."""
         line = document.text_before_cursor
         command, space, path = line.partition(" ")
         if space and command in ("/save", "/load"):
             yield from self._files.get_completions(Document(path), complete_event)
             return
         name, _, path = line[line.rfind(" ") + 1 :].partition("=")
-        if command == "/compare" and path and names_file(name):
+        if command == "/compare" and path and is_file_option(name):
             yield from self._files.get_completions(Document(path), complete_event)
             return
         word, found = completions(line)
@@ -96,7 +96,7 @@ def _keys() -> KeyBindings:
         buffer = event.current_buffer
         chosen = buffer.complete_state and buffer.complete_state.current_completion
         if chosen and chosen.text.endswith((" ", "=")):
-            buffer.complete_state = None  # more is to follow: Enter takes what was chosen from the menu
+            buffer.complete_state = None  # incomplete input: Enter accepts the completion, and does not submit
         else:
             buffer.validate_and_handle()
 
@@ -108,17 +108,17 @@ def _keys() -> KeyBindings:
 
 
 def _history(say: Callable[[str], None]) -> History:
-    """What was typed in this session and the ones before, in a file that only its owner can read."""
+    """Return the history of this and earlier sessions, from a file that only its owner can read."""
     path = history_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
         return FileHistory(str(path))
     except OSError as error:
-        say(f"What you type is not kept for the next session: {path}: {error.strerror}")
+        say(f"The history of this session cannot be saved: {path}: {error.strerror}")
         return InMemoryHistory()
 
 
 def history_file() -> Path:
-    """Where the lines of all sessions are kept."""
+    """Return the file with the lines typed in all sessions."""
     return user_state_path("gpt2tg", appauthor=False) / "history"

@@ -1,4 +1,4 @@
-"""Texts that are streamed to a terminal break between words, not amid them."""
+"""Word wrap for texts that are streamed to a terminal."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ _COLOURS = re.compile(r"(\x1b\[[0-9;]*m)")
 _COLOURS_AT_END = re.compile(r"\x1b(?:\[[0-9;]*m?)?\Z")
 TAB = 8
 
-# No line begins with the first, nor ends with the second: punctuation of scripts without spaces.
+# Punctuation of scripts without spaces: no line begins with a closing character or ends with an opening one.
 CLOSING = frozenset("。、，．！？：；）」』】》〉］｝〕…ー々ぁぃぅぇぉっゃゅょァィゥェォッャュョ")
 OPENING = frozenset("（「『【《〈［｛〔")
 
 
 class WordWrap:
-    """Writes a text piece by piece. A word is held back until its end is known, and the last character with it."""
+    """Writes a text piece by piece, and breaks lines between words. The last word is held back until it is complete."""
 
     def __init__(self, write: Callable[[str], None], width: Callable[[], int] | None) -> None:
-        """`width` gives the columns of a terminal; None where lines are not to be broken."""
+        """`width` returns the columns of the terminal; None breaks no lines."""
         self._write = write
         self._width = width
-        self._held = ""  # may still become another character
+        self._held = ""  # the last character, which what follows may still change
         self._word: list[str] = []
         self._spaces = ""  # before the word
         self._column = 0
         self._out = ""
 
     def __call__(self, text: str) -> None:
-        """Take the next piece."""
+        """Write the next piece, except its last word."""
         self._held += text
         colours = _COLOURS_AT_END.search(self._held)
-        whole = colours.start() if colours else last_character(self._held)
-        text, self._held = self._held[:whole], self._held[whole:]
+        complete = colours.start() if colours else last_character(self._held)
+        text, self._held = self._held[:complete], self._held[complete:]
         self._take(text)
         self._show()
 
     def close(self) -> None:
-        """Write what was held back."""
+        """Write what is held back."""
         rest, self._held = self._held, ""
         self._take(rest)
         self._end_word()
@@ -68,14 +68,14 @@ class WordWrap:
                 self._end_word()
                 self._spaces += character
             else:
-                if self._word and _may_part(self._word[-1], character):
+                if self._word and _may_break(self._word[-1], character):
                     self._end_word()
                 self._word.append(character)
-                if _cells("".join(self._word)) > self._width():  # no line holds it
+                if _cells("".join(self._word)) > self._width():  # longer than a line
                     self._end_word()
 
     def _end_word(self) -> None:
-        """Put the word on this line, or on the next one where it fits no more."""
+        """Put the word on this line, or on the next one if it does not fit."""
         if not self._word or self._width is None:
             return
         width, spaces = self._width(), self._cells_of_spaces()
@@ -86,7 +86,7 @@ class WordWrap:
             self._out += "\n"
             self._column = 0
         for character in self._word:
-            if self._column and self._column + _cells(character) > width:  # a word longer than a line
+            if self._column and self._column + _cells(character) > width:  # the word is longer than a line
                 self._out += "\n"
                 self._column = 0
             self._out += character
@@ -94,12 +94,12 @@ class WordWrap:
         self._word, self._spaces = [], ""
 
     def _cells_of_spaces(self) -> int:
-        """How wide the spaces are in this column, tabs included."""
+        """Return the width of the spaces and tabs before the word."""
         return len(f"{'x' * self._column}{self._spaces}".expandtabs(TAB)) - self._column
 
 
 def _characters(text: str) -> Iterator[str]:
-    """As a reader counts them; what sets colours is one too."""
+    """Split a text into graphemes; a colour sequence counts as one."""
     for part in _COLOURS.split(text):
         if part.startswith("\x1b"):
             yield part
@@ -108,12 +108,12 @@ def _characters(text: str) -> Iterator[str]:
 
 
 def _cells(text: str) -> int:
-    """Columns that a text takes; what sets colours takes none."""
+    """Return the columns that a text occupies; colour sequences occupy none."""
     return max(0, wcswidth(_COLOURS.sub("", text)))
 
 
-def _may_part(before: str, after: str) -> bool:
-    """Whether a line may end between two characters that no space parts: beside one of a script without spaces."""
+def _may_break(before: str, after: str) -> bool:
+    """Whether a line may end between two characters without a space: next to a wide one, as in Chinese or Japanese."""
     if before in OPENING or after in CLOSING or _COLOURS.match(before) or _COLOURS.match(after):
         return False
     return _cells(before) == 2 or _cells(after) == 2

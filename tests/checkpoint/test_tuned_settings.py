@@ -20,6 +20,7 @@ from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import load, load_checkpoint
 from gpt2tg.options import STRATEGIES, DecodingOptions
 from gpt2tg.session import Front, Session
+from gpt2tg.session.loop import answer
 from gpt2tg.training.output.durable import damage, seal
 
 Capture = pytest.CaptureFixture[str]
@@ -135,7 +136,7 @@ def said_to(session: Session, *lines: str) -> list[str]:
     said: list[str] = []
     session.front = replace(session.front, say=said.append)
     for line in lines:
-        session.answer(line)
+        answer(session, line)
     return said
 
 

@@ -1,4 +1,4 @@
-"""The longest run of words that stands in the training text, against looking for each of them."""
+"""The longest run copied from the training text, against a search for every run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from gpt2tg.comparison.memorisation import longest_copies
 
 
-def by_search(text: str, training: str) -> int:
+def longest_by_brute_force(text: str, training: str) -> int:
     words, known = text.split(), f" {' '.join(training.split())} "
     runs = [(end - start, words[start:end]) for start in range(len(words)) for end in range(start + 1, len(words) + 1)]
     return max((length for length, run in runs if f" {' '.join(run)} " in known), default=0)
@@ -20,8 +20,8 @@ def by_search(text: str, training: str) -> int:
     [
         ("a cat sat on the mat", 4),  # cat sat on the
         ("The cat", 2),
-        ("the cat", 1),  # capitals are not the same
-        ("cat, log", 0),  # nor is a mark
+        ("the cat", 1),  # case counts
+        ("cat, log", 0),  # punctuation counts
         ("dog", 0),
         ("", 0),
         ("The cat sat on the log. The end.", 8),
@@ -32,22 +32,22 @@ def test_copies_by_hand(text: str, words: int) -> None:
     assert longest_copies([text], "The cat sat on the log. The end.") == [words]
 
 
-def test_copies_are_those_that_a_search_finds() -> None:
+def test_copies_equal_those_of_a_brute_force_search() -> None:
     draw = random.Random(3)
     for _ in range(60):
         letters = "ab" if draw.random() < 0.5 else "abcdefgh"
         training = " ".join(draw.choices(letters, k=draw.randrange(0, 80)))
         texts = [" ".join(draw.choices(letters + "z", k=draw.randrange(0, 25))) for _ in range(4)]
-        assert longest_copies(texts, training) == [by_search(text, training) for text in texts]
+        assert longest_copies(texts, training) == [longest_by_brute_force(text, training) for text in texts]
 
 
-def test_a_run_does_not_go_on_in_the_next_text() -> None:
+def test_run_does_not_continue_in_the_next_text() -> None:
     assert longest_copies(["a b", "c d"], "a b c d") == [2, 2]
     assert longest_copies([], "a b") == []
 
 
-def test_many_words_of_the_text_are_walked_in_seconds() -> None:
-    """Half a million words, of which every one stands in the texts."""
+def test_half_a_million_words_take_seconds() -> None:
+    """Every word of the training text occurs in the texts, the slowest case."""
     draw = random.Random(0)
     training = draw.choices([f"w{number}" for number in range(2000)], k=500_000)
     texts = [" ".join([*training[start : start + 60], "x"]) for start in range(0, 100_000, 1000)]

@@ -1,4 +1,4 @@
-"""The page: what stands in it, and what a browser makes of it."""
+"""The report: its content, and its behaviour in a browser."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import pytest
 from conftest import FABLES
 
 import text_generation_demo
-from gpt2tg.comparison.compare import compare, human_text
-from gpt2tg.comparison.report import page
-from gpt2tg.comparison.strategies import strategies_to_compare
+from gpt2tg.comparison.reference import prepare_human_text
+from gpt2tg.comparison.report import report_page
+from gpt2tg.comparison.results import compare_strategies
+from gpt2tg.comparison.strategies import parse_strategies
 from gpt2tg.generation.generator import Generator, load
 from gpt2tg.inspection.tokens import inspect_sample
 from gpt2tg.options import DecodingOptions
@@ -31,15 +32,17 @@ def generator(model_dir: Path) -> Generator:
 
 @pytest.fixture(scope="module")
 def html(generator: Generator) -> str:
-    """A page with human text, a prompt that would break a page that does not escape, and three strategies."""
+    """A page with human text, three strategies, and a prompt that must be escaped."""
     options = DecodingOptions(seed=3, max_new_tokens=12, num_sequences=2)
-    human = human_text(generator, ["\n".join(FABLES)], options, prompts=(), num_prompts=1)
-    strategies = strategies_to_compare(options, "greedy,beam,sample:temperature=1.5", print)
-    return page(generator, compare(generator, [EVIL, *human.prompts], strategies, human), "my <b>model")
+    human = prepare_human_text(generator, ["\n".join(FABLES)], options, prompts=(), num_prompts=1)
+    strategies = parse_strategies(options, "greedy,beam,sample:temperature=1.5", print)
+    return report_page(
+        generator, compare_strategies(generator, [EVIL, *human.prompts], strategies, human), "my <b>model"
+    )
 
 
 class Outline(HTMLParser):
-    """Counts elements and collects the text of those asked for."""
+    """The elements of a page, the addresses they refer to, and their texts."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -56,21 +59,21 @@ class Outline(HTMLParser):
         self.texts.setdefault(self.tags[-1] if self.tags else "", []).append(data)
 
 
-def test_the_page_needs_nothing_else(html: str) -> None:
+def test_page_loads_nothing(html: str) -> None:
     outline = Outline(html)
     assert all(address.startswith(("#", "data:")) for address in outline.addresses)
     assert "@import" not in html
     assert not re.search(r"url\((?!#)", html)
 
 
-def test_text_is_text(html: str) -> None:
+def test_text_is_escaped(html: str) -> None:
     outline = Outline(html)
-    assert outline.tags.count("script") == 2  # the details of the tokens, and our own
+    assert outline.tags.count("script") == 2  # the token details, and the code of the page
     assert EVIL in outline.texts["blockquote"]
     assert outline.texts["h1"][0] == "How my <b>model writes"
 
 
-def test_details_of_every_token_are_those_of_the_inspection(generator: Generator, html: str) -> None:
+def test_token_details_equal_the_inspection(generator: Generator, html: str) -> None:
     details = json.loads(re.search(r'id="details">(.*?)</script>', html, re.S)[1])
     assert html.count('data-n="') == len(details)
     (sample,) = generator.generate(EVIL, DecodingOptions(decoding="greedy", max_new_tokens=12))
@@ -82,17 +85,17 @@ def test_details_of_every_token_are_those_of_the_inspection(generator: Generator
         assert [other for other, _ in others] == [other.text for other in token.alternatives]
 
 
-def test_pictures_take_their_colours_from_the_page(html: str) -> None:
-    pictures = re.findall(r'<svg class="plot (\w+)" role="img" aria-label="([^"]+)"', html)
-    assert [size for size, _ in pictures] == ["wide", "narrow"] * 2
-    assert "Probability of each token along the text: beam, sample temperature=1.5, human text" in pictures[2][1]
+def test_plots_take_their_colours_from_the_page(html: str) -> None:
+    plots = re.findall(r'<svg class="plot (\w+)" role="img" aria-label="([^"]+)"', html)
+    assert [size for size, _ in plots] == ["wide", "narrow"] * 2
+    assert "Probability of each token along the text: beam, sample temperature=1.5, human text" in plots[2][1]
     drawings = "".join(re.findall(r"<svg.*?</svg>", html, re.S))
     assert re.findall(r"#[0-9a-f]{6}\b", drawings) == []
     ids = re.findall(r' id="([^"]+)"', html)
     assert len(ids) == len(set(ids))
 
 
-def test_a_report_from_the_command_line(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_flag(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "report.html"
     command = ["--model_path", str(model_dir), "--compare", "--max_new_tokens", "8", "--prompt", "The fox"]
     assert text_generation_demo.main([*command, "--strategies", "greedy,top_p", "--report", str(path)]) == 0
@@ -105,7 +108,7 @@ def test_a_report_from_the_command_line(model_dir: Path, tmp_path: Path, capsys:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A real Chromium without a window."""
+    """A headless Chromium."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
@@ -141,13 +144,13 @@ def tokens(browser: Any) -> list[Any]:
     return browser.find_elements("css selector", ".tokens span")
 
 
-def test_it_opens_without_errors_and_a_script_in_a_prompt_does_not_run(opened: Any) -> None:
+def test_page_opens_and_no_script_of_a_prompt_runs(opened: Any) -> None:
     assert opened.get_log("browser") == []
     assert opened.title.startswith("How ")
     assert opened.find_element("css selector", "blockquote").text == EVIL
 
 
-def test_hover_shows_what_else_could_stand_there(opened: Any) -> None:
+def test_hover_shows_the_alternatives_of_a_token(opened: Any) -> None:
     from selenium.webdriver import ActionChains
 
     detail = opened.find_element("id", "detail")
@@ -163,7 +166,7 @@ def test_hover_shows_what_else_could_stand_there(opened: Any) -> None:
     assert not detail.is_displayed()
 
 
-def test_keys_go_from_token_to_token(opened: Any) -> None:
+def test_arrow_keys_move_between_tokens(opened: Any) -> None:
     from selenium.webdriver.common.keys import Keys
 
     first = tokens(opened)[0]
@@ -176,7 +179,7 @@ def test_keys_go_from_token_to_token(opened: Any) -> None:
     assert not detail.is_displayed()
 
 
-def test_a_tap_on_a_phone_does_the_same_and_nothing_is_wider_than_it(opened: Any) -> None:
+def test_phone_shows_details_on_tap_and_fits_the_screen(opened: Any) -> None:
     set_screen(opened, 390, "light")
     opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", tokens(opened)[5])
     tokens(opened)[5].click()
@@ -188,16 +191,16 @@ def test_a_tap_on_a_phone_does_the_same_and_nothing_is_wider_than_it(opened: Any
     assert set(shown) == {"plot narrow"}
 
 
-def test_the_table_is_seen_whole_on_a_wide_screen_and_its_edge_is_shaded_on_a_phone(opened: Any) -> None:
-    wider = "const box = document.querySelector('[aria-label=Figures]'); return box.scrollWidth - box.clientWidth"
+def test_table_fits_a_wide_screen_and_scrolls_on_a_phone(opened: Any) -> None:
+    wider = "const box = document.querySelector('[aria-label=Metrics]'); return box.scrollWidth - box.clientWidth"
     assert opened.execute_script(wider) == 0
     set_screen(opened, 390, "light")
     assert opened.execute_script(wider) > 100
-    shade = "return getComputedStyle(document.querySelector('[aria-label=Figures]')).backgroundAttachment"
+    shade = "return getComputedStyle(document.querySelector('[aria-label=Metrics]')).backgroundAttachment"
     assert opened.execute_script(shade) == "local, scroll"
 
 
-def test_dark_where_the_reader_wants_it_dark(opened: Any) -> None:
+def test_page_is_dark_in_dark_mode(opened: Any) -> None:
     def lightness(what: str) -> int:
         colour = opened.execute_script(f"return getComputedStyle(document.body).{what}")
         return sum(map(int, re.findall(r"\d+", colour)[:3]))

@@ -20,7 +20,8 @@ from gpt2tg.generation.visible_text import VisibleText
 from gpt2tg.inspection.tokens import inspect_sample, inspect_text, next_token
 from gpt2tg.options import DecodingOptions, decoding_options
 from gpt2tg.session import Front, Session
-from gpt2tg.session.front import Style
+from gpt2tg.session.loop import run
+from gpt2tg.session.style import Style
 
 SPECIAL = ["<unk>", "</s>"]
 
@@ -186,7 +187,7 @@ def test_a_session_goes_on_without_losing_spaces(spaced: Generator) -> None:
     lines = iter(["The owl", "/continue", "/quit"])
     front = Front(lambda: next(lines), lambda text: None, said.append, None, Style(), lambda: 80, True)
     session = Session(spaced, options("greedy", max_new_tokens=6), "spaced", front)
-    session.run()
+    run(session)
     first, second = session.text.turns
     tokenizer = spaced.tokenizer
     ids = tokenizer.encode_prompt("The owl")

@@ -16,10 +16,10 @@ import gpt2_text_generation
 import text_generation_demo
 from gpt2tg.batch.prompts import read_prompts
 from gpt2tg.batch.scoring import lines_to_score
-from gpt2tg.comparison.request import read_request
+from gpt2tg.comparison.run import read_inputs
 from gpt2tg.errors import UserError
 from gpt2tg.options import CompareOptions, PromptOptions
-from gpt2tg.session.files import load
+from gpt2tg.session.files import load_session
 from gpt2tg.session.front import plain_front
 from gpt2tg.training.data.sources import Reading, survey
 
@@ -37,11 +37,11 @@ def as_lines_to_score(path: Path) -> Sequence[str]:
 
 
 def as_reference(path: Path) -> Sequence[str]:
-    return read_request(CompareOptions(reference=str(path)), [], print).reference
+    return read_inputs(CompareOptions(reference=str(path)), [], print).reference
 
 
 def as_training_text(path: Path) -> Sequence[str]:
-    training = read_request(CompareOptions(train_file=str(path)), ["The owl"], print).training
+    training = read_inputs(CompareOptions(train_file=str(path)), ["The owl"], print).training
     assert training is not None
     return training.rstrip("\n").split("\n")
 
@@ -119,7 +119,7 @@ def test_a_reference_has_the_examples_of_training(tmp_path: Path, mode: str) -> 
     path = tmp_path / "t.txt"
     path.write_bytes("\ufeffone\r\ntwo\r\n\r\n \t\r\n  three \r\n\r\n\r\nfour".encode())
     found = survey((str(path),), Reading(mode), "train_file")
-    assert read_request(CompareOptions(reference=str(path), examples=mode), [], print).reference == tuple(
+    assert read_inputs(CompareOptions(reference=str(path), examples=mode), [], print).reference == tuple(
         piece.text for piece in found.pieces()
     )
 
@@ -198,7 +198,7 @@ def test_half_an_emoji_in_a_session_is_refused(tmp_path: Path) -> None:
     turn = {"typed": "cut \ud83d", "written": " a", "settings": None}
     path.write_text(json.dumps(first) + "\n" + json.dumps(turn) + "\n")
     with pytest.raises(UserError, match=r"line 2 holds \\ud83d, half of a character"):
-        load(path)
+        load_session(path)
 
 
 def test_a_byte_order_mark_on_stdin_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The session at a real terminal: a pseudo-terminal, keys in, screen out."""
+"""The session at a pseudo-terminal: keys in, screen out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wcwidth import wcswidth
 
 from gpt2tg.generation.generator import Generator, load
 from gpt2tg.options import DecodingOptions
-from gpt2tg.session.front import Style
+from gpt2tg.session.style import Style
 
 pty = pytest.importorskip("pty", reason="no pseudo-terminals on this platform")
 import fcntl  # noqa: E402
@@ -31,18 +31,15 @@ CTRL_C, CTRL_D, ENTER, ALT_ENTER, UP, LEFT, TAB = "\x03", "\x04", "\r", "\x1b\r"
 HELLO = "Type the beginning of a text and press Enter. /help lists the commands, /quit leaves."
 
 
-def at_a_terminal_of_its_own() -> None:
-    """What the terminal does for a program: a session of its own, and Ctrl-C that is not ignored.
-
-    Whoever runs the tests in the background may ignore it, and programs inherit that.
-    """
+def take_over_the_terminal() -> None:
+    """Make the pseudo-terminal the controlling one, and Ctrl-C work even if the tests run in the background."""
     os.setsid()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Terminal:
-    """A script that believes to sit at a terminal."""
+    """A script that runs at a pseudo-terminal."""
 
     def __init__(self, home: Path, *words: str, term: str = "xterm-256color", columns: int = 100, **env: str) -> None:
         self._keyboard, other_end = pty.openpty()
@@ -52,7 +49,7 @@ class Terminal:
         self._process = subprocess.Popen(
             [sys.executable, *words],
             cwd=ROOT, env={**kept, **own}, stdin=other_end, stdout=other_end, stderr=other_end,
-            preexec_fn=at_a_terminal_of_its_own,
+            preexec_fn=take_over_the_terminal,
         )  # fmt: skip
         os.close(other_end)
         self.raw = ""
@@ -72,7 +69,7 @@ class Terminal:
         os.write(self._keyboard, keys.encode())
 
     def wait_for(self, text: str) -> str:
-        """What has come on the screen since the last call, up to this text."""
+        """Wait for a text, and return what the screen showed since the last call up to it."""
         end = time.monotonic() + PATIENCE
         while (place := visible(self.raw).find(text, self._seen)) < 0:
             assert time.monotonic() < end, f"{text!r} did not come, but {visible(self.raw)[self._seen :]!r}"
@@ -82,12 +79,12 @@ class Terminal:
         return found
 
     def wait_for_more(self, characters: int) -> None:
-        """Until so much has come on the screen since the last call of `wait_for`."""
+        """Wait until this many characters came on the screen since the last call of `wait_for`."""
         while len(visible(self.raw)) < self._seen + characters:
             assert self._read(), f"nothing came after {visible(self.raw)!r}"
 
     def type_line(self, keys: str) -> None:
-        """Type when the line editor is ready: what is typed before that reaches it as another program's input would."""
+        """Wait for the line editor, and type: earlier keys would reach it as if they were pasted."""
         self.wait_until_ready()
         self.type(keys)
 
@@ -99,7 +96,7 @@ class Terminal:
             assert self._read(), f"no prompt came after {visible(self.raw)!r}"
 
     def end(self) -> int:
-        """The exit code, when the script has ended by itself."""
+        """Wait for the end of the script, and return its exit code."""
         while self._read():
             pass
         return self._process.wait(PATIENCE)
@@ -109,14 +106,14 @@ class Terminal:
             return False
         try:
             data = os.read(self._keyboard, 65536)
-        except OSError:  # Linux says so when the other end is closed
+        except OSError:  # on Linux: the other end is closed
             return False
         self.raw += data.decode("utf-8", "replace")
         return bool(data)
 
 
 def visible(raw: str) -> str:
-    """What is left without control sequences."""
+    """Return a text without control sequences."""
     return re.sub(r"\x1b(\[[0-9;?]*[A-Za-z]|[=>])", "", raw).replace("\r", "")
 
 
@@ -130,12 +127,12 @@ def generator(model_dir: Path) -> Generator:
 
 
 def greedy(generator: Generator, prompt: str) -> str:
-    """As a terminal shows it."""
+    """Return a greedy text as a terminal shows it."""
     options = DecodingOptions(decoding="greedy", max_new_tokens=8, num_sequences=1)
-    return Style(hides_orders=True).shown(generator.generate(prompt, options)[0].text)
+    return Style(hides_controls=True).safe(generator.generate(prompt, options)[0].text)
 
 
-def test_a_session_at_a_terminal(model_dir: Path, tmp_path: Path, generator: Generator) -> None:
+def test_session_at_a_terminal(model_dir: Path, tmp_path: Path, generator: Generator) -> None:
     """Editing, several lines, completion, history over two runs, the editor of /edit, colours, Ctrl-C and Ctrl-D."""
     flags = ["--decoding", "greedy", "--max_new_tokens", "8"]
     with Terminal(tmp_path, *words(model_dir, *flags)) as screen:
@@ -164,13 +161,13 @@ def test_a_session_at_a_terminal(model_dir: Path, tmp_path: Path, generator: Gen
         assert "\x1b[1mThe fox\x1b[0m" in screen.raw
         assert re.search(r"\x1b\[(97;41|30;43|30;42)m[^\x1b]+\x1b\[0m", screen.raw)
         screen.type_line("/qiut" + ENTER)
-        screen.wait_for("error: no command /qiut; did you mean /quit?")
+        screen.wait_for("error: unknown command /qiut: did you mean /quit?")
         screen.type_line(CTRL_D)
         assert screen.end() == 0
     history = tmp_path / "gpt2tg" / "history"
     assert history.stat().st_mode & 0o077 == 0
     with Terminal(tmp_path, *words(model_dir, *flags), columns=40, NO_COLOR="1") as screen:
-        screen.type_line(UP * 12 + ENTER)  # the first line of the other run is the oldest there is
+        screen.type_line(UP * 12 + ENTER)  # the oldest line is the first one of the other run
         screen.wait_for(greedy(generator, "The fox") + "\n")
         screen.type_line("/why" + ENTER)
         screen.wait_for("in brackets: ")
@@ -179,7 +176,7 @@ def test_a_session_at_a_terminal(model_dir: Path, tmp_path: Path, generator: Gen
         assert not re.search(r"\x1b\[(1|3\d|4\d|9\d|3\d;.*|97;.*)m", screen.raw)
 
 
-def test_ctrl_c_stops_an_answer_and_keeps_it(model_dir: Path, tmp_path: Path) -> None:
+def test_ctrl_c_stops_generation_and_keeps_the_text(model_dir: Path, tmp_path: Path) -> None:
     endless = ["--overflow", "slide", "--suppress_eos", "--max_new_tokens", "1000000", "--seed", "1"]
     command = ["generate_from_finetuned.py", "--model_path", str(model_dir), "--interactive", "--prompt", "The fox"]
     with Terminal(tmp_path, *command, *endless) as screen:
@@ -198,8 +195,8 @@ def test_ctrl_c_stops_an_answer_and_keeps_it(model_dir: Path, tmp_path: Path) ->
         assert screen.end() == 0
 
 
-def test_the_transcript_of_a_dumb_terminal(model_dir: Path, tmp_path: Path, generator: Generator) -> None:
-    """Letter by letter: no control sequence, no menu, no history."""
+def test_dumb_terminal_transcript(model_dir: Path, tmp_path: Path, generator: Generator) -> None:
+    """The whole output: no control sequences, no menu, no history."""
     flags = ["--decoding", "greedy", "--max_new_tokens", "8"]
     with Terminal(tmp_path, *words(model_dir, *flags), term="dumb") as screen:
         screen.wait_for("\n> ")
@@ -212,14 +209,14 @@ def test_the_transcript_of_a_dumb_terminal(model_dir: Path, tmp_path: Path, gene
         assert screen.raw.replace("\r\n", "\n") == (
             f"{model_dir} on cpu, fp32, decoding=greedy max_new_tokens=8\n{HELLO}\n"
             f"> The fox\n{greedy(generator, 'The fox')}\n"
-            "> /shw\nerror: no command /shw; did you mean /show?\n"
+            "> /shw\nerror: unknown command /shw: did you mean /show?\n"
             "> \n"
         )
     assert not list(tmp_path.iterdir())
 
 
-def test_the_transcript_of_a_comparison(model_dir: Path, tmp_path: Path, generator: Generator) -> None:
-    """With a file for the table, with a wrong name and without a file; figures are another test's."""
+def test_comparison_transcript(model_dir: Path, tmp_path: Path, generator: Generator) -> None:
+    """With an output file, with a wrong option, and without a file. Numbers are replaced by N."""
     flags = ["--decoding", "greedy", "--max_new_tokens", "8", "--seed", "7"]
     table = tmp_path / "x.md"
     with Terminal(tmp_path, *words(model_dir, *flags), term="dumb", columns=60) as screen:
@@ -248,9 +245,9 @@ def test_the_transcript_of_a_comparison(model_dir: Path, tmp_path: Path, generat
     assert shown == (
         f"/compare strategies=greedy,beam num_sequences=N output={re.sub('[0-9]+', 'N', str(table))} The fox\n"
         "seed N\ngreedy: N text\nbeam: N text\n"
-        f"{both}\nthe comparison is in {re.sub('[0-9]+', 'N', str(table))}\n"
+        f"{both}\ncomparison written to {re.sub('[0-9]+', 'N', str(table))}\n"
         "> /compare strategy=greedy The fox\n"
-        "error: strategy is nothing that /compare takes; did you mean strategies?\n"
+        "error: /compare has no option strategy: did you mean strategies?\n"
         "> /compare strategies=greedy The fox\n"
         "seed N\n=== greedy: the most probable token at every step ===\n"
         f"{re.sub(' +', ' ', re.sub('[0-9]+', 'N', greedy(generator, 'The fox')))}\n\n{alone}\n> \n"
@@ -258,10 +255,10 @@ def test_the_transcript_of_a_comparison(model_dir: Path, tmp_path: Path, generat
     assert "| greedy |" in table.read_text(encoding="utf-8")
 
 
-def test_a_history_that_cannot_be_kept_is_said(model_dir: Path, tmp_path: Path) -> None:
+def test_unwritable_history_gives_a_notice(model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "gpt2tg").write_text("a file where a directory should be")
     with Terminal(tmp_path, *words(model_dir)) as screen:
-        screen.wait_for("What you type is not kept for the next session: ")
+        screen.wait_for("The history of this session cannot be saved: ")
         screen.type_line("/quit" + ENTER)
         assert screen.end() == 0
 
@@ -270,7 +267,7 @@ ENDLESS = ("--overflow", "slide", "--suppress_eos", "--max_new_tokens", "1000000
 
 
 def modes(screen: Terminal) -> list[object]:
-    """What stty shows."""
+    """Return the terminal's settings, as stty shows them."""
     return termios.tcgetattr(screen._keyboard)
 
 
@@ -282,7 +279,7 @@ def modes(screen: Terminal) -> list[object]:
         ("comparing", signal.SIGHUP, "xterm-256color"),
     ],
 )
-def test_a_signal_ends_a_session_with_the_terminal_as_it_was(
+def test_signal_ends_the_session_and_restores_the_terminal(
     model_dir: Path, tmp_path: Path, moment: str, number: signal.Signals, term: str
 ) -> None:
     flags = ENDLESS if moment == "writing" else ("--suppress_eos", "--overflow", "slide", "--max_new_tokens", "3000")
@@ -306,8 +303,8 @@ def test_a_signal_ends_a_session_with_the_terminal_as_it_was(
             assert screen.raw.rindex("\x1b[?25h") > screen.raw.rfind("\x1b[?25l")
 
 
-def test_ctrl_c_while_a_session_starts_ends_it(model_dir: Path, tmp_path: Path) -> None:
-    """As soon as torch is being imported, which it would otherwise go on with."""
+def test_ctrl_c_during_startup_ends_the_session(model_dir: Path, tmp_path: Path) -> None:
+    """Even while torch is being imported, which otherwise would continue."""
     with Terminal(tmp_path, *words(model_dir)) as screen:
         before = modes(screen)
         maps, end = Path(f"/proc/{screen._process.pid}/maps"), time.monotonic() + PATIENCE
@@ -323,8 +320,8 @@ def test_ctrl_c_while_a_session_starts_ends_it(model_dir: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("term", ["xterm-256color", "dumb"])
-def test_a_terminal_that_is_gone_ends_a_session(model_dir: Path, tmp_path: Path, term: str) -> None:
-    """Also where nobody tells of it by a signal, as after nohup."""
+def test_lost_terminal_ends_the_session(model_dir: Path, tmp_path: Path, term: str) -> None:
+    """Also without a signal, as under nohup."""
     with Terminal(tmp_path, "-c", NOHUP, *words(model_dir, *ENDLESS), term=term) as screen:
         screen.wait_for("The fox")
         screen.wait_for_more(50)
@@ -340,9 +337,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_streamed_text_breaks_between_words_at_a_dumb_terminal(
-    model_dir: Path, tmp_path: Path, generator: Generator
-) -> None:
+def test_streamed_text_wraps_at_a_dumb_terminal(model_dir: Path, tmp_path: Path, generator: Generator) -> None:
     flags = ["--decoding", "greedy", "--max_new_tokens", "40", "--prompt", "The owl sold silence by the ounce"]
     with Terminal(tmp_path, *words(model_dir, *flags), term="dumb", columns=24) as screen:
         screen.wait_for(HELLO + "\n")
@@ -351,7 +346,7 @@ def test_streamed_text_breaks_between_words_at_a_dumb_terminal(
         assert screen.end() == 0
     assert text.startswith("The owl sold silence by\nthe")
     options = DecodingOptions(decoding="greedy", max_new_tokens=40, num_sequences=1)
-    whole = Style(hides_orders=True).shown(generator.generate(flags[-1], options)[0].text)
+    whole = Style(hides_controls=True).safe(generator.generate(flags[-1], options)[0].text)
     assert "".join(text.split()) == "".join(whole.split())
     lines = [line for line in text.split("\n") if line]
     assert max(wcswidth(line.replace("\t", " ")) for line in lines) <= 24

@@ -1,4 +1,4 @@
-"""Lines of streamed texts break between words, whatever the width and the script."""
+"""Word wrap of streamed texts, at any width and in any script."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TEXTS = [
 
 
 def wrapped(text: str, width: int | None, pieces: int = 0) -> list[str]:
-    """What is written, when the text comes in pieces of a character each or of random length."""
+    """Return what is written of a text that comes in pieces of one character, or of random length."""
     written: list[str] = []
     wrap = WordWrap(written.append, None if width is None else lambda: width)
     chance = random.Random(pieces)
@@ -57,8 +57,8 @@ def test_lines_fit_and_no_word_is_lost(text: str, width: int) -> None:
 
 
 @pytest.mark.parametrize("width", [6, 8, 13, 20, 40])
-def test_no_word_that_fits_a_line_is_cut(width: int) -> None:
-    """Also accents, flags and families of emoji, which take other columns than characters."""
+def test_words_shorter_than_a_line_are_not_split(width: int) -> None:
+    """Also with accents, flags and emoji families, whose width is not their number of characters."""
     for text in TEXTS[:3]:
         words = [
             word
@@ -69,7 +69,7 @@ def test_no_word_that_fits_a_line_is_cut(width: int) -> None:
         assert [word for word in lines if word in words] == words
 
 
-def test_a_line_is_as_full_as_it_can_be() -> None:
+def test_lines_are_as_full_as_possible() -> None:
     assert "".join(wrapped("aa bb ccc dd", 5)) == "aa bb\nccc\ndd"
     assert "".join(wrapped("e\u0301e\u0301 bb cc", 5)) == "e\u0301e\u0301 bb\ncc"
     assert "".join(wrapped("猫犬鳥魚", 5)) == "猫犬\n鳥魚"
@@ -80,28 +80,28 @@ def test_a_line_is_as_full_as_it_can_be() -> None:
 
 @pytest.mark.parametrize("width", [None, 10])
 @pytest.mark.parametrize("text", TEXTS)
-def test_no_character_is_cut_between_two_writes(text: str, width: int | None) -> None:
+def test_no_grapheme_is_split_between_two_writes(text: str, width: int | None) -> None:
     written = wrapped(text, width)
     characters = [character for piece in written for character in iter_graphemes(seen(piece))]
     assert characters == list(iter_graphemes("".join(map(seen, written))))
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_pipe_gets_the_text_as_it_is(text: str) -> None:
+def test_pipe_gets_the_text_unchanged(text: str) -> None:
     written: list[str] = []
     front = Front(input, written.append, print, width=lambda: 4)
-    with front.text() as write:
+    with front.open_text() as write:
         for character in text:
             write(character)
     assert "".join(written) == text
 
 
-def test_what_is_held_back_is_shown_when_the_text_is_stopped() -> None:
+def test_interrupted_text_is_written_to_its_end() -> None:
     written: list[str] = []
     front = Front(input, written.append, print, width=lambda: 20, wraps=True)
 
     def stopped() -> None:
-        with front.text() as write:
+        with front.open_text() as write:
             write("The owl so")
             assert "".join(written) == "The owl"
             raise KeyboardInterrupt
