@@ -19,7 +19,7 @@ from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import load
 from gpt2tg.options import STRATEGIES, DecodingOptions
 from gpt2tg.session import Front, Session
-from gpt2tg.training.output.durable import damage, seal
+from gpt2tg.training.output.durable import find_damage, seal
 
 Capture = pytest.CaptureFixture[str]
 
@@ -73,7 +73,7 @@ def test_training_can_still_go_on_from_the_checkpoint(tuned_dir: Path) -> None:
     """A manifest that did not know of the settings would call them damage."""
     seal(tuned_dir, {"step": 3})
     write_defaults(tuned_dir, DecodingOptions(decoding="top_p", temperature=0.9))
-    assert damage(tuned_dir) is None
+    assert find_damage(tuned_dir) is None
     assert json.loads((tuned_dir / "manifest.json").read_text())["step"] == 3
 
 

@@ -35,8 +35,8 @@ from gpt2tg.checkpoint.runs import saved_checkpoints
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.data.sources import plan_sources
 from gpt2tg.training.model.build import train_tokenizer, transformers_tokenizer
-from gpt2tg.training.output.directory import STATE_FILES
-from gpt2tg.training.output.durable import UNFINISHED, damage
+from gpt2tg.training.output.layout import STATE_FILES
+from gpt2tg.training.output.durable import UNFINISHED, find_damage
 
 SETTINGS = (
     "--save_steps 3 --save_total_limit 2 --logging_steps 4 --eval_steps 7 --sample_steps 10 --num_samples 1 "
@@ -163,7 +163,7 @@ class Experiment:
         found = saved_checkpoints(out) if out.is_dir() else []
         self._expect(bool(found) or not saved, f"{number.name} left no checkpoint")
         for checkpoint in found:
-            wrong = damage(checkpoint.path, (*STATE_FILES, "rng_state.pth"))
+            wrong = find_damage(checkpoint.path, (*STATE_FILES, "rng_state.pth"))
             self._expect(wrong is None, f"{number.name} left a broken {checkpoint.path.name}: {wrong}")
         if (out / "model.safetensors").exists():
             load_file(out / "model.safetensors")

@@ -66,8 +66,8 @@ def wrong_trainings(at: Path) -> dict[str, tuple[dict[str, str], list[str]]]:
     }
     models |= {"config.json is missing": str(at / "no-config"), "weightless holds no weights": str(at / "weightless")}
     models |= {"an adapter for /nowhere/model": str(at / "orphan"), "the adapter is not whole": str(at / "lonely")}
-    outputs = {"full is not empty": "full", "text.txt is a file": "text.txt", "out cannot be made": "text.txt/out"}
-    devices = {"cuda:1 is for generating": "cuda:1", "gpu is not a device": "gpu", "mps asked for": "mps"}
+    outputs = {"full is not empty": "full", "text.txt is a file": "text.txt", "out cannot be created": "text.txt/out"}
+    devices = {"cuda:1 is for generation": "cuda:1", "gpu is not a device": "gpu", "mps asked for": "mps"}
     resumes = {"found no checkpoint-N": ["--resume"], "is no checkpoint of": ["--resume", str(at / "full")]}
     found: dict[str, tuple[dict[str, str], list[str]]] = {}
     found |= {what: ({"train_file": str(at / name)}, []) for what, name in files.items()}
@@ -77,9 +77,9 @@ def wrong_trainings(at: Path) -> dict[str, tuple[dict[str, str], list[str]]]:
     found |= {what: ({"output_dir": str(at / name)}, []) for what, name in outputs.items()}
     found |= {what: ({"device": name}, []) for what, name in devices.items()}
     found |= {what: ({"output_dir": str(at / "new")}, words) for what, words in resumes.items()}
-    found |= {"513 is over the 512 positions": (text, ["--block_size", "513"])}
+    found |= {"513 is over the context length of gpt2-tiny: use at most 512": (text, ["--block_size", "513"])}
     found |= {"7 is more than the 6 layers": (text, ["--freeze_layers", "7"])}
-    found |= {"would remove what a training run left": ({"output_dir": str(at / "full")}, ["--overwrite"])}
+    found |= {"deletes the files of an earlier training run": ({"output_dir": str(at / "full")}, ["--overwrite"])}
     found |= {"--fp16 and --bf16 contradict": (text, ["--fp16", "--bf16"])}
     found |= {"found no search": ({"output_dir": str(at / "new")}, ["--resume", "--try", "epochs=1,2"])}
     found |= {"999 is over the 512": (text, ["--try", "block_size=64,999"])}
@@ -155,7 +155,7 @@ def test_samples_are_written_by_the_main_process_at_its_end(
 def test_an_adapter_that_others_cannot_load_is_told_of(model_dir: Path) -> None:
     options = TrainingOptions(train_file="a.txt", lora=True, push_to_hub=True)
     for name in (str(model_dir), "gpt2-tiny"):
-        assert "others cannot load the adapter alone: the merged model is whole" in (advice_on_hub(options, name) or "")
+        assert "others cannot load the adapter alone: use the merged model" in (advice_on_hub(options, name) or "")
     alone = TrainingOptions(train_file="a.txt", lora=True, push_to_hub=True, no_merge=True)
     assert "leave out --no_merge" in (advice_on_hub(alone, str(model_dir)) or "")
     assert advice_on_hub(options, "gpt2") is None

@@ -10,8 +10,8 @@ import torch
 
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training import devices, plan
-from gpt2tg.training.finetune import training_arguments
+from gpt2tg.training import devices, timing
+from gpt2tg.training.arguments import training_arguments
 
 MPS = types.SimpleNamespace(type="mps")
 
@@ -49,9 +49,9 @@ def apple(monkeypatch: pytest.MonkeyPatch) -> Apple:
 
 def test_a_step_is_timed_until_the_gpu_has_done_it(apple: Apple) -> None:
     """Else --dry_run promises a fraction of the time."""
-    plan._timed(lambda: None, MPS)
+    timing._timed(lambda: None, MPS)
     assert apple.waited == 1
-    plan._timed(lambda: None, torch.device("cpu"))
+    timing._timed(lambda: None, torch.device("cpu"))
     assert apple.waited == 1
 
 
@@ -77,7 +77,7 @@ def test_samples_and_measurements_leave_all_generators_alone(apple: Apple) -> No
         apple.state += 1
         raise RuntimeError
 
-    with pytest.raises(RuntimeError), devices.undisturbed_randomness():
+    with pytest.raises(RuntimeError), devices.preserved_random_state():
         draw()
     assert apple.state == 5
     assert torch.equal(torch.random.get_rng_state(), before)

@@ -14,7 +14,7 @@ import gpt2_text_generation
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import load
 from gpt2tg.options import EvaluationOptions, TrainingOptions
-from gpt2tg.training.evaluate import evaluate, windows
+from gpt2tg.training.evaluate import evaluate, sliding_windows
 from gpt2tg.training.finetune import finetune
 from gpt2tg.training.model import loss
 
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(("length", "positions", "stride"), [(10, 4, 2), (10, 4, 1), (11, 4, 3), (3, 8, 4), (9, 8, 1)])
 def test_every_token_but_the_first_is_counted_once(length: int, positions: int, stride: int) -> None:
     counted: list[int] = []
-    for start, end, first in windows(length, positions, stride):
+    for start, end, first in sliding_windows(length, positions, stride):
         assert end - start <= positions
         assert start < first
         counted += range(first, end)

@@ -19,7 +19,7 @@ from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.generation.generator import load
 from gpt2tg.options import TrainingOptions, decoding_options
-from gpt2tg.training import finetune as module
+from gpt2tg.training import arguments, report, trainer
 from gpt2tg.training.finetune import finetune
 
 
@@ -193,7 +193,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_saves_nothing(
     for number, settings in enumerate(({"logging_steps": 1}, {}, {"validation_split": 0}, {"save_steps": 2})):
         defaults = {"learning_rate": 1e30, "max_steps": 8, "save_steps": 100, "logging_steps": 10}
         out = tmp_path / str(number)
-        with pytest.raises(RunError, match=r"is no finite number at step \d"):
+        with pytest.raises(RunError, match=r"is not finite at step \d"):
             finetune(quick(text_file, out, **{**defaults, **settings}), str(model_dir))
         assert {path.name for path in out.iterdir()} == {"run.json", "training_log.csv", ".lock"}
 
@@ -234,7 +234,7 @@ def test_overwrite_takes_out_what_a_run_left_and_nothing_else(text_file: Path, m
 @pytest.mark.parametrize(
     ("settings", "option", "message"),
     [
-        ({"block_size": 65}, "block_size", "65 is over the 64 positions"),
+        ({"block_size": 65}, "block_size", "65 is over the context length"),
         ({"train_file": None}, "train_file", "is required"),
         ({"train_file": "/nowhere/at/all.txt"}, "train_file", "does not exist"),
         ({"validation_file": "/nowhere/at/all.txt"}, "validation_file", "does not exist"),
@@ -255,7 +255,7 @@ def test_bad_input_is_refused_before_anything_is_written(
 def test_a_run_file_of_somebody_else_allows_nothing(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"mine": 1}')
     (tmp_path / "config.json").write_text("mine too")
-    with pytest.raises(UserError, match="but none did"):
+    with pytest.raises(UserError, match="but .* holds none"):
         finetune(quick(text_file, tmp_path, overwrite=True), str(model_dir))
     assert (tmp_path / "config.json").read_text() == "mine too"
 
@@ -268,7 +268,7 @@ def test_the_model_to_start_from_is_not_overwritten(text_file: Path, model_dir: 
 
 
 def test_an_output_that_cannot_be_made_is_refused_first(text_file: Path, model_dir: Path) -> None:
-    with pytest.raises(UserError, match="no directory that can be written to"):
+    with pytest.raises(UserError, match="not a directory that can be written to"):
         finetune(quick(text_file, text_file / "below"), str(model_dir))
 
 
@@ -293,14 +293,14 @@ def test_a_disk_that_fills_up_is_said_and_spares_the_checkpoints(
     """A limit on the size of files stands in for the disk: what is written fails for real, in each library's way."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    save = module.LanguageTrainer._save_checkpoint
+    save = trainer.LanguageTrainer._save_checkpoint
 
-    def limited(self: module.LanguageTrainer, *rest: object) -> None:
+    def limited(self: trainer.LanguageTrainer, *rest: object) -> None:
         if self.state.global_step == 4:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
         save(self, *rest)
 
-    monkeypatch.setattr(module.LanguageTrainer, "_save_checkpoint", limited)
+    monkeypatch.setattr(trainer.LanguageTrainer, "_save_checkpoint", limited)
     words = ["--train_file", text_file, "--model_name", model_dir, "--output_dir", tmp_path / "out", "--block_size", 16]
     words += ["--max_steps", 6, "--save_steps", 2, "--overwrite"]
     try:
@@ -320,7 +320,7 @@ def test_a_full_disk_is_said_with_its_cause(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.LanguageTrainer, "_save_checkpoint", full)
+    monkeypatch.setattr(trainer.LanguageTrainer, "_save_checkpoint", full)
     with pytest.raises(RunError, match="No space left on device"):
         finetune(quick(text_file, tmp_path / "out"), str(model_dir))
 
@@ -329,16 +329,16 @@ def test_of_several_gpus_one_is_used_and_that_is_said(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    arguments = module.training_arguments(quick(text_file, tmp_path), torch.device("cuda"))
-    assert arguments.n_gpu == 1
-    assert arguments.train_batch_size == 2
-    module._tell_of_idle_gpus(torch.device("cpu"))
+    found = arguments.training_arguments(quick(text_file, tmp_path), torch.device("cuda"))
+    assert found.n_gpu == 1
+    assert found.train_batch_size == 2
+    report.log_idle_gpus(torch.device("cpu"))
     assert capsys.readouterr().err == ""
-    module._tell_of_idle_gpus(torch.device("cuda"))
+    report.log_idle_gpus(torch.device("cuda"))
     told = capsys.readouterr().err
-    assert told == "3 GPUs are there, one is used: torchrun --nproc_per_node 3 uses all\n"
+    assert told == "3 GPUs are available, one is used: torchrun --nproc_per_node 3 uses all\n"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    module._tell_of_idle_gpus(torch.device("cuda"))
+    report.log_idle_gpus(torch.device("cuda"))
     assert capsys.readouterr().err == ""
 
 
@@ -362,10 +362,10 @@ def test_compiling_is_for_long_runs_on_a_gpu(
 ) -> None:
     auto = quick(text_file, tmp_path)
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    assert module.is_compiled(auto, cuda, 10_000)
-    assert not module.is_compiled(auto, cuda, 100)
-    assert not module.is_compiled(auto, cpu, 10_000)
-    assert not module.is_compiled(replace(auto, compile="off"), cuda, 10_000)
+    assert arguments.is_compiled(auto, cuda, 10_000)
+    assert not arguments.is_compiled(auto, cuda, 100)
+    assert not arguments.is_compiled(auto, cpu, 10_000)
+    assert not arguments.is_compiled(replace(auto, compile="off"), cuda, 10_000)
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
     finetune(replace(auto, compile="on", max_steps=1), str(model_dir))

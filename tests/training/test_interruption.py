@@ -24,8 +24,8 @@ from gpt2tg.cli import _resuming
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training import interruption
 from gpt2tg.training.finetune import finetune
-from gpt2tg.training.interruption import MOST_STEPS_BETWEEN, SECONDS_BETWEEN, WARNINGS, Agreement, Interruption
-from gpt2tg.training.output.directory import RunDirectory
+from gpt2tg.training.interruption import MOST_STEPS_BETWEEN, SECONDS_BETWEEN, WARNINGS, SignalConsensus, Interruption
+from gpt2tg.training.output.run_directory import RunDirectory
 from gpt2tg.training.trainer import LanguageTrainer
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -118,12 +118,12 @@ def two_processes(
     def run(rank: int) -> None:
         clocks.rank, clocks.now = rank, 100.0 * rank
         signals = Interruption()
-        agreement = Agreement(Accelerator(), signals)
+        consensus = SignalConsensus(Accelerator(), signals)
         for step in range(1, 1000):
             clocks.now += seconds * (1 + 0.4 * rank)
             if rank == signalled and step == step_of_signal:
                 signals.signal = signal.SIGTERM
-            if agreement.is_interrupted_at(step):
+            if consensus.is_interrupted_at(step):
                 ended[rank] = step
                 return
 

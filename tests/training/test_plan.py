@@ -16,13 +16,15 @@ from gpt2tg.checkpoint.find import read_shape
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training import plan as planning
+from gpt2tg.training import timing
 from gpt2tg.training.data import advice as module
 from gpt2tg.training.data.advice import advice
 from gpt2tg.training.data.blocks import load_data
 from gpt2tg.training.data.sources import plan_sources
 from gpt2tg.training.finetune import finetune
-from gpt2tg.training.plan import measure_pace, measured_steps, most_checkpoints, plan, show_blocks, total_steps
+from gpt2tg.training.plan import evaluated_steps, most_checkpoints, plan, total_steps
+from gpt2tg.training.preview import preview_blocks
+from gpt2tg.training.timing import StepTimes, measure_step_times
 
 
 def advice_for(path: Path, tokenizer: TextTokenizer, lines: list[str], **settings: Any) -> list[str]:
@@ -117,24 +119,24 @@ def test_steps_are_counted_as_the_trainer_does(settings: dict, steps: int) -> No
 def test_checkpoints_on_disk_are_those_saved_and_measured(settings: dict, kept: set[int]) -> None:
     """25 steps, 20 of them an epoch, saved every 10; two stay unless told otherwise, and the best beside them."""
     options = TrainingOptions(save_steps=10, **settings)
-    measured = measured_steps(options, steps=25, epoch=20)
-    assert measured == {20, 25} | {step for step in (8, 16, 24) if options.eval_steps}
-    assert most_checkpoints(options, 25, measured) == len(kept)
+    evaluated = evaluated_steps(options, steps=25, epoch_steps=20)
+    assert evaluated == {20, 25} | {step for step in (8, 16, 24) if options.eval_steps}
+    assert most_checkpoints(options, 25, evaluated) == len(kept)
     assert most_checkpoints(options, 25, set()) == min(3, options.save_total_limit or 3)
 
 
 def test_frozen_layers_cost_no_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a model of known times: 5 + 2 a layer forward, 7 + 3 for each trained one back, 1 for each to update."""
 
-    def times(options: TrainingOptions, config: GPT2Config, layers: int, device: torch.device) -> list[float]:
+    def times(options: TrainingOptions, config: GPT2Config, layers: int, device: torch.device) -> StepTimes:
         trained = layers - options.freeze_layers
         assert trained >= 0
-        return [5.0 + 2 * layers, 7.0 + 3 * trained, 1.0 * trained]
+        return StepTimes(forward=5.0 + 2 * layers, backward=7.0 + 3 * trained, update=1.0 * trained)
 
-    monkeypatch.setattr(planning, "_time", times)
+    monkeypatch.setattr(timing, "_time_model", times)
     for frozen in (0, 1, 9, 12):
-        pace = measure_pace(TrainingOptions(freeze_layers=frozen), GPT2Config(n_layer=12), torch.device("cpu"))
-        assert (pace.forward, pace.backward, pace.update) == (29, 7 + 3 * (12 - frozen), 12 - frozen)
+        found = measure_step_times(TrainingOptions(freeze_layers=frozen), GPT2Config(n_layer=12), torch.device("cpu"))
+        assert (found.forward, found.backward, found.update) == (29, 7 + 3 * (12 - frozen), 12 - frozen)
 
 
 def test_a_dry_run_freezes_what_the_run_would(text_file: Path, model_dir: Path, capsys: pytest.CaptureFixture) -> None:
@@ -151,7 +153,7 @@ def test_shown_blocks_mark_what_carries_no_loss(tmp_path: Path, tokenizer: TextT
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = TrainingOptions(train_file=str(path), validation_split=0, block_size=64, show_blocks=3)
     data = load_data(plan_sources(options), tokenizer, options)
-    head, text = show_blocks(data, tokenizer, options)
+    head, text = preview_blocks(data, tokenizer, options)
     assert text == "⟦Owl 0:⟧ flew.<|endoftext|>⟦Owl 1:⟧ flew.<|endoftext|>"
     learned = 2 * (len(tokenizer.encode(" flew.")) + 1)
     assert head.startswith("block 0: ")
@@ -163,5 +165,5 @@ def test_shown_examples_that_do_not_see_each_other_stand_apart(tmp_path: Path, t
     options = TrainingOptions(
         train_file=str(tmp_path / "t.txt"), validation_split=0, block_size=16, no_cross_examples=True, show_blocks=1
     )
-    lines = list(show_blocks(load_data(plan_sources(options), tokenizer, options), tokenizer, options))
+    lines = list(preview_blocks(load_data(plan_sources(options), tokenizer, options), tokenizer, options))
     assert sorted(lines[1:]) == ["⟦x⟧y<|endoftext|>", "⟦y⟧z<|endoftext|>"]

@@ -25,7 +25,7 @@ from gpt2tg.generation.generator import load
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.checks import check_processes
 from gpt2tg.training.finetune import finetune
-from gpt2tg.training.output.directory import FSDP_OPTIMIZER, FSDP_WEIGHTS
+from gpt2tg.training.output.layout import FSDP_OPTIMIZER, FSDP_WEIGHTS
 
 ROOT = Path(__file__).parents[2]
 

@@ -25,9 +25,10 @@ from transformers.trainer_pt_utils import safe_globals
 from gpt2tg.checkpoint.runs import saved_checkpoints
 from gpt2tg.errors import Interrupted, RunError, UserError
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training import finetune as module
+from gpt2tg.training import run as training_run
 from gpt2tg.training.finetune import finetune
 from gpt2tg.training.output.identity import check_same_run
+from gpt2tg.training.output.resumable import find_resumable
 from gpt2tg.training.trainer import LanguageTrainer
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -227,9 +228,9 @@ def test_a_broken_checkpoint_is_named_and_passed_over(
     newest = Path(run.output_dir) / "checkpoint-6"
     damaged(newest, how)
     assert finetune(run, str(model_dir)).steps == 6
-    told = [line for line in capsys.readouterr().err.splitlines() if "broken and passed over" in line]
+    told = [line for line in capsys.readouterr().err.splitlines() if "damaged and skipped" in line]
     assert len(told) == 1
-    assert "checkpoint-6 is broken" in told[0]
+    assert "checkpoint-6 is damaged" in told[0]
     assert (newest / "model.safetensors").read_bytes() == (whole / "checkpoint-6" / "model.safetensors").read_bytes()
 
 
@@ -246,7 +247,7 @@ def test_a_run_from_scratch_goes_on_with_the_tokenizer_it_made(
     def train(*_: object) -> None:
         raise AssertionError("a tokenizer is there")
 
-    monkeypatch.setattr(module, "train_tokenizer", train)
+    monkeypatch.setattr(training_run, "train_tokenizer", train)
     assert finetune(replace(options, resume="newest", max_steps=3)).steps == 3
 
 
@@ -269,7 +270,7 @@ def test_where_no_checkpoint_is_good_the_run_fails_and_nothing_is_touched(
     for saved in saved_checkpoints(out):
         damaged(saved.path, random.Random(saved.step).choice(["cut", "flipped bit", "optimizer.pt"]))
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    with pytest.raises(RunError, match=r"all 3 checkpoints in .* are broken and none was touched"):
+    with pytest.raises(RunError, match=r"all 3 checkpoints in .* are damaged; nothing was changed"):
         finetune(run, str(model_dir))
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
@@ -282,7 +283,7 @@ def test_going_back_to_an_earlier_checkpoint(run: TrainingOptions, whole: Path, 
         finetune(back, str(model_dir))
     assert [saved.step for saved in saved_checkpoints(out)] == [4, 6, 3]
     assert log(out)[-1]["step"] == "3"
-    assert module.find_resumable(out, "newest").name == "checkpoint-3"
+    assert find_resumable(out, "newest").name == "checkpoint-3"
     with pytest.raises(UserError, match=r"is no checkpoint of --output_dir .*, which holds checkpoint-"):
         finetune(replace(run, resume=str(whole / "checkpoint-2")), str(model_dir))
 
@@ -315,7 +316,7 @@ def test_what_differs_is_refused_by_name_unless_told_anyway(
     changed = replace(run, train_file=str(other_text), batch_size=1, max_steps=8, resume_anyway=True)
     assert finetune(changed, str(model_dir)).steps == 8
     err = capsys.readouterr().err
-    assert "going on with what differs from before: --batch_size 1 now, 2 then" in err
+    assert "going on although this differs: --batch_size 1 now, 2 then" in err
 
 
 def test_the_same_content_under_another_name_is_the_same(

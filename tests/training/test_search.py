@@ -18,7 +18,8 @@ from gpt2tg.generation.generator import load
 from gpt2tg.options import TrainingOptions, decoding_options
 from gpt2tg.training import search as module
 from gpt2tg.training.finetune import Outcome
-from gpt2tg.training.search import measured, search
+from gpt2tg.training.search import search
+from gpt2tg.training.trials import Trial, read_evaluations
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
@@ -121,7 +122,7 @@ def test_an_interrupted_search_goes_on_where_it_was(
     whole = replace(given, output_dir=str(tmp_path / "whole"))
     search(whole, str(model_dir))
     for folder in (tmp_path / "whole" / "tries").iterdir():
-        assert measured(folder) == measured(tmp_path / "out" / "tries" / folder.name)
+        assert read_evaluations(folder) == read_evaluations(tmp_path / "out" / "tries" / folder.name)
     assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()
 
 
@@ -181,7 +182,7 @@ def test_only_runs_of_one_schedule_are_compared_on_the_way(
     monkeypatch.setattr(module, "draw_tries", lambda *rest: None)
     search(TrainingOptions(train_file="a.txt", output_dir=str(tmp_path / "out"), try_=tuple(tries), **settings))
     record = json.loads((tmp_path / "out" / "run.json").read_text())
-    found = {module.Try(**entry).folder: entry["state"] for entry in record["tries"]}
+    found = {Trial(**entry).folder: entry["state"] for entry in record["tries"]}
     assert found.keys() == curves.keys()
     assert [folder for folder, state in found.items() if state == "pruned"] == pruned
 

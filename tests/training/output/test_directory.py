@@ -16,7 +16,9 @@ from gpt2tg.errors import RunError, UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.data.cache import writable
 from gpt2tg.training.output import durable, saved_state
-from gpt2tg.training.output.directory import RunDirectory, clear, find_resumable
+from gpt2tg.training.output.cleanup import remove_earlier_runs, remove_unfinished
+from gpt2tg.training.output.resumable import find_resumable
+from gpt2tg.training.output.run_directory import RunDirectory
 from gpt2tg.training.output.locks import locked
 from gpt2tg.training.output.reservation import check_output
 
@@ -54,17 +56,17 @@ def names(directory: Path) -> list[str]:
 def test_a_sealed_checkpoint_is_whole_until_a_bit_changes(tmp_path: Path) -> None:
     run_of(tmp_path, 5)
     checkpoint = tmp_path / "checkpoint-5"
-    assert durable.damage(checkpoint, ("optimizer.pt",)) is None
+    assert durable.find_damage(checkpoint, ("optimizer.pt",)) is None
     for name in ("model.safetensors", "optimizer.pt"):
         content = (checkpoint / name).read_bytes()
         (checkpoint / name).write_bytes(content[:-1])
-        assert name in (durable.damage(checkpoint) or "")
+        assert name in (durable.find_damage(checkpoint) or "")
         (checkpoint / name).write_bytes(bytes([content[0] ^ 1]) + content[1:])
-        assert durable.damage(checkpoint) == f"{name} is not what was written"
+        assert durable.find_damage(checkpoint) == f"{name} has changed since it was written"
         (checkpoint / name).write_bytes(content)
-    assert durable.damage(checkpoint, ("scaler.pt",)) == "it lacks scaler.pt"
+    assert durable.find_damage(checkpoint, ("scaler.pt",)) == "it lacks scaler.pt"
     (checkpoint / "manifest.json").write_text('{"files": [1, 2]}')
-    assert durable.damage(checkpoint)
+    assert durable.find_damage(checkpoint)
 
 
 @pytest.mark.parametrize("failing", ["sync", "checksum", "put_in_place"])
@@ -77,7 +79,7 @@ def test_a_failure_while_saving_leaves_what_was_there(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    home = "gpt2tg.training.output.directory" if failing == "put_in_place" else "gpt2tg.training.output.durable"
+    home = "gpt2tg.training.output.run_directory" if failing == "put_in_place" else "gpt2tg.training.output.durable"
     monkeypatch.setattr(f"{home}.{failing}", full)
     with pytest.raises(OSError, match="No space"):
         run.add_checkpoint(draft(tmp_path), 3, {"run": {}})
@@ -138,7 +140,7 @@ def test_overwrite_takes_out_our_own_and_nothing_else(tmp_path: Path) -> None:
     for path in mine:
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
-    clear(tmp_path, everything=True)
+    remove_earlier_runs(tmp_path)
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(mine)
 
 
@@ -178,7 +180,7 @@ def test_what_the_directory_holds_is_on_the_disk_before_it_is_told(
 
     run = run_of(tmp_path, 1)
     monkeypatch.setattr(durable, "sync", synced)
-    monkeypatch.setattr("gpt2tg.training.output.directory.sync", synced)
+    monkeypatch.setattr("gpt2tg.training.output.run_directory.sync", synced)
     monkeypatch.setattr(os, "replace", replaced)
     if not has_links:
         monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
@@ -224,7 +226,7 @@ def test_what_another_program_has_open_ends_no_run(
         patch.setattr(os, rename, held)
         run.tidy(2, None)
     assert "tried again at the next save" in capsys.readouterr().err
-    assert durable.damage(tmp_path / "checkpoint-2") is None
+    assert durable.find_damage(tmp_path / "checkpoint-2") is None
     assert (tmp_path / "model.safetensors").read_text() == f"weights of {1 if working == 'publish' else 2}"
     run.tidy(2, None)
     assert (tmp_path / "model.safetensors").read_text() == "weights of 2"
@@ -237,7 +239,7 @@ def test_drafts_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     for name in ("run.json.tmp", "README.md.tmp", "training_log.csv.tmp", ".unfinished/model.safetensors"):
         (tmp_path / name).write_text("{")
     draft(tmp_path)
-    clear(tmp_path, everything=False)
+    remove_unfinished(tmp_path)
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
     assert not (tmp_path / durable.UNFINISHED).exists()
 

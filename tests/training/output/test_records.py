@@ -24,11 +24,14 @@ from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training import samples as sampling
-from gpt2tg.training.callbacks import Progress, Stopwatch, best_step, is_due, is_out_of_patience, measurements
 from gpt2tg.training.data.sources import plan_sources
-from gpt2tg.training.finetune import Outcome, finetune
+from gpt2tg.training.finetune import finetune
+from gpt2tg.training.history import best_step, evaluations, is_evaluation_due, is_out_of_patience
+from gpt2tg.training.outcome import Outcome
 from gpt2tg.training.output import records
 from gpt2tg.training.output.card import model_card
+from gpt2tg.training.progress import Progress
+from gpt2tg.training.stopwatch import Stopwatch
 
 Capture = pytest.CaptureFixture[str]
 
@@ -171,7 +174,7 @@ def test_samples_and_measurements_change_nothing(
         torch.manual_seed(0)  # even one that spoils the random state
         raise RuntimeError("out of ink")
 
-    monkeypatch.setattr(sampling.Samples, "_texts", fails)
+    monkeypatch.setattr(sampling.Samples, "_generate", fails)
     failing = replace(options, output_dir=str(tmp_path / "failing"))
     finetune(failing, str(model_dir))
     weights = (outcome.output_dir / "checkpoint-24" / "model.safetensors").read_bytes()
@@ -234,7 +237,7 @@ def test_the_best_and_patience_by_hand() -> None:
     """The model before training is no candidate; of two equals the earlier is the best."""
     assert best_step(HISTORY) == 20
     assert best_step(HISTORY[:2]) is None
-    assert len(measurements(HISTORY)) == 4
+    assert len(evaluations(HISTORY)) == 4
     assert [is_out_of_patience(HISTORY, patience) for patience in (None, 1, 2, 3)] == [False, True, True, False]
     assert not is_out_of_patience(HISTORY[:2], 1)
 
@@ -264,6 +267,6 @@ def test_the_bar_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_when_to_measure() -> None:
-    due = [step for step in range(13) if is_due(step, step / 5, 12, eval_steps=None)]
+    due = [step for step in range(13) if is_evaluation_due(step, step / 5, 12, eval_steps=None)]
     assert due == [0, 5, 10, 12]
-    assert [step for step in range(13) if is_due(step, step / 5, 12, eval_steps=4)] == [0, 4, 5, 8, 10, 12]
+    assert [step for step in range(13) if is_evaluation_due(step, step / 5, 12, eval_steps=4)] == [0, 4, 5, 8, 10, 12]

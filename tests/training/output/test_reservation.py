@@ -14,10 +14,11 @@ from test_directory import names, run_of
 
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.training.output import durable
-from gpt2tg.training.output.directory import RunDirectory, check_resumable
+from gpt2tg.training.output.resumable import check_resumable
+from gpt2tg.training.output.run_directory import RunDirectory
 from gpt2tg.training.output.locks import LOCK_FILE, locked
 from gpt2tg.training.output.reservation import Reservation, check_output
-from gpt2tg.training.processes import by_main_process
+from gpt2tg.training.processes import run_on_main_process
 
 WAYS = [(True, False), (False, True)]  # --resume, --overwrite
 
@@ -81,9 +82,9 @@ def _one_of_three(directory: Path, rank: int) -> None:
         with Reservation(directory, resumes=True, overwrite=False):
             return 7 if rank == 0 else 8
 
-    found = {by_main_process(look) for _ in range(20)}
+    found = {run_on_main_process(look) for _ in range(20)}
     with pytest.raises(UserError, match="is not empty"):
-        by_main_process(lambda: check_output(directory, resumes=False, overwrite=False))
+        run_on_main_process(lambda: check_output(directory, resumes=False, overwrite=False))
     os._exit(found.pop() if len(found) == 1 else 1)
 
 
@@ -139,7 +140,7 @@ def test_saving_where_folders_cannot_be_synced(
     monkeypatch.setattr(os, "fsync", fsync)
     if is_fine:
         run_of(tmp_path, 1)
-        assert durable.damage(tmp_path / "checkpoint-1") is None
+        assert durable.find_damage(tmp_path / "checkpoint-1") is None
     else:
         with pytest.raises(OSError, match=os.strerror(code)):
             run_of(tmp_path, 1)
@@ -150,7 +151,7 @@ def test_links_to_nothing_on_the_way_are_refused(tmp_path: Path) -> None:
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     for name in ("link", "circle"):
         for path in (tmp_path / name, tmp_path / name / "out", tmp_path / name / "a" / "b"):
-            with pytest.raises(UserError, match=f"{name} is a link to nothing"):
+            with pytest.raises(UserError, match=f"{name} is a broken link"):
                 check_output(path, resumes=False, overwrite=False)
     run_of(tmp_path, 1)
     with pytest.raises(UserError, match="circle is no checkpoint of"):

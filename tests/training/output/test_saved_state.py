@@ -20,7 +20,7 @@ from gpt2tg.checkpoint.runs import saved_checkpoints, step_of_model
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.finetune import finetune
-from gpt2tg.training.output.directory import find_resumable
+from gpt2tg.training.output.resumable import find_resumable
 from gpt2tg.training.output.durable import read_manifest, seal
 from gpt2tg.training.output.reservation import check_output
 
@@ -147,8 +147,8 @@ TENSORS = {
 
 def passed_over(run: TrainingOptions, told: str, file: str) -> None:
     """That the newest was named, with its file, and the one before it chosen."""
-    (line,) = [line for line in told.splitlines() if "passed over" in line]
-    assert "checkpoint-4 is broken and passed over" in line
+    (line,) = [line for line in told.splitlines() if "damaged and skipped" in line]
+    assert "checkpoint-4 is damaged and skipped" in line
     assert file in line
     assert {saved.step for saved in saved_checkpoints(Path(run.output_dir))} == {2, 4}
 
@@ -203,7 +203,7 @@ def test_nothing_in_a_foreign_pickle_is_run(
         assert find_resumable(out, "newest").name == "checkpoint-2"
         passed_over(run, capsys.readouterr().err, f"{name} cannot be used: ")
     assert not trap.exists()
-    with pytest.raises(RunError, match=rf"checkpoint-4 is broken: {name} cannot be used"):
+    with pytest.raises(RunError, match=rf"checkpoint-4 is damaged: {name} cannot be used"):
         find_resumable(out, str(out / "checkpoint-4"))
 
 
@@ -230,7 +230,7 @@ def test_moments_that_do_not_fit_are_passed_over(
     sealed(out / "checkpoint-4", in_torch("optimizer.pt", moments_of_another_model))
     assert finetune(replace(run, max_steps=6), str(model_dir)).steps == 6
     told = capsys.readouterr().err
-    assert "checkpoint-4 is broken: the state of its optimizer cannot be used: it holds a moment of shape (7, 5" in told
+    assert "checkpoint-4 is damaged: the state of its optimizer cannot be used: it has a moment of shape (7, 5" in told
     assert "resuming at step 2 of 6" in told
     first, *others, last = (saved.path for saved in saved_checkpoints(out))
     sealed(first, in_torch("optimizer.pt", no_moments))
@@ -238,7 +238,7 @@ def test_moments_that_do_not_fit_are_passed_over(
     for path in others:
         shutil.rmtree(path)
     before = {path: path.stat().st_mtime_ns for path in out.glob("checkpoint-*/*")}
-    with pytest.raises(RunError, match=r"all 2 checkpoints in .* are broken and none was touched"):
+    with pytest.raises(RunError, match=r"all 2 checkpoints in .* are damaged; nothing was changed"):
         finetune(replace(run, max_steps=8), str(model_dir))
     assert {path: path.stat().st_mtime_ns for path in out.glob("checkpoint-*/*")} == before
 
@@ -246,7 +246,7 @@ def test_moments_that_do_not_fit_are_passed_over(
 def test_an_adapter_of_other_names_is_not_trained_from_nothing(
     whole: TrainingOptions, model_dir: Path, tmp_path: Path
 ) -> None:
-    """peft passes over what an adapter lacks, and would go on from a new one."""
+    """peft ignores tensors that an adapter lacks, and would continue from new ones."""
     options = replace(whole, output_dir=str(tmp_path), lora=True, max_steps=2)
     finetune(options, str(model_dir))
 
@@ -255,7 +255,7 @@ def test_an_adapter_of_other_names_is_not_trained_from_nothing(
         save_file({name.replace(".h.0.", ".h.7."): tensor for name, tensor in load_file(file).items()}, file)
 
     sealed(tmp_path / "checkpoint-2", renamed)
-    with pytest.raises(RunError, match="broken and none was touched"):
+    with pytest.raises(RunError, match="damaged; nothing was changed"):
         finetune(replace(options, resume="newest", max_steps=3), str(model_dir))
 
 

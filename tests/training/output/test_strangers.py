@@ -11,7 +11,8 @@ import pytest
 from test_directory import draft, names, run_of
 
 from gpt2tg.training.output import durable
-from gpt2tg.training.output.directory import RunDirectory, clear
+from gpt2tg.training.output.cleanup import remove_earlier_runs, remove_unfinished
+from gpt2tg.training.output.run_directory import RunDirectory
 from gpt2tg.training.output.durable import UNFINISHED
 
 
@@ -29,7 +30,7 @@ def test_overwrite_keeps_files_that_no_manifest_names(tmp_path: Path, capsys: py
     run_of(tmp_path, 1, 2).publish(2)
     others = ("checkpoint-1/thesis.txt", "checkpoint-2/notes/a.txt", "vocab.json", "adapter/merges.txt", "tries/x/b")
     mine = {put(tmp_path / name) for name in others}
-    clear(tmp_path, everything=True)
+    remove_earlier_runs(tmp_path)
     assert files(tmp_path) == mine
     told = capsys.readouterr().err
     assert "checkpoint-1 (thesis.txt)" in told
@@ -40,7 +41,7 @@ def test_overwrite_keeps_files_that_no_manifest_names(tmp_path: Path, capsys: py
 def test_overwrite_leaves_a_folder_without_a_manifest(tmp_path: Path) -> None:
     run_of(tmp_path, 1)
     mine = {put(tmp_path / "checkpoint-7" / "model.safetensors"), put(tmp_path / "checkpoint-7" / "thesis.txt")}
-    clear(tmp_path, everything=True)
+    remove_earlier_runs(tmp_path)
     assert files(tmp_path) == mine
 
 
@@ -55,7 +56,7 @@ def test_overwrite_believes_no_manifest_that_points_outside(tmp_path: Path) -> N
     manifest["files"] |= {key: {"size": 4, "sha256": ""} for key in outside}
     (out / "checkpoint-1" / "manifest.json").write_text(json.dumps(manifest))
     put(out / "run.json", json.dumps({"files": ["../thesis.txt", "loss.png", 5, ""]}))
-    clear(out, everything=True)
+    remove_earlier_runs(out)
     assert {path for path in files(tmp_path) if not path.is_relative_to(out / "checkpoint-1")} == mine
 
 
@@ -66,7 +67,7 @@ def test_overwrite_leaves_a_link_to_a_folder_elsewhere(tmp_path: Path) -> None:
     (out / "checkpoint-1").rename(elsewhere)
     (out / "checkpoint-1").symlink_to(elsewhere)
     there = files(elsewhere)
-    clear(out, everything=True)
+    remove_earlier_runs(out)
     assert files(elsewhere) == there
     assert (out / "checkpoint-1").is_symlink()
 
@@ -75,7 +76,7 @@ def test_overwrite_of_a_run_without_a_list_takes_its_files(tmp_path: Path) -> No
     run_of(tmp_path, 1).publish(1)
     put(tmp_path / "run.json", json.dumps({"versions": {"gpt2tg": "0.1.0"}, "model": {"step": 1}}))
     mine = {put(tmp_path / "diary.txt")}
-    clear(tmp_path, everything=True)
+    remove_earlier_runs(tmp_path)
     assert files(tmp_path) == mine
 
 
@@ -86,7 +87,7 @@ def test_pruning_keeps_files_that_no_manifest_names(tmp_path: Path, capsys: pyte
     run.prune(None)
     assert names(tmp_path) == ["checkpoint-2"]
     assert files(tmp_path / "checkpoint-1") == mine
-    assert "checkpoint-1 stays, because it holds what no run wrote: thesis.txt" in capsys.readouterr().err
+    assert "checkpoint-1 stays, because it holds files that no run wrote: thesis.txt" in capsys.readouterr().err
 
 
 def test_a_step_saved_again_keeps_files_that_no_manifest_names(tmp_path: Path) -> None:
@@ -94,8 +95,8 @@ def test_a_step_saved_again_keeps_files_that_no_manifest_names(tmp_path: Path) -
     mine = put(tmp_path / "checkpoint-1" / "notes" / "thesis.txt")
     run_of(tmp_path, 1)
     assert mine.read_text() == "mine"
-    assert durable.damage(tmp_path / "checkpoint-1") is None
-    clear(tmp_path, everything=True)
+    assert durable.find_damage(tmp_path / "checkpoint-1") is None
+    remove_earlier_runs(tmp_path)
     put(mine)
     run_of(tmp_path, 1)  # a folder with nothing of ours is in the way
     assert mine.read_text() == "mine"
@@ -107,7 +108,7 @@ class Killed(BaseException):
 
 
 def overwriting(directory: Path) -> None:
-    clear(directory, everything=True)
+    remove_earlier_runs(directory)
 
 
 def pruning(directory: Path) -> None:
@@ -123,8 +124,8 @@ def test_a_kill_at_any_moment_loses_no_file_of_others(
     tmp_path: Path, work: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At each system call that moves or deletes something the process is killed; the next run ends what was begun."""
-    for home in ("durable", "directory"):
-        monkeypatch.setattr(f"gpt2tg.training.output.{home}.sync", lambda path: None)  # slow, and of no matter here
+    for home in ("training.output.durable", "training.output.run_directory", "io.atomic"):
+        monkeypatch.setattr(f"gpt2tg.{home}.sync", lambda path: None)  # slow, and of no matter here
     for moment in range(200):
         directory = tmp_path / str(moment)
         directory.mkdir()
@@ -154,8 +155,8 @@ def test_a_kill_at_any_moment_loses_no_file_of_others(
             else:
                 killed = False
         for name in names(directory):
-            assert durable.damage(directory / name) is None, (moment, name)
-        clear(directory, everything=False)
+            assert durable.find_damage(directory / name) is None, (moment, name)
+        remove_unfinished(directory)
         assert mine <= files(directory), moment
         assert work is overwriting or names(directory), "a checkpoint is left"
         assert not (directory / UNFINISHED).exists()
