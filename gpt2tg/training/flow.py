@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gpt2tg.training.history import best_step, is_evaluation_due, is_out_of_patience
 from gpt2tg.training.interruption import SignalConsensus
+from gpt2tg.training.log_history import best_step, is_evaluation_due, is_out_of_patience
 
 
 class FlowControl(TrainerCallback):

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gpt2tg.training.console import STDERR, log
-from gpt2tg.training.history import best_step
+from gpt2tg.training.log_history import best_step
 from gpt2tg.training.processes import is_main_process
 from gpt2tg.training.stopwatch import Stopwatch
 

@@ -27,8 +27,8 @@ from gpt2tg.training.data.blocks import collate, load_data
 from gpt2tg.training.data.sources import Sources, plan_sources
 from gpt2tg.training.devices import device_bytes
 from gpt2tg.training.flow import FlowControl
-from gpt2tg.training.history import held_step, is_out_of_patience
 from gpt2tg.training.interruption import Interruption
+from gpt2tg.training.log_history import held_step, is_out_of_patience
 from gpt2tg.training.model.build import (
     existing_model,
     new_model,

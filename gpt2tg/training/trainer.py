@@ -23,9 +23,9 @@ from gpt2tg.training.data.blocks import NO_LOSS, count_tokens
 from gpt2tg.training.devices import memory_gb, preserved_random_state
 from gpt2tg.training.evaluate import perplexity
 from gpt2tg.training.failures import NotFinite
-from gpt2tg.training.history import best_step, held_step, is_evaluation_due
 from gpt2tg.training.hub_trainer import HubTrainer
 from gpt2tg.training.interruption import Interruption, SignalConsensus
+from gpt2tg.training.log_history import best_step, held_step, is_evaluation_due
 from gpt2tg.training.output.cleanup import remove_unfinished
 from gpt2tg.training.output.durable import UNFINISHED
 from gpt2tg.training.output.layout import CARD_FILE, OUTPUT_LAYER, STATE_FILE, make_readable

@@ -34,7 +34,7 @@ print(json.dumps(found))
 
 
 def prepared(place: Path) -> None:
-    """Files and directories of which each is wrong in one way."""
+    """Make files and directories that are each wrong in one way."""
     (place / "text.txt").write_text("The owl slept.\nThe fox sat.\n" * 9)
     (place / "empty.txt").write_text("")
     (place / "blank.txt").write_text("\n \n")
@@ -55,7 +55,7 @@ def prepared(place: Path) -> None:
 
 
 def wrong_trainings(at: Path) -> dict[str, tuple[dict[str, str], list[str]]]:
-    """What is wrong by a part of its message: flags that replace those of a good command, and further ones."""
+    """Return mistakes by a part of their message: flags that replace those of a valid command, and additional ones."""
     text = {"train_file": str(at / "text.txt")}
     files = {"nowhere.txt does not exist": "nowhere.txt", "no-text is a directory without a text file": "no-text"}
     files |= {"pipe is a pipe or a device": "pipe", "empty.txt holds no text": "empty.txt"}
@@ -82,8 +82,8 @@ def wrong_trainings(at: Path) -> dict[str, tuple[dict[str, str], list[str]]]:
     found |= {"deletes the files of an earlier training run": ({"output_dir": str(at / "full")}, ["--overwrite"])}
     found |= {"--fp16 and --bf16 contradict": (text, ["--fp16", "--bf16"])}
     found |= {"found no search": ({"output_dir": str(at / "new")}, ["--resume", "--try", "epochs=1,2"])}
-    found |= {"999 is over the 512": (text, ["--try", "block_size=64,999"])}
-    found |= {"544 is over the 512": (text, ["--dry_run", "--block_size", "544"])}
+    found |= {"999 is over the context length of gpt2-tiny": (text, ["--try", "block_size=64,999"])}
+    found |= {"544 is over the context length of gpt2-tiny": (text, ["--dry_run", "--block_size", "544"])}
     return found
 
 
@@ -110,7 +110,7 @@ def commands_and_messages(at: Path) -> list[tuple[list[str], str]]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there is no such pipe or device elsewhere")
-def test_what_is_known_without_torch_is_refused_without_it(tmp_path: Path) -> None:
+def test_bad_input_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
     prepared(tmp_path)
     cases = commands_and_messages(tmp_path)
     before = sorted(tmp_path.rglob("*"))
@@ -126,10 +126,10 @@ def test_what_is_known_without_torch_is_refused_without_it(tmp_path: Path) -> No
     assert sorted(tmp_path.rglob("*")) == before  # nothing was made
 
 
-def test_samples_are_written_by_the_main_process_at_its_end(
+def test_only_the_main_process_writes_final_samples(
     tmp_path: Path, text_file: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And on the device that was asked for. The others end without a word."""
+    """On the requested device. The other processes print nothing."""
     told: list[object] = []
     given = {"train_file": (str(text_file),), "model_name": str(model_dir), "output_dir": str(tmp_path / "out")}
     given |= {"generate_samples": True, "device": "cpu", "block_size": 16}
@@ -152,7 +152,7 @@ def test_samples_are_written_by_the_main_process_at_its_end(
     assert told == ["trained", (str(tmp_path / "out"), "cpu"), "trained"]
 
 
-def test_an_adapter_that_others_cannot_load_is_told_of(model_dir: Path) -> None:
+def test_adapter_without_public_base_is_advised_against(model_dir: Path) -> None:
     options = TrainingOptions(train_file="a.txt", lora=True, push_to_hub=True)
     for name in (str(model_dir), "gpt2-tiny"):
         assert "others cannot load the adapter alone: use the merged model" in (advice_on_hub(options, name) or "")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2tg.training.history import History, best_step, evaluations
+from gpt2tg.training.log_history import History, best_step, evaluations
 from gpt2tg.training.output.durable import replacement
 
 if TYPE_CHECKING:  # it takes most of a second to import

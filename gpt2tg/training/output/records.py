@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from gpt2tg.checkpoint.runs import LOG_FILE, step_of_model
 from gpt2tg.training.console import log
-from gpt2tg.training.history import History, best_step, evaluations
+from gpt2tg.training.log_history import History, best_step, evaluations
 from gpt2tg.training.output.card import model_card
 from gpt2tg.training.output.durable import checksum, write_text_file
 from gpt2tg.training.output.layout import CARD_DIGESTS, CARD_FILE, PLOT_FILE, is_card_edited
