@@ -1,29 +1,38 @@
-"""Replace files atomically: whatever happens, a reader finds the old file or the complete new one."""
+"""Write files so that they are complete or as they were before, whatever happens meanwhile."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-# Errors of file systems that cannot sync a directory: network mounts, file systems in user space.
-NO_DIRECTORY_SYNC = {
+# The errors of systems that cannot sync a folder: network mounts, and file systems in user space.
+NO_FOLDER_SYNC = {
     getattr(errno, name, None)
     for name in ("EINVAL", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EBADF", "EACCES", "EPERM", "EISDIR")
 }
 
 
 @contextlib.contextmanager
-def atomic_replacement(target: Path, draft: Path) -> Iterator[Path]:
-    """Yield `draft`, a path beside `target`, to be written; then sync it to the disk and rename it to `target`.
+def replacing(target: Path, draft: Path | None = None, keep_attributes: bool = False) -> Iterator[Path]:
+    """Yield the path of a draft; when the block ends, sync the draft and let it take the place of `target`.
 
-    If the block fails, the draft is removed and the target stays as it was. A kill may leave the draft.
+    If the block raises, the draft is deleted and `target` stays as it was.
+
+    Args:
+        draft: in the directory of `target`; None for a name that no other file has.
+        keep_attributes: whether the new file gets owner, mode and extended attributes of the one that it replaces.
     """
+    draft = draft or draft_beside(target)
     try:
         yield draft
         sync(draft)
+        if keep_attributes and target.exists():
+            _copy_attributes(target, draft)
         draft.replace(target)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -31,15 +40,34 @@ def atomic_replacement(target: Path, draft: Path) -> Iterator[Path]:
         raise
 
 
+def _copy_attributes(source: Path, target: Path) -> None:
+    """Copy owner, mode and extended attributes of a file, as far as the system allows it."""
+    held = source.stat()
+    with contextlib.suppress(OSError, AttributeError):  # another owner needs root; Windows has none
+        os.chown(target, held.st_uid, held.st_gid)
+    with contextlib.suppress(OSError):
+        shutil.copystat(source, target)
+        os.utime(target)
+
+
+def draft_beside(target: Path) -> Path:
+    """Return an unused name in the directory of a file. It is short, so that no system refuses it for its length."""
+    return target.with_name(f".{secrets.token_hex(4)}.partial")
+
+
 def sync(path: Path) -> None:
-    """Flush a file or a directory to the disk. Directories are skipped where the system cannot sync them."""
+    """Have the system write a file or a folder to the disk now. Systems that cannot sync a folder do nothing.
+
+    Raises:
+        OSError: the disk is full or broken.
+    """
     if not path.is_dir():
-        _fsync(path, os.O_RDWR | getattr(os, "O_BINARY", 0) if os.name == "nt" else os.O_RDONLY)
+        _fsync(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
     elif os.name != "nt":
         try:
             _fsync(path, os.O_RDONLY)
         except OSError as error:
-            if error.errno not in NO_DIRECTORY_SYNC:
+            if error.errno not in NO_FOLDER_SYNC:
                 raise
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gpt2tg.errors import RunError, UserError
-from gpt2tg.io.atomic import atomic_replacement
 from gpt2tg.options import PromptOptions
 
 # Directories in which the names of open descriptors lie; the first one is Linux's.
@@ -155,11 +154,18 @@ def naming(path: Path) -> Iterator[None]:
 
 def _replace(target: Path, text: str) -> None:
     """Put a complete file in the place of another, with the mode and the owner of that one."""
-    with atomic_replacement(target, _draft_of(target)) as draft:
+    draft = _draft_of(target)
+    try:
         with draft.open("xb", buffering=0) as file:
             write_all(file, text)
+            os.fsync(file.fileno())
         if target.exists():
             _take_after(draft, target)
+        draft.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
 
 
 def _draft_of(target: Path) -> Path:

@@ -21,7 +21,8 @@ USUAL_DROPOUT = 0.1
 def bundle(source: Path, target: Path = BUNDLED_DIRECTORY) -> None:
     """Copy a checkpoint with its weights in 16 bits."""
     model, tokenizer = existing_model(source, dropout=USUAL_DROPOUT)
-    model.to(dtype=torch.float16).save_pretrained(target)
+    torch.nn.Module.to(model, torch.float16)  # transformers' own `to` is annotated wrongly
+    model.save_pretrained(target)
     transformers_tokenizer(tokenizer, model.config.n_positions).save_pretrained(target)
     make_readable(target)
 

@@ -77,7 +77,8 @@ def evaluate(
     stride = options.stride or positions // 2
     check_stride(stride, positions)
     tokens = tokenize(found, tokenizer)
-    nats = _nats(model.to(device=device).train(False), tokens, positions, stride, options.batch_size)
+    torch.nn.Module.to(model, device)  # transformers' own `to` is annotated wrongly
+    nats = _nats(model.train(False), tokens, positions, stride, options.batch_size)
     counted = len(tokens.ids) - 1 if tokens.learned is None else int(np.count_nonzero(tokens.learned[1:]))
     return Evaluation(tokens=counted, bytes=found.learned_bytes, nats=nats)
 

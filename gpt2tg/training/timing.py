@@ -59,7 +59,8 @@ def _time_model(options: TrainingOptions, config: GPT2Config, layers: int, devic
     """Return the shortest times of a few steps of a model with so many layers."""
     small = GPT2Config.from_dict({**config.to_dict(), "n_layer": layers, "use_cache": False})
     with preserved_random_state():
-        model = choose_weights(for_training(GPT2LMHeadModel(small)), options, "-").to(device=device).train()
+        model: torch.nn.Module = choose_weights(for_training(GPT2LMHeadModel(small)), options, "-")
+        model.to(device).train()
         ids = torch.randint(small.vocab_size, (options.batch_size, options.block_size), device=device)
         optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
         half = torch.bfloat16 if options.bf16 else torch.float16 if options.fp16 and device.type == "cuda" else None

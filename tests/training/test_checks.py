@@ -98,7 +98,10 @@ def commands_and_messages(at: Path) -> list[tuple[list[str], str]]:
     found += [
         ([*joined, "train", "--train_file", str(at / "gone")], "--train_file"),
         ([*joined, "evaluate", "--eval_file", str(at / "gone")], "--eval_file"),
-        ([*joined, "evaluate", "--eval_file", text, "--stride", "512"], "--stride 512 is too long"),
+        (
+            [*joined, "evaluate", "--eval_file", text, "--stride", "512"],
+            "512 is not shorter than the context length 512",
+        ),
         ([*joined, "evaluate", "--eval_file", text, "--device", "mps"], "mps asked for"),
         ([*joined, "evaluate", "--eval_file", text, "--model_name", "./no"], "./no does not exist"),
         ([*joined, "evaluate", "--eval_file", text, "--checkpoint", "best"], "holds no checkpoint-N"),

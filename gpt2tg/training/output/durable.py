@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gpt2tg.checkpoint.runs import MANIFEST
-from gpt2tg.io.atomic import atomic_replacement, sync
+from gpt2tg.io.atomic import replacing, sync
 from gpt2tg.io.json_files import read_object
 
 # The folder in the output directory for checkpoints that are being written or removed.
@@ -207,7 +207,7 @@ def _entries(directory: Path) -> list[Path]:
 
 def replacement(path: Path) -> contextlib.AbstractContextManager[Path]:
     """Open a draft that replaces a file of the output directory atomically. The next run deletes leftover drafts."""
-    return atomic_replacement(path, path.with_name(path.name + DRAFT_SUFFIX))
+    return replacing(path, path.with_name(path.name + DRAFT_SUFFIX))
 
 
 def write_text_file(path: Path, content: str) -> None:
