@@ -19,12 +19,14 @@ def test_log_lines_are_plain_text_on_stderr(capsys: pytest.CaptureFixture[str]) 
     assert err == "100% of the text\ntwo\nlines\n"
 
 
-def test_log_lines_can_be_silenced(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log, "level", logging.WARNING)
-    log._cache.clear()
-    log.info("silenced")
-    log.warning("printed")
-    log._cache.clear()
+def test_log_lines_can_be_silenced(capsys: pytest.CaptureFixture[str]) -> None:
+    level = log.level
+    try:
+        log.setLevel(logging.WARNING)
+        log.info("silenced")
+        log.warning("printed")
+    finally:
+        log.setLevel(level)
     assert capsys.readouterr().err == "printed\n"
 
 
