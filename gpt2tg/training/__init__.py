@@ -1,1 +1,1 @@
-"""Text files in, checkpoint directory out. The only wing that knows transformers and accelerate."""
+"""Fine-tune GPT-2: text files in, a checkpoint directory out. Only this wing imports the training libraries."""

@@ -1,6 +1,6 @@
-"""Puts a trained model into the package: python -m gpt2tg.training.bundle DIRECTORY
+"""Copy a trained model into the package: python -m gpt2tg.training.bundle DIRECTORY
 
-The weights are stored as 16-bit floats, which halves their size; they are computed with in 32 bits again.
+The weights are stored as 16-bit floats, which halves their size. Generation computes with them in 32 bits.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import torch
 from gpt2tg.checkpoint.checkpoint import read_checkpoint
 from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
 from gpt2tg.training.model.build import existing_model, transformers_tokenizer
-from gpt2tg.training.output.directory import make_readable
+from gpt2tg.training.output.layout import make_readable
 
-# What those who fine-tune the model get, however it was trained itself.
+# The dropout in the stored config, for those who fine-tune the model; its own training may have used another.
 USUAL_DROPOUT = 0.1
 
 
 def bundle(source: Path, target: Path = BUNDLED_DIRECTORY) -> None:
-    """Copy a checkpoint, its weights in 16 bits."""
-    model, tokenizer = existing_model(read_checkpoint(source), dropout=USUAL_DROPOUT)
-    model.to(torch.float16).save_pretrained(target)
+    """Copy a checkpoint with its weights in 16 bits."""
+    model, tokenizer = existing_model(source, dropout=USUAL_DROPOUT)
+    torch.nn.Module.to(model, torch.float16)  # transformers' own `to` is annotated wrongly
+    model.save_pretrained(target)
     transformers_tokenizer(tokenizer, model.config.n_positions).save_pretrained(target)
     make_readable(target)
 

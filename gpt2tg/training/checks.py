@@ -1,6 +1,6 @@
-"""What can be refused before torch and transformers are imported, which takes seconds: by flags, files and config.json.
+"""Check flags, files and config.json before torch and transformers are imported, which takes seconds.
 
-Nothing that takes long to import is imported here, nor by what is imported here.
+Neither this module nor what it imports loads slowly.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ from gpt2tg.engine.cpu.startup import check_device
 from gpt2tg.errors import UserError
 from gpt2tg.options import BUNDLED_MODEL, EvaluationOptions, TrainingOptions
 from gpt2tg.training.data.sources import Sources, Survey, plan_evaluation, plan_sources
-from gpt2tg.training.output.directory import check_resumable, is_search
+from gpt2tg.training.output.layout import is_search
 from gpt2tg.training.output.reservation import check_output
+from gpt2tg.training.output.resumable import check_resumable
 from gpt2tg.training.processes import is_main_process
 
 
 def check_training(options: TrainingOptions, model_name: str, device: str) -> Sources | None:
-    """Refuse what a run cannot be started with.
+    """Check the flags, the text, the output directory and the model of a training run.
 
-    Of several processes the main one alone looks at the text and the output directory.
+    Only the main process looks at the text and the output directory.
 
     Returns:
-        The text as it was found; None in the other processes.
+        The survey of the text; None in the other processes.
 
     Raises:
-        UserError: names the flag or the file, and the way out.
+        UserError: names the flag or the file, and what to do.
     """
     check_training_device(device)
     check_processes(options)
@@ -41,11 +42,11 @@ def check_training(options: TrainingOptions, model_name: str, device: str) -> So
     return sources
 
 
-def check_evaluation(options: EvaluationOptions, checkpoint: Checkpoint, device: str) -> Survey:
-    """Refuse what cannot be measured; returns the text as it was found.
+def check_evaluation(options: EvaluationOptions, model_name: str, device: str) -> Survey:
+    """Check the flags, the text and the model of an evaluation, and return the survey of the text.
 
     Raises:
-        UserError: names the flag or the file, and the way out.
+        UserError: names the flag or the file, and what to do.
     """
     check_device(device)
     found = plan_evaluation(options)
@@ -54,19 +55,21 @@ def check_evaluation(options: EvaluationOptions, checkpoint: Checkpoint, device:
 
 
 def check_training_device(name: str) -> None:
-    """As `check_device`; one GPU of several is chosen in another way for training.
+    """Check --device. Training does not take the number of a GPU: the launcher sets that.
 
     Raises:
-        UserError: names the device.
+        UserError: the device is unknown, or not available.
     """
     if name.startswith("cuda:"):
         number = name.removeprefix("cuda:")
-        raise UserError(f"{name} is for generating: CUDA_VISIBLE_DEVICES={number} in front of the command", "device")
+        raise UserError(
+            f"{name} is for generation: put CUDA_VISIBLE_DEVICES={number} in front of the command", "device"
+        )
     check_device(name)
 
 
 def check_processes(options: TrainingOptions) -> None:
-    """Refuse what one process alone can do, where several were started.
+    """Check that no flag needs a single process if several were started.
 
     Raises:
         UserError: names the flag.
@@ -78,11 +81,11 @@ def check_processes(options: TrainingOptions) -> None:
     if options.auto_batch_size:
         raise UserError("is for a single process: choose a --batch_size that fits", "auto_batch_size")
     if options.sample_steps and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
-        raise UserError("needs the whole model in one process, and FSDP cuts it: leave the flag out", "sample_steps")
+        raise UserError("needs the whole model in one process, but FSDP shards it: leave the flag out", "sample_steps")
 
 
 def check_directory(options: TrainingOptions) -> None:
-    """Refuse an output directory that the run may not have, or in which it has nothing to resume.
+    """Check that the run may use the output directory and, with --resume, that there is something to resume.
 
     Raises:
         UserError: names the directory.
@@ -96,50 +99,59 @@ def check_directory(options: TrainingOptions) -> None:
         raise UserError(f"found no search in {directory}: start without --resume, or in another --output_dir", "resume")
 
 
-def check_existing(options: TrainingOptions, model_name: str) -> Checkpoint:
-    """Return the checkpoint to fine-tune, once its files and its config are known to suit the options.
+def check_existing(options: TrainingOptions, model_name: str) -> Path:
+    """Return the directory of the model to fine-tune, after checking its files and its config.
 
     Raises:
-        UserError: no such model, files that are missing, another architecture, more frozen layers than there are, a
-            block size over its positions, or it is what --overwrite would remove.
+        UserError: no such model, missing files, another architecture, more frozen layers than the model has, a block
+            size over its context length, or a model that --overwrite would delete.
     """
     checkpoint = resolve_checkpoint(model_name)
     directory, shape = checkpoint.directory, checkpoint.shape
     sizes = {one.block_size for one in options.tries()} if options.try_ else {options.block_size}
     if (longest := max(sizes)) > shape.n_positions:
         raise UserError(
-            f"{longest} is over the {shape.n_positions} positions of {model_name}: use at most {shape.n_positions}",
+            f"{longest} is over the context length of {model_name}: use at most {shape.n_positions}",
             "block_size",
         )
     check_layers(options, shape.n_layer)
     overwrites = options.overwrite and not options.dry_run
     if overwrites and directory.resolve().is_relative_to(Path(options.output_dir).resolve()):
-        raise UserError(f"would remove {directory}, the model to start from: choose another --output_dir", "overwrite")
-    return checkpoint
+        raise UserError(f"would delete {directory}, the model to start from: choose another --output_dir", "overwrite")
+    return directory
 
 
 def advice_on_hub(options: TrainingOptions, model_name: str) -> str | None:
-    """What to say where an adapter is uploaded that others cannot put on its model; None where they can."""
+    """Return advice if --push_to_hub would upload an adapter whose base model is not on the hub; otherwise None."""
     is_on_hub = model_name != BUNDLED_MODEL and not is_directory(model_name)
     if not options.push_to_hub or not options.lora or is_on_hub:
         return None
-    way_out = "leave out --no_merge to upload the whole model" if options.no_merge else "the merged model is whole"
+    way_out = "leave out --no_merge to upload the merged model" if options.no_merge else "use the merged model"
     return f"--push_to_hub: {model_name} is not on the hub, so that others cannot load the adapter alone: {way_out}"
 
 
-def check_layers(options: TrainingOptions, there: int) -> None:
-    """Raises UserError where more layers are to be frozen than there are."""
-    if (layers := options.freeze_layers) > there:
-        raise UserError(f"{layers} is more than the {there} layers of the model: use at most {there}", "freeze_layers")
+def check_layers(options: TrainingOptions, n_layer: int) -> None:
+    """Check that the model has as many layers as are to be frozen.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    if (frozen := options.freeze_layers) > n_layer:
+        raise UserError(
+            f"{frozen} is more than the {n_layer} layers of the model: use at most {n_layer}", "freeze_layers"
+        )
 
 
 def check_stride(stride: int | None, positions: int) -> None:
-    """Refuse windows that share no token: the first one of each has no context.
+    """Check that consecutive windows overlap: the first token of a window has no context.
+
+    Args:
+        positions: the context length of the model.
 
     Raises:
-        UserError: names both numbers.
+        UserError: the stride is not shorter than the context length.
     """
     if stride is not None and stride >= positions:
         raise UserError(
-            f"{stride} is too long for the {positions} positions of the model: use at most {positions - 1}", "stride"
+            f"{stride} is not shorter than the context length {positions}: use at most {positions - 1}", "stride"
         )

@@ -1,4 +1,4 @@
-"""How well a model knows a text: loss, perplexity and bits per byte with a sliding context."""
+"""Evaluate a model on a text with a sliding context window: loss, perplexity and bits per byte."""
 
 from __future__ import annotations
 
@@ -13,88 +13,92 @@ from transformers import GPT2LMHeadModel
 
 from gpt2tg.checkpoint.checkpoint import Checkpoint
 from gpt2tg.options import EvaluationOptions
-from gpt2tg.training.callbacks import say
 from gpt2tg.training.checks import check_stride
+from gpt2tg.training.console import log
 from gpt2tg.training.data.blocks import NO_LOSS
 from gpt2tg.training.data.sources import Survey, plan_evaluation
 from gpt2tg.training.data.tokens import Tokens, tokenize
 from gpt2tg.training.model.build import existing_model
 
+# Start, end and first counted token of a window.
+Span = tuple[int, int, int]
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured. The first token of the text has no context and is not counted, nor is a prompt."""
+    """The result of an evaluation. It counts neither the first token of the text, which has no context, nor prompts."""
 
     tokens: int
-    bytes: int  # of the text that was measured
-    nats: float
+    bytes: int  # of the text that was counted
+    nats: float  # the sum over all counted tokens
 
     @property
     def loss(self) -> float:
-        """Mean per token, in nats."""
+        """Mean negative log-probability per token, in nats."""
         return self.nats / self.tokens
 
     @property
     def perplexity(self) -> float:
-        """e to the power of the loss."""
+        """exp(loss)."""
         return perplexity(self.loss)
 
     @property
     def bits_per_byte(self) -> float:
-        """Comparable between models with different tokenizers."""
+        """Bits that the model needs per byte of text: comparable between models with different tokenizers."""
         return self.nats / math.log(2) / self.bytes
 
 
 def perplexity(loss: float) -> float:
-    """e to the power of a mean loss in nats per token; infinite where that overflows, NaN where the loss is."""
+    """Return exp of a mean loss in nats per token: infinite if that overflows, NaN if the loss is NaN."""
     return math.inf if loss > 700 else math.exp(loss)
 
 
 def evaluate(
     checkpoint: Checkpoint, options: EvaluationOptions, device: torch.device, found: Survey | None = None
 ) -> Evaluation:
-    """Measure a model on a text file.
+    """Evaluate a model on the files that the options name.
 
-    The context slides as transformers documents it for models of fixed length: windows as long as the model's
-    positions, each `stride` tokens after the last, and of each only those tokens count that no window before it
-    has counted. Where the text is read as several examples, the end-of-text token between them counts too. Prompts
-    of a table of prompts and completions are context alone, as in training. The bytes are those of what counts.
+    The window slides as in transformers' guide "Perplexity of fixed-length models": each window has the model's context
+    length and starts `stride` tokens after the last one. A token counts in the first window that contains it. The
+    end-of-text token after each example counts too. Prompts of a table of prompts and completions are context only, as
+    in training.
 
     Args:
-        found: as `plan_evaluation` finds it, where the text has been looked through before.
+        found: the result of `plan_evaluation`, if the text was surveyed before.
 
     Raises:
-        UserError: no such file, broken weights, or a stride that the positions do not allow.
+        UserError: no such model or file, or a stride that is not shorter than the context length.
     """
     found = found or plan_evaluation(options)
     for line in found.notices:
-        say(line)
-    model, tokenizer = existing_model(checkpoint)
+        log.info(line)
+    model, tokenizer = existing_model(find_checkpoint(model_name))
     positions = model.config.n_positions
     stride = options.stride or positions // 2
     check_stride(stride, positions)
     tokens = tokenize(found, tokenizer)
-    nats = _nats(model.to(device).eval(), tokens, positions, stride, options.batch_size)
+    torch.nn.Module.to(model, device)  # transformers' own `to` is annotated wrongly
+    nats = _nats(model.train(False), tokens, positions, stride, options.batch_size)
     counted = len(tokens.ids) - 1 if tokens.learned is None else int(np.count_nonzero(tokens.learned[1:]))
     return Evaluation(tokens=counted, bytes=found.learned_bytes, nats=nats)
 
 
 @torch.inference_mode()
 def _nats(model: GPT2LMHeadModel, tokens: Tokens, positions: int, stride: int, batch_size: int) -> float:
-    """Sum over all tokens that count; the model computes it as in training, without the logits of a whole batch."""
+    """Return the summed loss of all counted tokens. The training loss is used: it never holds the logits of a batch."""
     total, length = 0.0, len(tokens.ids)
-    bar = tqdm(total=length, desc="measuring", unit="token", unit_scale=True, leave=False, disable=None)
-    for batch in _batches(windows(length, positions, stride), batch_size):
+    bar = tqdm(total=length, desc="evaluating", unit="token", unit_scale=True, leave=False, disable=None)
+    for batch in _batches(sliding_windows(length, positions, stride), batch_size):
         rows, labels = map(torch.stack, zip(*(_window(tokens, span) for span in batch), strict=True))  # (B, T) each
         rows, labels = rows.to(model.device), labels.to(model.device)
-        total += model(rows, labels=labels, num_items_in_batch=1, use_cache=False).loss.item()  # 1: the sum
+        total += model(rows, labels=labels, num_items_in_batch=1, use_cache=False).loss.item()  # 1: sum, not mean
         bar.update(batch[-1][1] - batch[0][2])
     bar.close()
     return total
 
 
-def _window(tokens: Tokens, span: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(T,) the ids of a window, and the same with NO_LOSS where a token does not count."""
+def _window(tokens: Tokens, span: Span) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ids of a window, (T,), and its labels, (T,), with NO_LOSS for tokens that do not count."""
     start, end, first_counted = span
     ids = torch.from_numpy(tokens.ids[start:end].astype(np.int64))
     labels = ids.clone()
@@ -104,8 +108,8 @@ def _window(tokens: Tokens, span: tuple[int, int, int]) -> tuple[torch.Tensor, t
     return ids, labels
 
 
-def windows(length: int, positions: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """Start, end and first counted token of each window over `length` tokens; each token but 0 is counted once."""
+def sliding_windows(length: int, positions: int, stride: int) -> Iterator[Span]:
+    """Yield the windows over `length` tokens. Each token but the first counts in exactly one of them."""
     counted = 1
     for start in range(0, length, stride):
         end = min(start + positions, length)
@@ -115,9 +119,9 @@ def windows(length: int, positions: int, stride: int) -> Iterator[tuple[int, int
             return
 
 
-def _batches(spans: Iterator[tuple[int, int, int]], size: int) -> Iterator[list[tuple[int, int, int]]]:
-    """Windows of equal length side by side: only the last may be shorter, and then it is alone."""
-    batch: list[tuple[int, int, int]] = []
+def _batches(spans: Iterator[Span], size: int) -> Iterator[list[Span]]:
+    """Group windows of equal length into batches. Only the last window may be shorter; it gets its own batch."""
+    batch: list[Span] = []
     for span in spans:
         if batch and (len(batch) == size or span[1] - span[0] != batch[0][1] - batch[0][0]):
             yield batch

@@ -1,18 +1,19 @@
-"""Fields of transformers' TrainingArguments that no flag of ours stands for: `--trainer name=value`."""
+"""Parse `--trainer name=value`: fields of transformers' TrainingArguments that have no flag of their own."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
 from gpt2tg.errors import UserError, masked, nearest, one_line
 
-# Fields that flags of ours stand for. Where a flag has the name of the field, the field alone is listed.
+# Fields that a flag of ours sets, and that flag.
 FLAGS = {
     "activation_checkpointing": "gradient_checkpointing",
     "auto_find_batch_size": "auto_batch_size",
@@ -39,9 +40,9 @@ FLAGS = {
     )
 }  # fmt: skip
 
-# Fields on which our promises rest: exact losses, whole checkpoints, runs that can be resumed, what is said. And those
-# that would change nothing here: how transformers itself measures, and uploads checkpoints.
-SETTLED = {
+# Fields that cannot be set. Some would break our guarantees: exact losses, intact checkpoints, resumable runs, the
+# output on stderr. Others would have no effect: they control how transformers itself evaluates and uploads.
+FIXED = {
     "accelerator_config", "activation_checkpointing_kwargs", "average_tokens_across_devices", "batch_eval_metrics",
     "bf16_full_eval", "dataloader_drop_last", "dataloader_in_order", "dataloader_pin_memory",
     "ddp_find_unused_parameters", "disable_tqdm", "do_eval", "do_predict", "do_train", "enable_jit_checkpoint",
@@ -52,8 +53,8 @@ SETTLED = {
     "save_only_model", "use_cache", "use_liger_kernel",
 }  # fmt: skip
 
-# Fields that change neither the data nor a step: they may differ when a run is resumed.
-SHAPES_NO_STEP = {
+# Fields that affect neither the data nor a step: they may differ when a run is resumed.
+WITHOUT_EFFECT_ON_STEPS = {
     "dataloader_multiprocessing_context", "dataloader_num_workers", "dataloader_persistent_workers",
     "dataloader_prefetch_factor", "ddp_timeout", "debug", "include_num_input_tokens_seen", "log_on_each_node",
     "logging_dir", "logging_first_step", "project", "run_name", "skip_memory_metrics", "torch_empty_cache_steps",
@@ -61,69 +62,75 @@ SHAPES_NO_STEP = {
 }  # fmt: skip
 HUB_FIELDS = "hub_"
 
-# The end of the names of fields that hold a secret, as transformers knows them too.
-SECRET = "_token"
+# Fields whose names end like this hold a secret; transformers uses the same rule.
+SECRET_SUFFIX = "_token"
 
-# Fields that cut a model, or its work, among several GPUs, which the launcher is told.
+# Fields that shard a model over several GPUs: the launcher sets them.
 LAUNCHER = {"deepspeed", "fsdp", "fsdp_config", "parallelism_config"}
 
-# What hub_strategy may be: at each save, or at the end alone. What is uploaded is the model, and no checkpoint.
+# Values of hub_strategy: upload the model at each save, or at the end only. Checkpoints are never uploaded.
 HUB_STRATEGIES = (HubStrategy.EVERY_SAVE, HubStrategy.END)
 
 
 def trainer_fields(entries: Sequence[str]) -> dict[str, Any]:
-    """The fields in `name=value` entries, each as the type that TrainingArguments gives it.
+    """Return the fields in `name=value` entries, each with the type that TrainingArguments declares.
 
-    Lists are written with commas, what holds names and values as JSON.
+    Lists are written with commas, dicts as JSON.
 
     Raises:
-        UserError: no such field, a value of another type, or a field that is not free to be set.
+        UserError: there is no such field, the value has another type, or the field cannot be set.
     """
-    parser = HfArgumentParser(TrainingArguments, exit_on_error=False, allow_abbrev=False)
+    # Any: transformers annotates the classes as instances.
+    parser = HfArgumentParser(cast(Any, TrainingArguments), exit_on_error=False, allow_abbrev=False)
     return dict(_field(entry, parser) for entry in entries)
 
 
 def _field(entry: str, parser: HfArgumentParser) -> tuple[str, Any]:
     name, equals, text = entry.partition("=")
-    entry = masked(entry)
     if not name or not equals:
-        raise UserError(f"{entry} is no field and value: write it like adam_beta1=0.8", "trainer")
+        raise UserError(f"{masked(entry)} is not of the form name=value: write it like adam_beta1=0.8", "trainer")
     known = {action.dest: action for action in parser._actions if action.dest != "help"}
-    if name in FLAGS:
-        raise UserError(f"{entry}: that is what --{FLAGS[name]} is for", "trainer")
-    if name in SETTLED:
-        raise UserError(f"{entry}: what {name} is follows from the other flags and cannot be chosen", "trainer")
-    if name in LAUNCHER:
-        raise UserError(
-            f"{entry}: that is for the launcher, as in: accelerate launch --config_file configs/fsdp.yaml "
-            "--num_processes 2 finetune_gpt2.py ...",
-            "trainer",
-        )
-    if name not in known:
-        near = nearest(name, set(known) - set(FLAGS) - SETTLED - LAUNCHER)
-        hint = f"; did you mean {near}?" if near else ""
-        raise UserError(f"{entry}: TrainingArguments of transformers has no field {name}{hint}", "trainer")
+    if reason := _reason_to_refuse(name, known):
+        raise UserError(f"{masked(entry)}: {reason}", "trainer")
     values = text.split(",") if known[name].nargs in ("+", "*") else [text]
     try:
         found = parser.parse_known_args([f"--{name}", *values] if len(values) > 1 else [f"--{name}={text}"])[0]
     except argparse.ArgumentError as error:
-        raise UserError(f"{entry}: {one_line(error.message)}", "trainer") from None
+        raise UserError(f"{masked(entry)}: {one_line(error.message)}", "trainer") from None
     value = getattr(found, name)
     if name == "hub_strategy" and value not in HUB_STRATEGIES:
         names = " or ".join(strategy.value for strategy in HUB_STRATEGIES)
-        raise UserError(f"{entry}: checkpoints are not uploaded: use {names}", "trainer")
+        raise UserError(f"{masked(entry)}: checkpoints are not uploaded: use {names}", "trainer")
     return name, value
 
 
-def shaping_fields(entries: Sequence[str]) -> dict[str, Any]:
-    """Return those fields in `name=value` entries that shape a step, where they differ from what is the default anyway.
+def _reason_to_refuse(name: str, known: Iterable[str]) -> str | None:
+    """Return why a field cannot be set with --trainer; None if it can."""
+    if name in FLAGS:
+        return f"use --{FLAGS[name]} instead"
+    if name in FIXED:
+        return f"{name} cannot be set, because other flags decide it or it has no effect: leave it out"
+    if name in LAUNCHER:
+        return (
+            "the launcher sets this, as in: accelerate launch --config_file configs/fsdp.yaml "
+            "--num_processes 2 finetune_gpt2.py ..."
+        )
+    if name not in known:
+        near = difflib.get_close_matches(name, set(known) - set(FLAGS) - FIXED - LAUNCHER, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"TrainingArguments of transformers has no field {name}{hint}"
+    return None
 
-    An entry that this version of transformers refuses stands as it was written.
+
+def shaping_fields(entries: Sequence[str]) -> dict[str, Any]:
+    """Return the fields in `name=value` entries that affect a training step and differ from their defaults.
+
+    The value of an entry that this version of transformers refuses stays text.
     """
     found: dict[str, Any] = {}
     for entry in entries:
         name = entry.partition("=")[0]
-        if name in SHAPES_NO_STEP or name.startswith(HUB_FIELDS):
+        if name in WITHOUT_EFFECT_ON_STEPS or name.startswith(HUB_FIELDS):
             continue
         try:
             found |= trainer_fields([entry])
@@ -134,5 +141,5 @@ def shaping_fields(entries: Sequence[str]) -> dict[str, Any]:
 
 
 def without_secrets(entries: Sequence[str]) -> tuple[str, ...]:
-    """Return the entries that may be written to a file: those that hold no secret."""
-    return tuple(entry for entry in entries if not entry.partition("=")[0].endswith(SECRET))
+    """Return the entries that hold no secret, and so may be written to a file."""
+    return tuple(entry for entry in entries if not entry.partition("=")[0].endswith(SECRET_SUFFIX))

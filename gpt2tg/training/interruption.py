@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and their like: a request to save and end while training, and an end at once before and after."""
+"""Handle Ctrl-C, SIGTERM and their like: while training they save and stop, before and after they stop at once."""
 
 from __future__ import annotations
 
@@ -16,47 +16,48 @@ from accelerate import Accelerator
 
 from gpt2tg.errors import Interrupted
 
-# Sent again by someone who does not want to wait: the second one ends a run at once.
+# A second one of these ends a run at once.
 URGENT = (signal.SIGINT, signal.SIGTERM)
 
-# A terminal that closes, once from the system and once from its shell; the warning of a batch system (Slurm's --signal)
-# before it ends a job; Ctrl-Break, and a console that closes, on Windows.
+# SIGHUP: a terminal closes; the system sends it, and the shell once more. SIGUSR1: a batch system warns before it ends
+# a job (Slurm's --signal). SIGBREAK: Ctrl-Break or a closing console on Windows.
 WARNINGS = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGBREAK") if hasattr(signal, name))
 
-# A terminal sends Ctrl-C to all, and torchrun sends it on to the processes it started: within so many seconds that is
-# one and the same.
+# A terminal sends Ctrl-C to all processes, and torchrun forwards it to those it started. A second signal within this
+# many seconds is that echo.
 LAUNCHER_ECHO = 2.0
 
-# How long several processes train before they ask each other for signals, and how many steps at most.
+# Several processes ask each other for signals about this often, but at least every so many steps.
 SECONDS_BETWEEN, MOST_STEPS_BETWEEN = 1.0, 50
 
 
 class Interruption:
-    """While it is entered, the first signal is remembered as long as `training` is set. A second Ctrl-C or SIGTERM
-    quits at once.
+    """A context manager that remembers the first signal while `training` is set, and raises on it otherwise.
 
-    Outside of the main thread, where Python handles no signals, nothing changes. Nor does it for a warning that is
-    ignored, as SIGHUP is under nohup, or that the program around us handles itself.
+    A second Ctrl-C or SIGTERM ends the process at once. Nothing changes outside of the main thread, where Python
+    handles no signals, nor for warnings that are ignored (SIGHUP under nohup) or that the calling program handles.
 
     Attributes:
-        is_saved: what a signal ends outside of training can be resumed.
+        training: whether a signal waits until the step is saved.
+        is_saved: whether a run that a signal ends outside of training can be resumed.
+        signal: the number of the first signal; None before it.
     """
 
     def __init__(self) -> None:
         self.training = False
         self.is_saved = False
         self.signal: int | None = None
-        self._urged: float | None = None
-        self._handlers: dict[int, Any] = {}
+        self._first_urgent: float | None = None  # when it came
+        self._earlier_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            numbers = (*URGENT, *filter(_is_free, WARNINGS))
-            self._handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
+            numbers = (*URGENT, *filter(_is_unhandled, WARNINGS))
+            self._earlier_handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        for number, handler in self._handlers.items():
+        for number, handler in self._earlier_handlers.items():
             signal.signal(number, handler)
 
     def __bool__(self) -> bool:
@@ -66,73 +67,78 @@ class Interruption:
         if not self.training:
             raise Interrupted("interrupted", number, self.is_saved)
         if number in URGENT:
-            now, urged = time.monotonic(), self._urged
-            self._urged = now if urged is None else urged
-            if urged is not None and not (now - urged < LAUNCHER_ECHO and "LOCAL_RANK" in os.environ):
-                _tell("ended at once: what was not yet saved is lost")
-                os._exit(128 + number)
+            self._quit_if_second(number)
         if self.signal is not None:
             return
         self.signal = number
-        is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
+        is_single = os.environ.get("WORLD_SIZE", "1") == "1"
         when = (
             "this step is finished and saved first"
-            if is_alone
-            else "within about a second all processes end a step and save"
+            if is_single
+            else "within about a second all processes finish a step and save"
         )
-        _tell(f"interrupted: {when}; a second Ctrl-C or SIGTERM ends the run at once")
+        _print_from_handler(f"interrupted: {when}; a second Ctrl-C or SIGTERM ends the run at once")
+
+    def _quit_if_second(self, number: int) -> None:
+        now, first = time.monotonic(), self._first_urgent
+        if first is None:
+            self._first_urgent = now
+        elif not (now - first < LAUNCHER_ECHO and "LOCAL_RANK" in os.environ):
+            _print_from_handler("ended at once: what was not yet saved is lost")
+            os._exit(128 + number)
 
 
-def _is_free(number: int) -> bool:
-    """Whether nobody but us handles a signal, or wants it ignored."""
+def _is_unhandled(number: int) -> bool:
+    """Whether a signal has its default action, or one of our handlers."""
     handler = signal.getsignal(number)
     return handler is signal.SIG_DFL or isinstance(getattr(handler, "__self__", None), Interruption)
 
 
-class Agreement:
-    """What several processes know together: whether a signal has come to one of them.
+class SignalConsensus:
+    """Lets all processes learn after the same step that one of them received a signal.
 
-    To ask the others is to wait for them. After a step that is done about once a second: how many steps that takes is
-    decided from seconds that were added up over all processes, which gives each of them the same bits. So all ask after
-    the same steps; would one ask that the others do not, it would wait for ever.
+    Asking is an all-reduce: every process waits for the others. `is_interrupted_at` therefore asks about once a second.
+    The number of steps until the next question follows from seconds averaged over all processes, so that each computes
+    the same number from the same bits. If one process asked after a step at which the others do not, it would wait
+    forever. accelerate's `check_trigger` shares no such number, and would wait for the others after every step.
     """
 
     def __init__(self, accelerator: Accelerator, interruption: Interruption) -> None:
         self._accelerator = accelerator
         self._interruption = interruption
         self._is_reached = False
-        self._last: tuple[int, float] | None = None  # the step after which was asked, and when
-        self._due = 0
+        self._last_asked: tuple[int, float] | None = None  # step and time
+        self._next_step = 0  # the step after which to ask again
 
     def is_interrupted(self) -> bool:
-        """Ask now. All processes have to."""
+        """Whether any process received a signal. All processes must call this together."""
         return bool(self._interruption) if self._accelerator.num_processes == 1 else self._ask(0.0)[0]
 
     def is_interrupted_at(self, step: int) -> bool:
-        """Ask after this step, where it is time to. All processes have to, after the same steps."""
+        """Whether any process is known to have received a signal. All processes must call this after each step."""
         if self._accelerator.num_processes == 1:
             return bool(self._interruption)
-        if self._is_reached or step < self._due:
+        if self._is_reached or step < self._next_step:
             return self._is_reached
         now = time.monotonic()
-        before, then = self._last or (step, now)
-        is_reached, seconds = self._ask(now - then)
-        self._last = step, now
-        steps = (step - before) * SECONDS_BETWEEN / max(seconds, 1e-9)
-        self._due = step + min(max(int(steps), 1), MOST_STEPS_BETWEEN)
+        last_step, last_time = self._last_asked or (step, now)
+        is_reached, seconds = self._ask(now - last_time)
+        self._last_asked = step, now
+        steps = (step - last_step) * SECONDS_BETWEEN / max(seconds, 1e-9)
+        self._next_step = step + min(max(int(steps), 1), MOST_STEPS_BETWEEN)
         return is_reached
 
     def _ask(self, seconds: float) -> tuple[bool, float]:
-        """Whether a signal has come to any process, and the mean of their seconds."""
+        """Return whether any process received a signal, and the mean of their `seconds`."""
         mine = torch.tensor([float(bool(self._interruption)), seconds], device=self._accelerator.device)
-        signals, seconds = self._accelerator.reduce(mine, reduction="mean").tolist()
+        signals, mean_seconds = self._accelerator.reduce(mine, reduction="mean").tolist()
         self._is_reached = self._is_reached or signals > 0
-        return self._is_reached, seconds
+        return self._is_reached, mean_seconds
 
 
-def _tell(text: str) -> None:
-    """A line on stderr, past Python's buffer: the signal may have come in the middle of a print."""
+def _print_from_handler(text: str) -> None:
+    """Print a line on stderr past Python's buffer: the signal may have interrupted a print."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        os.write(sys.__stderr__.fileno(), f"\n{text}\n".encode())
+        os.write(sys.__stderr__.fileno(), f"\n{text}\n".encode())  # type: ignore[union-attr]  # None is suppressed too

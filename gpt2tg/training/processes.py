@@ -1,4 +1,4 @@
-"""The processes that torchrun or accelerate started side by side: what one of them decides, the others hear from it."""
+"""Coordinate the processes that torchrun or accelerate started: the main one decides, the others follow."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from typing import TypeVar
 
 from gpt2tg.errors import RunError, UserError
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that speaks and writes."""
+    """Whether this is the process that prints and writes files."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def by_main_process(work: Callable[[], Found]) -> Found:
-    """Have the main process do it, and give all what came of it. What it refuses, all refuse.
+def run_on_main_process(work: Callable[[], Result]) -> Result:
+    """Call a function in the main process alone, and return its result in every process.
 
-    All processes have to call it, once they know each other: once there are TrainingArguments.
+    All processes must call this, after the first TrainingArguments were made: they set up the process group.
+
+    Raises:
+        UserError, RunError: in every process, if the function raises one in the main process.
+        OSError: in the main process, if the function raises one; the others raise a RunError.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return work()
@@ -27,8 +31,8 @@ def by_main_process(work: Callable[[], Found]) -> Found:
 
     if not torch.distributed.is_initialized():
         return work()
-    outcome: list[tuple[Found | None, UserError | RunError | None]] = [(None, None)]
-    failure: BaseException | None = None
+    outcome: list[tuple[Result | None, UserError | RunError | None]] = [(None, None)]
+    local_failure: OSError | None = None
     if is_main_process():
         try:
             outcome = [(work(), None)]
@@ -36,11 +40,11 @@ def by_main_process(work: Callable[[], Found]) -> Found:
             outcome = [(None, error)]
         except OSError as error:
             outcome = [(None, RunError(str(error)))]
-            failure = error
+            local_failure = error
     torch.distributed.broadcast_object_list(outcome, src=0)
-    found, error = outcome[0]
+    result, failure = outcome[0]
+    if local_failure is not None:
+        raise local_failure
     if failure is not None:
         raise failure
-    if error is not None:
-        raise error
-    return found  # type: ignore[return-value]
+    return result  # type: ignore[return-value]  # without an error this is what `work` returned

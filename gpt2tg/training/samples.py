@@ -1,4 +1,4 @@
-"""Texts that the model writes while it is trained, by the decoders that will write with it later."""
+"""Write sample texts during training, with the decoders that generate from the model later."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from transformers import GPT2LMHeadModel, TrainerCallback, TrainerControl, Train
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.generation.generator import Generator
 from gpt2tg.options import DecodingOptions, TrainingOptions
-from gpt2tg.training.callbacks import Stopwatch, say
-from gpt2tg.training.devices import undisturbed_randomness
+from gpt2tg.training.console import log
+from gpt2tg.training.devices import preserved_random_state
 from gpt2tg.training.model.build import engine_model
-from gpt2tg.training.output.directory import SAMPLES_FILE
-from gpt2tg.training.output.durable import write_whole
+from gpt2tg.training.output.durable import write_text_file
+from gpt2tg.training.output.layout import SAMPLES_FILE
+from gpt2tg.training.stopwatch import Stopwatch
 
 HEADING = re.compile(r"^## Step (\d+)$", re.MULTILINE)
 
 
 class Samples(TrainerCallback):
-    """Writes a few texts every so many steps, on screen and into samples.md.
+    """Writes a few texts every `sample_steps` steps, to stderr and into samples.md.
 
-    All are drawn with the same seed, so that what differs from one to the next is the model. Nothing that happens
-    here ends the run or touches its random state.
+    All samples use the same seed, so that only the model differs between them. A failed sample does not end the run,
+    and samples leave the random state of the training as it was.
     """
 
     def __init__(
@@ -43,32 +44,32 @@ class Samples(TrainerCallback):
         self._stopwatch = stopwatch
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Samples from after the checkpoint that the run goes on from are written again."""
+        """Drop the samples of steps after the checkpoint: a resumed run writes them again."""
         if state.is_world_process_zero and self._file.is_file():
-            text = self._file.read_bytes().decode(errors="replace")  # a sample may hold line breaks of any kind
+            text = self._file.read_bytes().decode(errors="replace")  # read_text would change line breaks in samples
             later = (match.start() for match in HEADING.finditer(text) if int(match[1]) > state.global_step)
-            write_whole(self._file, text[: next(later, len(text))])
+            write_text_file(self._file, text[: next(later, len(text))])
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
         if state.global_step % self._steps or not state.is_world_process_zero:
             return
-        with self._stopwatch.paused(), undisturbed_randomness():
+        with self._stopwatch.paused(), preserved_random_state():
             try:
-                self._write(state.global_step, self._texts(model))
+                self._write(state.global_step, self._generate(model))
             except Exception as error:
-                say(f"no sample at step {state.global_step}: {type(error).__name__}: {error}")
+                log.warning(f"no sample at step {state.global_step}: {type(error).__name__}: {error}")
 
     @torch.no_grad()
-    def _texts(self, model: GPT2LMHeadModel) -> list[str]:
+    def _generate(self, model: GPT2LMHeadModel) -> list[str]:
         generator = Generator(engine_model(model, self._tokenizer.end_id), self._tokenizer)
-        generator.captured_steps.are_used = False  # nothing is captured in the middle of a training step's memory
+        generator.captured_steps.are_used = False  # CUDA graphs would take memory that the training needs
         return [sample.text for sample in generator.generate(self._prompt, self._decoding)]
 
     def _write(self, step: int, texts: list[str]) -> None:
         for text in texts:
-            say(f"--- sample at step {step} ---\n{text}")
+            log.info(f"--- sample at step {step} ---\n{text}")
         parts = [f"## Step {step}", *("\n".join(f"> {line}" for line in text.split("\n")) for text in texts)]
         with self._file.open("a", encoding="utf-8", newline="\n") as file:
             file.write("\n\n".join(parts) + "\n\n")

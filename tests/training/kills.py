@@ -1,8 +1,8 @@
-"""Kills training runs by real signals at random moments, and resumes them: python tests/training/kills.py --kills 60
+"""Kill training runs with real signals at random moments, and resume them: python tests/training/kills.py --kills 60
 
-After each kill every checkpoint that bears its name must be whole, and there must be one once there has been one.
-A run that was killed and resumed until it reached its end must have the weights and the log of one left alone.
-Runs where processes fork, for a child that has everything imported can be killed in its first second of work.
+After each kill, every checkpoint-N must be intact, and there must be one if there was one before. A run that was killed
+and resumed until its end must have the weights and the log of an undisturbed run. The runs are forked from a process
+that has imported everything, so that a kill can hit the first second of work.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from gpt2tg.checkpoint.runs import saved_checkpoints
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.data.sources import plan_sources
 from gpt2tg.training.model.build import train_tokenizer, transformers_tokenizer
-from gpt2tg.training.output.directory import STATE_FILES
-from gpt2tg.training.output.durable import UNFINISHED, damage
+from gpt2tg.training.output.durable import UNFINISHED, find_damage
+from gpt2tg.training.output.layout import STATE_FILES
 
 SETTINGS = (
     "--save_steps 3 --save_total_limit 2 --logging_steps 4 --eval_steps 7 --sample_steps 10 --num_samples 1 "
     "--block_size 16 --batch_size 2 --gradient_accumulation_steps 2 --learning_rate 1e-3 --dropout 0.2"
 )
 
-# How a run that a signal ended exits, beside 0 where it was at its end anyway; -15 before the script begins.
+# The exit codes of a run that a signal ended, besides 0 if it had finished; -15 before the script starts.
 EXIT_CODES = {signal.SIGKILL: (-9,), signal.SIGINT: (130,), signal.SIGTERM: (143, -15)}
 
 
 def main() -> int:
-    """Kill and resume until there were enough kills; returns the number of things that went wrong."""
+    """Kill and resume until there were enough kills, and return the number of faults."""
     flags = argparse.ArgumentParser(description=__doc__)
     flags.add_argument("--kills", type=int, default=60)
     flags.add_argument("--steps", type=int, default=30, help="of each run")
@@ -60,12 +60,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         faults = Experiment(Path(name), random.Random(seed), given.steps).run(given.kills, seed)
         if faults:
-            print(f"kept to look at: {shutil.copytree(name, f'{name}-faulty')}", file=sys.stderr)
+            print(f"kept for inspection: {shutil.copytree(name, f'{name}-faulty')}", file=sys.stderr)
         return faults
 
 
 class Experiment:
-    """Runs in a directory of their own, next to one that nobody kills."""
+    """Kills runs in directories of their own, and compares them with an undisturbed run."""
 
     def __init__(self, directory: Path, chance: random.Random, steps: int) -> None:
         self._directory = directory
@@ -90,15 +90,15 @@ class Experiment:
         return ["--train_file", str(text), "--model_name", model, "--max_steps", str(self._steps), *SETTINGS.split()]
 
     def run(self, kills: int, seed: int) -> int:
-        straight, rounds = self._directory / "straight", 0
-        self._train(self._directory / "first", None, None)  # compiles kernels and fills caches, which no later run does
+        undisturbed, rounds = self._directory / "undisturbed", 0
+        self._train(self._directory / "first", None, None)  # later runs neither compile kernels nor fill caches
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        self._expect(self._train(straight, None, None) == 0, "the run that nobody killed failed")
+        self._expect(self._train(undisturbed, None, None) == 0, "the undisturbed run failed")
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        whole_run = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime  # seconds, of one thread
+        run_seconds = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime  # seconds, of one thread
         while self._kills() < kills and not self._faults:
             rounds += 1
-            self._round(self._directory / f"round-{rounds}", straight, whole_run, kills)
+            self._round(self._directory / f"round-{rounds}", undisturbed, run_seconds, kills)
         counts = ", ".join(f"{number} {name}" for name, number in sorted(self._counts.items()))
         print(f"seed {seed}: {self._kills()} kills in {rounds} runs ({counts}); faults: {self._faults or 'none'}")
         return len(self._faults)
@@ -106,12 +106,12 @@ class Experiment:
     def _kills(self) -> int:
         return sum(number for name, number in self._counts.items() if name.startswith("SIG"))
 
-    def _round(self, out: Path, straight: Path, whole_run: float, kills: int) -> None:
-        """One run, killed again and again until it is at its end."""
+    def _round(self, out: Path, undisturbed: Path, run_seconds: float, kills: int) -> None:
+        """Kill and resume one run until it ends."""
         saved = False
         while not self._faults:
             number = self._chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-            after = self._chance.uniform(0.0, whole_run) if self._kills() < kills else None
+            after = self._chance.uniform(0.0, run_seconds) if self._kills() < kills else None
             code = self._train(out, number, after, resumes=saved)
             if code == 0:
                 break
@@ -121,24 +121,24 @@ class Experiment:
             saved = bool(saved_checkpoints(out)) if out.is_dir() else False
             if not saved and out.is_dir():  # nothing to resume: the next begins anew
                 self._counts["before the first save"] += 1
-        self._expect(log_of(out) == log_of(straight), f"{out.name}: the log is another")
+        self._expect(log_of(out) == log_of(undisturbed), f"{out.name}: the log differs")
         for name in ("model.safetensors", f"checkpoint-{self._steps}/model.safetensors", "samples.md"):
             is_there = (out / name).is_file()
             self._expect(is_there, f"{out.name}: {name} is missing among {sorted(path.name for path in out.iterdir())}")
-            is_same = is_there and (out / name).read_bytes() == (straight / name).read_bytes()
-            self._expect(is_same, f"{out.name}: {name} is another")
+            is_same = is_there and (out / name).read_bytes() == (undisturbed / name).read_bytes()
+            self._expect(is_same, f"{out.name}: {name} differs")
 
     def _train(self, out: Path, number: signal.Signals | None, after: float | None, resumes: bool = False) -> int:
-        """The exit code of a run in a process of its own, killed so many seconds after its start."""
+        """Return the exit code of a run in a child process, killed so many seconds after its start."""
         words = [*self._words, "--output_dir", str(out)]
         words += ["--resume"] if resumes else ["--overwrite"] if (out / "run.json").exists() else []
         talk = self._directory / "stderr.txt"
         talk.write_text("")
-        # Held back until the child can end by itself alone: unwound further, it would tidy up this process's directory.
+        # Blocked until the child handles them: an exception further up would make it clean up this process's directory.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         child = os.fork()
         if child == 0:
-            code = 130  # of a Ctrl-C that comes before the script begins
+            code = 130  # of a Ctrl-C before the script starts
             try:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
                 sys.stderr = talk.open("w")
@@ -156,20 +156,20 @@ class Experiment:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
     def _check(self, out: Path, number: signal.Signals, code: int, saved: bool) -> None:
-        """What must hold at any instant."""
+        """Check what must hold after every kill."""
         told = (self._directory / "stderr.txt").read_text(errors="replace")
         self._expect(code in EXIT_CODES[number], f"{number.name} ended in exit code {code}: {told[-500:]}")
         self._expect("Traceback" not in told, f"a traceback: {told[-1500:]}")
         found = saved_checkpoints(out) if out.is_dir() else []
         self._expect(bool(found) or not saved, f"{number.name} left no checkpoint")
         for checkpoint in found:
-            wrong = damage(checkpoint.path, (*STATE_FILES, "rng_state.pth"))
+            wrong = find_damage(checkpoint.path, (*STATE_FILES, "rng_state.pth"))
             self._expect(wrong is None, f"{number.name} left a broken {checkpoint.path.name}: {wrong}")
         if (out / "model.safetensors").exists():
             load_file(out / "model.safetensors")
         if said := re.search(r"^step (\d+) of \d+ is saved in .*", told, re.MULTILINE):
             self._counts["saved on the signal"] += 1
-            self._expect(found[-1].step == int(said[1]) and "to resume, " in told, f"not as said: {told[-500:]}")
+            self._expect(found[-1].step == int(said[1]) and "go on with: " in told, f"not as printed: {told[-500:]}")
 
     def _expect(self, holds: bool, fault: str) -> None:
         if not holds:
@@ -177,7 +177,7 @@ class Experiment:
 
 
 def log_of(out: Path) -> list[str]:
-    """The lines of the log without the columns that depend on the clock: tokens per second, seconds, memory."""
+    """Return the lines of the log without the columns that vary: tokens per second, seconds, memory."""
     return [line.rsplit(",", 3)[0] for line in (out / "training_log.csv").read_text().splitlines()]
 
 

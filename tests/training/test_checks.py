@@ -35,7 +35,7 @@ print(json.dumps(found))
 
 
 def prepared(place: Path) -> None:
-    """Files and directories of which each is wrong in one way."""
+    """Make files and directories that are each wrong in one way."""
     (place / "text.txt").write_text("The owl slept.\nThe fox sat.\n" * 9)
     (place / "empty.txt").write_text("")
     (place / "blank.txt").write_text("\n \n")
@@ -56,7 +56,7 @@ def prepared(place: Path) -> None:
 
 
 def wrong_trainings(at: Path) -> dict[str, tuple[dict[str, str], list[str]]]:
-    """What is wrong by a part of its message: flags that replace those of a good command, and further ones."""
+    """Return mistakes by a part of their message: flags that replace those of a valid command, and additional ones."""
     text = {"train_file": str(at / "text.txt")}
     files = {"nowhere.txt does not exist": "nowhere.txt", "no-text is a directory without a text file": "no-text"}
     files |= {"pipe is a pipe or a device": "pipe", "empty.txt holds no text": "empty.txt"}
@@ -66,9 +66,9 @@ def wrong_trainings(at: Path) -> dict[str, tuple[dict[str, str], list[str]]]:
         "nobody/knows-it is neither a directory here": "nobody/knows-it",
     }
     models |= {"config.json is missing": str(at / "no-config"), "weightless holds no weights": str(at / "weightless")}
-    models |= {"an adapter for /nowhere/model": str(at / "orphan"), "the adapter is incomplete": str(at / "lonely")}
-    outputs = {"full is not empty": "full", "text.txt is a file": "text.txt", "out cannot be made": "text.txt/out"}
-    devices = {"cuda:1 is for generating": "cuda:1", "gpu is not a device": "gpu", "mps asked for": "mps"}
+    models |= {"an adapter for /nowhere/model": str(at / "orphan"), "the adapter is not whole": str(at / "lonely")}
+    outputs = {"full is not empty": "full", "text.txt is a file": "text.txt", "out cannot be created": "text.txt/out"}
+    devices = {"cuda:1 is for generation": "cuda:1", "gpu is not a device": "gpu", "mps asked for": "mps"}
     resumes = {"found no checkpoint-N": ["--resume"], "is no checkpoint of": ["--resume", str(at / "full")]}
     found: dict[str, tuple[dict[str, str], list[str]]] = {}
     found |= {what: ({"train_file": str(at / name)}, []) for what, name in files.items()}
@@ -78,13 +78,13 @@ def wrong_trainings(at: Path) -> dict[str, tuple[dict[str, str], list[str]]]:
     found |= {what: ({"output_dir": str(at / name)}, []) for what, name in outputs.items()}
     found |= {what: ({"device": name}, []) for what, name in devices.items()}
     found |= {what: ({"output_dir": str(at / "new")}, words) for what, words in resumes.items()}
-    found |= {"513 is over the 512 positions": (text, ["--block_size", "513"])}
+    found |= {"513 is over the context length of gpt2-tiny: use at most 512": (text, ["--block_size", "513"])}
     found |= {"7 is more than the 6 layers": (text, ["--freeze_layers", "7"])}
-    found |= {"would remove what a training run left": ({"output_dir": str(at / "full")}, ["--overwrite"])}
+    found |= {"deletes the files of an earlier training run": ({"output_dir": str(at / "full")}, ["--overwrite"])}
     found |= {"--fp16 and --bf16 contradict": (text, ["--fp16", "--bf16"])}
     found |= {"found no search": ({"output_dir": str(at / "new")}, ["--resume", "--try", "epochs=1,2"])}
-    found |= {"999 is over the 512": (text, ["--try", "block_size=64,999"])}
-    found |= {"544 is over the 512": (text, ["--dry_run", "--block_size", "544"])}
+    found |= {"999 is over the context length of gpt2-tiny": (text, ["--try", "block_size=64,999"])}
+    found |= {"544 is over the context length of gpt2-tiny": (text, ["--dry_run", "--block_size", "544"])}
     return found
 
 
@@ -99,7 +99,10 @@ def commands_and_messages(at: Path) -> list[tuple[list[str], str]]:
     found += [
         ([*joined, "train", "--train_file", str(at / "gone")], "--train_file"),
         ([*joined, "evaluate", "--eval_file", str(at / "gone")], "--eval_file"),
-        ([*joined, "evaluate", "--eval_file", text, "--stride", "512"], "--stride 512 is too long"),
+        (
+            [*joined, "evaluate", "--eval_file", text, "--stride", "512"],
+            "512 is not shorter than the context length 512",
+        ),
         ([*joined, "evaluate", "--eval_file", text, "--device", "mps"], "mps asked for"),
         ([*joined, "evaluate", "--eval_file", text, "--model_name", "./no"], "./no does not exist"),
         ([*joined, "evaluate", "--eval_file", text, "--checkpoint", "best"], "holds no checkpoint-N"),
@@ -111,7 +114,7 @@ def commands_and_messages(at: Path) -> list[tuple[list[str], str]]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there is no such pipe or device elsewhere")
-def test_what_is_known_without_torch_is_refused_without_it(tmp_path: Path) -> None:
+def test_bad_input_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
     prepared(tmp_path)
     cases = commands_and_messages(tmp_path)
     before = sorted(tmp_path.rglob("*"))
@@ -127,10 +130,10 @@ def test_what_is_known_without_torch_is_refused_without_it(tmp_path: Path) -> No
     assert sorted(tmp_path.rglob("*")) == before  # nothing was made
 
 
-def test_samples_are_written_by_the_main_process_at_its_end(
+def test_only_the_main_process_writes_final_samples(
     tmp_path: Path, text_file: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And on the device that was asked for. The others end without a word."""
+    """On the requested device. The other processes print nothing."""
     told: list[object] = []
     given = {"train_file": (str(text_file),), "model_name": str(model_dir), "output_dir": str(tmp_path / "out")}
     given |= {"generate_samples": True, "device": "cpu", "block_size": 16}
@@ -154,10 +157,10 @@ def test_samples_are_written_by_the_main_process_at_its_end(
     assert told == ["trained", (str(tmp_path / "out"), "cpu"), "trained"]
 
 
-def test_an_adapter_that_others_cannot_load_is_told_of(model_dir: Path) -> None:
+def test_adapter_without_public_base_is_advised_against(model_dir: Path) -> None:
     options = TrainingOptions(train_file="a.txt", lora=True, push_to_hub=True)
     for name in (str(model_dir), "gpt2-tiny"):
-        assert "others cannot load the adapter alone: the merged model is whole" in (advice_on_hub(options, name) or "")
+        assert "others cannot load the adapter alone: use the merged model" in (advice_on_hub(options, name) or "")
     alone = TrainingOptions(train_file="a.txt", lora=True, push_to_hub=True, no_merge=True)
     assert "leave out --no_merge" in (advice_on_hub(alone, str(model_dir)) or "")
     assert advice_on_hub(options, "gpt2") is None

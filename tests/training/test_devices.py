@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import types
-from pathlib import Path
 
 import pytest
 import torch
 
-from gpt2tg.errors import UserError
-from gpt2tg.options import TrainingOptions
-from gpt2tg.training import devices, plan
-from gpt2tg.training.finetune import training_arguments
+from gpt2tg.training import devices, timing
 
 MPS = types.SimpleNamespace(type="mps")
 
 
 class Apple:
-    """A generator whose state is a number, a queue of work, and some memory."""
+    """Stands in for torch.mps: counts synchronisations, and its random state is a number."""
 
     def __init__(self) -> None:
         self.state = 5
@@ -47,29 +43,21 @@ def apple(monkeypatch: pytest.MonkeyPatch) -> Apple:
     return found
 
 
-def test_a_step_is_timed_until_the_gpu_has_done_it(apple: Apple) -> None:
-    """Else --dry_run promises a fraction of the time."""
-    plan._timed(lambda: None, MPS)
+def test_timing_waits_for_the_gpu(apple: Apple) -> None:
+    """Otherwise --dry_run would predict a fraction of the time."""
+    timing._timed(lambda: None, MPS)
     assert apple.waited == 1
-    plan._timed(lambda: None, torch.device("cpu"))
+    timing._timed(lambda: None, torch.device("cpu"))
     assert apple.waited == 1
 
 
-def test_a_gpu_that_only_emulates_bf16_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    options = TrainingOptions(train_file="a.txt", output_dir=str(tmp_path), bf16=True)
-    with pytest.raises(UserError, match="bf16 is not supported by Tesla T4: use --fp16"):
-        training_arguments(options, torch.device("cuda"))
-
-
-def test_memory_is_that_of_the_device_trained_on(apple: Apple) -> None:
+def test_memory_is_read_from_the_training_device(apple: Apple) -> None:
     assert devices.memory_gb(MPS) == 3.0
     assert devices.device_bytes(MPS) == 12_000_000_000
     assert 0 < devices.memory_gb(torch.device("cpu")) != 3.0
 
 
-def test_samples_and_measurements_leave_all_generators_alone(apple: Apple) -> None:
+def test_random_state_is_restored_on_all_devices(apple: Apple) -> None:
     before = torch.random.get_rng_state()
 
     def draw() -> None:
@@ -77,7 +65,7 @@ def test_samples_and_measurements_leave_all_generators_alone(apple: Apple) -> No
         apple.state += 1
         raise RuntimeError
 
-    with pytest.raises(RuntimeError), devices.undisturbed_randomness():
+    with pytest.raises(RuntimeError), devices.preserved_random_state():
         draw()
     assert apple.state == 5
     assert torch.equal(torch.random.get_rng_state(), before)

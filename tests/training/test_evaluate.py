@@ -15,7 +15,7 @@ from gpt2tg.checkpoint.checkpoint import read_checkpoint
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import load
 from gpt2tg.options import EvaluationOptions, TrainingOptions
-from gpt2tg.training.evaluate import evaluate, windows
+from gpt2tg.training.evaluate import evaluate, sliding_windows
 from gpt2tg.training.finetune import finetune
 from gpt2tg.training.model import loss
 
@@ -23,9 +23,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(("length", "positions", "stride"), [(10, 4, 2), (10, 4, 1), (11, 4, 3), (3, 8, 4), (9, 8, 1)])
-def test_every_token_but_the_first_is_counted_once(length: int, positions: int, stride: int) -> None:
+def test_each_token_but_the_first_counts_once(length: int, positions: int, stride: int) -> None:
     counted: list[int] = []
-    for start, end, first in windows(length, positions, stride):
+    for start, end, first in sliding_windows(length, positions, stride):
         assert end - start <= positions
         assert start < first
         counted += range(first, end)
@@ -34,7 +34,7 @@ def test_every_token_but_the_first_is_counted_once(length: int, positions: int, 
 
 @pytest.mark.parametrize("stride", [8, 32, 63])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_loss_is_that_of_each_token_after_its_context(
+def test_loss_uses_the_context_of_each_window(
     text_file: Path, model_dir: Path, reference: GPT2LMHeadModel, stride: int, batch_size: int
 ) -> None:
     options = EvaluationOptions(eval_file=str(text_file), stride=stride, examples="file", batch_size=batch_size)
@@ -55,7 +55,7 @@ def test_loss_is_that_of_each_token_after_its_context(
     assert found.bits_per_byte == pytest.approx(total / math.log(2) / len(text.encode()), rel=1e-4)
 
 
-def test_the_task_prints_its_figures(text_file: Path, model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_task_prints_its_figures(text_file: Path, model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--task", "evaluate", "--model_name", str(model_dir), "--eval_file", str(text_file), "--device", "cpu"]
     assert gpt2_text_generation.main(command) == 0
     names = [line.rpartition(" ")[0] for line in capsys.readouterr().out.splitlines()]
@@ -66,7 +66,7 @@ def test_the_task_prints_its_figures(text_file: Path, model_dir: Path, capsys: p
     ("settings", "option"),
     [({"eval_file": None}, "eval_file"), ({"stride": 64}, "stride"), ({"eval_file": "no"}, "eval_file")],
 )
-def test_what_is_refused(text_file: Path, model_dir: Path, settings: dict, option: str) -> None:
+def test_bad_evaluation_options_are_refused(text_file: Path, model_dir: Path, settings: dict, option: str) -> None:
     with pytest.raises(UserError) as caught:
         evaluate(read_checkpoint(model_dir), EvaluationOptions(**{"eval_file": str(text_file), **settings}), CPU)
     assert caught.value.option == option
@@ -80,10 +80,10 @@ def write_rows(directory: Path, count: int) -> tuple[Path, list[dict[str, str]]]
 
 
 @pytest.mark.parametrize("stride", [8, 63])
-def test_prompts_are_context_and_are_not_counted(
+def test_prompts_are_context_and_do_not_count(
     tmp_path: Path, model_dir: Path, reference: GPT2LMHeadModel, stride: int
 ) -> None:
-    """Each token of a completion after its context, by transformers."""
+    """The loss equals that of transformers for each token of a completion in its context."""
     path, rows = write_rows(tmp_path, 9)
     tokenizer = load(str(model_dir)).tokenizer
     ids: list[int] = []
@@ -109,10 +109,10 @@ def test_prompts_are_context_and_are_not_counted(
     assert found.bits_per_byte == pytest.approx(total / math.log(2) / size, rel=1e-4)
 
 
-def test_loss_of_a_table_is_the_validation_loss_of_training(
+def test_loss_of_a_table_equals_the_validation_loss(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, text_file: Path, model_dir: Path, without_pictures: None
 ) -> None:
-    """Where all of it stands in one window."""
+    """If one window holds the whole table."""
     path, _ = write_rows(tmp_path_factory.mktemp("rows"), 1)
     options = TrainingOptions(
         train_file=str(text_file),
@@ -125,8 +125,8 @@ def test_loss_of_a_table_is_the_validation_loss_of_training(
     assert found.loss == pytest.approx(finetune(options, str(model_dir)).loss_before, abs=1e-5)
 
 
-def test_measuring_makes_no_whole_logits(text_file: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that could be trained can be measured: logits of some rows at a time, and no KV cache."""
+def test_evaluation_never_holds_all_logits(text_file: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluation needs no more memory than training: logits of a few rows at a time, and no KV cache."""
     most, cached = [], []
     made, forward = loss._log_probabilities, GPT2Model.forward
     monkeypatch.setattr(loss, "ROWS", 16)
@@ -146,10 +146,10 @@ def test_measuring_makes_no_whole_logits(text_file: Path, model_dir: Path, monke
 
 
 @pytest.mark.parametrize("stride", [16, 48])
-def test_loss_is_that_of_the_strided_loop_that_transformers_documents(
+def test_loss_equals_the_strided_loop_of_transformers(
     text_file: Path, model_dir: Path, reference: GPT2LMHeadModel, stride: int
 ) -> None:
-    """Labels of tokens that were counted before are masked; each window weighs as many tokens as it predicts."""
+    """That loop masks the labels of tokens counted before, and weights each window by its predicted tokens."""
     tokenizer = load(str(model_dir)).tokenizer
     ids = torch.tensor([[*tokenizer.encode(text_file.read_text(encoding="utf-8")), tokenizer.end_id]])
     total, count, previous_end = 0.0, 0, 0

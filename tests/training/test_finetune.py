@@ -1,4 +1,4 @@
-"""Training runs end to end on tiny models: what they learn, what they leave, what they refuse."""
+"""Training runs end to end on tiny models: results, files, and refused input."""
 
 from __future__ import annotations
 
@@ -19,19 +19,17 @@ from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.generation.generator import load
 from gpt2tg.options import TrainingOptions, decoding_options
-from gpt2tg.training import finetune as module
+from gpt2tg.training import arguments, report, trainer
 from gpt2tg.training.finetune import finetune
 
 
 def quick(text_file: Path, output_dir: Path, **settings: object) -> TrainingOptions:
-    """A run of a few seconds."""
+    """Return the options of a run of a few seconds."""
     defaults = dict(block_size=16, batch_size=2, max_steps=4, save_steps=2, learning_rate=1e-3, logging_steps=1)
     return TrainingOptions(train_file=str(text_file), output_dir=str(output_dir), **{**defaults, **settings})
 
 
-def test_fine_tuned_model_is_the_same_to_transformers_and_to_us(
-    text_file: Path, model_dir: Path, tmp_path: Path
-) -> None:
+def test_transformers_and_our_engine_agree_on_the_result(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
     outcome = finetune(quick(text_file, tmp_path / "out"), str(model_dir))
     text = "Two bells argued about the hour"
     for directory in [outcome.output_dir, *numbered_checkpoints(outcome.output_dir)]:
@@ -46,7 +44,7 @@ def test_fine_tuned_model_is_the_same_to_transformers_and_to_us(
         torch.testing.assert_close(ours.model.context(64).start([ids])[0], expected, atol=1e-4, rtol=0)
 
 
-def test_what_a_run_leaves(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+def test_files_of_a_finished_run(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
     outcome = finetune(quick(text_file, tmp_path / "out"), str(model_dir))
     files = {path.name for path in outcome.output_dir.iterdir()}
     assert files == {
@@ -61,7 +59,7 @@ def test_what_a_run_leaves(text_file: Path, model_dir: Path, tmp_path: Path) -> 
 
 
 def test_validation_loss_is_the_mean_over_tokens(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
-    """The last block is short: a mean over batches would weigh its few tokens like a full block."""
+    """The last block is short: a mean over batches would weight its few tokens like a full block."""
     options = quick(text_file, tmp_path / "out", validation_file=str(text_file), max_steps=1, block_size=18)
     outcome = finetune(options, str(model_dir))
     ours = load(str(model_dir))
@@ -84,7 +82,7 @@ def test_validation_loss_is_the_mean_over_tokens(text_file: Path, model_dir: Pat
 def test_tokens_are_counted_without_padding(
     text_file: Path, model_dir: Path, tokenizer: TextTokenizer, tmp_path: Path, alone: bool
 ) -> None:
-    """Each step learns all of a text that is far smaller than a step has room for."""
+    """The text is far smaller than a step, so each step trains on all of it."""
     settings = dict(block_size=64, batch_size=4, gradient_accumulation_steps=8, max_steps=2, validation_split=0)
     finetune(quick(text_file, tmp_path / "out", no_cross_examples=alone, **settings), str(model_dir))
     tokens = sum(len(tokenizer.encode(line)) + 1 for line in text_file.read_text().splitlines())
@@ -95,8 +93,8 @@ def test_tokens_are_counted_without_padding(
     assert float(rows[1]["tokens_per_second"]) == pytest.approx(tokens / seconds, rel=0.2)
 
 
-def test_a_rest_of_one_token_breaks_no_loss(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
-    """A block of a single token has no loss to take a mean of: it once gave NaN."""
+def test_block_of_one_token_does_not_make_the_loss_nan(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+    """Regression test: a block of a single token has no loss, and its mean was NaN."""
     tokens = sum(len(load(str(model_dir)).tokenizer.encode(line)) + 1 for line in text_file.read_text().splitlines())
     block_size = next(size for size in range(8, 60) if tokens % size == 1)
     options = quick(text_file, tmp_path / "out", validation_file=str(text_file), batch_size=1, block_size=block_size)
@@ -106,7 +104,7 @@ def test_a_rest_of_one_token_breaks_no_loss(text_file: Path, model_dir: Path, tm
 
 
 def test_end_of_text_is_learned(tmp_path: Path, tokenizer: object) -> None:
-    """Three lines by heart: after each the model must stop, though padding has the id of the end token."""
+    """A model that memorised three lines must stop after each, although padding has the id of the end token."""
     lines = ["The owl sold silence.", "A fox counted stars.", "Two bells argued."]
     text = tmp_path / "three.txt"
     text.write_text("\n".join(random.Random(0).choices(lines, k=60)) + "\n")
@@ -124,7 +122,7 @@ def test_end_of_text_is_learned(tmp_path: Path, tokenizer: object) -> None:
 
 
 def test_padding_reaches_no_gradient(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
-    """The last block is short: one training step must not depend on what it is padded with."""
+    """The last block is short: a training step must not depend on the padding token."""
     from gpt2tg.training.data.blocks import collate
 
     model = AutoModelForCausalLM.from_pretrained(model_dir, local_files_only=True).eval()
@@ -137,7 +135,7 @@ def test_padding_reaches_no_gradient(text_file: Path, model_dir: Path, tmp_path:
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-def test_same_seed_same_weights_and_other_seed_others(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+def test_seed_determines_the_weights(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
     def weights(seed: int, name: str) -> bytes:
         outcome = finetune(quick(text_file, tmp_path / name, seed=seed, validation_split=0), str(model_dir))
         return (outcome.output_dir / "model.safetensors").read_bytes()
@@ -152,7 +150,7 @@ def test_same_seed_same_weights_and_other_seed_others(text_file: Path, model_dir
     [{"bf16": True}, {"gradient_checkpointing": True}, {"gradient_accumulation_steps": 2}, {"examples": "file"}],
     ids=str,
 )
-def test_ways_to_train_lower_the_loss(text_file: Path, model_dir: Path, tmp_path: Path, settings: dict) -> None:
+def test_training_options_lower_the_loss(text_file: Path, model_dir: Path, tmp_path: Path, settings: dict) -> None:
     options = quick(text_file, tmp_path / "out", validation_file=str(text_file), max_steps=20, **settings)
     outcome = finetune(options, str(model_dir))
     assert outcome.loss_before is not None
@@ -161,18 +159,18 @@ def test_ways_to_train_lower_the_loss(text_file: Path, model_dir: Path, tmp_path
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU: fp16 needs no falling back")
-def test_fp16_without_a_gpu_is_said_and_trains_in_fp32(
+def test_fp16_without_a_gpu_warns_and_trains_in_fp32(
     text_file: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, fp16 in (("asked", True), ("plain", False)):
         finetune(quick(text_file, tmp_path / name, fp16=fp16, max_steps=2), str(model_dir))
-        told = "--fp16 needs a CUDA GPU and there is none: training in fp32" in capsys.readouterr().err
-        assert told == fp16
+        warned = "--fp16 needs a CUDA GPU and there is none: training in fp32" in capsys.readouterr().err
+        assert warned == fp16
     asked, plain = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("asked", "plain"))
     assert asked == plain
 
 
-def test_log_says_loss_learning_rate_speed_and_perplexity(
+def test_log_lines_show_loss_speed_and_perplexity(
     text_file: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outcome = finetune(quick(text_file, tmp_path / "out"), str(model_dir))
@@ -186,19 +184,17 @@ def test_log_says_loss_learning_rate_speed_and_perplexity(
     assert f"{math.exp(outcome.loss_after or 0):.2f} after" in err
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_saves_nothing(
-    text_file: Path, model_dir: Path, tmp_path: Path
-) -> None:
-    """Whether it is seen in the log, by validation, or only in the weights that are about to be saved."""
+def test_nonfinite_loss_ends_the_run_without_a_checkpoint(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+    """Whether logging, evaluation or only the check before a save finds it."""
     for number, settings in enumerate(({"logging_steps": 1}, {}, {"validation_split": 0}, {"save_steps": 2})):
         defaults = {"learning_rate": 1e30, "max_steps": 8, "save_steps": 100, "logging_steps": 10}
         out = tmp_path / str(number)
-        with pytest.raises(RunError, match=r"is no finite number at step \d"):
+        with pytest.raises(RunError, match=r"is not finite at step \d"):
             finetune(quick(text_file, out, **{**defaults, **settings}), str(model_dir))
         assert {path.name for path in out.iterdir()} == {"run.json", "training_log.csv", ".lock"}
 
 
-def test_untouched_dropout_and_given_dropout(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+def test_dropout_is_kept_unless_given(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
     def dropout(**settings: object) -> float:
         outcome = finetune(quick(text_file, tmp_path / f"out{len(settings)}", **settings), str(model_dir))
         return json.loads((outcome.output_dir / "config.json").read_text())["resid_pdrop"]
@@ -207,12 +203,10 @@ def test_untouched_dropout_and_given_dropout(text_file: Path, model_dir: Path, t
     assert dropout(dropout=0.25) == 0.25
 
 
-# --- what is refused, before anything is written -------------------------------------------------------------
+# --- input that is refused before anything is written -------------------------------------------------------------
 
 
-def test_a_directory_that_holds_anything_is_refused_and_left_alone(
-    text_file: Path, model_dir: Path, tmp_path: Path
-) -> None:
+def test_nonempty_directory_is_refused_and_unchanged(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "diary.txt").write_text("mine")
     for settings in ({}, {"overwrite": True}):
         with pytest.raises(UserError):
@@ -220,7 +214,7 @@ def test_a_directory_that_holds_anything_is_refused_and_left_alone(
     assert [path.name for path in tmp_path.iterdir()] == ["diary.txt"]
 
 
-def test_overwrite_takes_out_what_a_run_left_and_nothing_else(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+def test_overwrite_deletes_only_files_of_runs(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
     output_dir = tmp_path / "out"
     finetune(quick(text_file, output_dir), str(model_dir))
     (output_dir / "diary.txt").write_text("mine")
@@ -234,7 +228,7 @@ def test_overwrite_takes_out_what_a_run_left_and_nothing_else(text_file: Path, m
 @pytest.mark.parametrize(
     ("settings", "option", "message"),
     [
-        ({"block_size": 65}, "block_size", "65 is over the 64 positions"),
+        ({"block_size": 65}, "block_size", "65 is over the context length"),
         ({"train_file": None}, "train_file", "is required"),
         ({"train_file": "/nowhere/at/all.txt"}, "train_file", "does not exist"),
         ({"validation_file": "/nowhere/at/all.txt"}, "validation_file", "does not exist"),
@@ -252,29 +246,27 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert not output_dir.exists()
 
 
-def test_a_run_file_of_somebody_else_allows_nothing(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+def test_foreign_run_json_does_not_permit_overwriting(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"mine": 1}')
     (tmp_path / "config.json").write_text("mine too")
-    with pytest.raises(UserError, match="but none did"):
+    with pytest.raises(UserError, match=r"but .* holds none"):
         finetune(quick(text_file, tmp_path, overwrite=True), str(model_dir))
     assert (tmp_path / "config.json").read_text() == "mine too"
 
 
-def test_the_model_to_start_from_is_not_overwritten(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+def test_overwrite_of_the_base_model_is_refused(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
     finetune(quick(text_file, tmp_path / "out"), str(model_dir))
     with pytest.raises(UserError, match="the model to start from"):
         finetune(quick(text_file, tmp_path / "out", overwrite=True), str(tmp_path / "out" / "checkpoint-2"))
     assert (tmp_path / "out" / "checkpoint-2" / "model.safetensors").is_file()
 
 
-def test_an_output_that_cannot_be_made_is_refused_first(text_file: Path, model_dir: Path) -> None:
-    with pytest.raises(UserError, match="no directory that can be written to"):
+def test_output_below_a_file_is_refused(text_file: Path, model_dir: Path) -> None:
+    with pytest.raises(UserError, match="not a directory that can be written to"):
         finetune(quick(text_file, text_file / "below"), str(model_dir))
 
 
-def test_a_sample_prompt_without_room_is_refused_before_training(
-    text_file: Path, model_dir: Path, tmp_path: Path
-) -> None:
+def test_sample_prompt_that_is_too_long_is_refused(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
     options = quick(text_file, tmp_path / "out", generate_samples=True, prompt="owl " * 60)
     with pytest.raises(UserError, match="leaves no room in samples of 64"):
         finetune(options, str(model_dir))
@@ -282,7 +274,7 @@ def test_a_sample_prompt_without_room_is_refused_before_training(
 
 
 @pytest.mark.parametrize("limit", [20_000, 200_000])  # less than the weights, and less than the optimizer's state
-def test_a_disk_that_fills_up_is_said_and_spares_the_checkpoints(
+def test_disk_that_fills_up_leaves_checkpoints_intact(
     text_file: Path,
     model_dir: Path,
     tmp_path: Path,
@@ -290,17 +282,17 @@ def test_a_disk_that_fills_up_is_said_and_spares_the_checkpoints(
     capsys: pytest.CaptureFixture[str],
     limit: int,
 ) -> None:
-    """A limit on the size of files stands in for the disk: what is written fails for real, in each library's way."""
+    """A limit on the file size stands in for the full disk, so that each library fails in its own way."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    save = module.LanguageTrainer._save_checkpoint
+    save = trainer.LanguageTrainer._save_checkpoint
 
-    def limited(self: module.LanguageTrainer, *rest: object) -> None:
+    def limited(self: trainer.LanguageTrainer, *rest: object) -> None:
         if self.state.global_step == 4:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
         save(self, *rest)
 
-    monkeypatch.setattr(module.LanguageTrainer, "_save_checkpoint", limited)
+    monkeypatch.setattr(trainer.LanguageTrainer, "_save_checkpoint", limited)
     words = ["--train_file", text_file, "--model_name", model_dir, "--output_dir", tmp_path / "out", "--block_size", 16]
     words += ["--max_steps", 6, "--save_steps", 2, "--overwrite"]
     try:
@@ -314,59 +306,29 @@ def test_a_disk_that_fills_up_is_said_and_spares_the_checkpoints(
     load(str(tmp_path / "out" / "checkpoint-2"))
 
 
-def test_a_full_disk_is_said_with_its_cause(
+def test_full_disk_is_reported_with_its_cause(
     text_file: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.LanguageTrainer, "_save_checkpoint", full)
+    monkeypatch.setattr(trainer.LanguageTrainer, "_save_checkpoint", full)
     with pytest.raises(RunError, match="No space left on device"):
         finetune(quick(text_file, tmp_path / "out"), str(model_dir))
 
 
-def test_of_several_gpus_one_is_used_and_that_is_said(
+def test_idle_gpus_are_reported(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    arguments = module.training_arguments(quick(text_file, tmp_path), torch.device("cuda"))
-    assert arguments.n_gpu == 1
-    assert arguments.train_batch_size == 2
-    module._tell_of_idle_gpus(torch.device("cpu"))
+    found = arguments.training_arguments(quick(text_file, tmp_path), torch.device("cuda"))
+    assert found.n_gpu == 1
+    assert found.train_batch_size == 2
+    report.log_idle_gpus(torch.device("cpu"))
     assert capsys.readouterr().err == ""
-    module._tell_of_idle_gpus(torch.device("cuda"))
+    report.log_idle_gpus(torch.device("cuda"))
     told = capsys.readouterr().err
-    assert told == "3 GPUs are there, one is used: torchrun --nproc_per_node 3 uses all\n"
+    assert told == "3 GPUs are available, one is used: torchrun --nproc_per_node 3 uses all\n"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    module._tell_of_idle_gpus(torch.device("cuda"))
+    report.log_idle_gpus(torch.device("cuda"))
     assert capsys.readouterr().err == ""
-
-
-def test_a_compiled_run_has_the_losses_of_one_that_is_not(
-    text_file: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plainly = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: plainly(self, backend="aot_eager"))
-    losses = {}
-    for compile in ("off", "on"):
-        options = quick(text_file, tmp_path / compile, compile=compile, dropout=0.0, max_steps=3)
-        finetune(options, str(model_dir))
-        log = json.loads((tmp_path / compile / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
-        losses[compile] = [entry[name] for entry in log for name in ("loss", "eval_loss") if name in entry]
-    assert len(losses["on"]) == 5
-    assert losses["on"] == pytest.approx(losses["off"], abs=1e-5)
-
-
-def test_compiling_is_for_long_runs_on_a_gpu(
-    text_file: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    auto = quick(text_file, tmp_path)
-    cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    assert module.is_compiled(auto, cuda, 10_000)
-    assert not module.is_compiled(auto, cuda, 100)
-    assert not module.is_compiled(auto, cpu, 10_000)
-    assert not module.is_compiled(replace(auto, compile="off"), cuda, 10_000)
-    compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
-    finetune(replace(auto, compile="on", max_steps=1), str(model_dir))
-    assert len(compiled) == 1

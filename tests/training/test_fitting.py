@@ -1,4 +1,4 @@
-"""Runs that are made to fit: adapters, frozen layers, smaller batches, and a plan instead of a run."""
+"""Runs that save memory (adapters, frozen layers, smaller batches), and --dry_run."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def by_peft(adapter: Path, base: Path) -> torch.Tensor:
         return model(torch.tensor(IDS)).logits[0, -1]
 
 
-def test_an_adapter_is_trained_saved_and_merged(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
-    """The directory itself, the adapter below it and the checkpoint are one model, to us and to peft."""
+def test_adapter_is_trained_saved_and_merged(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+    """The directory, the adapter below it and the checkpoint are the same model, for our engine and for peft."""
     out = tmp_path / "out"
     finetune(quick(text_file, out, lora=True, keep="last", lora_targets=("c_attn", "c_fc")), str(model_dir))
     expected = by_peft(out / "adapter", model_dir)
@@ -57,17 +57,15 @@ def test_an_adapter_is_trained_saved_and_merged(text_file: Path, model_dir: Path
     assert not (out / "checkpoint-4" / "model.safetensors").exists()
 
 
-def test_an_adapter_can_be_left_alone(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+def test_adapter_is_not_merged_with_no_merge(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     finetune(quick(text_file, out, lora=True, keep="last", no_merge=True), str(model_dir))
     assert not (out / "model.safetensors").exists()
     torch.testing.assert_close(logits(out), by_peft(out, model_dir), atol=1e-4, rtol=0)
 
 
-def test_an_adapter_that_was_not_merged_is_when_the_run_is_resumed(
-    text_file: Path, model_dir: Path, tmp_path: Path
-) -> None:
-    """As after a kill between the last checkpoint and the end."""
+def test_resume_merges_an_unmerged_adapter(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+    """As after a kill between the last checkpoint and the merge."""
     out = tmp_path / "out"
     finetune(quick(text_file, out, lora=True, no_merge=True), str(model_dir))
     expected = logits(out)
@@ -77,10 +75,8 @@ def test_an_adapter_that_was_not_merged_is_when_the_run_is_resumed(
     torch.testing.assert_close(logits(out / "adapter"), expected, atol=1e-4, rtol=0)
 
 
-def test_an_adapter_below_is_that_of_the_model_above_it_or_not_there(
-    text_file: Path, model_dir: Path, tmp_path: Path
-) -> None:
-    """A run whose adapter was merged goes on, and at its end it is left alone."""
+def test_resume_with_no_merge_removes_the_old_adapter(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+    """The adapter below a merged model would belong to an earlier step."""
     out = tmp_path / "out"
     finetune(quick(text_file, out, lora=True, max_steps=2, keep="last"), str(model_dir))
     assert (out / "adapter").is_dir()
@@ -89,8 +85,8 @@ def test_an_adapter_below_is_that_of_the_model_above_it_or_not_there(
     torch.testing.assert_close(logits(out), by_peft(out / "checkpoint-4", model_dir), atol=1e-4, rtol=0)
 
 
-def test_samples_change_nothing_in_the_training_of_an_adapter(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
-    """Dropout draws from the random state that samples draw from too."""
+def test_samples_do_not_affect_adapter_training(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+    """Dropout and samples draw from the same random state."""
     for name, settings in {"plain": {}, "sampled": {"sample_steps": 1, "num_samples": 2}}.items():
         options = quick(text_file, tmp_path / name, lora=True, lora_dropout=0.3, dropout=0.2, **settings)
         finetune(options, str(model_dir))
@@ -99,7 +95,7 @@ def test_samples_change_nothing_in_the_training_of_an_adapter(text_file: Path, m
     assert plain.read_bytes() == sampled.read_bytes()
 
 
-def test_a_resumed_adapter_reaches_the_same_weights(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+def test_resumed_adapter_reaches_the_same_weights(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
     def run(name: str, **settings: object) -> bytes:
         finetune(quick(text_file, tmp_path / name, lora=True, lora_dropout=0.1, **settings), str(model_dir))
         return (tmp_path / name / "checkpoint-4" / "adapter_model.safetensors").read_bytes()
@@ -112,7 +108,7 @@ def test_a_resumed_adapter_reaches_the_same_weights(text_file: Path, model_dir: 
     assert run("b", lr_scheduler_type="constant", resume="newest") == straight
 
 
-def test_frozen_layers_stay_as_they_are(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+def test_frozen_layers_do_not_change(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
     finetune(quick(text_file, tmp_path / "out", freeze_layers=1), str(model_dir))
     before, after = (load_file(path / "model.safetensors") for path in (model_dir, tmp_path / "out"))
     changed = {name.removeprefix("transformer.") for name in before if not torch.equal(before[name], after[name])}
@@ -121,7 +117,7 @@ def test_frozen_layers_stay_as_they_are(text_file: Path, model_dir: Path, tmp_pa
 
 
 @pytest.mark.parametrize("settings", [{"freeze_layers": 3}, {"lora": True, "freeze_layers": 1}], ids=str)
-def test_what_cannot_be_frozen_is_refused(text_file: Path, model_dir: Path, tmp_path: Path, settings: dict) -> None:
+def test_invalid_freeze_layers_are_refused(text_file: Path, model_dir: Path, tmp_path: Path, settings: dict) -> None:
     with pytest.raises(UserError):
         finetune(quick(text_file, tmp_path / "out", **settings), str(model_dir))
     assert not (tmp_path / "out").exists()
@@ -135,12 +131,12 @@ def test_other_optimizers_train(text_file: Path, model_dir: Path, tmp_path: Path
     assert outcome.loss_after < outcome.loss_before
 
 
-# ---- memory that runs out ----
+# ---- out of memory ----
 
 
 @pytest.fixture
 def small_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device that has room for batches of two."""
+    """A device with memory for batches of two."""
     train = LanguageTrainer.training_step
 
     def limited(self: LanguageTrainer, model: object, inputs: dict, *rest: object) -> object:
@@ -151,17 +147,17 @@ def small_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LanguageTrainer, "training_step", limited)
 
 
-def test_memory_that_runs_out_is_said_with_numbers_and_flags(
+def test_out_of_memory_names_sizes_and_flags(
     text_file: Path, model_dir: Path, tmp_path: Path, small_device: None
 ) -> None:
     with pytest.raises(RunError, match=r"a step takes about .* are there; most effective first: .*--batch_size 1"):
         finetune(quick(text_file, tmp_path / "out"), str(model_dir))
 
 
-def test_smaller_batches_learn_what_large_ones_would(
+def test_auto_batch_size_equals_a_run_with_that_size(
     text_file: Path, model_dir: Path, tmp_path: Path, small_device: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """To the bit what the run with those batches from the beginning gives; and a resumed one needs no other flags."""
+    """Bit for bit like a run with those batches from the start; and a resumed run needs no other flags."""
     finetune(quick(text_file, tmp_path / "auto", batch_size=4, auto_batch_size=True), str(model_dir))
     assert "going on with --batch_size 2 --gradient_accumulation_steps 2" in capsys.readouterr().err
     finetune(quick(text_file, tmp_path / "set", batch_size=2, gradient_accumulation_steps=2), str(model_dir))
@@ -173,10 +169,10 @@ def test_smaller_batches_learn_what_large_ones_would(
     assert outcome.steps == 6
 
 
-def test_memory_that_runs_out_keeps_to_the_checkpoint_that_was_named(
+def test_out_of_memory_keeps_the_named_checkpoint(
     text_file: Path, model_dir: Path, tmp_path: Path, small_device: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The first step after the resume finds no room: what is gone on from is still the older checkpoint."""
+    """Memory runs out in the first step after the resume: the retry starts from the named checkpoint too."""
     options = quick(text_file, tmp_path / "out", auto_batch_size=True, save_total_limit=0)
     finetune(options, str(model_dir))
     named = str(tmp_path / "out" / "checkpoint-2")
@@ -197,10 +193,10 @@ def test_halved_batches_keep_the_blocks_of_a_step(
     assert (found and (found.batch_size, found.gradient_accumulation_steps)) == expected
 
 
-# ---- a plan instead of a run ----
+# ---- dry runs ----
 
 
-def test_a_dry_run_prints_the_plan_and_writes_nothing(
+def test_dry_run_prints_the_plan_and_writes_nothing(
     text_file: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -216,7 +212,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert not out.exists()
 
 
-def test_a_device_that_is_not_there_is_refused(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+def test_missing_device_is_refused(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
     for device in ("cuda:1", "mps") if not torch.backends.mps.is_available() else ("cuda:1",):
         with pytest.raises(UserError) as caught:
             finetune(quick(text_file, tmp_path / "out"), str(model_dir), device)

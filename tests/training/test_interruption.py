@@ -1,4 +1,4 @@
-"""Signals, a second run, and a full disk, each in processes of their own."""
+"""Signals, closed streams, and a second run in the same directory."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from gpt2tg.checkpoint.runs import saved_checkpoints
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training import interruption
 from gpt2tg.training.finetune import finetune
-from gpt2tg.training.interruption import MOST_STEPS_BETWEEN, SECONDS_BETWEEN, WARNINGS, Agreement, Interruption
-from gpt2tg.training.output.directory import RunDirectory
+from gpt2tg.training.interruption import MOST_STEPS_BETWEEN, SECONDS_BETWEEN, WARNINGS, Interruption, SignalConsensus
+from gpt2tg.training.output.run_directory import RunDirectory
 from gpt2tg.training.trainer import LanguageTrainer
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -32,22 +32,20 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_kills_at_random_moments() -> None:
-    """A few of them, of shorter runs; `make test-kills` does many."""
+def test_kills_at_random_moments_lose_no_checkpoint() -> None:
+    """A few kills of short runs; `make test-kills` does many."""
     command = [sys.executable, "tests/training/kills.py", "--kills", "3", "--steps", "10"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "faults: none" in result.stdout
 
 
-def test_ctrl_c_once_saves_and_twice_quits_and_one_run_per_directory(
-    text_file: Path, model_dir: Path, tmp_path: Path
-) -> None:
+def test_first_ctrl_c_saves_and_second_quits(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["--train_file", text_file, "--model_name", model_dir, "--output_dir", out, "--block_size", 16]
     words = [*map(str, words), "--max_steps", "1000000", "--save_steps", "1000000", "--logging_steps", "1"]
     words += ["--validation_split", "0"]
-    # The step in which the first signal comes is held up, so that the second finds the run still busy.
+    # Saving is delayed after the first signal, so that the second one finds the run still busy.
     slow = (
         "import sys, time; sys.path.insert(0, '.'); import finetune_gpt2; from gpt2tg.training.trainer import *\n"
         "save = LanguageTrainer._save_checkpoint\n"
@@ -63,7 +61,7 @@ def test_ctrl_c_once_saves_and_twice_quits_and_one_run_per_directory(
                 told.append(line)
                 if line.startswith("step ") and signals:
                     if not delay:
-                        assert finetune_gpt2.main([*words, "--resume"]) == 2  # while the other one works there
+                        assert finetune_gpt2.main([*words, "--resume"]) == 2  # while the other run works there
                     process.send_signal(signals.pop())
                 elif "this step is finished and saved first" in line and signals:
                     time.sleep(0.2)
@@ -80,10 +78,10 @@ def test_ctrl_c_once_saves_and_twice_quits_and_one_run_per_directory(
 
 @pytest.mark.parametrize("seconds", [0.02, 0.3, 5.0], ids=str)
 @pytest.mark.parametrize("signalled", [0, 1])
-def test_several_processes_end_after_the_same_step_and_rarely_ask(
+def test_processes_stop_after_the_same_step_and_rarely_sync(
     monkeypatch: pytest.MonkeyPatch, seconds: float, signalled: int
 ) -> None:
-    """Two of them as threads, one a little slower: a signal to either, in the first steps or later."""
+    """Two threads stand in for the processes, one a little slower. A signal reaches either, early or late."""
     for step_of_signal in (1, 2, 57):
         asked, ended = two_processes(monkeypatch, seconds, signalled, step_of_signal)
         assert ended[0] == ended[1]
@@ -95,7 +93,7 @@ def test_several_processes_end_after_the_same_step_and_rarely_ask(
 def two_processes(
     monkeypatch: pytest.MonkeyPatch, seconds: float, signalled: int, step_of_signal: int
 ) -> tuple[int, list[int]]:
-    """How often they asked each other, and after which step each knew of the signal."""
+    """Return how often they synchronised, and after which step each knew of the signal."""
     meeting, given, clocks = threading.Barrier(2, timeout=10), {}, threading.local()
     asked, ended = [0], [0, 0]
     monkeypatch.setattr(interruption, "time", SimpleNamespace(monotonic=lambda: clocks.now))
@@ -114,12 +112,12 @@ def two_processes(
     def run(rank: int) -> None:
         clocks.rank, clocks.now = rank, 100.0 * rank
         signals = Interruption()
-        agreement = Agreement(Accelerator(), signals)
+        consensus = SignalConsensus(Accelerator(), signals)
         for step in range(1, 1000):
             clocks.now += seconds * (1 + 0.4 * rank)
             if rank == signalled and step == step_of_signal:
                 signals.signal = signal.SIGTERM
-            if agreement.is_interrupted_at(step):
+            if consensus.is_interrupted_at(step):
                 ended[rank] = step
                 return
 
@@ -131,6 +129,49 @@ def two_processes(
     return asked[0], ended
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--train_file", "my text.txt", "--overwrite"], "--train_file 'my text.txt' --resume"),
+        (["--resume", "--epochs", "3"], "--epochs 3 --resume"),
+        (["--resume", "out/checkpoint-5", "--bf16"], "--bf16 --resume"),
+        (["--resume=out/checkpoint-5", "--max-steps=4"], "--max_steps 4 --resume"),
+    ],
+)
+@pytest.mark.skipif(os.name == "nt", reason="quotes are others there")
+def test_printed_command_resumes_the_run(words: list[str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["finetune_gpt2.py"])
+    assert _resuming(finetune_gpt2.parser(), words) == f"python finetune_gpt2.py {expected}"
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/finetune_gpt2"])
+    assert _resuming(finetune_gpt2.parser(), words) == f"finetune_gpt2 {expected}"
+
+
+@pytest.mark.parametrize(
+    ("parent", "launcher"),
+    [
+        (["/venv/bin/python3", "/venv/bin/torchrun", "--nproc_per_node", "2", "finetune_gpt2.py", "--bf16"],
+         "torchrun --nproc_per_node 2"),
+        (["python", "/venv/bin/accelerate", "launch", "--config_file", "a b.yaml", "finetune_gpt2.py"],
+         "accelerate launch --config_file 'a b.yaml'"),
+        (["python", "-m", "torch.distributed.run", "--standalone", "finetune_gpt2.py"],
+         "python -m torch.distributed.run --standalone"),
+        (["some-scheduler", "job.sh"], "torchrun --nproc_per_node 3"),
+        (["some-scheduler", "finetune_gpt2.py"], "torchrun --nproc_per_node 3"),
+        ([], "torchrun --nproc_per_node 3"),
+    ],
+)  # fmt: skip
+@pytest.mark.skipif(os.name == "nt", reason="quotes are others there")
+def test_printed_command_includes_the_launcher(
+    parent: list[str], launcher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["finetune_gpt2.py"])
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda process: parent)
+    expected = f"{launcher} finetune_gpt2.py --bf16 --resume"
+    assert _resuming(finetune_gpt2.parser(), ["--bf16"]) == expected
+
+
 @pytest.fixture
 def signals_as_before() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in WARNINGS}
@@ -140,8 +181,8 @@ def signals_as_before() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGBREAK"])
-def test_a_warning_saves_and_its_echo_ends_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A terminal that closes sends SIGHUP twice; a batch system's SIGTERM follows its warning, while the run saves."""
+def test_warning_signal_saves_and_its_repeat_is_ignored(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A closing terminal sends SIGHUP twice; a batch system's SIGTERM follows its warning while the run saves."""
     if not hasattr(signal, name):
         pytest.skip("not on this system")
     number, ended = getattr(signal, name), []
@@ -158,7 +199,7 @@ def test_a_warning_saves_and_its_echo_ends_nothing(name: str, monkeypatch: pytes
 
 @pytest.mark.usefixtures("signals_as_before")
 @pytest.mark.skipif(not WARNINGS, reason="not on this system")
-def test_what_nohup_ignores_or_another_handles_is_left_alone() -> None:
+def test_signals_ignored_or_handled_by_others_are_kept() -> None:
     others = []
     for handler in (signal.SIG_IGN, lambda *signalled: others.append(signalled[0])):
         for number in WARNINGS:
@@ -172,7 +213,7 @@ def test_what_nohup_ignores_or_another_handles_is_left_alone() -> None:
 
 
 @pytest.mark.skipif(not WARNINGS, reason="not on this system")
-def test_a_run_within_a_search_hears_the_warning() -> None:
+def test_signal_reaches_the_run_inside_a_search() -> None:
     with Interruption() as search, Interruption() as run:
         run.training = True
         signal.raise_signal(WARNINGS[0])
@@ -180,10 +221,10 @@ def test_a_run_within_a_search_hears_the_warning() -> None:
 
 
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
-def test_a_run_that_is_warned_saves_and_is_resumed(
+def test_warned_run_saves_and_resumes(
     text_file: Path, model_dir: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a terminal that is gone: whatever is told fails."""
+    """The terminal is gone, so every print fails."""
     learn = LanguageTrainer.training_step
 
     def signalled(self: LanguageTrainer, *arguments: object) -> torch.Tensor:
@@ -207,7 +248,7 @@ def quick(text_file: Path, model_dir: Path, directory: Path, *rest: str) -> list
 
 
 class Gone(io.StringIO):
-    """A terminal that was closed, or a pipe without a reader."""
+    """A stream whose writes fail: a closed terminal, or a pipe without a reader."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -225,7 +266,7 @@ class Gone(io.StringIO):
     [Gone(errno.EIO), Gone(errno.EPIPE), Gone(errno.ENOSPC), "closed", None],
     ids=["terminal gone", "no reader", "full disk", "closed", "none"],
 )
-def test_nothing_that_is_told_ends_a_run(
+def test_unwritable_stderr_does_not_end_a_run(
     text_file: Path, model_dir: Path, tmp_path: Path, broken: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if broken == "closed":
@@ -238,10 +279,10 @@ def test_nothing_that_is_told_ends_a_run(
     assert finetune(options, str(model_dir), "cpu").steps == 2
 
 
-def test_a_reader_that_has_seen_enough_ends_no_run(
+def test_closed_pipe_does_not_end_a_run(
     text_file: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with `2>&1 | head -1`: a pipe of the system for both, whose reader goes at once."""
+    """As with `2>&1 | head -1`: both streams are a pipe whose reader is gone."""
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w", buffering=1) as pipe:  # as stderr is: each line is seen to fail
@@ -252,11 +293,11 @@ def test_a_reader_that_has_seen_enough_ends_no_run(
 
 
 @pytest.mark.parametrize("name", ["publish", "merge_adapter"])
-def test_ctrl_c_after_the_last_step_names_what_goes_on(
+def test_ctrl_c_while_publishing_prints_the_resume_command(
     text_file: Path, model_dir: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """All steps are saved, and the model is not in its place."""
+    """All steps are saved, but the model is not yet published."""
     words = quick(text_file, model_dir, tmp_path, "--lora")
     done = getattr(RunDirectory, name)
 

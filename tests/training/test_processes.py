@@ -25,7 +25,7 @@ from gpt2tg.generation.generator import load
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.checks import check_processes
 from gpt2tg.training.finetune import finetune
-from gpt2tg.training.output.directory import FSDP_OPTIMIZER, FSDP_WEIGHTS
+from gpt2tg.training.output.layout import FSDP_OPTIMIZER, FSDP_WEIGHTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,8 +33,8 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 ACCELERATE = ("-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--main_process_port", "0")
 FSDP = ("--config_file", str(ROOT / "configs" / "fsdp.yaml"))
 
-# Several runs in one start: importing takes longer than training. On a CPU accelerate cuts no model, though torch can:
-# it is told to after it has found that there is no GPU.
+# Several runs per launch, because importing takes longer than training. On a CPU, accelerate does not shard a model,
+# though torch can: the patch below enables that after accelerate has found no GPU.
 LAUNCHED = """
 import json, os, signal, sys, finetune_gpt2
 from accelerate.state import AcceleratorState, DistributedType, PartialState
@@ -42,13 +42,14 @@ from gpt2tg.training.trainer import LanguageTrainer
 
 found = AcceleratorState.__init__
 
-def cut_on_a_cpu(self, *arguments, fsdp_plugin=None, **settings):
+def shard_on_a_cpu(self, *arguments, fsdp_plugin=None, **settings):
     found(self, *arguments, fsdp_plugin=fsdp_plugin, **settings)
     if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
         self.fsdp_plugin = fsdp_plugin
         self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
-AcceleratorState.__init__ = cut_on_a_cpu
+AcceleratorState.__init__ = shard_on_a_cpu
+cli.notice("started by: " + " ".join(cli._launcher()))
 learn = LanguageTrainer.training_step
 
 def signalled(self, *arguments):
@@ -60,7 +61,7 @@ def signalled(self, *arguments):
 LanguageTrainer.training_step = signalled
 for words in json.loads(sys.argv[1]):
     if code := finetune_gpt2.main(words):
-        sys.stderr.write(f"exit code {code}\\n")  # in one piece: both write here at once, and print writes word by word
+        sys.stderr.write(f"exit code {code}\\n")  # one write: both processes write here, and print writes in pieces
 """
 
 
@@ -70,7 +71,7 @@ def log(directory: Path) -> list[dict[str, str]]:
 
 
 def launch(launcher: tuple[str, ...], place: Path, commands: list[list[str]]) -> str:
-    """Run commands one after the other in the same two processes; returns what they said."""
+    """Run commands one after the other in the same two processes, and return what they printed on stderr."""
     program = place / "launched.py"
     program.write_text(LAUNCHED)
     result = subprocess.run(
@@ -87,10 +88,10 @@ def launch(launcher: tuple[str, ...], place: Path, commands: list[list[str]]) ->
 
 @pytest.fixture(scope="module")
 def runs(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """one: a single process; two: two of them; gone_on: two again, ended by a signal to one of them and resumed.
+    """Run one: in a single process; two: in two; resumed: in two, stopped by a signal to one of them and resumed.
 
-    cut is started by accelerate, with the model cut among the processes by FSDP, and gone on with; whole_way is cut and
-    left alone.
+    sharded is launched by accelerate, with the model sharded by FSDP, and resumed once; undisturbed is the same
+    without the interruption.
     """
     place = tmp_path_factory.mktemp("processes")
     text = place / "text.txt"
@@ -105,16 +106,16 @@ def runs(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
         ]  # fmt: skip
 
     assert finetune_gpt2.main(words("one", batch=2)) == 0
-    gone_on = [words("gone_on", steps=400), words("gone_on", "--resume")]
-    said = launch(TORCHRUN, place, [words("two"), *gone_on])
-    cut = [words("cut", steps=2), words("cut", "--resume"), words("whole_way")]
+    resumed_commands = [words("resumed", steps=400), words("resumed", "--resume")]
+    said = launch(TORCHRUN, place, [words("two"), *resumed_commands])
+    cut = [words("sharded", steps=2), words("sharded", "--resume"), words("undisturbed")]
     (place / "accelerate.txt").write_text(launch((*ACCELERATE, *FSDP), place, cut))
     return place, said
 
 
-@pytest.mark.parametrize("name", ["two", "cut"])
-def test_losses_are_those_of_one_process_with_the_same_batch(runs: tuple[Path, str], name: str) -> None:
-    """Those that were ended after half of the steps measured then too."""
+@pytest.mark.parametrize("name", ["two", "sharded"])
+def test_losses_equal_one_process_with_the_same_batch(runs: tuple[Path, str], name: str) -> None:
+    """Runs that stopped after half of the steps evaluated there too."""
     both = (log(runs[0] / directory) for directory in ("one", name))
     one, two = ([row for row in rows if row["loss"] or row["step"] != "2"] for rows in both)
     assert len(one) == len(two) == 6
@@ -123,13 +124,13 @@ def test_losses_are_those_of_one_process_with_the_same_batch(runs: tuple[Path, s
             assert float(ours[column] or 0) == pytest.approx(float(theirs[column] or 0), abs=1e-4)
 
 
-def test_the_rest_of_the_held_out_text_is_counted_once(runs: tuple[Path, str]) -> None:
-    """An odd number of blocks: accelerate gives the second process one that was measured before."""
+def test_repeated_validation_blocks_count_once(runs: tuple[Path, str]) -> None:
+    """The number of blocks is odd: accelerate gives the second process one that was evaluated before."""
     blocks = json.loads((runs[0] / "two" / "run.json").read_text())["data"]["validation_blocks"]
     assert blocks % 2 == 1
 
 
-def test_one_process_speaks(runs: tuple[Path, str]) -> None:
+def test_only_the_main_process_prints(runs: tuple[Path, str]) -> None:
     said = runs[1].splitlines()
     expected = {"model: ": 3, "step 1/4 ": 1, "step 1/400 ": 1, "resuming at step 2": 1, "reached step 4": 2}
     for beginning, times in expected.items():
@@ -137,7 +138,7 @@ def test_one_process_speaks(runs: tuple[Path, str]) -> None:
     assert "each step: 2 processes x batch 1 x accumulation 2 = 4 blocks, 64 tokens" in said
 
 
-@pytest.mark.parametrize(("straight", "resumed"), [("two", "gone_on"), ("whole_way", "cut")])
+@pytest.mark.parametrize(("straight", "resumed"), [("two", "resumed"), ("undisturbed", "sharded")])
 def test_resumed_processes_reach_the_same_weights(runs: tuple[Path, str], straight: str, resumed: str) -> None:
     place, _ = runs
     ends = [place / name / "checkpoint-4" / "model.safetensors" for name in (straight, resumed)]
@@ -147,33 +148,39 @@ def test_resumed_processes_reach_the_same_weights(runs: tuple[Path, str], straig
     assert (place / resumed / "checkpoint-4" / "rng_state_1.pth").is_file()
 
 
-def test_a_signal_to_one_process_ends_both_after_the_same_step(runs: tuple[Path, str]) -> None:
+def test_signal_to_one_process_stops_both_after_one_step(runs: tuple[Path, str]) -> None:
     said = runs[1].splitlines()
     assert sum(line.startswith("step 2 of 400 is saved in ") for line in said) == 1, said
     assert said.count("exit code 143") == 2
 
 
-def test_a_model_that_was_cut_is_saved_whole(runs: tuple[Path, str]) -> None:
+def test_sharded_model_is_saved_unsharded(runs: tuple[Path, str]) -> None:
     place, _ = runs
     ids = torch.tensor([[5, 80, 7, 33, 12]])
     with torch.no_grad():
         expected = GPT2LMHeadModel.from_pretrained(place / "one", local_files_only=True).eval()(ids).logits[0, -1]
-    for directory in (place / "cut", place / "cut" / "checkpoint-4"):
+    for directory in (place / "sharded", place / "sharded" / "checkpoint-4"):
         found = load(str(directory)).model.context(64).start(ids.tolist())[0]
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
-    one, cut = ((place / name / "model.safetensors").stat().st_size for name in ("one", "cut"))
+    one, cut = ((place / name / "model.safetensors").stat().st_size for name in ("one", "sharded"))
     assert cut == pytest.approx(one, abs=100)
-    assert (place / "cut" / "checkpoint-4" / FSDP_OPTIMIZER).is_file()  # else it was not cut
+    assert (place / "sharded" / "checkpoint-4" / FSDP_OPTIMIZER).is_file()  # else it was not cut
 
 
-def test_another_number_of_processes_is_refused(runs: tuple[Path, str], model_dir: Path) -> None:
+def test_resume_command_contains_the_launcher(runs: tuple[Path, str]) -> None:
+    assert f"started by: python {' '.join(TORCHRUN)}" in runs[1].splitlines()
+    said = (runs[0] / "accelerate.txt").read_text().splitlines()
+    assert f"started by: python {' '.join((*ACCELERATE, *FSDP))}" in said
+
+
+def test_resume_with_other_process_count_is_refused(runs: tuple[Path, str], model_dir: Path) -> None:
     options = json.loads((runs[0] / "two" / "run.json").read_text())["options"]
     given = TrainingOptions(**{**options, "resume": "newest", "max_steps": 6})
     with pytest.raises(UserError, match="1 processes now, 2 then"):
         finetune(given, str(model_dir), "cpu")
 
 
-def test_the_config_for_fsdp_is_one_that_accelerate_reads() -> None:
+def test_accelerate_reads_the_fsdp_config() -> None:
     config = load_config_from_file(str(ROOT / "configs" / "fsdp.yaml"))
     assert config.distributed_type == "FSDP"
     settings = {name.removeprefix("fsdp_"): value for name, value in config.fsdp_config.items()}
@@ -185,7 +192,7 @@ def test_the_config_for_fsdp_is_one_that_accelerate_reads() -> None:
     assert f"{OPTIMIZER_NAME}.bin" == FSDP_OPTIMIZER
 
 
-def test_what_one_process_alone_can_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_for_a_single_process_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="auto_batch_size"):
         check_processes(TrainingOptions(train_file="a.txt", auto_batch_size=True))

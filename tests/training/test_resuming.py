@@ -1,4 +1,4 @@
-"""A run that was interrupted and resumed is the run that was not: the same losses, the same weights, bit for bit."""
+"""A resumed run equals the uninterrupted one: the same losses and the same weights, bit for bit."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ from transformers.trainer_pt_utils import safe_globals
 from gpt2tg.checkpoint.runs import saved_checkpoints
 from gpt2tg.errors import Interrupted, RunError, UserError
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training import finetune as module
+from gpt2tg.training import run as training_run
 from gpt2tg.training.finetune import finetune
 from gpt2tg.training.output.identity import check_same_run
+from gpt2tg.training.output.resumable import find_resumable
 from gpt2tg.training.trainer import LanguageTrainer
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
-# Twelve blocks to learn from, 14 where none is held out: with batches of 2, an epoch takes 6 passes, or 7.
+# There are 12 training blocks, or 14 if none are held out: with batches of 2 an epoch has 6 or 7 batches.
 BASE = dict(block_size=16, batch_size=2, save_steps=2, learning_rate=1e-3, logging_steps=3, save_total_limit=0)
 
 GRID = {
@@ -47,7 +48,7 @@ GRID = {
 
 @contextmanager
 def interrupted_at(step: int, number: int = signal.SIGTERM) -> Iterator[None]:
-    """A real signal to this process in the middle of a step; one, for a second would end the tests."""
+    """Send a real signal to this process in the middle of a step; only one, because a second would end the tests."""
     compute = LanguageTrainer.training_step
     sent: list[int] = []
 
@@ -65,7 +66,7 @@ def interrupted_at(step: int, number: int = signal.SIGTERM) -> Iterator[None]:
 
 
 def log(directory: Path) -> list[dict[str, str]]:
-    """The lines of the log, without what depends on the clock."""
+    """Return the rows of the log, without the columns that vary."""
     with (directory / "training_log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     return [{k: v for k, v in row.items() if k not in ("tokens_per_second", "seconds", "memory_gb")} for row in rows]
@@ -85,34 +86,32 @@ def same_run(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("name", GRID)
-def test_an_interrupted_run_ends_like_the_uninterrupted_one(
-    text_file: Path, model_dir: Path, tmp_path: Path, name: str
-) -> None:
-    """Interrupted twice, at the end of the first epoch and at a step between two lines of the log and two saves."""
+def test_resumed_run_equals_the_uninterrupted_one(text_file: Path, model_dir: Path, tmp_path: Path, name: str) -> None:
+    """Interrupted twice: at the end of the first epoch, and at a step between two log entries and two saves."""
     settings = {**BASE, **GRID[name]}
     options = TrainingOptions(train_file=str(text_file), output_dir=str(tmp_path / "straight"), **settings)
     straight = finetune(options, str(model_dir))
     batches = 7 if settings.get("validation_split") == 0 else 6
     steps_per_epoch = math.ceil(batches / settings.get("gradient_accumulation_steps", 1))
-    broken = replace(options, output_dir=str(tmp_path / "broken"))
+    interrupted = replace(options, output_dir=str(tmp_path / "interrupted"))
     for step in (steps_per_epoch, steps_per_epoch + 1):
         with interrupted_at(step), pytest.raises(Interrupted) as stopped:
-            finetune(broken, str(model_dir))
+            finetune(interrupted, str(model_dir))
         assert stopped.value.exit_code == 143
         assert stopped.value.is_saved
-        assert saved_checkpoints(tmp_path / "broken")[-1].step == step
-        broken = replace(broken, resume="newest")
-    resumed = finetune(broken, str(model_dir))
+        assert saved_checkpoints(tmp_path / "interrupted")[-1].step == step
+        interrupted = replace(interrupted, resume="newest")
+    resumed = finetune(interrupted, str(model_dir))
     assert resumed.steps == straight.steps
     assert resumed.held_step == straight.held_step
     assert resumed.loss_before == straight.loss_before
     assert resumed.loss_after == straight.loss_after
-    same_run(tmp_path / "straight", tmp_path / "broken")
+    same_run(tmp_path / "straight", tmp_path / "interrupted")
 
 
 @contextmanager
-def interrupted_while_measuring(step: int) -> Iterator[None]:
-    """A real signal in the measurement after this step."""
+def interrupted_while_evaluating(step: int) -> Iterator[None]:
+    """Send a real signal during the evaluation after this step."""
     compute = LanguageTrainer._loss_and_tokens
 
     def loss_and_tokens(self: LanguageTrainer, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -127,42 +126,38 @@ def interrupted_while_measuring(step: int) -> Iterator[None]:
         LanguageTrainer._loss_and_tokens = compute
 
 
-def test_an_interrupted_measurement_is_made_when_the_run_goes_on(
-    text_file: Path, model_dir: Path, tmp_path: Path
-) -> None:
+def test_interrupted_evaluation_is_repeated_on_resume(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
     settings = {**BASE, "batch_size": 1, "max_steps": 3, "eval_steps": 2, "validation_split": 0.4, "logging_steps": 1}
     options = TrainingOptions(train_file=str(text_file), output_dir=str(tmp_path / "straight"), **settings)
     finetune(options, str(model_dir))
-    broken = replace(options, output_dir=str(tmp_path / "broken"))
-    with interrupted_while_measuring(0), pytest.raises(Interrupted, match="before the first step") as stopped:
-        finetune(broken, str(model_dir))
+    interrupted = replace(options, output_dir=str(tmp_path / "interrupted"))
+    with interrupted_while_evaluating(0), pytest.raises(Interrupted, match="before the first step") as stopped:
+        finetune(interrupted, str(model_dir))
     assert stopped.value.exit_code == 130
     assert not stopped.value.is_saved
-    broken = replace(broken, overwrite=True)
-    for _ in range(2):  # the second time before a step was taken
-        with interrupted_while_measuring(2), pytest.raises(Interrupted) as stopped:
-            finetune(broken, str(model_dir))
+    interrupted = replace(interrupted, overwrite=True)
+    for _ in range(2):  # the second time before any new step
+        with interrupted_while_evaluating(2), pytest.raises(Interrupted) as stopped:
+            finetune(interrupted, str(model_dir))
         assert stopped.value.is_saved
-        broken = replace(broken, resume="newest", overwrite=False)
-    finetune(broken, str(model_dir))
-    same_run(tmp_path / "straight", tmp_path / "broken")
+        interrupted = replace(interrupted, resume="newest", overwrite=False)
+    finetune(interrupted, str(model_dir))
+    same_run(tmp_path / "straight", tmp_path / "interrupted")
 
 
-def test_a_signal_in_the_last_measurement_ends_the_run_as_it_would_have_ended(
-    text_file: Path, model_dir: Path, tmp_path: Path
-) -> None:
-    """Nothing would be left to resume, and so nothing to make up for the measurement."""
+def test_signal_in_the_last_evaluation_changes_nothing(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+    """Nothing would be left to resume, so the evaluation is completed."""
     settings = {**BASE, "max_steps": 3, "validation_split": 0.4, "logging_steps": 1}
     options = TrainingOptions(train_file=str(text_file), output_dir=str(tmp_path / "straight"), **settings)
     finetune(options, str(model_dir))
-    with interrupted_while_measuring(3):
-        finetune(replace(options, output_dir=str(tmp_path / "broken")), str(model_dir))
-    same_run(tmp_path / "straight", tmp_path / "broken")
+    with interrupted_while_evaluating(3):
+        finetune(replace(options, output_dir=str(tmp_path / "interrupted")), str(model_dir))
+    same_run(tmp_path / "straight", tmp_path / "interrupted")
 
 
 @pytest.fixture(scope="module")
 def whole(text_file: Path, model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of 6 steps, saved after each second one; to be copied, not changed."""
+    """A finished run of 6 steps, saved every 2; tests copy it."""
     directory = tmp_path_factory.mktemp("whole") / "out"
     options = TrainingOptions(train_file=str(text_file), output_dir=str(directory), max_steps=6, **BASE)
     finetune(replace(options, keep="last"), str(model_dir))
@@ -171,13 +166,13 @@ def whole(text_file: Path, model_dir: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def run(whole: Path, text_file: Path, tmp_path: Path) -> TrainingOptions:
-    """A copy of that run, and the options that resume it."""
+    """The options that resume a copy of that run."""
     shutil.copytree(whole, tmp_path / "out")
     options = TrainingOptions(train_file=str(text_file), output_dir=str(tmp_path / "out"), max_steps=6, **BASE)
     return replace(options, keep="last", resume="newest")
 
 
-def test_a_finished_run_resumed_does_nothing_and_says_so(
+def test_resuming_a_finished_run_does_nothing(
     run: TrainingOptions, model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in Path(run.output_dir).rglob("*")}
@@ -187,7 +182,7 @@ def test_a_finished_run_resumed_does_nothing_and_says_so(
     assert {path: path.stat().st_mtime_ns for path in Path(run.output_dir).rglob("*")} == before
 
 
-def test_a_run_killed_between_its_last_checkpoint_and_its_end_is_ended(run: TrainingOptions, model_dir: Path) -> None:
+def test_resume_publishes_after_a_kill_at_the_end(run: TrainingOptions, model_dir: Path) -> None:
     out = Path(run.output_dir)
     wanted = (out / "model.safetensors").read_bytes()
     for name in ("model.safetensors", "run.json", "README.md"):
@@ -197,13 +192,15 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_end_is_ended(run: Trai
     assert (out / "README.md").is_file()
 
 
-def test_totals_are_totals(run: TrainingOptions, model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_steps_and_epochs_are_totals_over_resumes(
+    run: TrainingOptions, model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert finetune(replace(run, max_steps=8), str(model_dir)).steps == 8
     assert "resuming at step 6 of 8, 2 to go" in capsys.readouterr().err
     assert finetune(replace(run, max_steps=None, epochs=1.5), str(model_dir)).steps == 9
 
 
-def damaged(checkpoint: Path, how: str) -> None:
+def damage(checkpoint: Path, how: str) -> None:
     weights = checkpoint / "model.safetensors"
     if how == "cut":
         weights.write_bytes(weights.read_bytes()[:1000])
@@ -221,22 +218,22 @@ def damaged(checkpoint: Path, how: str) -> None:
 @pytest.mark.parametrize(
     "how", ["optimizer.pt", "rng_state.pth", "model.safetensors", "manifest.json", "cut", "flipped bit", "no folder"]
 )
-def test_a_broken_checkpoint_is_named_and_passed_over(
+def test_damaged_checkpoint_is_named_and_skipped(
     run: TrainingOptions, whole: Path, model_dir: Path, how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     newest = Path(run.output_dir) / "checkpoint-6"
-    damaged(newest, how)
+    damage(newest, how)
     assert finetune(run, str(model_dir)).steps == 6
-    told = [line for line in capsys.readouterr().err.splitlines() if "broken and passed over" in line]
+    told = [line for line in capsys.readouterr().err.splitlines() if "damaged and skipped" in line]
     assert len(told) == 1
-    assert "checkpoint-6 is broken" in told[0]
+    assert "checkpoint-6 is damaged" in told[0]
     assert (newest / "model.safetensors").read_bytes() == (whole / "checkpoint-6" / "model.safetensors").read_bytes()
 
 
-def test_a_run_from_scratch_goes_on_with_the_tokenizer_it_made(
+def test_resume_from_scratch_reuses_the_tokenizer(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of many gigabytes of text it takes long to train one, and each process would."""
+    """Training a tokenizer on gigabytes of text takes long."""
     shape = dict(from_scratch=True, vocab_size=270, n_layer=1, n_embd=16, n_head=1, n_positions=16)
     options = TrainingOptions(
         train_file=str(text_file), output_dir=str(tmp_path / "out"), **{**BASE, **shape, "max_steps": 2}
@@ -244,15 +241,15 @@ def test_a_run_from_scratch_goes_on_with_the_tokenizer_it_made(
     finetune(options)
 
     def train(*_: object) -> None:
-        raise AssertionError("a tokenizer is there")
+        raise AssertionError("the checkpoint has a tokenizer")
 
-    monkeypatch.setattr(module, "train_tokenizer", train)
+    monkeypatch.setattr(training_run, "train_tokenizer", train)
     assert finetune(replace(options, resume="newest", max_steps=3)).steps == 3
 
 
 @pytest.mark.parametrize("how", ["cut", "gone"])
-def test_a_finished_run_whose_model_is_damaged_is_mended(run: TrainingOptions, model_dir: Path, how: str) -> None:
-    """As power loss leaves it: run.json tells of the model, whose content never reached the disk."""
+def test_resume_repairs_a_damaged_published_model(run: TrainingOptions, model_dir: Path, how: str) -> None:
+    """As after a power failure: run.json records the model, but its content never reached the disk."""
     model = Path(run.output_dir) / "model.safetensors"
     content = model.read_bytes()
     model.unlink()
@@ -262,32 +259,30 @@ def test_a_finished_run_whose_model_is_damaged_is_mended(run: TrainingOptions, m
     assert model.read_bytes() == content
 
 
-def test_where_no_checkpoint_is_good_the_run_fails_and_nothing_is_touched(
-    run: TrainingOptions, model_dir: Path
-) -> None:
+def test_all_checkpoints_damaged_fails_and_changes_nothing(run: TrainingOptions, model_dir: Path) -> None:
     out = Path(run.output_dir)
     for saved in saved_checkpoints(out):
-        damaged(saved.path, random.Random(saved.step).choice(["cut", "flipped bit", "optimizer.pt"]))
+        damage(saved.path, random.Random(saved.step).choice(["cut", "flipped bit", "optimizer.pt"]))
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    with pytest.raises(RunError, match=r"all 3 checkpoints in .* are broken and none was touched"):
+    with pytest.raises(RunError, match=r"all 3 checkpoints in .* are damaged; nothing was changed"):
         finetune(run, str(model_dir))
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
-def test_going_back_to_an_earlier_checkpoint(run: TrainingOptions, whole: Path, model_dir: Path) -> None:
-    """What is written from there counts as newer than what the run left behind."""
+def test_resume_from_an_earlier_checkpoint(run: TrainingOptions, whole: Path, model_dir: Path) -> None:
+    """Checkpoints written after that count as newer than those left from before."""
     out = Path(run.output_dir)
     back = replace(run, resume=str(out / "checkpoint-2"), max_steps=5, save_total_limit=3)
     with interrupted_at(3), pytest.raises(Interrupted):
         finetune(back, str(model_dir))
     assert [saved.step for saved in saved_checkpoints(out)] == [4, 6, 3]
     assert log(out)[-1]["step"] == "3"
-    assert module.find_resumable(out, "newest").name == "checkpoint-3"
+    assert find_resumable(out, "newest").name == "checkpoint-3"
     with pytest.raises(UserError, match=r"is no checkpoint of --output_dir .*, which holds checkpoint-"):
         finetune(replace(run, resume=str(whole / "checkpoint-2")), str(model_dir))
 
 
-def test_what_differs_is_refused_by_name_unless_told_anyway(
+def test_differences_are_refused_unless_resume_anyway(
     run: TrainingOptions, model_dir: Path, tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other_text = tmp_path / "other.txt"
@@ -315,10 +310,10 @@ def test_what_differs_is_refused_by_name_unless_told_anyway(
     changed = replace(run, train_file=str(other_text), batch_size=1, max_steps=8, resume_anyway=True)
     assert finetune(changed, str(model_dir)).steps == 8
     err = capsys.readouterr().err
-    assert "going on with what differs from before: --batch_size 1 now, 2 then" in err
+    assert "going on although this differs: --batch_size 1 now, 2 then" in err
 
 
-def test_the_same_content_under_another_name_is_the_same(
+def test_renamed_files_with_equal_content_are_accepted(
     run: TrainingOptions, model_dir: Path, tmp_path: Path, text_file: Path
 ) -> None:
     moved = tmp_path / "moved"
@@ -333,7 +328,7 @@ def groups_of(checkpoint: Path) -> list[dict[str, object]]:
     return torch.load(checkpoint / "optimizer.pt", weights_only=True)["param_groups"]
 
 
-def test_settings_given_anyway_are_used_from_the_next_step(
+def test_resume_anyway_applies_settings_from_the_next_step(
     run: TrainingOptions, model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = dict(
@@ -356,8 +351,8 @@ def test_settings_given_anyway_are_used_from_the_next_step(
     assert decayed["betas"] == others["betas"] == (0.7, 0.9)
 
 
-def test_a_rate_of_almost_nothing_leaves_the_weights(run: TrainingOptions, model_dir: Path) -> None:
-    """Who lowers a rate that was too high sees it in what is learned, in the very next step."""
+def test_lower_learning_rate_applies_in_the_next_step(run: TrainingOptions, model_dir: Path) -> None:
+    """With a learning rate near zero the next step leaves the weights unchanged."""
     out = Path(run.output_dir)
     back = replace(run, resume=str(out / "checkpoint-2"), max_steps=3)
     finetune(replace(back, resume_anyway=True, learning_rate=1e-12), str(model_dir))
@@ -366,7 +361,7 @@ def test_a_rate_of_almost_nothing_leaves_the_weights(run: TrainingOptions, model
         torch.testing.assert_close(after[name], weight, atol=1e-9, rtol=0)
 
 
-def test_another_seed_orders_the_text_and_says_what_stays(
+def test_other_seed_reorders_the_text_and_warns(
     run: TrainingOptions, model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = Path(run.output_dir).with_name("copy")
@@ -406,7 +401,7 @@ def write_run(checkpoint: Path, run: dict[str, Any]) -> None:
         ({"trainer": ["field_of_before=1"]}, {}, "--trainer field_of_before None now, 1 then"),
     ],
 )  # fmt: skip
-def test_a_checkpoint_of_another_version_is_compared_by_meaning(
+def test_options_of_other_versions_are_compared_by_meaning(
     run: TrainingOptions, then: dict[str, Any], now: dict[str, Any], told: str | None
 ) -> None:
     checkpoint = Path(run.output_dir) / "checkpoint-6"
@@ -424,7 +419,7 @@ def changed(options: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in {**options, **change}.items() if value is not ...}
 
 
-def test_another_tokenizer_is_never_gone_on_with(run: TrainingOptions) -> None:
+def test_other_tokenizer_is_refused_even_with_anyway(run: TrainingOptions) -> None:
     checkpoint = Path(run.output_dir) / "checkpoint-6"
     before = run_of(checkpoint)
     with pytest.raises(UserError, match="cannot go on with another tokenizer"):
@@ -433,7 +428,7 @@ def test_another_tokenizer_is_never_gone_on_with(run: TrainingOptions) -> None:
     check_same_run(checkpoint, before, anyway=True)
 
 
-def test_an_interrupted_measurement_saves_once(
+def test_interrupted_evaluation_saves_once(
     text_file: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved, save = [], LanguageTrainer._save_checkpoint
@@ -445,15 +440,15 @@ def test_an_interrupted_measurement_saves_once(
     monkeypatch.setattr(LanguageTrainer, "_save_checkpoint", counted)
     settings = {**BASE, "save_steps": 100, "max_steps": 5, "eval_steps": 2, "validation_split": 0.4}
     options = TrainingOptions(train_file=str(text_file), output_dir=str(tmp_path / "out"), **settings)
-    with interrupted_while_measuring(2), pytest.raises(Interrupted):
+    with interrupted_while_evaluating(2), pytest.raises(Interrupted):
         finetune(options, str(model_dir))
     assert saved == [2]
 
 
-def test_a_run_interrupted_where_its_patience_ends_takes_no_more_steps(
+def test_run_interrupted_at_early_stopping_takes_no_more_steps(
     text_file: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Resumed, it does what it would have done after the measurement, to the last line of the log; and only once."""
+    """Resumed, it does what it would have done after the evaluation, to the last log entry, and only once."""
     settings = {**BASE, "save_steps": 100, "max_steps": 30, "eval_steps": 2, "validation_split": 0.4}
     options = TrainingOptions(
         train_file=str(text_file), output_dir=str(tmp_path / "straight"), early_stopping_patience=1,
@@ -461,17 +456,17 @@ def test_a_run_interrupted_where_its_patience_ends_takes_no_more_steps(
     )  # fmt: skip
     straight = finetune(options, str(model_dir))
     assert 2 < straight.steps < 30
-    broken = replace(options, output_dir=str(tmp_path / "broken"))
-    with interrupted_while_measuring(straight.steps), pytest.raises(Interrupted):
-        finetune(broken, str(model_dir))
-    broken = replace(broken, resume="newest")
-    resumed = finetune(broken, str(model_dir))
+    interrupted = replace(options, output_dir=str(tmp_path / "interrupted"))
+    with interrupted_while_evaluating(straight.steps), pytest.raises(Interrupted):
+        finetune(interrupted, str(model_dir))
+    interrupted = replace(interrupted, resume="newest")
+    resumed = finetune(interrupted, str(model_dir))
     assert (resumed.steps, resumed.held_step) == (straight.steps, straight.held_step)
-    same_run(tmp_path / "straight", tmp_path / "broken")
-    ends = [tmp_path / name / f"checkpoint-{straight.steps}" / "rng_state.pth" for name in ("straight", "broken")]
+    same_run(tmp_path / "straight", tmp_path / "interrupted")
+    ends = [tmp_path / name / f"checkpoint-{straight.steps}" / "rng_state.pth" for name in ("straight", "interrupted")]
     with safe_globals():
         states = [torch.load(path, weights_only=True) for path in ends]
     assert torch.equal(states[0]["cpu"], states[1]["cpu"])
     capsys.readouterr()
-    finetune(broken, str(model_dir))
+    finetune(interrupted, str(model_dir))
     assert f"nothing to do: the run has reached its end at step {straight.steps}" in capsys.readouterr().err

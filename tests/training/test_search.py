@@ -1,4 +1,4 @@
-"""--try: every combination in a folder of its own, hopeless ones ended early, the best at the top, gone on with."""
+"""--try: a folder for each combination, early pruning, the best model published, resuming."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from gpt2tg.generation.generator import load
 from gpt2tg.options import TrainingOptions, decoding_options
 from gpt2tg.training import search as module
 from gpt2tg.training.finetune import Outcome
-from gpt2tg.training.search import measured, search
+from gpt2tg.training.search import search
+from gpt2tg.training.trials import Trial, read_evaluations
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
@@ -26,7 +27,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def options(text_file: Path, output_dir: Path, *tries: str, **settings: object) -> TrainingOptions:
-    """Runs of a moment."""
+    """Return the options of a search with short runs."""
     quick = dict(block_size=16, batch_size=2, max_steps=4, eval_steps=2, logging_steps=4, validation_split=0.3)
     return TrainingOptions(
         train_file=str(text_file), output_dir=str(output_dir), try_=tries, **{**quick, **settings}
@@ -34,7 +35,7 @@ def options(text_file: Path, output_dir: Path, *tries: str, **settings: object) 
 
 
 def table(directory: Path) -> dict[str, dict[str, str]]:
-    """tries.csv by learning rate."""
+    """Return the rows of tries.csv by learning rate."""
     with (directory / "tries.csv").open(encoding="utf-8", newline="") as file:
         return {row["learning_rate"]: row for row in csv.DictReader(file)}
 
@@ -43,14 +44,14 @@ def table(directory: Path) -> dict[str, dict[str, str]]:
 def searched(
     text_file: Path, model_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[TrainingOptions, Path]:
-    """A search with two good settings, a hopeless one, and one that explodes."""
+    """A search with two good settings, a hopeless one, and one that diverges."""
     directory = tmp_path_factory.mktemp("search") / "out"
     given = options(text_file, directory, "learning_rate=1e-3,2e-3,1e-9,1e30")
     search(given, str(model_dir))
     return given, directory
 
 
-def test_the_table_names_what_came_of_each(searched: tuple[TrainingOptions, Path]) -> None:
+def test_table_lists_the_result_of_each_trial(searched: tuple[TrainingOptions, Path]) -> None:
     _, directory = searched
     rows = table(directory)
     assert {rate: row["state"] for rate, row in rows.items()} == {
@@ -71,9 +72,7 @@ def test_the_directory_holds_the_best_model(searched: tuple[TrainingOptions, Pat
     assert load(str(directory)).generate("Two bells", decoding_options({"decoding": "greedy", "max_new_tokens": 2}))
 
 
-def test_a_run_of_a_search_is_an_ordinary_one(
-    searched: tuple[TrainingOptions, Path], model_dir: Path, tmp_path: Path
-) -> None:
+def test_trial_equals_an_ordinary_run(searched: tuple[TrainingOptions, Path], model_dir: Path, tmp_path: Path) -> None:
     given, directory = searched
     alone = replace(given, try_=(), learning_rate=2e-3, output_dir=str(tmp_path / "alone"))
     module.finetune(alone, str(model_dir))
@@ -81,7 +80,7 @@ def test_a_run_of_a_search_is_an_ordinary_one(
     assert (tmp_path / "alone" / "checkpoint-4" / "model.safetensors").read_bytes() == there.read_bytes()
 
 
-def test_an_ended_search_trains_nothing_again(
+def test_resuming_a_finished_search_trains_nothing(
     searched: tuple[TrainingOptions, Path], model_dir: Path, capsys: Capture
 ) -> None:
     given, directory = searched
@@ -93,7 +92,7 @@ def test_an_ended_search_trains_nothing_again(
     assert (directory / "tries.csv").read_bytes() == before
 
 
-def test_an_interrupted_search_goes_on_where_it_was(
+def test_interrupted_search_resumes(
     text_file: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     given = options(text_file, tmp_path / "out", "learning_rate=1e-3,2e-3,1e-9")
@@ -104,12 +103,12 @@ def test_an_interrupted_search_goes_on_where_it_was(
             if state.global_step == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    def ended_in_the_second(one: TrainingOptions, name: str, device: str, callbacks: list) -> object:
+    def interrupted_in_the_second(one: TrainingOptions, name: str, device: str, callbacks: list) -> object:
         begun.append(one.output_dir)
         return finetune(one, name, device, [*callbacks, Terminate()] if len(begun) == 2 else callbacks)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "finetune", ended_in_the_second)
+        patch.setattr(module, "finetune", interrupted_in_the_second)
         with pytest.raises(Interrupted) as stop:
             search(given, str(model_dir))
     assert stop.value.is_saved
@@ -121,11 +120,11 @@ def test_an_interrupted_search_goes_on_where_it_was(
     whole = replace(given, output_dir=str(tmp_path / "whole"))
     search(whole, str(model_dir))
     for folder in (tmp_path / "whole" / "tries").iterdir():
-        assert measured(folder) == measured(tmp_path / "out" / "tries" / folder.name)
+        assert read_evaluations(folder) == read_evaluations(tmp_path / "out" / "tries" / folder.name)
     assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()
 
 
-def test_overwrite_removes_a_search_and_nothing_else(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+def test_overwrite_deletes_only_files_of_the_search(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
     search(options(text_file, tmp_path, "learning_rate=1e-3,2e-3"), str(model_dir))
     (tmp_path / "tries" / "learning_rate=0.001" / "notes.txt").write_text("mine")
     search(options(text_file, tmp_path, "learning_rate=1e-4", overwrite=True), str(model_dir))
@@ -135,7 +134,7 @@ def test_overwrite_removes_a_search_and_nothing_else(text_file: Path, model_dir:
 
 
 def stubbed(curves: dict[str, list[float]]) -> Any:
-    """Stands for `finetune`: a run measures what its curve says, a loss after each round, until it is ended."""
+    """Return a stand-in for `finetune` that evaluates once an epoch, with the losses of a curve."""
 
     def run(one: TrainingOptions, name: str, device: str, callbacks: list) -> Outcome:
         path = Path(one.output_dir)
@@ -159,7 +158,7 @@ def stubbed(curves: dict[str, list[float]]) -> Any:
 @pytest.mark.parametrize(
     ("tries", "settings", "curves", "pruned"),
     [
-        # A run of one round has annealed after it, one of four has not.
+        # After one epoch, a run of one epoch has decayed its learning rate, and a run of four has not.
         (["epochs=1,2,4"], {}, {"epochs=1.0": [4.04], "epochs=2.0": [4.05, 3.97], "epochs=4.0": [4.06, 4.0, 3.9, 3.8]},
          []),
         (["max_steps=4,5,9"], {}, {f"max_steps={steps}": [4 + steps, 3.0] for steps in (4, 5, 9)}, []),
@@ -174,21 +173,19 @@ def stubbed(curves: dict[str, list[float]]) -> Any:
         (["weight_decay=0,1,3"], {}, {f"weight_decay={x}.0": [4.0 + x, 3.0] for x in (0, 1, 3)}, ["weight_decay=3.0"]),
     ],
 )  # fmt: skip
-def test_only_runs_of_one_schedule_are_compared_on_the_way(
+def test_pruning_compares_trials_of_one_schedule(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tries: list[str], settings: dict, curves: dict, pruned: list[str]
 ) -> None:
     monkeypatch.setattr(module, "finetune", stubbed(curves))
     monkeypatch.setattr(module, "draw_tries", lambda *rest: None)
     search(TrainingOptions(train_file="a.txt", output_dir=str(tmp_path / "out"), try_=tuple(tries), **settings))
     record = json.loads((tmp_path / "out" / "run.json").read_text())
-    found = {module.Try(**entry).folder: entry["state"] for entry in record["tries"]}
+    found = {Trial(**entry).folder: entry["state"] for entry in record["tries"]}
     assert found.keys() == curves.keys()
     assert [folder for folder, state in found.items() if state == "pruned"] == pruned
 
 
-def test_a_search_knows_its_runs_in_whatever_order_they_are_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trials_are_recognised_in_any_recorded_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     curves = {f"weight_decay={x}.0,learning_rate=0.001": [4.0 + x, 3.0] for x in (0, 1, 3)}
     run, begun = stubbed(curves), []
 
@@ -211,13 +208,15 @@ def test_a_search_knows_its_runs_in_whatever_order_they_are_recorded(
     ["[]", '{"tries": 5}', '{"tries": [5]}', '{"tries": [{"settings": 5}]}', "[" * 100_000,
      '{"tries": [{"settings": {}, "step": "x"}]}', '{"tries": [{"settings": {}, "state": "odd"}]}'],
 )  # fmt: skip
-def test_a_record_that_is_none_of_a_search(tmp_path: Path, content: str) -> None:
+def test_invalid_search_record_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(UserError, match="found no search"):
         search(TrainingOptions(train_file="a.txt", output_dir=str(tmp_path), try_=("epochs=1,2",), resume="newest"))
 
 
-def test_dry_run_plans_each(text_file: Path, model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_dry_run_prints_a_plan_for_each_trial(
+    text_file: Path, model_dir: Path, tmp_path: Path, capsys: Capture
+) -> None:
     given = options(text_file, tmp_path / "out", "batch_size=1,2", dry_run=True)
     assert search(given, str(model_dir)) is None
     lines = capsys.readouterr().out.splitlines()
@@ -236,17 +235,17 @@ def test_dry_run_plans_each(text_file: Path, model_dir: Path, tmp_path: Path, ca
         (("n_layer=1,2",), "n_layer cannot be tried"),
     ],
 )
-def test_what_cannot_be_tried_is_refused_in_one_line(tries: tuple[str, ...], message: str) -> None:
+def test_invalid_try_settings_are_refused_in_one_line(tries: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
         TrainingOptions(train_file="a.txt", try_=tries)
 
 
-def test_nothing_held_out_leaves_nothing_to_choose_by() -> None:
-    with pytest.raises(UserError, match="needs a validation loss"):
+def test_search_without_validation_is_refused() -> None:
+    with pytest.raises(UserError, match="needs something to measure on"):
         TrainingOptions(train_file="a.txt", try_=("epochs=1,2",), validation_split=0)
 
 
-def test_resume_finds_no_search(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+def test_resume_without_a_search_is_refused(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
     module.finetune(replace(options(text_file, tmp_path), try_=()), str(model_dir))
     with pytest.raises(UserError, match="found no search"):
         search(options(text_file, tmp_path, "learning_rate=1e-3", resume="newest"), str(model_dir))

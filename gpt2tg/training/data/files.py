@@ -11,7 +11,7 @@ from gpt2tg.checkpoint.file_names import ADAPTER_CONFIG, VOCABULARY_FILES, WEIGH
 from gpt2tg.checkpoint.runs import LOG_FILE
 from gpt2tg.errors import UserError
 from gpt2tg.reading.file_kinds import TABLE_SUFFIXES
-from gpt2tg.training.output.directory import is_ours
+from gpt2tg.training.output.layout import is_ours
 
 # What is taken from a folder; a file that is named is read whatever its name.
 TEXT_SUFFIXES = (".txt", ".md", *TABLE_SUFFIXES)

@@ -19,10 +19,12 @@ from tqdm import tqdm
 from gpt2tg.checkpoint.runs import MANIFEST
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import RunError
+from gpt2tg.io.atomic import sync
 from gpt2tg.reading.plain_text import Piece
+from gpt2tg.training.console import log
 from gpt2tg.training.data.cache import writable
 from gpt2tg.training.data.sources import Survey
-from gpt2tg.training.output.durable import damage, seal, sync
+from gpt2tg.training.output.durable import find_damage, seal
 
 CACHE = writable(Path(HF_HOME) / "gpt2tg" / "tokens")
 
@@ -68,7 +70,7 @@ def tokenize(found: Survey, tokenizer: TextTokenizer) -> Tokens:
     directory = CACHE / _fingerprint(found, tokenizer)
     _remove_leftovers()
     try:
-        if damage(directory, (IDS, ENDS)) is not None:
+        if find_damage(directory, (IDS, ENDS)) is not None:
             _make(directory, found, tokenizer)
     except OSError as error:
         raise RunError(f"cannot write the tokens to {CACHE}: {error}; HF_HOME names another place") from None
@@ -93,11 +95,11 @@ def _make(directory: Path, found: Survey, tokenizer: TextTokenizer) -> None:
     """
     CACHE.mkdir(parents=True, exist_ok=True)
     with _sole_writer(directory.name):
-        fault = damage(directory, (IDS, ENDS))
+        fault = find_damage(directory, (IDS, ENDS))
         if fault is None:
             return
         if (directory / MANIFEST).is_file():  # earlier versions wrote none
-            _say(f"the tokens in {directory} are damaged, {fault}: they are made anew")
+            log.info(f"the tokens in {directory} are damaged, {fault}: they are made anew")
         prefix = f"{DRAFT}{directory.name}-"
         with tempfile.TemporaryDirectory(dir=CACHE, prefix=prefix, ignore_cleanup_errors=True) as draft:
             whole = Path(draft) / "whole"
@@ -114,7 +116,7 @@ def _publish(whole: Path, directory: Path) -> None:
             shutil.rmtree(directory)
         whole.rename(directory)
     except OSError:
-        if damage(directory, (IDS, ENDS)) is not None:
+        if find_damage(directory, (IDS, ENDS)) is not None:
             raise  # else another run was faster, where there are no locks
     sync(directory.parent)
 
@@ -126,7 +128,7 @@ def _sole_writer(name: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        _say("waiting for another run that tokenizes the same text")
+        log.info("waiting for another run that tokenizes the same text")
         lock.acquire()
     except (OSError, NotImplementedError):
         pass
@@ -134,12 +136,6 @@ def _sole_writer(name: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _say(text: str) -> None:
-    from gpt2tg.training.callbacks import say  # imports transformers, which workers of a data loader do without
-
-    say(text)
 
 
 def _lock_of(name: str) -> Path:

@@ -27,7 +27,7 @@ from gpt2tg.engine.model import GPT2
 from gpt2tg.errors import UserError, one_line
 from gpt2tg.io.json_files import read_json
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training.callbacks import say
+from gpt2tg.training.console import log
 from gpt2tg.training.data.sources import TextSource
 from gpt2tg.training.model.cpu import ATTENTION, GELU, Dropout
 from gpt2tg.training.model.lora import plain_weights
@@ -56,7 +56,7 @@ def existing_model(checkpoint: Checkpoint, dropout: float | None = None) -> tupl
         model.lm_head.load_state_dict({"weight": head})
     unused = unused_ids(tokenizer, shape.vocab_size, shape.end_ids)
     for note in (*stored.notes, *([note_on_unused(len(unused), shape.vocab_size)] if unused else ()), *tokenizer.notes):
-        say(note)
+        log.info(note)
     return for_training(model), tokenizer
 
 

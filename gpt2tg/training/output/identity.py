@@ -1,4 +1,4 @@
-"""What a resumed run must have in common with the run it goes on with, if it is to reach the same weights."""
+"""Compare a resumed run with the one that wrote its checkpoint: they must agree on all that shapes the weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from transformers import GPT2LMHeadModel
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training.callbacks import say
+from gpt2tg.training.console import log
 from gpt2tg.training.data.blocks import TrainingData
 from gpt2tg.training.fields import shaping_fields, without_secrets
 from gpt2tg.training.output.durable import read_manifest
 
-# Options that change neither the data nor a step already taken, or are compared by what they lead to.
+# Options that may differ: they change neither the data nor a step already taken, or their effect is compared instead.
 MAY_DIFFER = {"train_file", "validation_file", "output_dir", "resume", "resume_anyway", "overwrite"}
 MAY_DIFFER |= {"epochs", "max_steps", "early_stopping_patience", "eval_steps", "keep"}
 MAY_DIFFER |= {"save_steps", "save_total_limit", "logging_steps", "report_to"}
@@ -27,7 +27,7 @@ MAY_DIFFER |= {"dry_run", "show_blocks", "auto_batch_size", "no_merge"}
 MAY_DIFFER |= {"try_", "push_to_hub"}
 MAY_DIFFER |= {"generate_samples", "sample_steps", "prompt", "num_samples"}
 
-# What is trained, and by which optimizer: what a checkpoint holds of these does not fit into others.
+# Options that must agree even with --resume_anyway: otherwise the weights or the optimizer state would not fit.
 MUST_AGREE = ("lora", "lora_rank", "lora_targets", "freeze_layers", "optim")
 
 OTHER_WEIGHTS = "the model to start from has other weights"
@@ -41,10 +41,11 @@ def identity(
     data: TrainingData,
     processes: int,
 ) -> dict[str, Any]:
-    """What each checkpoint keeps of its run.
+    """Return what each checkpoint stores about its run, to be compared on resume. Call before any weight changes.
 
     Args:
-        is_new: the model was made from the seed and the options, which then stand for its weights.
+        is_new: the model was initialised from the seed and the options, so its weights need no fingerprint.
+        processes: how many processes train.
     """
     config = model.config
     shape = {name: getattr(config, name) for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}
@@ -58,11 +59,12 @@ def identity(
         "vocabulary": _vocabulary(tokenizer),
         "data": data.fingerprints,
     }
-    return json.loads(json.dumps(found))  # as it will be read
+    stored: dict[str, Any] = json.loads(json.dumps(found))  # tuples become lists, as in a stored identity
+    return stored
 
 
 def fingerprint_of(model: GPT2LMHeadModel) -> str:
-    """Names the weights by their bits."""
+    """Return a hash of the weights' bits."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -71,21 +73,25 @@ def fingerprint_of(model: GPT2LMHeadModel) -> str:
 
 
 def _vocabulary(tokenizer: TextTokenizer) -> str:
-    """Names what the ids stand for."""
+    """Return a hash of the vocabulary: which id stands for which token."""
     return hashlib.sha256(repr(sorted(tokenizer.raw.get_vocab().items())).encode()).hexdigest()[:32]
 
 
 def check_same_run(checkpoint: Path, now: dict[str, Any], anyway: bool) -> None:
-    """Compare with the run that wrote a checkpoint, which may have been one of another version of gpt2tg.
+    """Check that this run continues the run that wrote a checkpoint, maybe with another version of gpt2tg.
+
+    Args:
+        now: the identity of this run.
+        anyway: log differences instead of refusing them, unless weights, tokenizer or optimizer would not fit.
 
     Raises:
-        UserError: names all that differs, with both values; with `anyway` only where weights or optimizer do not fit.
+        UserError: names all differences, with both values.
     """
     before = read_manifest(checkpoint)["run"]
     both_know = before["shape"].keys() & now["shape"].keys()
     then, here = ({name: size for name, size in run["shape"].items() if name in both_know} for run in (before, now))
     if then != here:
-        raise UserError(f"cannot go on with another model: {_words(then)} then, {_words(here)} now", "resume")
+        raise UserError(f"cannot go on with another model: {_in_words(then)} then, {_in_words(here)} now", "resume")
     if anyway and before.get("vocabulary", now["vocabulary"]) != now["vocabulary"]:
         raise UserError(
             "cannot go on with another tokenizer, whose ids stand for other words: give the --model_name of the first "
@@ -107,13 +113,13 @@ def check_same_run(checkpoint: Path, now: dict[str, Any], anyway: bool) -> None:
             "--resume_anyway, or start anew in another --output_dir",
             "resume",
         )
-    say(f"going on with what differs from before: {'; '.join(found)}")
-    for line in _what_stays(found, bool(options_now["lora"])):
-        say(line)
+    log.warning(f"going on although this differs: {'; '.join(found)}")
+    for line in _differences_without_effect(found, bool(options_now["lora"])):
+        log.warning(line)
 
 
-def _what_stays(found: list[str], has_adapter: bool) -> Iterator[str]:
-    """Say which of the differences come too late, because the checkpoint holds what they would have led to."""
+def _differences_without_effect(found: list[str], has_adapter: bool) -> Iterator[str]:
+    """Yield a line for each difference that comes too late, because the checkpoint holds what it would have changed."""
     if any(difference.startswith("--seed ") for difference in found):
         yield "--seed orders the text from here on; weights and random state are those of the checkpoint"
     if OTHER_WEIGHTS in found or any(difference.startswith("--from_scratch ") for difference in found):
@@ -121,10 +127,10 @@ def _what_stays(found: list[str], has_adapter: bool) -> Iterator[str]:
 
 
 def _options_of(run: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a run that are to agree, with defaults for those that its version of gpt2tg did not know.
+    """Return the options of a run that must agree.
 
-    Of those that this version does not know, the ones that were set are kept. Each field in --trainer that shapes a
-    step counts as an option of its own.
+    Options that its version of gpt2tg did not know have their defaults. Options that this version does not know count
+    if they were set. Each --trainer field that shapes a step counts as an option.
     """
     defaults = json.loads(json.dumps(asdict(TrainingOptions())))
     given = {name: value for name, value in run["options"].items() if name in defaults or value}
@@ -141,7 +147,7 @@ def _differences(
         found.append(f"{now['processes']} processes now, {before['processes']} then")
     if before["weights"] != now["weights"]:
         found.append(OTHER_WEIGHTS)
-    elif not found:  # what the blocks hold depends on the tokenizer and on the options too
+    elif not found:  # different options or tokenizers also change the blocks, and are already named
         for name, fingerprint in before["data"].items():
             if now["data"].get(name) != fingerprint:
                 found.append(f"the {name} text is another")
@@ -153,5 +159,5 @@ def _option_differences(before: dict[str, Any], now: dict[str, Any], names: Iter
     return [f"--{name} {given} now, {then} then" for name, then, given in both if then != given]
 
 
-def _words(shape: dict[str, int]) -> str:
+def _in_words(shape: dict[str, int]) -> str:
     return ", ".join(f"{name} {value}" for name, value in shape.items())

@@ -1,4 +1,4 @@
-"""One run per directory: a lock that is held as long as a run works there."""
+"""Lock an output directory, so that only one run works in it."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from gpt2tg.errors import RunError, UserError
 
-# Held as long as a run works in the directory. The second is a file that is there while the lock is held, for file
-# systems without locks; it names the process, so that one left by a killed run counts for nothing.
+# Held while a run works in the directory. The second is for file systems without locks: a file that exists while the
+# lock is held. It names the process, so that the file of a killed run does not count.
 LOCK_FILES = LOCK_FILE, SOFT_LOCK_FILE = ".lock", ".lock-holder"
 
-# What such file systems answer.
+# The errors of file systems without locks.
 NO_LOCKS = {getattr(errno, name, None) for name in ("ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK", "EINVAL")}
 
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Keep other runs out of a directory that exists.
+    """Hold the lock of an existing directory while the block runs.
 
     Raises:
         UserError: another run works in it.
         RunError: it cannot be written to.
     """
     try:
-        lock = _acquired(directory)
+        lock = _acquire(directory)
     except Timeout:
         raise UserError(
-            f"{directory} is in use by another training run: wait for its end, or choose another", "output_dir"
+            f"{directory} is in use by another training run: wait until it ends, or choose another", "output_dir"
         ) from None
     except OSError as error:
         raise RunError(f"cannot write to {directory}: {error}") from None
@@ -41,8 +41,8 @@ def locked(directory: Path) -> Iterator[None]:
         lock.release()
 
 
-def _acquired(directory: Path) -> BaseFileLock:
-    """Both kinds of lock are asked, for two machines may know one directory by different file systems."""
+def _acquire(directory: Path) -> BaseFileLock:
+    """Take the system's lock or, if the file system has none, the soft lock."""
     soft = SoftFileLock(directory / SOFT_LOCK_FILE)
     lock = FileLock(directory / LOCK_FILE)
     try:

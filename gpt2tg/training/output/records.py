@@ -1,24 +1,25 @@
-"""What a run writes about itself: training_log.csv line by line, run.json and README.md at each save,
-loss.png at saves that are some seconds apart and at the end."""
+"""Write the records of a run: training_log.csv line by line, run.json, the model card and loss.png at saves."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gpt2tg.checkpoint.runs import LOG_FILE, step_of_model
-from gpt2tg.training.callbacks import History, best_step, measurements, say
+from gpt2tg.training.console import log
+from gpt2tg.training.log_history import History, best_step, evaluations
 from gpt2tg.training.output.card import model_card
-from gpt2tg.training.output.directory import CARD_FILE, PLOT_FILE, RunDirectory
-from gpt2tg.training.output.durable import write_whole
+from gpt2tg.training.output.durable import checksum, write_text_file
+from gpt2tg.training.output.layout import CARD_DIGESTS, CARD_FILE, PLOT_FILE, is_card_edited
 from gpt2tg.training.output.plots import draw_losses
+from gpt2tg.training.output.run_directory import RunDirectory
 
-# Columns of the log, and what transformers calls them.
+# Columns of training_log.csv, and the names of their values in the log history of transformers.
 COLUMNS = {
     "step": "step",
     "epoch": "epoch",
@@ -33,22 +34,31 @@ COLUMNS = {
 }
 
 
-# Drawing takes about half a second, which is longer than many steps of a small run.
-SECONDS_BETWEEN_PICTURES = 10.0
+# Drawing takes about half a second, longer than many steps of a small run.
+SECONDS_BETWEEN_PLOTS = 10.0
 
 
 class Records(TrainerCallback):
-    """Keeps the records of a run, on its main process."""
+    """Keeps the records of a run up to date, on its main process.
+
+    loss.png is drawn at saves, at most every ten seconds, and at the end.
+    """
 
     def __init__(self, directory: RunDirectory, title: str) -> None:
+        """Set up the records.
+
+        Args:
+            title: the title of loss.png.
+        """
         self._directory = directory
         self._title = title
-        self._next_picture = 0.0
+        self._next_plot = 0.0
+        self._is_card_kept = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """The log goes on where the checkpoint stands: what a killed run wrote beyond it will be written again."""
+        """Restart the log at the checkpoint: the steps after it will be logged again."""
         if state.is_world_process_zero:
-            write_whole(self._log, "")
+            write_text_file(self._log_file, "")
             self._append(state.log_history, header=True)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -58,7 +68,7 @@ class Records(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
             self._write_figures(state)
-            if time.monotonic() >= self._next_picture:
+            if time.monotonic() >= self._next_plot:
                 self._draw(state.log_history)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -66,26 +76,42 @@ class Records(TrainerCallback):
             self._draw(state.log_history)
 
     def write(self, state: TrainerState) -> None:
-        """Bring run.json, the card and the picture up to date."""
+        """Update run.json, the model card and the plot."""
         self._write_figures(state)
         self._draw(state.log_history)
 
     def _write_figures(self, state: TrainerState) -> None:
-        self._directory.update(figures=_figures(state.log_history, state.global_step, state.max_steps))
-        held = step_of_model(self._directory.path)
-        write_whole(self._directory.path / CARD_FILE, model_card(self._directory.record, held))
+        figures = _figures(state.log_history, state.global_step, state.max_steps)
+        path = self._directory.path / CARD_FILE
+        if is_card_edited(self._directory.path):
+            self._directory.update(figures=figures)
+            self._log_kept_card(path)
+            return
+        card = model_card({**self._directory.record, "figures": figures}, step_of_model(self._directory.path))
+        digests = [checksum(path)] if path.is_file() else []
+        digests.append(hashlib.sha256(card.encode()).hexdigest())
+        self._directory.update(figures=figures, **{CARD_DIGESTS: digests})
+        write_text_file(path, card)
+
+    def _log_kept_card(self, path: Path) -> None:
+        if not self._is_card_kept:
+            log.info(f"{path} was edited and stays as it is: delete it to get a new one")
+            self._is_card_kept = True
 
     def _draw(self, history: History) -> None:
-        path = self._directory.path / PLOT_FILE
-        _unless_it_fails("loss.png was not drawn", lambda: draw_losses(history, path, self._title))
-        self._next_picture = time.monotonic() + SECONDS_BETWEEN_PICTURES
+        """Draw loss.png. A failure is logged and does not end the run; a full disk also fails the next save."""
+        try:
+            draw_losses(history, self._directory.path / PLOT_FILE, self._title)
+        except Exception as error:
+            log.warning(f"{PLOT_FILE} was not drawn: {type(error).__name__}: {error}")
+        self._next_plot = time.monotonic() + SECONDS_BETWEEN_PLOTS
 
     @property
-    def _log(self) -> Path:
+    def _log_file(self) -> Path:
         return self._directory.path / LOG_FILE
 
     def _append(self, entries: History, header: bool = False) -> None:
-        with self._log.open("a", encoding="utf-8", newline="") as file:
+        with self._log_file.open("a", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             if header:
                 writer.writerow(COLUMNS)
@@ -95,10 +121,10 @@ class Records(TrainerCallback):
 
 
 def _figures(history: History, step: int, last_step: int) -> dict[str, Any]:
-    """The numbers of the run so far. Losses are in nats per token."""
-    lines = [entry for entry in history if "loss" in entry]
-    last = lines[-1] if lines else {}
-    measured = {at: loss for loss, at in measurements(history)}
+    """Return the results of the run so far. Losses are in nats per token."""
+    logged = [entry for entry in history if "loss" in entry]
+    last = logged[-1] if logged else {}
+    losses = {at: loss for loss, at in evaluations(history)}
     best = best_step(history)
     return {
         "step": step,
@@ -106,18 +132,10 @@ def _figures(history: History, step: int, last_step: int) -> dict[str, Any]:
         "epoch": last.get("epoch"),
         "training_loss": last.get("loss"),
         "validation_loss_before": next((e["eval_loss"] for e in history if "eval_loss" in e and not e["step"]), None),
-        "validation_loss": measured[max(measured)] if measured else None,
-        "best_validation_loss": None if best is None else measured[best],
+        "validation_loss": losses[max(losses)] if losses else None,
+        "best_validation_loss": None if best is None else losses[best],
         "best_step": best,
         "tokens": last.get("tokens"),
         "seconds": last.get("seconds"),
-        "memory_gb": max((entry["memory_gb"] for entry in lines if "memory_gb" in entry), default=None),
+        "memory_gb": max((entry["memory_gb"] for entry in logged if "memory_gb" in entry), default=None),
     }
-
-
-def _unless_it_fails(what: str, action: Callable[[], None]) -> None:
-    """A picture is worth no night's run: say what failed and go on. A full disk is told by what is saved next."""
-    try:
-        action()
-    except Exception as error:
-        say(f"{what}: {type(error).__name__}: {error}")

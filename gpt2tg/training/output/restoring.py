@@ -1,4 +1,4 @@
-"""What a model and its optimizer take from a checkpoint, and the checks that it fits them."""
+"""Check that a checkpoint fits the model and the optimizer that are to load it, and restore learning rates."""
 
 from __future__ import annotations
 
@@ -14,51 +14,63 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from gpt2tg.checkpoint.file_names import ADAPTER_WEIGHTS
+from gpt2tg.checkpoint.hub import ADAPTER_WEIGHTS
 from gpt2tg.errors import RunError, one_line
 
 
 class Damaged(RunError):
-    """A checkpoint that is as it was sealed, and not what this model can be trained on from."""
+    """A checkpoint that matches its manifest, but does not fit this model."""
 
 
 @contextlib.contextmanager
-def told_as_damage(checkpoint: str, what: str) -> Iterator[None]:
-    """Turn whatever foreign content raises into `Damaged`; memory that ran out is no damage."""
+def raise_as_damage(checkpoint: str, part: str) -> Iterator[None]:
+    """Turn any error of the block into `Damaged`, except running out of memory.
+
+    Args:
+        part: what the block loads, for the message.
+    """
     try:
         yield
     except Exception as error:
         if isinstance(error, MemoryError) or should_reduce_batch_size(error):
             raise
-        raise Damaged(f"{checkpoint} is broken: {what} cannot be used: {one_line(error)}") from error
+        raise Damaged(f"{checkpoint} is damaged: {part} cannot be used: {one_line(error)}") from error
 
 
-def require_fitting_adapter(checkpoint: Path, model: PeftModel) -> None:
-    """Raises ValueError unless a checkpoint holds the tensors of this adapter; peft passes over what it lacks."""
+def check_adapter_fits(checkpoint: Path, model: PeftModel) -> None:
+    """Check that a checkpoint holds exactly the tensors of this adapter: peft ignores missing ones.
+
+    Raises:
+        ValueError: it does not.
+    """
     with safe_open(checkpoint / ADAPTER_WEIGHTS, framework="pt") as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if other := sorted(set(found.items()) ^ set(wanted.items())):
-        raise ValueError(f"{other[0][0]} is missing, or of another shape, or none of the adapter's")
+    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if different := sorted(set(found.items()) ^ set(expected.items())):
+        raise ValueError(f"{different[0][0]} is missing, has another shape, or does not belong to the adapter")
 
 
-def require_fitting_state(optimizer: Any) -> None:
-    """Raises ValueError unless each weight has moments of its shape. torch compares only how many weights there are."""
+def check_optimizer_fits(optimizer: Any) -> None:
+    """Check that the optimizer has moments of the right shape for each weight: torch compares only their number.
+
+    Raises:
+        ValueError: it does not.
+    """
     optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     for group in optimizer.param_groups:
         for weight in group["params"]:
             state, shape = optimizer.state.get(weight, {}), weight.shape
             if isinstance(optimizer, torch.optim.Adam) and not {"step", "exp_avg", "exp_avg_sq"} <= state.keys():
-                raise ValueError("it lacks the moments of a weight")
-            fitting = (shape, shape[:-1], (*shape[:-2], *shape[-1:]))  # Adafactor keeps rows and columns alone
+                raise ValueError("the moments of a weight are missing")
+            fitting = (shape, shape[:-1], (*shape[:-2], *shape[-1:]))  # Adafactor keeps one value per row and column
             for value in state.values():
                 if isinstance(value, Tensor) and value.dim() and value.shape not in fitting:
-                    raise ValueError(f"it holds a moment of shape {tuple(value.shape)} for a weight of {tuple(shape)}")
+                    raise ValueError(f"it has a moment of shape {tuple(value.shape)} for a weight of {tuple(shape)}")
 
 
-def set_rates(scheduler: LambdaLR, optimizer: Any) -> None:
-    """Let the next step learn at the rate that the schedule of this run has for it."""
+def set_learning_rates(scheduler: LambdaLR, optimizer: Any) -> None:
+    """Set the learning rates of the next step to those of this run's schedule."""
     groups = optimizer.param_groups
     scheduler.base_lrs = [group["initial_lr"] for group in groups]
     factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]

@@ -1,8 +1,8 @@
-"""Whether the files of an intact checkpoint hold what a run needs to go on.
+"""Check that the files of an intact checkpoint hold what a resumed run needs.
 
-A manifest that matches shows that the files are those that were sealed, not that a run of ours wrote them. Each file is
-therefore read, and what can be tried without a model is tried, before anything is trained. Pickles are read by torch's
-weights-only reader, which runs nothing that stands in them.
+A matching manifest shows that the files have not changed, not that a run of ours wrote them. Each file is therefore
+read and checked, as far as that works without the model, before anything is trained. Pickles are read by torch's
+weights-only reader, which executes no code in them.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from gpt2tg.checkpoint.runs import MANIFEST
 from gpt2tg.checkpoint.weights import stream_weights
 from gpt2tg.errors import one_line
 from gpt2tg.io.json_files import read_object
-from gpt2tg.training.output.directory import OPTIMIZER_FILE, OUTPUT_LAYER, SCHEDULER_FILE, STATE_FILE, WEIGHTS
+from gpt2tg.training.output.layout import OPTIMIZER_FILE, OUTPUT_LAYER, SCHEDULER_FILE, STATE_FILE, WEIGHTS
 
-# There where a run computed in 16 bits on a GPU.
+# Written by runs that compute in fp16.
 SCALER_FILE = "scaler.pt"
 
-# Under this name our part of the state stands in the trainer_state.json of a checkpoint.
+# The entry of our own state among the `stateful_callbacks` in trainer_state.json.
 OUR_STATE = "gpt2tg"
 
 Check = Callable[[Any], bool]
 
 
 def find_fault(checkpoint: Path) -> str | None:
-    """Return which file keeps a run from going on from a checkpoint, and why; None where all can be used."""
+    """Return the first file that a resumed run cannot use, with the reason; None if all are usable."""
     for path, check in _checks(checkpoint):
         try:
             check(path)
-        except Exception as error:  # foreign content can fail in any way
+        except Exception as error:  # the content is untrusted: any library may raise anything
             return f"{path.name} cannot be used: {one_line(error)}"
     return None
 
@@ -49,7 +49,7 @@ def find_fault(checkpoint: Path) -> str | None:
 def _checks(checkpoint: Path) -> Iterator[tuple[Path, Callable[[Path], None]]]:
     yield checkpoint / MANIFEST, _check_manifest
     yield checkpoint / STATE_FILE, _check_trainer_state
-    if not is_adapter(checkpoint):  # one is compared with its model when that is there
+    if not is_adapter(checkpoint):  # an adapter is compared with its model when it is loaded
         yield checkpoint / WEIGHTS, _check_weights
     if (checkpoint / OPTIMIZER_FILE).is_file():
         yield checkpoint / OPTIMIZER_FILE, _check_optimizer
@@ -72,24 +72,24 @@ def _is_number_or_nan(value: Any) -> bool:
     return type(value) in (int, float)
 
 
-# Of an entry of the log, where it holds them. A gradient in 16 bits may overflow, and so may a perplexity.
-CHECKS_OF_LOG: dict[str, Check] = dict.fromkeys(("epoch", "loss", "eval_loss", "learning_rate", "seconds"), _is_number)
-CHECKS_OF_LOG |= dict.fromkeys(("grad_norm", "eval_perplexity", "tokens_per_second", "memory_gb"), _is_number_or_nan)
-CHECKS_OF_LOG |= {"tokens": _is_count}
+# Fields of a log entry, all optional. A gradient in 16 bits and a perplexity may overflow.
+LOG_CHECKS: dict[str, Check] = dict.fromkeys(("epoch", "loss", "eval_loss", "learning_rate", "seconds"), _is_number)
+LOG_CHECKS |= dict.fromkeys(("grad_norm", "eval_perplexity", "tokens_per_second", "memory_gb"), _is_number_or_nan)
+LOG_CHECKS |= {"tokens": _is_count}
 
 
-def _is_name(value: Any) -> bool:
+def _is_optional_text(value: Any) -> bool:
     return value is None or isinstance(value, str)
 
 
-def _is(kind: type) -> Check:
+def _is_a(kind: type) -> Check:
     return lambda value: isinstance(value, kind)
 
 
 def _require(content: Any, checks: Mapping[Any, Check], where: str = "it") -> None:
-    """Raises ValueError unless all fields are there, and hold what they are to hold."""
+    """Raise a ValueError unless the content has all fields that `checks` names, with valid values."""
     if not isinstance(content, Mapping):
-        raise ValueError(f"{where} holds no named values")
+        raise ValueError(f"{where} is not a mapping")
     for name, check in checks.items():
         if name not in content:
             raise ValueError(f"{where} lacks {name}")
@@ -99,30 +99,36 @@ def _require(content: Any, checks: Mapping[Any, Check], where: str = "it") -> No
 
 def _check_manifest(path: Path) -> None:
     content = read_object(path)
-    _require(content, {"step": _is_count, "order": _is_count, "run": _is(dict)})
+    _require(content, {"step": _is_count, "order": _is_count, "run": _is_a(dict)})
     if f"checkpoint-{content['step']}" != path.parent.name:
-        raise ValueError(f"it is that of checkpoint-{content['step']}")
+        raise ValueError(f"it belongs to checkpoint-{content['step']}")
     run = content["run"]
-    fields = {"options": _is(dict), "processes": _is_count, "shape": _is(dict), "weights": _is_name, "data": _is(dict)}
+    fields: dict[str, Check] = dict.fromkeys(("options", "shape", "data"), _is_a(dict))
+    fields |= {"processes": _is_count, "weights": _is_optional_text}
     _require(run, fields, "its run")
-    _require(run["options"], dict.fromkeys({"trainer"} & run["options"].keys(), _is(list)), "its options")
+    _require(run["options"], dict.fromkeys({"trainer"} & run["options"].keys(), _is_a(list)), "its options")
     _require(run["shape"], dict.fromkeys(run["shape"], _is_count), "its shape")
-    _require(run["data"], dict.fromkeys(run["data"], _is_name), "its data")
+    _require(run["data"], dict.fromkeys(run["data"], _is_optional_text), "its data")
 
 
 def _check_trainer_state(path: Path) -> None:
     content = read_object(path)
     counts = ("global_step", "max_steps", "num_train_epochs", "num_input_tokens_seen")
-    fields = dict.fromkeys(counts, _is_count) | dict.fromkeys(("epoch", "total_flos"), _is_number)
-    fields |= {"log_history": _is(list), "stateful_callbacks": _is(dict), "best_model_checkpoint": _is_name}
+    fields: dict[str, Check] = dict.fromkeys(counts, _is_count)
+    fields |= dict.fromkeys(("epoch", "total_flos"), _is_number)
+    fields |= {
+        "log_history": _is_a(list),
+        "stateful_callbacks": _is_a(dict),
+        "best_model_checkpoint": _is_optional_text,
+    }
     _require(content, fields)
     step = content["global_step"]
     if f"checkpoint-{step}" != path.parent.name:
         raise ValueError(f"its global_step is {step}")
     for entry in content["log_history"]:
         _require(entry, {"step": lambda value: _is_count(value) and value <= step}, "its log_history")
-        _require(entry, {name: CHECKS_OF_LOG[name] for name in CHECKS_OF_LOG.keys() & entry.keys()})
-    _require(content["stateful_callbacks"], {OUR_STATE: _is(dict)}, "its stateful_callbacks")
+        _require(entry, {name: LOG_CHECKS[name] for name in LOG_CHECKS.keys() & entry.keys()})
+    _require(content["stateful_callbacks"], {OUR_STATE: _is_a(dict)}, "its stateful_callbacks")
     ours = content["stateful_callbacks"][OUR_STATE]
     _require(
         ours,
@@ -143,11 +149,11 @@ def _check_weights(path: Path) -> None:
             raise ValueError(f"{name} is {getattr(shape, name)} in its config.json, and {size} in {MANIFEST}")
     with safe_open(path, "pt") as file:
         names = list(file.keys())
-    # Generating reads names behind any prefix; the Trainer would pass them over and go on with other weights.
+    # Generation accepts any prefix. The Trainer would ignore such tensors and continue with other weights.
     if strange := next((name for name in names if name != OUTPUT_LAYER and not name.startswith("transformer.")), None):
         raise ValueError(f"the tensor {strange} has a name that no run writes")
-    for _ in stream_weights(checkpoint):
-        pass  # a tensor that is not finite is refused when it is read
+    for _ in stream_weights(path.parent, shape):
+        pass  # reading a tensor that is not finite raises an error
 
 
 def _load(path: Path) -> Any:
@@ -156,18 +162,18 @@ def _load(path: Path) -> Any:
 
 def _check_optimizer(path: Path) -> None:
     content = _load(path)
-    _require(content, {"state": _is(dict), "param_groups": _is(list)})
+    _require(content, {"state": _is_a(dict), "param_groups": _is_a(list)})
     for group in content["param_groups"]:
-        _require(group, {"params": _is(list)}, "its param_groups")
+        _require(group, {"params": _is_a(list)}, "its param_groups")
     for state in content["state"].values():
         _require(state, {}, "its state")
 
 
 def _check_scheduler(path: Path) -> None:
     content = _load(path)
-    _require(content, {"last_epoch": _is_count, "base_lrs": _is(list), "lr_lambdas": _is(list)})
+    _require(content, {"last_epoch": _is_count, "base_lrs": _is_a(list), "lr_lambdas": _is_a(list)})
     if f"checkpoint-{content['last_epoch']}" != path.parent.name and not (path.parent / SCALER_FILE).is_file():
-        raise ValueError(f"its last_epoch is {content['last_epoch']}")  # a scaler passes over steps that overflow
+        raise ValueError(f"its last_epoch is {content['last_epoch']}")  # a scaler skips steps that overflow
 
 
 def _check_scaler(path: Path) -> None:
@@ -175,7 +181,7 @@ def _check_scaler(path: Path) -> None:
 
 
 def _check_random_state(path: Path) -> None:
-    with safe_globals():
+    with safe_globals():  # type: ignore[no-untyped-call]  # not annotated
         content = torch.load(path, map_location="cpu", weights_only=True)
     _require(content, dict.fromkeys(("python", "numpy", "cpu"), lambda value: value is not None))
     random.Random().setstate(content["python"])

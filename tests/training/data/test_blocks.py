@@ -709,7 +709,7 @@ def test_two_runs_at_once_tokenize_a_text_once(
     tmp_path: Path, tokenizer: TextTokenizer, tokenized: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, told = write(tmp_path, numbered(20, "at once")), threading.Event()
-    monkeypatch.setattr(tokens, "_say", lambda text: told.set())
+    monkeypatch.setattr(tokens.log, "info", lambda text: told.set())
     made = tokens.token_runs
 
     def waited_for(found: Survey, tokenizer: TextTokenizer) -> Iterator[Any]:

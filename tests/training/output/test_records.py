@@ -1,21 +1,15 @@
-"""What a run writes about itself, and what it writes on the way."""
+"""The records of a run: log, plot, run.json, model card and samples."""
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
-import os
 import re
-import struct
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from transformers import TrainerControl, TrainerState
 
 import finetune_gpt2
 import generate_from_finetuned
@@ -24,18 +18,17 @@ from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training import samples as sampling
-from gpt2tg.training.callbacks import Progress, Stopwatch, best_step, is_due, is_out_of_patience, measurements
 from gpt2tg.training.data.sources import plan_sources
-from gpt2tg.training.finetune import Outcome, finetune
+from gpt2tg.training.finetune import finetune
+from gpt2tg.training.outcome import Outcome
 from gpt2tg.training.output import records
-from gpt2tg.training.output.card import model_card
 
 Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
 def options(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingOptions:
-    """A run that learns six lines by heart with far too large steps, so that its validation loss soon rises."""
+    """A run that memorises six lines with a far too high learning rate, so that its validation loss soon rises."""
     return TrainingOptions(
         train_file=str(text_file), output_dir=str(tmp_path_factory.mktemp("run") / "out"), block_size=16,
         batch_size=2, epochs=4.0, save_steps=8, learning_rate=0.02, logging_steps=2, save_total_limit=1, sample_steps=5,
@@ -53,7 +46,7 @@ def rows(directory: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_log_has_a_line_for_each_step_logged_and_each_measurement(
+def test_log_file_has_a_row_per_log_and_evaluation(
     options: TrainingOptions, outcome: Outcome, tokenizer: TextTokenizer
 ) -> None:
     lines = rows(outcome.output_dir)
@@ -65,12 +58,12 @@ def test_the_log_has_a_line_for_each_step_logged_and_each_measurement(
     assert seconds == sorted(seconds)
 
 
-def test_the_best_stays_and_is_what_the_directory_holds(outcome: Outcome) -> None:
+def test_directory_holds_the_best_model(outcome: Outcome) -> None:
     out = outcome.output_dir
     losses = {int(row["step"]): float(row["validation_loss"]) for row in rows(out) if row["validation_loss"]}
     del losses[0]
     best = min(losses, key=lambda step: losses[step])
-    assert best < 24, "this run should have learned by heart"
+    assert best < 24, "this run should overfit"
     assert outcome.held_step == best
     assert outcome.loss_after == losses[best]
     assert {saved.step for saved in saved_checkpoints(out)} == {best, 24}
@@ -80,7 +73,9 @@ def test_the_best_stays_and_is_what_the_directory_holds(outcome: Outcome) -> Non
     assert choose_checkpoint(str(out), "best").name == f"checkpoint-{best}"
 
 
-def test_keep_last_and_patience(options: TrainingOptions, outcome: Outcome, model_dir: Path, tmp_path: Path) -> None:
+def test_keep_last_and_early_stopping(
+    options: TrainingOptions, outcome: Outcome, model_dir: Path, tmp_path: Path
+) -> None:
     patient = replace(options, output_dir=str(tmp_path), keep="last", early_stopping_patience=2, sample_steps=None)
     ended = finetune(patient, str(model_dir))
     measured = [int(row["step"]) for row in rows(outcome.output_dir) if row["validation_loss"]]
@@ -91,7 +86,7 @@ def test_keep_last_and_patience(options: TrainingOptions, outcome: Outcome, mode
     assert finetune(replace(patient, resume="newest", early_stopping_patience=None), str(model_dir)).steps == 24
 
 
-def test_saves_in_quick_succession_draw_one_picture(
+def test_frequent_saves_draw_one_plot(
     text_file: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[int] = []
@@ -104,7 +99,7 @@ def test_saves_in_quick_succession_draw_one_picture(
     assert drawn == [1, 5]
 
 
-def test_the_picture_is_a_picture(outcome: Outcome) -> None:
+def test_plot_contains_all_curves(outcome: Outcome) -> None:
     from PIL import Image
 
     with Image.open(outcome.output_dir / "loss.png") as picture:
@@ -113,28 +108,7 @@ def test_the_picture_is_a_picture(outcome: Outcome) -> None:
     assert {(0, 114, 178), (213, 94, 0), (0, 158, 115)} <= colours  # training, validation, lowest
 
 
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("gpt2", "openai-community/gpt2"),
-        ("somebody/owl-gpt2", "somebody/owl-gpt2"),
-        ("here/model", None),
-        ("gpt2-tiny", None),
-        ("/home/me/model", None),
-        (None, None),
-    ],
-)
-def test_the_card_names_the_base_where_others_can_find_it(
-    outcome: Outcome, name: str | None, shown: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "here" / "model").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    run = json.loads((outcome.output_dir / "run.json").read_text(encoding="utf-8"))
-    front = yaml.safe_load(model_card({**run, "model_name": name}, 1).split("---")[1])
-    assert front.get("base_model") == shown
-
-
-def test_run_json_and_the_card(outcome: Outcome, options: TrainingOptions, model_dir: Path) -> None:
+def test_run_json_and_card_describe_the_run(outcome: Outcome, options: TrainingOptions, model_dir: Path) -> None:
     run = json.loads((outcome.output_dir / "run.json").read_text())
     assert run["figures"]["step"] == run["figures"]["of_steps"] == 24
     assert run["figures"]["best_step"] == run["model"]["step"] == outcome.held_step
@@ -147,31 +121,31 @@ def test_run_json_and_the_card(outcome: Outcome, options: TrainingOptions, model
     assert f"those of step {outcome.held_step}" in card
     assert f"| {outcome.loss_after:.4f} |" in card
     assert "![Loss by step](loss.png)" in card
-    assert str(model_dir.parent) not in card, "the paths of whoever trained it are nobody's business"
+    assert str(model_dir.parent) not in card, "paths are private"
     assert str(outcome.output_dir) not in card
-    assert "lora" not in card, "settings that were left alone say nothing"
+    assert "lora" not in card, "default settings are left out"
 
 
-def test_samples_on_the_way(outcome: Outcome) -> None:
+def test_samples_are_written_during_training(outcome: Outcome) -> None:
     text = (outcome.output_dir / "samples.md").read_text(encoding="utf-8")
     assert re.findall(r"^## Step (\d+)$", text, re.MULTILINE) == ["5", "10", "15", "20"]
     assert len(re.findall(r"^> The owl", text, re.MULTILINE)) == 8
 
 
-def test_samples_and_measurements_change_nothing(
+def test_samples_and_evaluations_do_not_affect_training(
     options: TrainingOptions, outcome: Outcome, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither do samples that fail: the run without them has the same weights."""
+    """Not even samples that fail: the run without them has the same weights."""
     plain = replace(
         options, output_dir=str(tmp_path / "plain"), sample_steps=None, eval_steps=None, validation_split=0.05
     )
     finetune(plain, str(model_dir))
 
     def fails(*_: object) -> list[str]:
-        torch.manual_seed(0)  # even one that spoils the random state
+        torch.manual_seed(0)  # even one that changes the random state
         raise RuntimeError("out of ink")
 
-    monkeypatch.setattr(sampling.Samples, "_texts", fails)
+    monkeypatch.setattr(sampling.Samples, "_generate", fails)
     failing = replace(options, output_dir=str(tmp_path / "failing"))
     finetune(failing, str(model_dir))
     weights = (outcome.output_dir / "checkpoint-24" / "model.safetensors").read_bytes()
@@ -179,7 +153,7 @@ def test_samples_and_measurements_change_nothing(
         assert (tmp_path / name / "checkpoint-24" / "model.safetensors").read_bytes() == weights
 
 
-def test_generating_from_a_checkpoint_of_the_run(outcome: Outcome, capsys: Capture) -> None:
+def test_generation_from_each_checkpoint(outcome: Outcome, capsys: Capture) -> None:
     out = str(outcome.output_dir)
     assert generate_from_finetuned.main(["--model_path", out, "--list"]) == 0
     printed = capsys.readouterr().out
@@ -196,21 +170,19 @@ def test_generating_from_a_checkpoint_of_the_run(outcome: Outcome, capsys: Captu
     assert generate_from_finetuned.main([*words, "--checkpoint", "newest"]) == 2
 
 
-def test_a_service_that_is_not_there_is_refused_before_training(
-    options: TrainingOptions, model_dir: Path, tmp_path: Path
-) -> None:
+def test_missing_report_service_is_refused(options: TrainingOptions, model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"clipboard is not installed here, or not one of .*tensorboard"):
         finetune(replace(options, output_dir=str(tmp_path / "out"), report_to=("clipboard",)), str(model_dir))
     assert not (tmp_path / "out").exists()
 
 
-def test_flags_that_need_something_to_measure_on(capsys: Capture, text_file: Path, tmp_path: Path) -> None:
+def test_early_stopping_without_validation_is_refused(capsys: Capture, text_file: Path, tmp_path: Path) -> None:
     words = ["--train_file", str(text_file), "--output_dir", str(tmp_path / "out"), "--validation_split", "0"]
     assert finetune_gpt2.main([*words, "--early_stopping_patience", "2"]) == 2
     assert "--early_stopping_patience 2 needs a validation loss" in capsys.readouterr().err
 
 
-def test_flags_of_an_adapter_without_one_are_named(capsys: Capture, tmp_path: Path) -> None:
+def test_unused_adapter_flags_are_reported(capsys: Capture, tmp_path: Path) -> None:
     words = ["--train_file", str(tmp_path / "nothing.txt"), "--output_dir", str(tmp_path / "out"), "--no_merge"]
     assert finetune_gpt2.main([*words, "--lora_rank", "4"]) == 2
     told = capsys.readouterr().err
@@ -218,52 +190,3 @@ def test_flags_of_an_adapter_without_one_are_named(capsys: Capture, tmp_path: Pa
     assert "--no_merge is not used" in told
     assert finetune_gpt2.main([*words, "--lora"]) == 2
     assert "not used" not in capsys.readouterr().err
-
-
-HISTORY = [
-    {"step": 0, "eval_loss": 1.0},
-    {"step": 5, "loss": 4.0},
-    {"step": 10, "eval_loss": 3.0},
-    {"step": 20, "eval_loss": 2.5},
-    {"step": 30, "eval_loss": 2.5},
-    {"step": 40, "eval_loss": 2.75},
-]
-
-
-def test_the_best_and_patience_by_hand() -> None:
-    """The model before training is no candidate; of two equals the earlier is the best."""
-    assert best_step(HISTORY) == 20
-    assert best_step(HISTORY[:2]) is None
-    assert len(measurements(HISTORY)) == 4
-    assert [is_out_of_patience(HISTORY, patience) for patience in (None, 1, 2, 3)] == [False, True, True, False]
-    assert not is_out_of_patience(HISTORY[:2], 1)
-
-
-def test_the_bar_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    pty, fcntl, termios = map(pytest.importorskip, ("pty", "fcntl", "termios"))
-    reader, writer = pty.openpty()
-    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    monkeypatch.setattr(sys, "stderr", terminal := os.fdopen(writer, "w", encoding="utf-8"))
-    progress, state = Progress(Stopwatch(512)), TrainerState(max_steps=100_000, global_step=50_000)
-    progress.on_train_begin(None, state, TrainerControl())
-    logs = {"loss": 3.14159, "tokens_per_second": 432_100.0, "memory_gb": 101.25, "epoch": 1.5, "learning_rate": 1e-4}
-    progress.on_log(None, state, TrainerControl(), logs)
-    state.global_step += 1
-    progress.on_step_end(None, state, TrainerControl())
-    progress.on_train_end(None, state, TrainerControl())
-    terminal.close()
-    written = b""
-    with contextlib.suppress(OSError):  # what Linux says at the end; a terminal gives what it has piece by piece
-        while piece := os.read(reader, 10_000):
-            written += piece
-    os.close(reader)
-    bar = written.decode().rstrip().split("\r")[-1]
-    assert len(bar) <= 80
-    assert "/100000" in bar
-    assert "left, loss 3.142, 432,100 tokens/s, 101.25 GB" in bar
-
-
-def test_when_to_measure() -> None:
-    due = [step for step in range(13) if is_due(step, step / 5, 12, eval_steps=None)]
-    assert due == [0, 5, 10, 12]
-    assert [step for step in range(13) if is_due(step, step / 5, 12, eval_steps=4)] == [0, 4, 5, 8, 10, 12]

@@ -1,4 +1,4 @@
-"""One run per directory, at every moment: from before it is looked into until the run has ended."""
+"""Only one run may use a directory, from the first check until it has ended."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from test_directory import names, run_of
+from test_run_directory import names, run_of
 
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.training.output import durable
-from gpt2tg.training.output.directory import RunDirectory, check_resumable
 from gpt2tg.training.output.locks import LOCK_FILE, locked
 from gpt2tg.training.output.reservation import Reservation, check_output
-from gpt2tg.training.processes import by_main_process
+from gpt2tg.training.output.resumable import check_resumable
+from gpt2tg.training.output.run_directory import RunDirectory
+from gpt2tg.training.processes import run_on_main_process
 
 WAYS = [(True, False), (False, True)]  # --resume, --overwrite
 
@@ -30,8 +31,8 @@ def ours(directory: Path) -> Path:
 
 
 @pytest.mark.parametrize(("resumes", "overwrite"), WAYS)
-def test_a_directory_is_kept_from_when_it_is_looked_into(tmp_path: Path, resumes: bool, overwrite: bool) -> None:
-    """A second run is refused from the first look on, not only once the first has read its text and model."""
+def test_directory_is_locked_from_the_first_check_on(tmp_path: Path, resumes: bool, overwrite: bool) -> None:
+    """A second run is refused from the first check on, not only after the first run has read its text and model."""
     ours(tmp_path)
     with Reservation(tmp_path, resumes, overwrite):
         for second in WAYS:
@@ -46,13 +47,13 @@ def test_a_directory_is_kept_from_when_it_is_looked_into(tmp_path: Path, resumes
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_a_run_that_ended_in_between_is_not_overwritten(tmp_path: Path, exists: bool) -> None:
-    """Both found an empty directory; the other was faster, and is at its end when this one opens it."""
+def test_run_that_ended_meanwhile_is_not_overwritten(tmp_path: Path, exists: bool) -> None:
+    """Both found an empty directory. The other was faster, and has ended when this one opens it."""
     out = tmp_path / "out"
     if exists:
         out.mkdir()
     with Reservation(out, False, False) as place:
-        assert not out.is_dir() or not list(out.iterdir())  # nothing is written before it is opened
+        assert not out.is_dir() or not list(out.iterdir())  # nothing is written before `open`
         with Reservation(out, False, False) as other:
             other.open()
             ours(out)
@@ -61,7 +62,7 @@ def test_a_run_that_ended_in_between_is_not_overwritten(tmp_path: Path, exists: 
     assert names(out) == ["checkpoint-1"]
 
 
-def test_a_run_of_a_search_in_use_is_not_overwritten(tmp_path: Path) -> None:
+def test_trial_in_use_is_not_overwritten(tmp_path: Path) -> None:
     ours(tmp_path)
     below = ours(tmp_path / "tries" / "epochs=1")
     with locked(below), pytest.raises(UserError, match="epochs=1 is in use by another training run"):
@@ -72,7 +73,7 @@ def test_a_run_of_a_search_in_use_is_not_overwritten(tmp_path: Path) -> None:
 
 
 def _one_of_three(directory: Path, rank: int) -> None:
-    """A process of three that know each other; exits with 7 where all of them were let in 20 times."""
+    """Run one of three processes of a group; it exits with 7 if all of them got the directory 20 times."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "3"}
     store = f"file://{directory.parent / 'store'}"
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=3)
@@ -81,16 +82,16 @@ def _one_of_three(directory: Path, rank: int) -> None:
         with Reservation(directory, resumes=True, overwrite=False):
             return 7 if rank == 0 else 8
 
-    found = {by_main_process(look) for _ in range(20)}
+    found = {run_on_main_process(look) for _ in range(20)}
     with pytest.raises(UserError, match="is not empty"):
-        by_main_process(lambda: check_output(directory, resumes=False, overwrite=False))
+        run_on_main_process(lambda: check_output(directory, resumes=False, overwrite=False))
     os._exit(found.pop() if len(found) == 1 else 1)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_processes_of_one_run_do_not_hinder_each_other(tmp_path: Path) -> None:
-    """The main one alone asks for the lock: others would find it held by their neighbours. What it refuses, all do."""
+def test_processes_of_one_run_share_its_lock(tmp_path: Path) -> None:
+    """Only the main process takes the lock, which the others would find held. If it refuses, all do."""
     ours(tmp_path / "out")
     fork = multiprocessing.get_context("fork")
     processes = [fork.Process(target=_one_of_three, args=(tmp_path / "out", rank)) for rank in range(3)]
@@ -102,9 +103,7 @@ def test_processes_of_one_run_do_not_hinder_each_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK])
-def test_without_locks_of_the_file_system_a_run_is_alone_too(
-    tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_soft_lock_where_the_file_system_has_none(tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(*_: object, **__: object) -> None:
         raise NotImplementedError if code == errno.ENOSYS else OSError(code, os.strerror(code))
 
@@ -115,7 +114,7 @@ def test_without_locks_of_the_file_system_a_run_is_alone_too(
         pass
 
 
-def test_a_lock_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_lock_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -125,10 +124,10 @@ def test_a_lock_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(("code", "is_fine"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)])
-def test_saving_where_folders_cannot_be_synced(
+def test_saving_on_file_systems_without_directory_sync(
     tmp_path: Path, code: int, is_fine: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some network mounts refuse; an error of the disk is none of that kind."""
+    """Some network mounts cannot sync directories. A disk error is not ignored."""
     real = os.fsync
 
     def fsync(descriptor: int) -> None:
@@ -139,25 +138,25 @@ def test_saving_where_folders_cannot_be_synced(
     monkeypatch.setattr(os, "fsync", fsync)
     if is_fine:
         run_of(tmp_path, 1)
-        assert durable.damage(tmp_path / "checkpoint-1") is None
+        assert durable.find_damage(tmp_path / "checkpoint-1") is None
     else:
         with pytest.raises(OSError, match=os.strerror(code)):
             run_of(tmp_path, 1)
 
 
-def test_links_to_nothing_on_the_way_are_refused(tmp_path: Path) -> None:
+def test_broken_links_in_the_path_are_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     for name in ("link", "circle"):
         for path in (tmp_path / name, tmp_path / name / "out", tmp_path / name / "a" / "b"):
-            with pytest.raises(UserError, match=f"{name} is a link to nothing"):
+            with pytest.raises(UserError, match=f"{name} is a broken link"):
                 check_output(path, resumes=False, overwrite=False)
     run_of(tmp_path, 1)
     with pytest.raises(UserError, match="circle is no checkpoint of"):
         check_resumable(tmp_path, str(tmp_path / "circle"))
 
 
-def test_places_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
+def test_unwritable_places_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     bad = [tmp_path / "file", tmp_path / "file" / "out", tmp_path / "link", Path("/proc/out"), Path("/dev/null/out")]
@@ -165,4 +164,4 @@ def test_places_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="output_dir"):
             check_output(path, resumes=False, overwrite=False)
     check_output(tmp_path / "a" / "b" / "c", resumes=False, overwrite=False)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]  # nothing is left of the attempt
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]  # the attempt left nothing

@@ -20,9 +20,9 @@ from gpt2tg.checkpoint.runs import saved_checkpoints, step_of_model
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.finetune import finetune
-from gpt2tg.training.output.directory import find_resumable
 from gpt2tg.training.output.durable import read_manifest, seal
 from gpt2tg.training.output.reservation import check_output
+from gpt2tg.training.output.resumable import find_resumable
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
@@ -31,7 +31,7 @@ Change = Callable[[Path], None]
 
 @pytest.fixture(scope="module")
 def whole(text_file: Path, model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingOptions:
-    """A run of 4 steps, saved after 2 and 4; to be copied."""
+    """A run of 4 steps, saved after 2 and 4; tests copy it."""
     options = TrainingOptions(
         train_file=str(text_file), output_dir=str(tmp_path_factory.mktemp("whole") / "out"), block_size=16,
         batch_size=2, save_steps=2, max_steps=4, validation_split=0.3, keep="last",
@@ -47,7 +47,7 @@ def run(whole: TrainingOptions, tmp_path: Path) -> TrainingOptions:
 
 
 def sealed(checkpoint: Path, change: Change) -> None:
-    """Change a checkpoint, and give it the manifest that fits."""
+    """Change a checkpoint, and seal it again."""
     facts = {name: value for name, value in read_manifest(checkpoint).items() if name != "files"}
     change(checkpoint)
     seal(checkpoint, facts)
@@ -119,7 +119,7 @@ STATES = {
 
 
 class Foreign:
-    """Writes a file when it is unpickled by a reader that runs what it reads."""
+    """Creates a file if an unsafe reader unpickles it."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -145,17 +145,17 @@ TENSORS = {
 }  # fmt: skip
 
 
-def passed_over(run: TrainingOptions, told: str, file: str) -> None:
-    """That the newest was named, with its file, and the one before it chosen."""
-    (line,) = [line for line in told.splitlines() if "passed over" in line]
-    assert "checkpoint-4 is broken and passed over" in line
+def assert_skipped(run: TrainingOptions, told: str, file: str) -> None:
+    """Check that the log names the newest checkpoint and its faulty file, and that both checkpoints still exist."""
+    (line,) = [line for line in told.splitlines() if "damaged and skipped" in line]
+    assert "checkpoint-4 is damaged and skipped" in line
     assert file in line
     assert {saved.step for saved in saved_checkpoints(Path(run.output_dir))} == {2, 4}
 
 
 @pytest.mark.parametrize("content", NO_OBJECTS.values(), ids=NO_OBJECTS)
 @pytest.mark.parametrize("name", ["manifest.json", "trainer_state.json"])
-def test_a_file_that_holds_no_object(
+def test_file_without_a_json_object_is_skipped(
     run: TrainingOptions, name: str, content: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = Path(run.output_dir)
@@ -164,46 +164,48 @@ def test_a_file_that_holds_no_object(
     else:
         sealed(out / "checkpoint-4", as_bytes(name, content))
     assert find_resumable(out, "newest").name == "checkpoint-2"
-    passed_over(run, capsys.readouterr().err, name)
+    assert_skipped(run, capsys.readouterr().err, name)
 
 
 @pytest.mark.parametrize("change", MANIFESTS.values(), ids=MANIFESTS)
-def test_a_manifest_without_what_it_must_hold(
-    run: TrainingOptions, change: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_incomplete_manifest_is_skipped(run: TrainingOptions, change: Any, capsys: pytest.CaptureFixture[str]) -> None:
     out = Path(run.output_dir)
     in_json("manifest.json", change)(out / "checkpoint-4")
     assert find_resumable(out, "newest").name == "checkpoint-2"
-    passed_over(run, capsys.readouterr().err, "config.json" if "size" in str(change) else "")
+    assert_skipped(run, capsys.readouterr().err, "config.json" if "size" in str(change) else "")
 
 
 @pytest.mark.parametrize("change", STATES.values(), ids=STATES)
-def test_a_state_of_absurd_values(run: TrainingOptions, change: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_trainer_state_is_skipped(
+    run: TrainingOptions, change: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = Path(run.output_dir)
     sealed(out / "checkpoint-4", in_json("trainer_state.json", change))
     assert find_resumable(out, "newest").name == "checkpoint-2"
-    passed_over(run, capsys.readouterr().err, "trainer_state.json")
+    assert_skipped(run, capsys.readouterr().err, "trainer_state.json")
 
 
 @pytest.mark.parametrize("change", TENSORS.values(), ids=TENSORS)
-def test_a_file_of_other_tensors(run: TrainingOptions, change: Change, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_tensor_files_are_skipped(
+    run: TrainingOptions, change: Change, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = Path(run.output_dir)
     sealed(out / "checkpoint-4", change)
     assert find_resumable(out, "newest").name == "checkpoint-2"
-    passed_over(run, capsys.readouterr().err, "cannot be used: ")
+    assert_skipped(run, capsys.readouterr().err, "cannot be used: ")
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_nothing_in_a_foreign_pickle_is_run(
+def test_pickles_are_never_executed(
     run: TrainingOptions, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trap, out = tmp_path / "trap", Path(run.output_dir)
     for save in (torch.save, lambda content, file: file.write_bytes(pickle.dumps(content))):
         sealed(out / "checkpoint-4", lambda checkpoint, save=save: save(Foreign(trap), checkpoint / name))
         assert find_resumable(out, "newest").name == "checkpoint-2"
-        passed_over(run, capsys.readouterr().err, f"{name} cannot be used: ")
+        assert_skipped(run, capsys.readouterr().err, f"{name} cannot be used: ")
     assert not trap.exists()
-    with pytest.raises(RunError, match=rf"checkpoint-4 is broken: {name} cannot be used"):
+    with pytest.raises(RunError, match=rf"checkpoint-4 is damaged: {name} cannot be used"):
         find_resumable(out, str(out / "checkpoint-4"))
 
 
@@ -222,15 +224,15 @@ def fewer_weights(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def test_moments_that_do_not_fit_are_passed_over(
+def test_moments_of_another_model_are_skipped(
     run: TrainingOptions, model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is seen only beside the model: the run goes on from the checkpoint before, and fails where none is left."""
+    """Only loading into the model reveals this: the run resumes from the one before, and fails if none is left."""
     out = Path(run.output_dir)
     sealed(out / "checkpoint-4", in_torch("optimizer.pt", moments_of_another_model))
     assert finetune(replace(run, max_steps=6), str(model_dir)).steps == 6
     told = capsys.readouterr().err
-    assert "checkpoint-4 is broken: the state of its optimizer cannot be used: it holds a moment of shape (7, 5" in told
+    assert "checkpoint-4 is damaged: the state of its optimizer cannot be used: it has a moment of shape (7, 5" in told
     assert "resuming at step 2 of 6" in told
     first, *others, last = (saved.path for saved in saved_checkpoints(out))
     sealed(first, in_torch("optimizer.pt", no_moments))
@@ -238,15 +240,13 @@ def test_moments_that_do_not_fit_are_passed_over(
     for path in others:
         shutil.rmtree(path)
     before = {path: path.stat().st_mtime_ns for path in out.glob("checkpoint-*/*")}
-    with pytest.raises(RunError, match=r"all 2 checkpoints in .* are broken and none was touched"):
+    with pytest.raises(RunError, match=r"all 2 checkpoints in .* are damaged; nothing was changed"):
         finetune(replace(run, max_steps=8), str(model_dir))
     assert {path: path.stat().st_mtime_ns for path in out.glob("checkpoint-*/*")} == before
 
 
-def test_an_adapter_of_other_names_is_not_trained_from_nothing(
-    whole: TrainingOptions, model_dir: Path, tmp_path: Path
-) -> None:
-    """peft passes over what an adapter lacks, and would go on from a new one."""
+def test_adapter_with_other_names_is_refused(whole: TrainingOptions, model_dir: Path, tmp_path: Path) -> None:
+    """peft ignores tensors that an adapter lacks, and would continue from new ones."""
     options = replace(whole, output_dir=str(tmp_path), lora=True, max_steps=2)
     finetune(options, str(model_dir))
 
@@ -255,7 +255,7 @@ def test_an_adapter_of_other_names_is_not_trained_from_nothing(
         save_file({name.replace(".h.0.", ".h.7."): tensor for name, tensor in load_file(file).items()}, file)
 
     sealed(tmp_path / "checkpoint-2", renamed)
-    with pytest.raises(RunError, match="broken and none was touched"):
+    with pytest.raises(RunError, match="damaged; nothing was changed"):
         finetune(replace(options, resume="newest", max_steps=3), str(model_dir))
 
 
@@ -263,7 +263,7 @@ RECORDS = {**NO_OBJECTS, "step is endless": b'{"model": {"step": Infinity}, "ver
 
 
 @pytest.mark.parametrize("content", RECORDS.values(), ids=RECORDS)
-def test_a_run_json_that_is_none_of_ours(tmp_path: Path, content: bytes) -> None:
+def test_foreign_run_json_is_not_ours(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "run.json").write_bytes(content)
     assert step_of_model(tmp_path) is None
     with pytest.raises(UserError, match=r"it has no run\.json of ours"):

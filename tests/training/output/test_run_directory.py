@@ -1,11 +1,10 @@
-"""The output directory: who may work in it, what stays in it, what it holds itself."""
+"""The output directory of a run: checkpoints, the published model, cleaning up."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,23 +13,23 @@ import pytest
 from gpt2tg.checkpoint.runs import choose_checkpoint, listing, saved_checkpoints
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training.data.cache import writable
 from gpt2tg.training.output import durable, saved_state
-from gpt2tg.training.output.directory import RunDirectory, clear, find_resumable
 from gpt2tg.training.output.locks import locked
 from gpt2tg.training.output.reservation import check_output
+from gpt2tg.training.output.resumable import find_resumable
+from gpt2tg.training.output.run_directory import RunDirectory
 
 
 @pytest.fixture(autouse=True)
-def stand_ins_will_do() -> Iterator[None]:
-    """The checkpoints here are a few words each: what real ones must hold is tested in test_saved_state.py."""
+def accept_placeholder_checkpoints() -> Iterator[None]:
+    """Checkpoints here hold a few words; test_saved_state.py tests the content of real ones."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(saved_state, "find_fault", lambda checkpoint: None)
         yield
 
 
 def draft(directory: Path, content: str = "weights") -> Path:
-    """A checkpoint that waits for its name."""
+    """Write an unsealed checkpoint, and return its path."""
     path = directory / durable.UNFINISHED / "draft"
     path.mkdir(parents=True)
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "config.json"):
@@ -51,33 +50,31 @@ def names(directory: Path) -> list[str]:
     return [saved.path.name for saved in saved_checkpoints(directory)]
 
 
-def test_a_sealed_checkpoint_is_whole_until_a_bit_changes(tmp_path: Path) -> None:
+def test_sealed_checkpoint_is_intact_until_a_bit_changes(tmp_path: Path) -> None:
     run_of(tmp_path, 5)
     checkpoint = tmp_path / "checkpoint-5"
-    assert durable.damage(checkpoint, ("optimizer.pt",)) is None
+    assert durable.find_damage(checkpoint, ("optimizer.pt",)) is None
     for name in ("model.safetensors", "optimizer.pt"):
         content = (checkpoint / name).read_bytes()
         (checkpoint / name).write_bytes(content[:-1])
-        assert name in (durable.damage(checkpoint) or "")
+        assert name in (durable.find_damage(checkpoint) or "")
         (checkpoint / name).write_bytes(bytes([content[0] ^ 1]) + content[1:])
-        assert durable.damage(checkpoint) == f"{name} is not what was written"
+        assert durable.find_damage(checkpoint) == f"{name} has changed since it was written"
         (checkpoint / name).write_bytes(content)
-    assert durable.damage(checkpoint, ("scaler.pt",)) == "it lacks scaler.pt"
+    assert durable.find_damage(checkpoint, ("scaler.pt",)) == "it lacks scaler.pt"
     (checkpoint / "manifest.json").write_text('{"files": [1, 2]}')
-    assert durable.damage(checkpoint)
+    assert durable.find_damage(checkpoint)
 
 
 @pytest.mark.parametrize("failing", ["sync", "checksum", "put_in_place"])
-def test_a_failure_while_saving_leaves_what_was_there(
-    tmp_path: Path, failing: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At every point of a save a failure, or a kill, leaves the earlier checkpoints whole and no half of a new one."""
+def test_failed_save_keeps_earlier_checkpoints(tmp_path: Path, failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever a save fails, the earlier checkpoints stay intact and no partial one appears."""
     run = run_of(tmp_path, 1, 2, limit=1)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    home = "gpt2tg.training.output.directory" if failing == "put_in_place" else "gpt2tg.training.output.durable"
+    home = "gpt2tg.training.output.run_directory" if failing == "put_in_place" else "gpt2tg.training.output.durable"
     monkeypatch.setattr(f"{home}.{failing}", full)
     with pytest.raises(OSError, match="No space"):
         run.add_checkpoint(draft(tmp_path), 3, {"run": {}})
@@ -86,7 +83,7 @@ def test_a_failure_while_saving_leaves_what_was_there(
     assert find_resumable(tmp_path, "newest").name == "checkpoint-2"
 
 
-def test_a_step_saved_again_replaces_what_was_there(tmp_path: Path) -> None:
+def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     run_of(tmp_path, 1, 2)
     run_of(tmp_path, 1)
     assert names(tmp_path) == ["checkpoint-2", "checkpoint-1"]
@@ -97,13 +94,15 @@ def test_a_step_saved_again_replaces_what_was_there(tmp_path: Path) -> None:
     ("limit", "best", "left"),
     [(None, None, [1, 2, 3, 4]), (2, None, [3, 4]), (1, 2, [2, 4]), (2, 4, [3, 4]), (1, 1, [1, 4])],
 )
-def test_the_newest_stay_and_the_best(tmp_path: Path, limit: int | None, best: int | None, left: list[int]) -> None:
+def test_newest_and_best_checkpoints_are_kept(
+    tmp_path: Path, limit: int | None, best: int | None, left: list[int]
+) -> None:
     run_of(tmp_path, 1, 2, 3, 4, limit=limit, best=best)
     assert names(tmp_path) == [f"checkpoint-{step}" for step in left]
 
 
 @pytest.mark.parametrize("has_links", [True, False])
-def test_the_directory_holds_the_model_of_a_checkpoint(
+def test_publish_puts_a_checkpoint_into_the_directory(
     tmp_path: Path, has_links: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not has_links:
@@ -117,7 +116,7 @@ def test_the_directory_holds_the_model_of_a_checkpoint(
         run.publish(step)
         assert (tmp_path / "model.safetensors").read_text() == f"weights of {step}"
         assert json.loads((tmp_path / "run.json").read_text())["model"]["step"] == step
-    run.publish(7)  # gone: what is there stays
+    run.publish(7)  # its checkpoint is gone: nothing changes
     assert (tmp_path / "model.safetensors").read_text() == "weights of 1"
     shutil.rmtree(tmp_path / "checkpoint-1")
     assert (tmp_path / "model.safetensors").read_text() == "weights of 1"
@@ -128,21 +127,10 @@ def test_one_run_per_directory(tmp_path: Path) -> None:
         for resumes, overwrite in ((True, False), (False, True), (False, False)):
             with pytest.raises(UserError, match="in use by another training run"):
                 check_output(tmp_path, resumes, overwrite)
-    check_output(tmp_path, resumes=False, overwrite=False)  # a lock that nobody holds is no content
+    check_output(tmp_path, resumes=False, overwrite=False)  # an unheld lock file does not count as content
 
 
-def test_overwrite_takes_out_our_own_and_nothing_else(tmp_path: Path) -> None:
-    run_of(tmp_path, 1, 2).publish(2)
-    (tmp_path / durable.UNFINISHED).mkdir(exist_ok=True)
-    mine = [tmp_path / "diary.txt", tmp_path / "checkpoint-best" / "x", tmp_path / "runs" / "y"]
-    for path in mine:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("mine")
-    clear(tmp_path, everything=True)
-    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(mine)
-
-
-def test_broken_manifests_are_no_surprise(tmp_path: Path) -> None:
+def test_damaged_manifests_are_skipped(tmp_path: Path) -> None:
     run_of(tmp_path, 1, 2)
     for content in ("", "[]", '{"order": {}}', "\0"):
         (tmp_path / "checkpoint-2" / "manifest.json").write_text(content)
@@ -152,7 +140,7 @@ def test_broken_manifests_are_no_surprise(tmp_path: Path) -> None:
         find_resumable(tmp_path, "newest")
 
 
-def test_two_checkpoints_and_the_best_stay_by_default(tmp_path: Path) -> None:
+def test_default_keeps_two_checkpoints_and_the_best(tmp_path: Path) -> None:
     limit = TrainingOptions(train_file="a.txt").save_total_limit
     run_of(tmp_path, 1, 2, 3, 4, 5, limit=limit, best=1)
     assert names(tmp_path) == ["checkpoint-1", "checkpoint-4", "checkpoint-5"]
@@ -161,10 +149,10 @@ def test_two_checkpoints_and_the_best_stay_by_default(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("has_links", [True, False])
-def test_what_the_directory_holds_is_on_the_disk_before_it_is_told(
+def test_files_are_synced_before_they_are_renamed(
     tmp_path: Path, has_links: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Power may fail at any moment: no name is given to content that is not synced, and run.json comes last."""
+    """Power may fail at any moment: files are renamed only after they are synced, and run.json is written last."""
     events: list[tuple[str, str]] = []
     sync, replace = durable.sync, os.replace
 
@@ -178,7 +166,7 @@ def test_what_the_directory_holds_is_on_the_disk_before_it_is_told(
 
     run = run_of(tmp_path, 1)
     monkeypatch.setattr(durable, "sync", synced)
-    monkeypatch.setattr("gpt2tg.training.output.directory.sync", synced)
+    monkeypatch.setattr("gpt2tg.training.output.run_directory.sync", synced)
     monkeypatch.setattr(os, "replace", replaced)
     if not has_links:
         monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
@@ -190,12 +178,12 @@ def test_what_the_directory_holds_is_on_the_disk_before_it_is_told(
 
 
 @pytest.mark.parametrize("how", ["cut", "gone"])
-def test_a_model_that_is_not_as_large_as_written_is_published_again(tmp_path: Path, how: str) -> None:
+def test_truncated_model_is_published_again(tmp_path: Path, how: str) -> None:
     run = run_of(tmp_path, 1)
     run.publish(1)
     assert run.holds(1)
     model = tmp_path / "model.safetensors"
-    model.unlink()  # a second name of the file in the checkpoint, which stays whole
+    model.unlink()  # one of two hard links: the file in the checkpoint stays
     if how == "cut":
         model.write_text("")
     assert not run.holds(1)
@@ -205,10 +193,10 @@ def test_a_model_that_is_not_as_large_as_written_is_published_again(tmp_path: Pa
 
 
 @pytest.mark.parametrize("working", ["publish", "remove"])
-def test_what_another_program_has_open_ends_no_run(
+def test_file_locked_by_another_program_is_retried(
     tmp_path: Path, working: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Windows renames and removes no file that a session has mapped: it is told, and tried again at the next save."""
+    """Windows cannot rename or delete a file that a session has mapped: the next save tries again."""
     run = run_of(tmp_path, 1, limit=1)
     run.tidy(1, None)
     run.add_checkpoint(draft(tmp_path, "weights of 2"), 2, {"run": {}})
@@ -224,45 +212,17 @@ def test_what_another_program_has_open_ends_no_run(
         patch.setattr(os, rename, held)
         run.tidy(2, None)
     assert "tried again at the next save" in capsys.readouterr().err
-    assert durable.damage(tmp_path / "checkpoint-2") is None
+    assert durable.find_damage(tmp_path / "checkpoint-2") is None
     assert (tmp_path / "model.safetensors").read_text() == f"weights of {1 if working == 'publish' else 2}"
     run.tidy(2, None)
     assert (tmp_path / "model.safetensors").read_text() == "weights of 2"
     assert names(tmp_path) == ["checkpoint-2"]
 
 
-def test_drafts_of_a_killed_run_are_removed(tmp_path: Path) -> None:
-    run_of(tmp_path, 1).publish(1)
-    before = {path for path in tmp_path.rglob("*") if path.is_file()}
-    for name in ("run.json.tmp", "README.md.tmp", "training_log.csv.tmp", ".unfinished/model.safetensors"):
-        (tmp_path / name).write_text("{")
-    draft(tmp_path)
-    clear(tmp_path, everything=False)
-    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
-    assert not (tmp_path / durable.UNFINISHED).exists()
-
-
-def test_tokens_are_kept_where_one_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images bring models along in a folder that is read-only; a home may be so too."""
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    assert writable(tmp_path / "a" / "b") == tmp_path / "a" / "b"
-    assert writable(tmp_path / "file" / "b") == tmp_path / "home" / "gpt2tg" / "tokens"
-    assert writable(Path("/proc/tokens")) == tmp_path / "home" / "gpt2tg" / "tokens"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "home"))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    (tmp_path / "temporary").mkdir()
-    found = writable(tmp_path / "file" / "b")
-    assert found.is_relative_to(tmp_path / "temporary")
-    found.parent.mkdir()
-    found.parent.chmod(0o777)  # anybody could put tokens there
-    assert writable(tmp_path / "file" / "b") == tmp_path / "file" / "b"
-
-
 # --- choosing among checkpoints to generate from --------------------------------------------------------------
 
 
-def test_choosing_a_checkpoint(tmp_path: Path) -> None:
+def test_checkpoint_is_chosen_by_name_or_step(tmp_path: Path) -> None:
     run_of(tmp_path, 10, 20, 30).publish(20)
     (tmp_path / "training_log.csv").write_text(
         "step,epoch,loss,validation_loss\n5,1,4.0,\n10,1,,3.5\n20,2,,3.25\n25,2,,1.0\n30,3,,3.75\n"
@@ -282,7 +242,7 @@ def test_choosing_a_checkpoint(tmp_path: Path) -> None:
         choose_checkpoint(str(tmp_path), "best")
 
 
-def test_no_checkpoint_to_choose(tmp_path: Path) -> None:
+def test_directory_without_checkpoints_is_refused(tmp_path: Path) -> None:
     for directory in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match="holds no checkpoint-N"):
             choose_checkpoint(str(directory), "last")

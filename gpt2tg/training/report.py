@@ -1,0 +1,102 @@
+"""Report a run: the log lines at its start and its end, and its entry in run.json."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import transformers
+from transformers import GPT2LMHeadModel, TrainingArguments
+
+from gpt2tg import __version__
+from gpt2tg.options import TrainingOptions
+from gpt2tg.training.console import log
+from gpt2tg.training.data.advice import counted
+from gpt2tg.training.data.blocks import TrainingData
+from gpt2tg.training.evaluate import perplexity
+from gpt2tg.training.fields import without_secrets
+from gpt2tg.training.outcome import Outcome
+from gpt2tg.training.stopwatch import format_duration
+
+
+def log_setup(options: TrainingOptions, model: GPT2LMHeadModel, name: str, data: TrainingData, processes: int) -> None:
+    """Log what is trained on what."""
+    log.info(f"model: {name}, {model.num_parameters() / 1e6:.1f}M parameters")
+    held_out = f"{counted(len(data.validation), 'block')} held out" if data.validation else "nothing held out"
+    log.info(
+        f"data: {counted(data.train_examples, 'example')} in {counted(len(data.train), 'block')} of "
+        f"{options.block_size} tokens, {held_out}"
+    )
+    if processes > 1:
+        blocks = processes * options.batch_size * options.gradient_accumulation_steps
+        log.info(
+            f"each step: {processes} processes x batch {options.batch_size} x accumulation "
+            f"{options.gradient_accumulation_steps} = {blocks} blocks, {blocks * options.block_size:,} tokens"
+        )
+
+
+def log_idle_gpus(device: torch.device) -> None:
+    """Log how to use all GPUs, if the run uses one of several."""
+    if device.type == "cuda" and (count := torch.cuda.device_count()) > 1:
+        log.info(f"{count} GPUs are available, one is used: torchrun --nproc_per_node {count} uses all")
+
+
+def log_outcome(outcome: Outcome) -> None:
+    """Log where the model is and what the training changed."""
+    held = "" if outcome.held_step == outcome.steps else f", that of step {outcome.held_step:,}, the best"
+    seconds = format_duration(outcome.seconds)
+    log.info(f"reached step {outcome.steps} in {seconds}; the model is in {outcome.output_dir}{held}")
+    before, after = outcome.loss_before, outcome.loss_after
+    if before is not None and after is not None:
+        log.info(
+            f"held-out loss {before:.4f} before, {after:.4f} after; "
+            f"perplexity {perplexity(before):.2f} before, {perplexity(after):.2f} after"
+        )
+        if after > before:
+            log.warning(
+                "the model before training knew the held-out text better: lower --learning_rate, or train on more text"
+            )
+
+
+def run_record(
+    options: TrainingOptions, model_name: str | None, data: TrainingData, arguments: TrainingArguments
+) -> dict[str, Any]:
+    """Return what run.json holds from the start of a run. Secrets are left out."""
+    return {
+        "model_name": model_name,
+        "options": {**asdict(options), "trainer": without_secrets(options.trainer)},
+        "data": {
+            "train_examples": data.train_examples,
+            "validation_examples": data.validation_examples,
+            "train_blocks": len(data.train),
+            "validation_blocks": len(data.validation) if data.validation else 0,
+            "fingerprints": data.fingerprints,
+        },
+        "device": _device_name(arguments.device),
+        "processes": arguments.world_size,
+        "versions": {
+            "gpt2tg": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "accelerate": accelerate.__version__,
+        },
+    }
+
+
+def plot_title(name: str, options: TrainingOptions) -> str:
+    """Return the title of loss.png."""
+    first, *others = options.train_file
+    return f"{name} on {Path(first).name}" + (f" and {len(others)} more" if others else "")
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return str(device)
