@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from gpt2tg.checkpoint.find import ModelShape
 from gpt2tg.checkpoint.hub import WEIGHT_FILES
 from gpt2tg.checkpoint.weight_files import EMBEDDING, HEAD, stored_names
-from gpt2tg.engine.cpu import kernels
+from gpt2tg.engine.cpu import compiler, kernels
 from gpt2tg.engine.cpu.memory_maps import line_after, mapped
 
 BYTES_OF_A_WEIGHT = {"fp32": 4, "fp16": 2, "int8": 1}
@@ -102,10 +102,10 @@ class Ahead:
         file = ctypes.addressof(ctypes.c_char.from_buffer(content))
         rooms = list(_rooms(self._shape, self._precision, self._library.panel))
         matrices = [
-            kernels.Stored(
+            kernels.UnpackedMatrix(
                 weights=file + places[room.name],
-                input=1 if room.by_output else room.outputs,
-                output=room.inputs if room.by_output else 1,
+                input_stride=1 if room.by_output else room.outputs,
+                output_stride=room.inputs if room.by_output else 1,
                 inputs=room.inputs,
                 outputs=room.outputs,
                 precision=kernels.PRECISIONS[self._precision],
@@ -114,7 +114,9 @@ class Ahead:
             )
             for room in rooms
         ]
-        done = rooms[: self._library.lay_out_file((kernels.Stored * len(rooms))(*matrices), len(rooms), self._stop)]
+        done = rooms[
+            : self._library.pack_file((kernels.UnpackedMatrix * len(rooms))(*matrices), len(rooms), self._stop)
+        ]
         if done:
             self._ready = Ready(self._span, self._precision, done[-1].end, frozenset(room.name for room in done))
 
@@ -203,7 +205,7 @@ def begin(directory: Path, shape: ModelShape, precision: str) -> None:
     """Begin to make a model ready for whoever asks for it first with `end`, if there are kernels for it."""
     global _ahead
     # The kernels come before torch here, and must not bring another library of threads than torch will.
-    if hasattr(mmap, "MADV_HUGEPAGE") and kernels.threads_of_torch() and (library := kernels.load()):
+    if hasattr(mmap, "MADV_HUGEPAGE") and compiler.openmp_libraries() and (library := kernels.load()):
         with contextlib.suppress(OSError, RuntimeError):  # memory or a thread is not granted: who needs it will see
             _ahead = Ahead(directory, shape, precision, library)
 

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY, read_shape
 from gpt2tg.checkpoint.weights import stream_weights
-from gpt2tg.engine import matrices
-from gpt2tg.engine.cpu import kernels, preload
+from gpt2tg.engine import matrix_choice
+from gpt2tg.engine.contexts import new_context
+from gpt2tg.engine.cpu import compiler, kernels, preload
 from gpt2tg.engine.cpu.huge_pages import HugePages
 from gpt2tg.engine.matrices import Panels, Plain
 from gpt2tg.engine.model import GPT2
@@ -82,7 +83,7 @@ def assert_same(found: GPT2, expected: GPT2) -> None:
         assert (scale is None) is (ours[name][1] is None)
         assert scale is None or torch.equal(ours[name][1], scale), name
     ids = [[5, 80, 7, 33, 12]]
-    assert torch.equal(found.context(16).start(ids), expected.context(16).start(ids))
+    assert torch.equal(new_context(found, 16).start(ids), new_context(expected, 16).start(ids))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -92,7 +93,7 @@ def test_all_is_laid_out_and_to_the_bit(directory: Path, precision: str, monkeyp
     ready = preload.end(directory)
     assert ready is not None
     assert ready.names == {name for name, *_ in read_shape(directory).matrices()}
-    monkeypatch.setattr(kernels.load(), "lay_out", lambda *_: pytest.fail("laid out once more"))
+    monkeypatch.setattr(kernels.load(), "pack_matrix", lambda *_: pytest.fail("laid out once more"))
     assert_same(made(directory, precision, ready), expected)
 
 
@@ -107,8 +108,8 @@ def test_what_is_not_done_when_it_is_asked_for_is_laid_out_then(directory: Path,
             panel = library.panel
 
             @staticmethod
-            def lay_out_file(matrices: ctypes.Array, count: int, stop: ctypes.c_int32, done: int = done) -> int:
-                return library.lay_out_file(matrices, done, stop)
+            def pack_file(matrices: ctypes.Array, count: int, stop: ctypes.c_int32, done: int = done) -> int:
+                return library.pack_file(matrices, done, stop)
 
         begun = preload.Ahead(directory, read_shape(directory), precision, Some())  # type: ignore[arg-type]
         begun._thread.join()
@@ -122,7 +123,7 @@ def test_who_asks_does_not_wait_for_the_rest(directory: Path) -> None:
         panel = kernels_here().panel
 
         @staticmethod
-        def lay_out_file(matrices: ctypes.Array, count: int, stop: ctypes.c_int32) -> int:
+        def pack_file(matrices: ctypes.Array, count: int, stop: ctypes.c_int32) -> int:
             limit = time.monotonic() + 20
             while not stop.value:
                 assert time.monotonic() < limit
@@ -136,10 +137,10 @@ def test_it_ends_when_it_is_told() -> None:
     library, stop = kernels_here(), ctypes.c_int32(0)
     content, panels = mmap.mmap(-1, 4 * 64 * 64), torch.empty(64, 64)
     weights = ctypes.addressof(ctypes.c_char.from_buffer(content))
-    stored = kernels.Stored(weights, 64, 1, 64, 64, 0, panels.data_ptr(), None)
-    many = (kernels.Stored * 10**6)(*[stored] * 10**6)
+    stored = kernels.UnpackedMatrix(weights, 64, 1, 64, 64, 0, panels.data_ptr(), None)
+    many = (kernels.UnpackedMatrix * 10**6)(*[stored] * 10**6)
     done: list[int] = []
-    thread = threading.Thread(target=lambda: done.append(library.lay_out_file(many, len(many), stop)))
+    thread = threading.Thread(target=lambda: done.append(library.pack_file(many, len(many), stop)))
     thread.start()
     stop.value = 1
     thread.join()
@@ -179,7 +180,7 @@ def test_memory_is_given_back_before_a_model_is_made_that_does_not_lie_in_it(
         gone.append(span() is None)
         return Plain(weight)
 
-    monkeypatch.setattr(matrices, "_fastest_in_fp32", lambda *_: plain)
+    monkeypatch.setattr(matrix_choice, "_fastest_in_fp32", lambda *_: plain)
     ready = preload.end(directory)
     made(directory, "fp32", ready)
     assert gone
@@ -378,8 +379,10 @@ def test_pages_of_the_file_are_given_back(tmp_path: Path) -> None:
         content, _ = preload._map_file(file)
         first = ctypes.addressof(ctypes.c_char.from_buffer(content))
         panels = torch.empty(40 * 2**18)
-        stored = kernels.Stored(first, *strides, 1024, 10240, kernels.PRECISIONS["fp32"], panels.data_ptr(), None)
-        assert library.lay_out_file(stored, 1, ctypes.c_int32(0)) == 1
+        stored = kernels.UnpackedMatrix(
+            first, *strides, 1024, 10240, kernels.PRECISIONS["fp32"], panels.data_ptr(), None
+        )
+        assert library.pack_file(stored, 1, ctypes.c_int32(0)) == 1
         assert resident_of(file) < 2**20
         assert not panels.any()
 
@@ -387,7 +390,7 @@ def test_pages_of_the_file_are_given_back(tmp_path: Path) -> None:
 HELD = """
 import ctypes, re, sys
 from pathlib import Path
-from gpt2tg.engine.cpu import kernels, preload
+from gpt2tg.engine.cpu import compiler, kernels, preload
 library, (content, _) = kernels.load(), preload._map_file(Path(sys.argv[1]))
 first = ctypes.addressof(ctypes.c_char.from_buffer(content))
 panels, scale = ctypes.create_string_buffer(25 * 2**20), ctypes.create_string_buffer(4 * 25_600)
@@ -397,8 +400,8 @@ def most():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 
 before = most()
-stored = kernels.Stored(first, 1, 1024, 1024, 25_600, kernels.PRECISIONS["int8"], *places)
-assert library.lay_out_file(stored, 1, ctypes.c_int32(0)) == 1
+stored = kernels.UnpackedMatrix(first, 1, 1024, 1024, 25_600, kernels.PRECISIONS["int8"], *places)
+assert library.pack_file(stored, 1, ctypes.c_int32(0)) == 1
 print(most() - before)
 """
 
@@ -472,7 +475,7 @@ def test_what_is_not_granted_is_done_without(directory: Path, monkeypatch: pytes
     if refused == "kernels":
         monkeypatch.setattr(kernels, "load", lambda: None)
     elif refused == "threads of torch":
-        monkeypatch.setattr(kernels, "threads_of_torch", list)
+        monkeypatch.setattr(compiler, "openmp_libraries", list)
     else:
         monkeypatch.setattr(*((preload, "mapped") if refused == "memory" else (threading.Thread, "start")), refuse)
     preload.begin(directory, read_shape(directory), "fp32")
@@ -484,13 +487,13 @@ def test_a_span_that_has_no_room_for_more_is_not_taken_for_laid_out(monkeypatch:
     for grant in (True, False):
         memory = HugePages(preload.Ready(mmap.mmap(-1, 4096), "fp32", 4096), "fp32")
         memory.empty(1024)
-        assert memory.is_laid_out
+        assert memory.is_packed
         if not grant:
             monkeypatch.setattr(
                 "gpt2tg.engine.cpu.huge_pages.mapped", lambda size: (_ for _ in ()).throw(OSError(12, "no"))
             )
         memory.empty(16)
-        assert not memory.is_laid_out
+        assert not memory.is_packed
 
 
 # --- in a process of its own ---
@@ -501,7 +504,7 @@ from gpt2tg.engine.cpu import kernels, preload, startup
 startup.import_torch(sys.argv[1], "model_path", "cpu", sys.argv[2])
 assert gc.isenabled() and "torch" in sys.modules
 preload._ahead._thread.join()
-kernels.load().lay_out = None
+kernels.load().pack_matrix = None
 from gpt2tg.checkpoint import weights
 looked_through = []
 weights._is_finite = lambda tensor: looked_through.append(tensor) or True
