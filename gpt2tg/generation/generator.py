@@ -16,9 +16,11 @@ from gpt2tg.checkpoint.weights import stream_weights
 from gpt2tg.decoding import beam, contrastive, lookup, sampling
 from gpt2tg.decoding.interface import ALL_BANNED, NotFiniteError, Token
 from gpt2tg.decoding.stopping import Deadline, Endings, StopStrings, with_marks
+from gpt2tg.engine.context import Context
+from gpt2tg.engine.contexts import new_context
+from gpt2tg.engine.continuous_batch import ContinuousBatch, QueuedText
 from gpt2tg.engine.cpu import preload
-from gpt2tg.engine.cuda_graph import ContinuousBatch, Entry
-from gpt2tg.engine.model import GPT2, Context
+from gpt2tg.engine.model import GPT2
 from gpt2tg.engine.sliding import SlidingRows
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.generation import cuda_steps
@@ -302,7 +304,7 @@ class Generator:
         )
         if isinstance(rows, ContinuousBatch):
             entries = (
-                Entry(sample, prompts[owner], requests[owner].room, stream.random if samples else None)
+                QueuedText(sample, prompts[owner], requests[owner].room, stream.random if samples else None)
                 for sample, (owner, stream) in enumerate(zip(owners, streams, strict=True))
             )
             return cuda_steps.decode(rows, entries, finish)
@@ -408,15 +410,15 @@ class Generator:
         if longest > positions:
             return SlidingRows(self.model, keep_hidden)
         if not self._is_alone(requests, options):
-            return self.model.context(longest, keep_hidden)
+            return new_context(self.model, longest, keep_hidden)
         # It may begin as the text before it did, as in a session: that much is in the cache already.
         context, self._spare = self._spare, None
-        return self.model.context(positions) if context is None else context
+        return new_context(self.model, positions) if context is None else context
 
     def _is_alone(self, requests: Sequence[Request], options: DecodingOptions) -> bool:
         """Whether one text is written, a token after the other: a cache of full length for many would be large."""
         one = len(requests) == options.draws == 1 and not options.strategy.beams
-        return one and options.decoding != "contrastive" and self.model.shares_memory
+        return one and options.decoding != "contrastive" and self.model.kernel_model is not None
 
     def _endings(self, options: DecodingOptions, requests: Sequence[Request]) -> Endings:
         """Says when a text ends. `requests` has the prompt of each."""

@@ -20,6 +20,7 @@ from transformers import GPT2LMHeadModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 import finetune_gpt2
+from gpt2tg.engine.contexts import new_context
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import load
 from gpt2tg.options import TrainingOptions
@@ -161,7 +162,7 @@ def test_a_model_that_was_cut_is_saved_whole(runs: tuple[Path, str]) -> None:
     with torch.no_grad():
         expected = GPT2LMHeadModel.from_pretrained(place / "one", local_files_only=True).eval()(ids).logits[0, -1]
     for directory in (place / "cut", place / "cut" / "checkpoint-4"):
-        found = load(str(directory)).model.context(64).start(ids.tolist())[0]
+        found = new_context(load(str(directory)).model, 64).start(ids.tolist())[0]
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
     one, cut = ((place / name / "model.safetensors").stat().st_size for name in ("one", "cut"))
     assert cut == pytest.approx(one, abs=100)

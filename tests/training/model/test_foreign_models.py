@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from gpt2tg.commands import evaluate, model_loader
+from gpt2tg.engine.contexts import new_context
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import load
 from gpt2tg.options import TrainingOptions
@@ -116,7 +117,7 @@ def test_stored_head_that_differs_is_trained_and_kept(
     output = learned(checkpoint, text_file, tmp_path / "out", **settings)
     assert "lm_head.weight differs from wte.weight" in capsys.readouterr().err
     torch.testing.assert_close(theirs(output), expected, atol=1e-4, rtol=0)
-    found = load(str(output)).model.context(64).start(IDS.tolist())[0]
+    found = new_context(load(str(output)).model, 64).start(IDS.tolist())[0]
     torch.testing.assert_close(found, expected[-1], atol=1e-4, rtol=0)
 
 
