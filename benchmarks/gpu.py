@@ -30,7 +30,7 @@ from workers import report
 
 from gpt2tg.checkpoint.checkpoint import read_checkpoint
 from gpt2tg.checkpoint.weights import stream_weights
-from gpt2tg.engine.cuda_graph import ContinuousBatch, Entry
+from gpt2tg.engine.continuous_batch import ContinuousBatch, QueuedText
 from gpt2tg.engine.model import GPT2
 from gpt2tg.generation.cuda_steps import choice
 
@@ -141,7 +141,7 @@ def ours(batch: ContinuousBatch) -> Write:
 
     def write(work: list[list[int]], new: int) -> list[list[int]]:
         texts: list[list[int]] = [[] for _ in work]
-        entries = (Entry(sample, prompt, new) for sample, prompt in enumerate(work))
+        entries = (QueuedText(sample, prompt, new) for sample, prompt in enumerate(work))
         for token in batch.write(entries, lambda _, ids: "length" if len(ids) == new else None):
             texts[token.sample].append(token.id)
         return texts

@@ -24,6 +24,7 @@ from formats import ROOT
 
 sys.path.insert(0, str(ROOT))
 
+from gpt2tg.engine.contexts import new_context
 from gpt2tg.engine.model import GPT2
 from gpt2tg.engine.sliding import windows
 from gpt2tg.generation.generator import Generator, load
@@ -38,7 +39,7 @@ def perplexity(model: GPT2, ids: Sequence[int]) -> float:
     Read as a text is that is being written, since what is kept of it may be rounded as well.
     """
     loss, done = 0.0, 1
-    context = model.context(model.shape.n_positions)
+    context = new_context(model, model.shape.n_positions)
     for start, end in windows(0, len(ids), model.shape.n_positions):
         first = context.start([ids[start : start + 1]])
         rest = [context.extend(ids[start + 1 : end - 1])] if end - start > 2 else []

@@ -92,7 +92,9 @@ class Ours:
 
     def steps(self, job: Job) -> list[float]:
         """See `Rival`."""
-        context = self.generator.model.context(len(job.prompts[0]) + job.new_tokens)
+        from gpt2tg.engine.contexts import new_context
+
+        context = new_context(self.generator.model, len(job.prompts[0]) + job.new_tokens)
         logits = context.start(job.prompts)
         seconds = []
         for _ in range(job.new_tokens):

@@ -23,6 +23,7 @@ from gpt2tg import __version__
 from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.decoding import beam, filters, sampling
 from gpt2tg.decoding.interface import Filter
+from gpt2tg.engine.contexts import new_context
 from gpt2tg.engine.model import GPT2
 
 # Random models tried, and comparisons made on each: 3 prompts in each of 5 settings.
@@ -140,7 +141,7 @@ def ours(model: GPT2LMHeadModel, prompts: list[list[int]], settings: dict[str, A
     """Our ids for each prompt, all prompts side by side."""
     ends = frozenset(settings["eos_token_id"])
     room = settings["max_new_tokens"]
-    rows = gpt2_of(model).context(max(map(len, prompts)) + room)
+    rows = new_context(gpt2_of(model), max(map(len, prompts)) + room)
     chain = filters_of(settings)
 
     def finish(_: int, ids: Sequence[int]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import shutil
 import signal
@@ -28,7 +29,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gpt2tg.checkpoint.config import read_shape
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.checkpoint.weights import read_weights
-from gpt2tg.engine.cpu import kernels
+from gpt2tg.engine.cpu import compiler, kernels
 from gpt2tg.engine.model import GPT2
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.data.sources import plan_sources
@@ -132,3 +133,33 @@ def kernels_here() -> kernels.Kernels:
     if os.environ.get(kernels.SWITCH) != "0" and has_avx2() and shutil.which("gcc"):
         pytest.fail("there is gcc and a processor for the kernels, but they could not be compiled or loaded")
     pytest.skip("the kernels need gcc and a processor with AVX2, and are not switched off")
+
+
+def compiled_for(processor: str, directory: Path) -> kernels.Kernels:
+    """The kernels as they are compiled on a machine with an older CPU."""
+    path, found = directory / "kernels.so", compiler.find_compiler()
+    assert found
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "FLAGS", (*compiler.FLAGS, f"-march={processor}"))
+        compiler.compile_library(found, path)
+    return kernels.Kernels(ctypes.CDLL(str(path)))
+
+
+@pytest.fixture(scope="session", params=["native", "avx2"])
+def compiled_kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> kernels.Kernels:
+    """The kernels for this CPU, and for one without AVX-512."""
+    native = kernels_here()  # without a compiler, there are none for another CPU either
+    if request.param == "native":
+        return native
+    if not has_avx2():
+        pytest.skip("the CPU has no AVX2")
+    avx2 = compiled_for("haswell", tmp_path_factory.mktemp("avx2"))
+    assert avx2.lanes == 8
+    return avx2
+
+
+@pytest.fixture
+def library(compiled_kernels: kernels.Kernels, monkeypatch: pytest.MonkeyPatch) -> kernels.Kernels:
+    """The kernels for each kind of CPU, which models are then made with."""
+    monkeypatch.setattr(kernels, "load", lambda: compiled_kernels)
+    return compiled_kernels

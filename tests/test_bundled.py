@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
+from gpt2tg.engine.contexts import new_context
 from gpt2tg.generation.generator import Generator, load
 from gpt2tg.options import decoding_options
 
@@ -37,7 +38,7 @@ def test_logits_and_greedy_ids_equal_transformers(tiny: Generator, prompt: str) 
     assert AutoTokenizer.from_pretrained(BUNDLED_DIRECTORY, local_files_only=True)(prompt)["input_ids"] in (ids, [])
     with torch.no_grad():
         expected = model(torch.tensor([ids])).logits[0, -1]
-    torch.testing.assert_close(tiny.model.context(512).start([ids])[0], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(new_context(tiny.model, 512).start([ids])[0], expected, atol=1e-4, rtol=0)
     mask = torch.ones(1, len(ids), dtype=torch.long)
     output = model.generate(
         torch.tensor([ids]), attention_mask=mask, do_sample=False, max_new_tokens=60, pad_token_id=0

@@ -67,5 +67,7 @@ def test_installed_package_has_kernels_templates_and_types(installed: Path, tmp_
     assert ROOT not in package.parents
     for name in ("py.typed", "engine/cpu/kernels.c", "bundled/gpt2-tiny/model.safetensors"):
         assert (package / name).is_file(), name
+    headers = {path.name for path in (ROOT / "gpt2tg" / "engine" / "cpu").glob("*.h")}
+    assert {path.name for path in (package / "engine" / "cpu").glob("*.h")} == headers
     ours = {path.name for path in (ROOT / "gpt2tg" / "comparison" / "templates").iterdir()}
     assert {path.name for path in (package / "comparison" / "templates").iterdir()} == ours

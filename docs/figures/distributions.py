@@ -27,6 +27,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a checkout, nothing installed
 
 from gpt2tg.decoding import filters
+from gpt2tg.engine.contexts import new_context
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import Generator, load
 
@@ -72,7 +73,7 @@ class Panel:
 def next_token_logits(generator: Generator, prompt: str) -> Tensor:
     """What the model says of the token after the prompt. (1, V)"""
     ids = generator.encode(prompt)
-    return generator.model.context(len(ids)).start([ids]).cpu()
+    return new_context(generator.model, len(ids)).start([ids]).cpu()
 
 
 def panels_of(logits: Tensor) -> list[Panel]:

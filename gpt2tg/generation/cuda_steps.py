@@ -11,7 +11,8 @@ from torch import Tensor
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.decoding.interface import Finish, Token, not_finite
 from gpt2tg.decoding.sampling import drawn, most_probable
-from gpt2tg.engine.cuda_graph import Choose, ContinuousBatch, Entry, bucket_for
+from gpt2tg.engine.continuous_batch import ContinuousBatch, QueuedText
+from gpt2tg.engine.cuda_graph import Choose, bucket_for
 from gpt2tg.engine.model import GPT2
 from gpt2tg.generation.filter_chain import Shaping, on_the_distribution, on_the_text_so_far, on_unused
 from gpt2tg.options import DecodingOptions
@@ -74,7 +75,7 @@ def choice(shaping: Sequence[Shaping], samples: bool) -> Choose:
     return choose
 
 
-def decode(batch: ContinuousBatch, entries: Iterable[Entry], finish: Finish) -> Iterator[Token]:
+def decode(batch: ContinuousBatch, entries: Iterable[QueuedText], finish: Finish) -> Iterator[Token]:
     """As `sampling.decode`: the same tokens, in the same order unless a text takes the row of another.
 
     Raises:

@@ -302,7 +302,7 @@ class Generator:
         )
         if isinstance(rows, ContinuousBatch):
             entries = (
-                Entry(sample, prompts[owner], requests[owner].room, stream.random if samples else None)
+                QueuedText(sample, prompts[owner], requests[owner].room, stream.random if samples else None)
                 for sample, (owner, stream) in enumerate(zip(owners, streams, strict=True))
             )
             return cuda_steps.decode(rows, entries, finish)
@@ -408,15 +408,15 @@ class Generator:
         if longest > positions:
             return SlidingRows(self.model, keep_hidden)
         if not self._is_alone(requests, options):
-            return self.model.context(longest, keep_hidden)
+            return new_context(self.model, longest, keep_hidden)
         # It may begin as the text before it did, as in a session: that much is in the cache already.
         context, self._spare = self._spare, None
-        return self.model.context(positions) if context is None else context
+        return new_context(self.model, positions) if context is None else context
 
     def _is_alone(self, requests: Sequence[Request], options: DecodingOptions) -> bool:
         """Whether one text is written, a token after the other: a cache of full length for many would be large."""
         one = len(requests) == options.draws == 1 and not options.strategy.beams
-        return one and options.decoding != "contrastive" and self.model.shares_memory
+        return one and options.decoding != "contrastive" and self.model.kernel_model is not None
 
     def _endings(self, options: DecodingOptions, requests: Sequence[Request]) -> Endings:
         """Says when a text ends. `requests` has the prompt of each."""

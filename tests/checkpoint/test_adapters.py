@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import GPT2LMHeadModel
 
+from gpt2tg.engine.contexts import new_context
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import load
 
@@ -56,7 +57,7 @@ def write_adapter(
 
 
 def ours(directory: Path) -> torch.Tensor:
-    return load(str(directory)).model.context(64).start(IDS)[0]
+    return new_context(load(str(directory)).model, 64).start(IDS)[0]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_adapter_with_resized_embedding_gives_the_logits_of_peft(model_dir: Path
             load(str(tmp_path))
         return
     found = load(str(tmp_path))
-    torch.testing.assert_close(found.model.context(64).start(IDS)[0], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(new_context(found.model, 64).start(IDS)[0], expected, atol=1e-4, rtol=0)
     assert any("10 of the model's 310" in note for note in found.notes)
 
 

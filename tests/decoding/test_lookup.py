@@ -13,7 +13,9 @@ from gpt2tg.decoding import sampling
 from gpt2tg.decoding.interface import NotFiniteError, Text, Token
 from gpt2tg.decoding.lookup import Guesser, decode_with_lookup
 from gpt2tg.decoding.sampling import most_probable
-from gpt2tg.engine.model import Context
+from gpt2tg.engine.context import Context
+from gpt2tg.engine.contexts import new_context
+from gpt2tg.engine.torch_context import TorchContext
 from gpt2tg.generation.generator import Generator, load
 from gpt2tg.options import DecodingOptions, decoding_options
 
@@ -243,10 +245,10 @@ def tiny() -> Generator:
 @pytest.fixture
 def readings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """How many tokens the model reads at once, after the prompt."""
-    from gpt2tg.engine.cpu.context import KernelContext
+    from gpt2tg.engine.cpu.kernel_context import KernelContext
 
     noted: list[int] = []
-    for kind in (Context, KernelContext):
+    for kind in (TorchContext, KernelContext):
         original = kind.__dict__["extend"]
 
         def extend(self: Context, tokens: Sequence[int], original=original) -> Tensor:
@@ -282,7 +284,7 @@ def test_greedy_text_and_its_probability_are_those_without_guesses(
     wanted = decoding_options({"decoding": "greedy", "max_new_tokens": 100, "prompt_lookup": 10, **settings})
     plain, guessed = both(tiny, prompt, wanted)
     assert [sample.ids for sample in guessed] == [sample.ids for sample in plain]
-    if tiny.model.context(8).is_exact:
+    if new_context(tiny.model, 8).is_exact:
         assert guessed == plain
 
 
@@ -318,8 +320,8 @@ def test_greedy_alone_is_the_loop_of_sampling(tiny: Generator) -> None:
     def finish(sample: int, new: Sequence[int]) -> str | None:
         return "length" if len(new) == 60 else None
 
-    plain = sampling.decode(tiny.model.context(len(ids) + 60), [ids], [0], [], most_probable, finish)
-    guessed = decode_with_lookup(tiny.model.context(len(ids) + 60), ids, [], most_probable, finish, 60, 10)
+    plain = sampling.decode(new_context(tiny.model, len(ids) + 60), [ids], [0], [], most_probable, finish)
+    guessed = decode_with_lookup(new_context(tiny.model, len(ids) + 60), ids, [], most_probable, finish, 60, 10)
     for one, other in zip(plain, guessed, strict=True):
         assert one.id == other.id
         assert one.logprob == pytest.approx(other.logprob, abs=1e-5)

@@ -1,5 +1,5 @@
-"""Continuous batches and captured steps. Their logic is tested on the CPU, where the same steps run one by one; what
-only a CUDA GPU can show is skipped where there is none."""
+"""Continuous batches and captured decode steps. On a CPU the same steps run one by one; tests that need a CUDA GPU are
+skipped without one."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer
 from gpt2tg.checkpoint.weights import read_weights
 from gpt2tg.decoding import sampling
 from gpt2tg.decoding.stopping import Endings, StopStrings
-from gpt2tg.engine import cuda_graph
-from gpt2tg.engine.cuda_graph import Board, Choose, ContinuousBatch, Entry, StepProgram, bucket_for
+from gpt2tg.engine import continuous_batch, cuda_graph
+from gpt2tg.engine.contexts import new_context
+from gpt2tg.engine.continuous_batch import ContinuousBatch, QueuedText
+from gpt2tg.engine.cuda_graph import Choose, DecodeStep, StepBuffers, bucket_for
 from gpt2tg.engine.model import GPT2
 from gpt2tg.generation.cuda_steps import choice
 from gpt2tg.generation.filter_chain import on_the_distribution
@@ -31,22 +33,22 @@ TYPICAL = decoding_options({"decoding": "sample", "typical_p": 0.7})
 END_IDS = tuple(range(12))  # one token in 25 of the tiny model's vocabulary: texts end anywhere in a chunk
 
 Texts = dict[int, tuple[list[int], list[float], str | None]]
-"""Ids, log-probabilities and reason of the end, by sample."""
+"""Ids, log-probabilities and finish reason, by sample."""
 
 
-def a_model(directory: Path, device: str = "cpu", precision: str = "fp32") -> GPT2:
+def read_model(directory: Path, device: str = "cpu", precision: str = "fp32") -> GPT2:
     shape = read_shape(directory)
     return GPT2(read_weights(directory, shape), shape, torch.device(device), precision)
 
 
 @pytest.fixture
 def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """8, 16, 32 and the 64 positions of the tiny model."""
+    """Buckets of 8, 16, 32 and 64, the positions of the tiny model."""
     monkeypatch.setattr(cuda_graph, "SMALLEST_BUCKET", 8)
 
 
-def prompts_and_rooms(count: int, vocabulary: int = 300, longest: int = 30) -> list[tuple[list[int], int]]:
-    """Prompts of 1 to `longest` tokens and rooms of 1 to 34 tokens."""
+def prompts_and_lengths(count: int, vocabulary: int = 300, longest: int = 30) -> list[tuple[list[int], int]]:
+    """Return prompts of 1 to `longest` tokens, each with 1 to 34 new tokens."""
     chance = random.Random(count)
     return [
         ([chance.randrange(vocabulary) for _ in range(chance.randint(1, longest))], chance.randint(1, 34))
@@ -54,18 +56,18 @@ def prompts_and_rooms(count: int, vocabulary: int = 300, longest: int = 30) -> l
     ]
 
 
-def chosen_with(options: DecodingOptions) -> Choose:
+def choose_with(options: DecodingOptions) -> Choose:
     return choice(on_the_distribution(options, len(END_IDS)), options.strategy.samples)
 
 
-def in_steps(
+def in_a_batch(
     batch: ContinuousBatch,
     work: Sequence[tuple[list[int], int]],
     options: DecodingOptions,
     end_ids: Sequence[int] = END_IDS,
 ) -> Texts:
     entries = (
-        Entry(sample, prompt, room, sampling.stream(7, sample, 0).random if options.strategy.samples else None)
+        QueuedText(sample, prompt, room, sampling.stream(7, sample, 0).random if options.strategy.samples else None)
         for sample, (prompt, room) in enumerate(work)
     )
     finish = Endings(end_ids, StopStrings((), lambda *_: ""), [room for _, room in work])
@@ -75,13 +77,13 @@ def in_steps(
 def one_by_one(
     model: GPT2, work: Sequence[tuple[list[int], int]], options: DecodingOptions, end_ids: Sequence[int] = END_IDS
 ) -> Texts:
-    """The ordinary path, every text alone."""
+    """Generate every text alone, without a continuous batch."""
     shaping = on_the_distribution(options, len(end_ids))
     texts: Texts = {}
     for sample, (prompt, room) in enumerate(work):
         choose = sampling.Draw([sampling.stream(7, sample, 0)]) if options.strategy.samples else sampling.most_probable
         written = sampling.decode(
-            model.context(len(prompt) + room),
+            new_context(model, len(prompt) + room),
             [prompt],
             [0],
             [lambda x, _, change=change: change(x) for change in shaping],
@@ -111,11 +113,11 @@ def assert_equal(texts: Texts, expected: Texts, tolerance: float = 1e-4) -> None
 @pytest.mark.parametrize("options", [GREEDY, DRAWN, TYPICAL], ids=["greedy", "drawn", "typical"])
 @pytest.mark.parametrize(("rows", "steps"), [(1, 24), (3, 1), (3, 5), (7, 24), (40, 24)])
 @pytest.mark.usefixtures("small_buckets")
-def test_texts_are_those_of_the_ordinary_path(gpt2: GPT2, options: DecodingOptions, rows: int, steps: int) -> None:
-    """Prompts of unequal lengths, one token among them; rooms that end and texts that end; rows taken over and over."""
-    work = prompts_and_rooms(40)
-    batch = ContinuousBatch(gpt2, rows, 64, chosen_with(options), END_IDS, steps)
-    texts = in_steps(batch, work, options)
+def test_texts_equal_those_generated_one_by_one(gpt2: GPT2, options: DecodingOptions, rows: int, steps: int) -> None:
+    """Prompts of one and more tokens; texts end by length and by an end token; rows are reused many times."""
+    work = prompts_and_lengths(40)
+    batch = ContinuousBatch(gpt2, rows, 64, choose_with(options), END_IDS, steps)
+    texts = in_a_batch(batch, work, options)
     assert_equal(texts, one_by_one(gpt2, work, options))
     assert {reason for _, _, reason in texts.values()} == {"eos", "length"}
 
@@ -126,155 +128,155 @@ def test_buckets_double_up_to_the_positions() -> None:
 
 
 @pytest.mark.usefixtures("small_buckets")
-def test_a_text_that_grows_goes_through_the_buckets(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each step looks at the smallest bucket that holds the chunk."""
+def test_growing_text_uses_larger_buckets(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step uses the smallest bucket that holds the chunk."""
     seen: list[int] = []
-    genuine = StepProgram.run
-    monkeypatch.setattr(StepProgram, "run", lambda self: (seen.append(self._bucket), genuine(self))[1])
+    genuine = DecodeStep.run
+    monkeypatch.setattr(DecodeStep, "run", lambda self: (seen.append(self._bucket), genuine(self))[1])
     work = [([5, 6, 7], 60)]
-    batch = ContinuousBatch(gpt2, 1, 63, chosen_with(GREEDY), (), steps=4)
-    assert_equal(in_steps(batch, work, GREEDY, ()), one_by_one(gpt2, work, GREEDY, ()))
+    batch = ContinuousBatch(gpt2, 1, 63, choose_with(GREEDY), (), steps=4)
+    assert_equal(in_a_batch(batch, work, GREEDY, ()), one_by_one(gpt2, work, GREEDY, ()))
     # The cache holds 2 tokens of the prompt at first, and 4 more after each chunk.
     assert seen[::4] == [8] + [16] * 2 + [32] * 4 + [64] * 8
 
 
-def test_no_row_waits_for_the_longest_text(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A text of 40 tokens in one row, four of 10 in the other: no more steps than the long one has tokens."""
-    steps: list[StepProgram] = []
-    genuine = StepProgram.run
-    monkeypatch.setattr(StepProgram, "run", lambda self: (steps.append(self), genuine(self))[1])
+def test_rows_are_reused_while_a_long_text_runs(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One text of 40 tokens and four of 10, in two rows: 40 steps suffice."""
+    steps: list[DecodeStep] = []
+    genuine = DecodeStep.run
+    monkeypatch.setattr(DecodeStep, "run", lambda self: (steps.append(self), genuine(self))[1])
     work = [([1, 2], 40), *[([3, 4, 5], 10)] * 4]
-    in_steps(ContinuousBatch(gpt2, 2, 64, chosen_with(GREEDY), (), steps=5), work, GREEDY, ())
+    in_a_batch(ContinuousBatch(gpt2, 2, 64, choose_with(GREEDY), (), steps=5), work, GREEDY, ())
     assert len(steps) == 40
 
 
-def test_a_text_that_the_caller_ends_leaves_its_row(gpt2: GPT2) -> None:
-    """As stop strings and time limits do: the steps know nothing of it, and what they wrote beyond it is dropped."""
-    work = prompts_and_rooms(12)
+def test_text_ended_by_the_caller_frees_its_row(gpt2: GPT2) -> None:
+    """Stop strings and time limits do that. The steps do not know it, and tokens beyond the end are dropped."""
+    work = prompts_and_lengths(12)
     whole = one_by_one(gpt2, work, GREEDY, ())
-    entries = [Entry(sample, prompt, room) for sample, (prompt, room) in enumerate(work)]
+    entries = [QueuedText(sample, prompt, room) for sample, (prompt, room) in enumerate(work)]
 
     def finish(sample: int, ids: Sequence[int]) -> str | None:
         return "stop" if len(ids) == 3 + sample else "length" if len(ids) == work[sample][1] else None
 
-    texts = collected(ContinuousBatch(gpt2, 2, 64, chosen_with(GREEDY), (), steps=7).write(entries, finish))
+    texts = collected(ContinuousBatch(gpt2, 2, 64, choose_with(GREEDY), (), steps=7).write(entries, finish))
     assert {sample: ids for sample, (ids, _, _) in texts.items()} == {
         sample: ids[: 3 + sample] for sample, (ids, _, _) in whole.items()
     }
     assert "stop" in {reason for _, _, reason in texts.values()}
 
 
-def test_the_next_steps_run_while_tokens_are_given(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps: list[StepProgram] = []
-    genuine = StepProgram.run
-    monkeypatch.setattr(StepProgram, "run", lambda self: (steps.append(self), genuine(self))[1])
-    batch = ContinuousBatch(gpt2, 1, 64, chosen_with(GREEDY), (), steps=5)
-    written = batch.write([Entry(0, [1, 2], 40)], lambda _, ids: "length" if len(ids) == 40 else None)
+def test_next_chunk_runs_while_tokens_are_yielded(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[DecodeStep] = []
+    genuine = DecodeStep.run
+    monkeypatch.setattr(DecodeStep, "run", lambda self: (steps.append(self), genuine(self))[1])
+    batch = ContinuousBatch(gpt2, 1, 64, choose_with(GREEDY), (), steps=5)
+    written = batch.write([QueuedText(0, [1, 2], 40)], lambda _, ids: "length" if len(ids) == 40 else None)
     counts = [len(steps) for _ in written]
     assert counts == [*(n for n in range(10, 41, 5) for _ in range(5)), *[40] * 5]
 
 
-def test_texts_are_taken_from_the_queue_when_a_row_is_free(gpt2: GPT2) -> None:
-    """So a run over very many prompts does not hold them all."""
+def test_queue_is_read_when_a_row_is_free(gpt2: GPT2) -> None:
+    """So a run over very many prompts does not hold them all in memory."""
     taken: list[int] = []
 
-    def queue() -> Iterator[Entry]:
+    def queue() -> Iterator[QueuedText]:
         for sample in range(6):
             taken.append(sample)
-            yield Entry(sample, [sample + 1], 10)
+            yield QueuedText(sample, [sample + 1], 10)
 
-    batch = ContinuousBatch(gpt2, 2, 64, chosen_with(GREEDY), (), steps=5)
+    batch = ContinuousBatch(gpt2, 2, 64, choose_with(GREEDY), (), steps=5)
     written = batch.write(queue(), lambda _, ids: "length" if len(ids) == 10 else None)
     next(written)
     assert taken == [0, 1]
     assert {token.sample for token in written} == set(range(6))
 
 
-def test_samples_of_a_prompt_read_it_once(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_of_one_prompt_share_a_prefill(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[torch.Size] = []
     genuine = GPT2.hidden
     monkeypatch.setattr(GPT2, "hidden", lambda self, ids, *rest: (read.append(ids.shape), genuine(self, ids, *rest))[1])
     work = [([9, 8, 7, 6], 5)] * 3 + [([9, 8], 5)]
-    batch = ContinuousBatch(gpt2, 4, 64, chosen_with(DRAWN), (), steps=5)
-    texts = in_steps(batch, work, DRAWN, ())
-    assert [tuple(shape) for shape in read] == [(2, 3)] + [(4, 1)] * 5  # the last token of a prompt is a step's
+    batch = ContinuousBatch(gpt2, 4, 64, choose_with(DRAWN), (), steps=5)
+    texts = in_a_batch(batch, work, DRAWN, ())
+    assert [tuple(shape) for shape in read] == [(2, 3)] + [(4, 1)] * 5  # a step reads the last token of the prompt
     monkeypatch.undo()
     assert_equal(texts, one_by_one(gpt2, work, DRAWN, ()))
 
 
-def test_many_prompts_are_read_in_pieces(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graph, "READ_AT_ONCE", 40)
+def test_many_prompts_are_prefilled_in_groups(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(continuous_batch, "PREFILL_TOKENS", 40)
     read: list[int] = []
     genuine = GPT2.hidden
     monkeypatch.setattr(
         GPT2, "hidden", lambda self, ids, *rest: (read.append(ids.numel()), genuine(self, ids, *rest))[1]
     )
-    work = prompts_and_rooms(20)
-    texts = in_steps(ContinuousBatch(gpt2, 20, 64, chosen_with(GREEDY), END_IDS), work, GREEDY)
+    work = prompts_and_lengths(20)
+    texts = in_a_batch(ContinuousBatch(gpt2, 20, 64, choose_with(GREEDY), END_IDS), work, GREEDY)
     assert max(read) <= 40
     monkeypatch.undo()
     assert_equal(texts, one_by_one(gpt2, work, GREEDY))
 
 
-def test_a_batch_that_was_left_begins_anew(gpt2: GPT2) -> None:
-    work = prompts_and_rooms(9)
-    batch = ContinuousBatch(gpt2, 3, 64, chosen_with(GREEDY), END_IDS, steps=4)
-    abandoned = batch.write([Entry(n, [n + 1] * 20, 30) for n in range(5)], lambda *_: None)
+def test_batch_works_after_an_abandoned_run(gpt2: GPT2) -> None:
+    work = prompts_and_lengths(9)
+    batch = ContinuousBatch(gpt2, 3, 64, choose_with(GREEDY), END_IDS, steps=4)
+    abandoned = batch.write([QueuedText(n, [n + 1] * 20, 30) for n in range(5)], lambda *_: None)
     list(islice(abandoned, 5))
     abandoned.close()
-    assert_equal(in_steps(batch, work, GREEDY), one_by_one(gpt2, work, GREEDY))
+    assert_equal(in_a_batch(batch, work, GREEDY), one_by_one(gpt2, work, GREEDY))
 
 
 @pytest.mark.usefixtures("small_buckets")
-def test_a_program_is_captured_when_it_is_wanted_again(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Libraries set themselves up in the first chunk of a bucket, and a short text ends in it."""
+def test_step_is_captured_from_its_second_chunk_on(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first chunk of a bucket, libraries initialise themselves, and a short text ends."""
     log: list[str] = []
-    genuine = StepProgram.run
-    monkeypatch.setattr(StepProgram, "capture", lambda self, pool: log.append(f"capture {self._bucket}"))
-    monkeypatch.setattr(StepProgram, "run", lambda self: (log.append(f"run {self._bucket}"), genuine(self))[1])
+    genuine = DecodeStep.run
+    monkeypatch.setattr(DecodeStep, "capture", lambda self, pool: log.append(f"capture {self._bucket}"))
+    monkeypatch.setattr(DecodeStep, "run", lambda self: (log.append(f"run {self._bucket}"), genuine(self))[1])
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    batch = ContinuousBatch(gpt2, 1, 64, chosen_with(GREEDY), (), steps=4, captured=True)
-    in_steps(batch, [([1, 2, 3, 4, 5], 13)], GREEDY, ())
+    batch = ContinuousBatch(gpt2, 1, 64, choose_with(GREEDY), (), steps=4, captured=True)
+    in_a_batch(batch, [([1, 2, 3, 4, 5], 13)], GREEDY, ())
     assert log == ["run 8"] * 4 + ["run 16"] * 4 + ["capture 16"] + ["run 16"] * 4 + ["run 32"]
 
 
 @pytest.mark.parametrize(("end_ids", "lengths"), [((), [16, 3]), (range(300), [1, 1])], ids=["full", "ended"])
-def test_a_row_that_is_over_stays_where_it_is(gpt2: GPT2, end_ids: Sequence[int], lengths: list[int]) -> None:
-    """Its steps are computed like the others', however long the others go on."""
-    board = Board(gpt2, 2, 16, 4)
-    program = StepProgram(gpt2, board, 16, chosen_with(GREEDY), end_ids)
-    board.seat(*map(torch.tensor, ([0, 1], [5, 6], [0, 0], [16, 3])))
+def test_inactive_row_does_not_grow(gpt2: GPT2, end_ids: Sequence[int], lengths: list[int]) -> None:
+    """It is computed in every step, like the others."""
+    buffers = StepBuffers(gpt2, 2, 16, 4)
+    decode_step = DecodeStep(gpt2, buffers, 16, choose_with(GREEDY), end_ids)
+    buffers.assign(*map(torch.tensor, ([0, 1], [5, 6], [0, 0], [16, 3])))
     for _ in range(20):
-        board.begin(None)
+        buffers.begin_chunk(None)
         with torch.inference_mode():
-            program.run()
-    assert board.lengths.tolist() == lengths
+            decode_step.run()
+    assert buffers.lengths.tolist() == lengths
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("options", [GREEDY, DRAWN, TYPICAL], ids=["greedy", "drawn", "typical"])
-def test_a_step_never_looks_at_a_value(model_dir: Path, options: DecodingOptions, precision: str) -> None:
-    """Tensors that have shapes and kinds but no values refuse to be looked at, as they do while a graph is captured."""
-    model = a_model(model_dir, "meta", precision)
-    batch = ContinuousBatch(model, 3, 64, chosen_with(options), END_IDS, steps=4)
+def test_step_contains_no_host_sync(model_dir: Path, options: DecodingOptions, precision: str) -> None:
+    """Meta tensors have no values, so that reading one is an error, as it is while a graph is captured."""
+    model = read_model(model_dir, "meta", precision)
+    batch = ContinuousBatch(model, 3, 64, choose_with(options), END_IDS, steps=4)
     texts = {0: (5, 6, 7), 1: (), 2: (5, 6)}
     with torch.inference_mode():
-        batch._read(texts)
-        batch._program(64).run()
-    assert batch._board.cache.dtype == (torch.float16 if precision == "fp16" else torch.float32)
+        batch._prefill(texts)
+        batch._decode_step(64).run()
+    assert batch._buffers.cache.dtype == (torch.float16 if precision == "fp16" else torch.float32)
 
 
-def test_a_choice_that_looks_is_found_out(model_dir: Path) -> None:
-    """The test above would notice."""
+def test_host_sync_in_a_choice_is_detected(model_dir: Path) -> None:
+    """The test above would fail."""
     batch = ContinuousBatch(
-        a_model(model_dir, "meta"), 1, 64, lambda x, _: x.argmax(dim=1) if x.max().item() > 0 else x[:, 0], END_IDS
+        read_model(model_dir, "meta"), 1, 64, lambda x, _: x.argmax(dim=1) if x.max().item() > 0 else x[:, 0], END_IDS
     )
     with torch.inference_mode(), pytest.raises(RuntimeError, match="meta"):
-        batch._program(64).run()
+        batch._decode_step(64).run()
 
 
 def bundled_prompts(count: int) -> list[list[int]]:
-    """Beginnings of the fables, of unequal lengths, in the tokens of the bundled model."""
+    """Return beginnings of the fables, of unequal lengths, as ids of the bundled model."""
     shape = read_shape(BUNDLED_DIRECTORY)
     tokenizer = load_tokenizer(BUNDLED_DIRECTORY, shape.vocab_size, None)
     texts = [tokenizer.encode(fable) for fable in FABLES]
@@ -282,7 +284,7 @@ def bundled_prompts(count: int) -> list[list[int]]:
     return [list(ids) for ids in dict.fromkeys(map(tuple, prompts))][:count]
 
 
-def test_there_are_prompts_enough_for_a_gpu() -> None:
+def test_enough_prompts_exist_for_a_gpu() -> None:
     assert len(bundled_prompts(128)) == 128
 
 
@@ -291,7 +293,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch find
 
 @needs_gpu
 class TestOnAGPU:
-    """Captured steps, on trained weights."""
+    """Captured steps with trained weights."""
 
     END = (read_shape(BUNDLED_DIRECTORY).end_ids or (0,))[:1]
 
@@ -299,38 +301,38 @@ class TestOnAGPU:
         return [(prompt, 20 + number % 150) for number, prompt in enumerate(bundled_prompts(count))]
 
     def batch(self, precision: str, options: DecodingOptions, rows: int = 16, captured: bool = True) -> ContinuousBatch:
-        model = a_model(BUNDLED_DIRECTORY, "cuda", precision)
-        return ContinuousBatch(model, rows, 256, chosen_with(options), self.END, captured=captured)
+        model = read_model(BUNDLED_DIRECTORY, "cuda", precision)
+        return ContinuousBatch(model, rows, 256, choose_with(options), self.END, captured=captured)
 
-    def test_greedy_ids_in_fp32_are_those_of_the_cpu(self) -> None:
-        """Rows are taken over, and texts grow from one bucket into the next."""
-        texts = in_steps(self.batch("fp32", GREEDY), self.work(), GREEDY, self.END)
-        expected = one_by_one(a_model(BUNDLED_DIRECTORY), self.work(), GREEDY, self.END)
+    def test_greedy_ids_in_fp32_equal_those_of_the_cpu(self) -> None:
+        """Rows are reused, and texts grow from one bucket into the next."""
+        texts = in_a_batch(self.batch("fp32", GREEDY), self.work(), GREEDY, self.END)
+        expected = one_by_one(read_model(BUNDLED_DIRECTORY), self.work(), GREEDY, self.END)
         assert_equal(texts, expected, tolerance=1e-2)
 
     @pytest.mark.parametrize("options", [GREEDY, DRAWN, TYPICAL], ids=["greedy", "drawn", "typical"])
-    def test_captured_steps_are_the_steps(self, options: DecodingOptions) -> None:
-        captured = in_steps(self.batch("fp32", options), self.work(), options, self.END)
-        step_by_step = in_steps(self.batch("fp32", options, captured=False), self.work(), options, self.END)
+    def test_captured_steps_equal_steps_without_graphs(self, options: DecodingOptions) -> None:
+        captured = in_a_batch(self.batch("fp32", options), self.work(), options, self.END)
+        step_by_step = in_a_batch(self.batch("fp32", options, captured=False), self.work(), options, self.END)
         assert_equal(captured, step_by_step)
 
     @pytest.mark.parametrize("options", [GREEDY, DRAWN], ids=["greedy", "drawn"])
-    def test_fp16_writes_nearly_the_same(self, options: DecodingOptions) -> None:
-        """The first token of nearly every text, and about its log-probability."""
-        half = in_steps(self.batch("fp16", options), self.work(), options, self.END)
-        whole = in_steps(self.batch("fp32", options), self.work(), options, self.END)
+    def test_fp16_generates_nearly_the_same(self, options: DecodingOptions) -> None:
+        """For nearly every text, the first token and about its log-probability are the same."""
+        half = in_a_batch(self.batch("fp16", options), self.work(), options, self.END)
+        whole = in_a_batch(self.batch("fp32", options), self.work(), options, self.END)
         same = [sample for sample in whole if half[sample][0][0] == whole[sample][0][0]]
         assert len(same) >= 0.9 * len(whole)
         assert all(half[sample][1][0] == pytest.approx(whole[sample][1][0], abs=0.1) for sample in same)
         assert all(reason for _, _, reason in half.values())
 
-    def test_nobody_waits_while_steps_run(self) -> None:
-        """But for the tokens of a chunk: torch refuses every other wait."""
+    def test_chunks_run_without_a_host_sync(self) -> None:
+        """Only the tokens of a chunk are waited for: torch raises an error at every other sync."""
         batch = self.batch("fp16", DRAWN)
         for _ in range(2):  # captures what is needed
-            in_steps(batch, self.work(), DRAWN, self.END)
+            in_a_batch(batch, self.work(), DRAWN, self.END)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            in_steps(batch, self.work(), DRAWN, self.END)
+            in_a_batch(batch, self.work(), DRAWN, self.END)
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -1,4 +1,4 @@
-"""Texts beyond the model's positions."""
+"""Texts beyond the model's context length."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from gpt2tg.engine.sliding import SlidingRows
 
 
 def window_of(length: int) -> int:
-    """How many of its last tokens the model sees when it has read `length`, worked out by hand for 64 positions."""
+    """Return how many tokens the model sees of a text of `length`, worked out by hand for 64 positions."""
     seen = 0
     for _ in range(length):
         seen = 33 if seen == 64 else seen + 1
     return seen
 
 
-def test_each_row_sees_its_own_window(gpt2: GPT2, reference: GPT2LMHeadModel) -> None:
+def test_each_row_has_its_own_window(gpt2: GPT2, reference: GPT2LMHeadModel) -> None:
     texts = [random_ids(60, seed=1), random_ids(3, seed=2)]
     rows = SlidingRows(gpt2)
     logits = rows.start(texts)
@@ -32,7 +32,7 @@ def test_each_row_sees_its_own_window(gpt2: GPT2, reference: GPT2LMHeadModel) ->
         logits = rows.step(torch.tensor(tokens))
 
 
-def test_selected_rows_take_their_texts_along(gpt2: GPT2, reference: GPT2LMHeadModel) -> None:
+def test_selected_rows_keep_their_texts(gpt2: GPT2, reference: GPT2LMHeadModel) -> None:
     texts = [random_ids(64, seed=1), random_ids(64, seed=2), random_ids(20, seed=3)]
     rows = SlidingRows(gpt2)
     rows.start(texts)
@@ -44,7 +44,7 @@ def test_selected_rows_take_their_texts_along(gpt2: GPT2, reference: GPT2LMHeadM
     )
 
 
-def test_a_prompt_beyond_the_positions_is_read_from_its_end(gpt2: GPT2, reference: GPT2LMHeadModel) -> None:
+def test_long_prompt_is_read_from_its_end(gpt2: GPT2, reference: GPT2LMHeadModel) -> None:
     text = random_ids(100, seed=4)
     logits = SlidingRows(gpt2).start([text])
     torch.testing.assert_close(logits[0], reference_logits(reference, text[-64:]), atol=TOLERANCE, rtol=0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import FABLES
 
-from gpt2tg.engine.cuda_graph import ContinuousBatch
+from gpt2tg.engine.continuous_batch import ContinuousBatch
 from gpt2tg.errors import RunError
 from gpt2tg.generation import cuda_steps
 from gpt2tg.generation.generator import Generator, Request, Sample, load

@@ -13,6 +13,7 @@ from conftest import kernels_here
 from transformers import GPT2LMHeadModel
 
 from gpt2tg.decoding.interface import Text
+from gpt2tg.engine.contexts import new_context
 from gpt2tg.engine.model import GPT2
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.generation.filter_chain import filter_chain
@@ -232,7 +233,7 @@ def exact(model_dir: Path) -> Generator:
     """A generator of its own, whose cache holds nothing yet, and which computes to the same bit whatever is read."""
     made = load(str(model_dir))
     kernels_here()
-    assert made.model.context(8).is_exact
+    assert new_context(made.model, 8).is_exact
     return made
 
 
@@ -256,7 +257,7 @@ def test_streamed_in_a_batch_and_after_other_texts_a_sample_is_the_same_to_the_l
 
 
 def test_a_text_that_goes_on_reads_only_what_is_new(exact: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpt2tg.engine.cpu.context import KernelContext
+    from gpt2tg.engine.cpu.kernel_context import KernelContext
 
     read: list[int] = []
     original = KernelContext._read

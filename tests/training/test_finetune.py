@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import finetune_gpt2
 from gpt2tg.checkpoint.find import numbered_checkpoints
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
+from gpt2tg.engine.contexts import new_context
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.generation.generator import load
 from gpt2tg.options import TrainingOptions, decoding_options
@@ -41,7 +42,7 @@ def test_transformers_and_our_engine_agree_on_the_result(text_file: Path, model_
         assert tokenizer.eos_token_id == theirs.generation_config.eos_token_id == ours.tokenizer.end_id
         with torch.no_grad():
             expected = theirs(torch.tensor([ids])).logits[0, -1]
-        torch.testing.assert_close(ours.model.context(64).start([ids])[0], expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(new_context(ours.model, 64).start([ids])[0], expected, atol=1e-4, rtol=0)
 
 
 def test_files_of_a_finished_run(text_file: Path, model_dir: Path, tmp_path: Path) -> None:

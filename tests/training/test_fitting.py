@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
 import finetune_gpt2
+from gpt2tg.engine.contexts import new_context
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.generation.generator import load
 from gpt2tg.options import TrainingOptions
@@ -34,7 +35,7 @@ def quick(text_file: Path, output_dir: Path, **settings: object) -> TrainingOpti
 
 
 def logits(directory: Path) -> torch.Tensor:
-    return load(str(directory)).model.context(64).start(IDS)[0]
+    return new_context(load(str(directory)).model, 64).start(IDS)[0]
 
 
 def by_peft(adapter: Path, base: Path) -> torch.Tensor:

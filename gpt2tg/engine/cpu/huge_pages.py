@@ -1,8 +1,8 @@
-"""Memory in huge pages, for numbers that are read from end to end again and again.
+"""Tensors in huge pages, for weights that are read from end to end in every decode step.
 
-A processor looks addresses up page by page, and cannot fetch ahead over the end of one. In pages of 2 MB weights are
-read up to a third faster than in those of 4 KB. Linux gives them to a program that asks; elsewhere torch's memory is
-used as it is.
+A CPU translates addresses page by page, and its prefetchers stop at the end of a page: from pages of 2 MB, weights are
+read up to a third faster than from pages of 4 KB. Linux grants huge pages to a program that asks for them; elsewhere
+torch allocates as usual.
 """
 
 from __future__ import annotations
@@ -16,40 +16,42 @@ from torch import Tensor
 from gpt2tg.engine.cpu.memory_maps import line_after, mapped
 from gpt2tg.engine.cpu.preload import Preloaded
 
-# Address space taken at a time. What is not written to takes no memory.
+# Bytes of address space that are mapped at a time. Pages that are never written to take no memory.
 SPAN = 256 * 2**20
 
 
 class HugePages:
-    """Gives tensors one behind the other, so that small ones lie in huge pages too. Each span of memory is given back
-    when the last tensor in it is gone."""
+    """Allocates tensors one after the other in large spans of memory, so that small ones share huge pages.
+
+    A span is freed with the last tensor in it.
+    """
 
     def __init__(self, ready: Preloaded | None = None, precision: str = "") -> None:
         """
         Args:
-            ready: memory that is taken from first, as long as it has room.
-            precision: what the matrices are held in that will lie there.
+            ready: memory with packed matrices, which is handed out first.
+            precision: of the tensors that will be allocated. Packed matrices in another precision are overwritten.
         """
         self._span = ready.take() if ready else None
-        self._taken = 0
-        self._laid_out = ready.packed_bytes if ready and ready.precision == precision else 0
+        self._used = 0
+        self._packed = ready.laid_out if ready and ready.precision == precision else 0
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A tensor whose numbers are still to be written."""
+        """Return an uninitialised tensor, or the next packed one (see `is_packed`)."""
         size = prod(shape) * dtype.itemsize
         if not size or not hasattr(mmap, "MADV_HUGEPAGE"):
             return torch.empty(shape, dtype=dtype)
-        if self._span is None or self._taken + size > len(self._span):
-            self._laid_out = 0  # that was of the span before
+        if self._span is None or self._used + size > len(self._span):
+            self._packed = 0  # only the first span holds packed matrices
             try:
-                self._span, self._taken = mapped(max(size, SPAN)), 0
-            except OSError:  # so much address space is not granted
+                self._span, self._used = mapped(max(size, SPAN)), 0
+            except OSError:  # the system does not grant so much address space
                 return torch.empty(shape, dtype=dtype)
-        tensor = torch.frombuffer(self._span, dtype=dtype, count=prod(shape), offset=self._taken)
-        self._taken = line_after(self._taken + size)
+        tensor = torch.frombuffer(self._span, dtype=dtype, count=prod(shape), offset=self._used)
+        self._used = line_after(self._used + size)
         return tensor.view(shape)
 
     @property
-    def is_laid_out(self) -> bool:
-        """Whether all that was asked for so far was laid out ahead: it is not to be written to again."""
-        return 0 < self._taken <= self._laid_out
+    def is_packed(self) -> bool:
+        """Whether every tensor allocated so far holds packed weights, which must not be overwritten."""
+        return 0 < self._used <= self._packed

@@ -1,4 +1,4 @@
-"""Memory in huge pages."""
+"""Tensors in huge pages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gpt2tg.engine.cpu.huge_pages import HugePages
 HUGE, SMAPS = Path("/sys/kernel/mm/transparent_hugepage/enabled"), Path("/proc/self/smaps")
 
 
-def test_tensors_keep_their_numbers_apart() -> None:
+def test_tensors_do_not_overlap() -> None:
     huge = HugePages()
     shapes = [(3,), (5, 7), (2, 3, 4), (1000,)]
     kinds = [torch.int8, torch.float16, torch.float32, torch.float32]
@@ -30,7 +30,7 @@ def test_tensors_keep_their_numbers_apart() -> None:
         assert tensor.data_ptr() % 64 == 0
 
 
-def test_more_than_a_span_is_given_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_beyond_a_span_are_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huge_pages, "SPAN", 4096)
     huge = HugePages()
     tensors = [huge.empty(n, dtype=torch.float32) for n in (1000, 1000, 50_000, 3)]
@@ -39,7 +39,7 @@ def test_more_than_a_span_is_given_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [tensor.unique().tolist() for tensor in tensors] == [[0], [1], [2], [3]]
 
 
-def test_memory_is_given_back_with_the_last_tensor_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_span_is_freed_with_its_last_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[weakref.ref[mmap.mmap]] = []
     mapped = memory_maps.mapped
 
@@ -61,13 +61,13 @@ def test_memory_is_given_back_with_the_last_tensor_in_it(monkeypatch: pytest.Mon
     assert piece() is None
 
 
-def test_an_empty_tensor_and_a_system_without_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_tensor_and_a_system_without_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert HugePages().empty(0, 4).shape == (0, 4)
     monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
     assert HugePages().empty(4, 5).fill_(2).sum() == 40
 
 
-def test_memory_that_is_not_granted_is_taken_from_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_allocates_if_no_map_is_granted(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(size: int) -> mmap.mmap:
         raise OSError(12, "Cannot allocate memory")
 
@@ -79,8 +79,8 @@ def test_memory_that_is_not_granted_is_taken_from_torch(monkeypatch: pytest.Monk
     assert [tensor.unique().tolist() for tensor in (first, second, third)] == [[1], [2], [3]]
 
 
-@pytest.mark.skipif(not HUGE.exists() or not SMAPS.exists(), reason="no huge pages here, or no word of them")
-def test_huge_pages_are_asked_for() -> None:
+@pytest.mark.skipif(not HUGE.exists() or not SMAPS.exists(), reason="no huge pages on this system")
+def test_huge_pages_are_requested() -> None:
     tensor = HugePages().empty(32 * 2**20, dtype=torch.int8)
     of_its_mapping = ""
     for line in SMAPS.read_text(encoding="utf-8").splitlines():

@@ -64,8 +64,8 @@ def test_matrices_that_are_late_are_packed_by_the_loader(directory: Path, precis
             panel = library.panel
 
             @staticmethod
-            def lay_out_file(matrices: ctypes.Array, count: int, stop: ctypes.c_int32, done: int = done) -> int:
-                return library.lay_out_file(matrices, done, stop)
+            def pack_file(matrices: ctypes.Array, count: int, stop: ctypes.c_int32, done: int = done) -> int:
+                return library.pack_file(matrices, done, stop)
 
         begun = Preload(read_checkpoint(directory), precision, Some())  # type: ignore[arg-type]
         begun._thread.join()
@@ -79,7 +79,7 @@ def test_take_does_not_wait_for_all_matrices(directory: Path) -> None:
         panel = kernels_here().panel
 
         @staticmethod
-        def lay_out_file(matrices: ctypes.Array, count: int, stop: ctypes.c_int32) -> int:
+        def pack_file(matrices: ctypes.Array, count: int, stop: ctypes.c_int32) -> int:
             limit = time.monotonic() + 20
             while not stop.value:
                 assert time.monotonic() < limit
@@ -93,10 +93,10 @@ def test_kernel_stops_between_two_matrices() -> None:
     library, stop = kernels_here(), ctypes.c_int32(0)
     content, panels = mmap.mmap(-1, 4 * 64 * 64), torch.empty(64, 64)
     weights = ctypes.addressof(ctypes.c_char.from_buffer(content))
-    stored = kernels.Stored(weights, 64, 1, 64, 64, 0, panels.data_ptr(), None)
-    many = (kernels.Stored * 10**6)(*[stored] * 10**6)
+    stored = kernels.UnpackedMatrix(weights, 64, 1, 64, 64, 0, panels.data_ptr(), None)
+    many = (kernels.UnpackedMatrix * 10**6)(*[stored] * 10**6)
     done: list[int] = []
-    thread = threading.Thread(target=lambda: done.append(library.lay_out_file(many, len(many), stop)))
+    thread = threading.Thread(target=lambda: done.append(library.pack_file(many, len(many), stop)))
     thread.start()
     stop.value = 1
     thread.join()
@@ -219,8 +219,10 @@ def test_pages_of_the_file_are_freed_in_either_layout(tmp_path: Path) -> None:
         content, _ = preload.map_file(file)
         first = ctypes.addressof(ctypes.c_char.from_buffer(content))
         panels = torch.empty(40 * 2**18)
-        stored = kernels.Stored(first, *strides, 1024, 10240, kernels.PRECISIONS["fp32"], panels.data_ptr(), None)
-        assert library.lay_out_file(stored, 1, ctypes.c_int32(0)) == 1
+        stored = kernels.UnpackedMatrix(
+            first, *strides, 1024, 10240, kernels.PRECISIONS["fp32"], panels.data_ptr(), None
+        )
+        assert library.pack_file(stored, 1, ctypes.c_int32(0)) == 1
         assert resident_of(file) < 2**20
         assert not panels.any()
 
@@ -238,8 +240,8 @@ def most():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 
 before = most()
-stored = kernels.Stored(first, 1, 1024, 1024, 25_600, kernels.PRECISIONS["int8"], *places)
-assert library.lay_out_file(stored, 1, ctypes.c_int32(0)) == 1
+stored = kernels.UnpackedMatrix(first, 1, 1024, 1024, 25_600, kernels.PRECISIONS["int8"], *places)
+assert library.pack_file(stored, 1, ctypes.c_int32(0)) == 1
 print(most() - before)
 """
 
@@ -311,7 +313,7 @@ def test_nothing_is_preloaded_where_the_system_refuses(
     if refused == "kernels":
         monkeypatch.setattr(kernels, "load", lambda: None)
     elif refused == "threads of torch":
-        monkeypatch.setattr(kernels, "threads_of_torch", list)
+        monkeypatch.setattr(compiler, "openmp_libraries", list)
     else:
         monkeypatch.setattr(*((preload, "mapped") if refused == "memory" else (threading.Thread, "start")), refuse)
     assert Preload.start(read_checkpoint(directory), "fp32") is None
@@ -321,13 +323,13 @@ def test_matrix_beyond_the_memory_is_not_taken_for_packed(monkeypatch: pytest.Mo
     for grant in (True, False):
         memory = HugePages(Preloaded(mmap.mmap(-1, 4096), "fp32", 4096), "fp32")
         memory.empty(1024)
-        assert memory.is_laid_out
+        assert memory.is_packed
         if not grant:
             monkeypatch.setattr(
                 "gpt2tg.engine.cpu.huge_pages.mapped", lambda size: (_ for _ in ()).throw(OSError(12, "no"))
             )
         memory.empty(16)
-        assert not memory.is_laid_out
+        assert not memory.is_packed
 
 
 STARTED = """

@@ -118,7 +118,7 @@ def test_stored_head_that_differs_is_trained_and_kept(
     output = learned(checkpoint, text_file, tmp_path / "out", **settings)
     assert "lm_head.weight differs from wte.weight" in capsys.readouterr().err
     torch.testing.assert_close(theirs(output), expected, atol=1e-4, rtol=0)
-    found = load(str(output)).model.context(64).start(IDS.tolist())[0]
+    found = new_context(load(str(output)).model, 64).start(IDS.tolist())[0]
     torch.testing.assert_close(found, expected[-1], atol=1e-4, rtol=0)
 
 

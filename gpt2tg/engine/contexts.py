@@ -1,0 +1,22 @@
+"""The context that a model gets: the kernels' or torch's."""
+
+from __future__ import annotations
+
+from gpt2tg.engine.context import Context
+from gpt2tg.engine.cpu.kernel_context import KernelContext
+from gpt2tg.engine.model import GPT2
+from gpt2tg.engine.torch_context import TorchContext
+
+
+def new_context(model: GPT2, capacity: int, keep_hidden: bool = False) -> Context:
+    """Return an empty KV cache for rows of up to `capacity` tokens.
+
+    Args:
+        keep_hidden: whether `Context.hidden` will be called.
+
+    Raises:
+        ValueError: the capacity exceeds the model's context length.
+    """
+    if model.kernel_model is None:
+        return TorchContext(model, capacity, keep_hidden)
+    return KernelContext(model, model.kernel_model, capacity, keep_hidden)

@@ -1,0 +1,117 @@
+"""A context in torch, for any device. Shapes as in model.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from gpt2tg.engine.context import Context
+from gpt2tg.engine.model import GPT2, Attended
+
+
+class TorchContext(Context):
+    """A KV cache that is allocated once, (layers, keys and values, B, H, C, D).
+
+    Each row starts at slot 0, so that slots are positions. The slots beyond the end of a shorter row are masked until
+    its own tokens overwrite them.
+    """
+
+    def __init__(self, model: GPT2, capacity: int, keep_hidden: bool = False) -> None:
+        super().__init__(model, capacity, keep_hidden)
+        self._cache = torch.empty(0)
+
+    def _allocate(self, rows: int) -> None:
+        shape = self._model.shape
+        # Zeros: a masked slot has no weight in attention, but 0 * NaN, from uninitialised memory, is NaN.
+        self._cache = torch.zeros(
+            *(shape.n_layer, 2, rows, shape.n_head, self.capacity, shape.n_embd // shape.n_head),
+            device=self._model.device,
+            dtype=self._model.dtype,
+        )
+
+    @torch.inference_mode()
+    def read(self, texts: Mapping[int, Sequence[int]]) -> Tensor:
+        """See `Context.read`."""
+        model = self._model
+        rows = list(texts)
+        lengths = [len(text) for text in texts.values()]
+        longest = max(lengths)
+        padded = [[*text, *[0] * (longest - len(text))] for text in texts.values()]
+        positions = torch.arange(longest, device=model.device).expand(len(rows), -1)
+
+        def remember(layer: int, key: Tensor, value: Tensor) -> Attended:
+            # Padding is on the right, where the causal mask hides it from every token of the text.
+            self._cache[layer, 0, rows, :, :longest] = key
+            self._cache[layer, 1, rows, :, :longest] = value
+            return key, value, None, True
+
+        hidden = model.hidden(torch.tensor(padded, device=model.device), positions, remember)
+        for row, text in texts.items():
+            self._ids[row] = list(text)
+        if self._keep_hidden:
+            self._hidden = [hidden[row, :length] for row, length in enumerate(lengths)]
+        last = torch.tensor(lengths, device=model.device) - 1
+        return model.logits(hidden[torch.arange(len(rows)), last])
+
+    @torch.inference_mode()
+    def step(self, tokens: Tensor) -> Tensor:
+        """See `Context.step`."""
+        model = self._model
+        lengths = torch.tensor(self.lengths, device=model.device)  # (B,)
+        longest = max(self.lengths) + 1
+        is_even = min(self.lengths) == longest - 1
+        mask = None if is_even else (torch.arange(longest, device=model.device) <= lengths[:, None])[:, None, None]
+        rows = torch.arange(len(lengths), device=model.device)
+
+        def remember(layer: int, key: Tensor, value: Tensor) -> Attended:
+            keys, values = self._cache[layer]
+            if is_even:
+                keys[:, :, longest - 1] = key[:, :, 0]
+                values[:, :, longest - 1] = value[:, :, 0]
+            else:
+                keys[rows, :, lengths] = key[:, :, 0]
+                values[rows, :, lengths] = value[:, :, 0]
+            return keys[:, :, :longest], values[:, :, :longest], mask, False
+
+        hidden = model.hidden(tokens.to(model.device)[:, None], lengths[:, None], remember)
+        for ids, token in zip(self._ids, tokens.tolist(), strict=True):
+            ids.append(token)
+        if self._keep_hidden:
+            self._hidden = list(hidden)
+        return model.logits(hidden[:, 0])
+
+    @torch.inference_mode()
+    def extend(self, tokens: Sequence[int]) -> Tensor:
+        """See `Context.extend`."""
+        model, held = self._model, len(self._ids[0])
+        end = held + len(tokens)
+        positions = torch.arange(held, end, device=model.device)
+        mask = (torch.arange(end, device=model.device) <= positions[:, None])[None, None]
+
+        def remember(layer: int, key: Tensor, value: Tensor) -> Attended:
+            keys, values = self._cache[layer]
+            keys[:, :, held:end] = key
+            values[:, :, held:end] = value
+            return keys[:, :, :end], values[:, :, :end], mask, False
+
+        hidden = model.hidden(torch.tensor([list(tokens)], device=model.device), positions[None], remember)
+        self._ids[0] += tokens
+        return model.logits(hidden[0])
+
+    @torch.inference_mode()
+    def select(self, rows: Sequence[int]) -> None:
+        """See `Context.select`. If the number of rows stays, only the rows that change are copied, up to the longest
+        length."""
+        filled = max(self.lengths)
+        if len(rows) == len(self._ids):
+            changed = [row for row, source in enumerate(rows) if source != row]
+            if changed:
+                sources = [rows[row] for row in changed]
+                self._cache[:, :, changed, :, :filled] = self._cache[:, :, sources, :, :filled]
+        else:
+            kept = self._cache.new_zeros(*self._cache.shape[:2], len(rows), *self._cache.shape[3:])
+            kept[:, :, :, :, :filled] = self._cache[:, :, list(rows), :, :filled]
+            self._cache = kept
+        self._ids = [list(self._ids[row]) for row in rows]
