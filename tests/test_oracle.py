@@ -30,7 +30,7 @@ def test_a_decoder_that_is_wrong_is_found_out(monkeypatch: pytest.MonkeyPatch) -
     def wrong(logits: object, samples: object) -> object:
         return logits.topk(2, dim=1).indices[:, 1]  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(selftest.sampling, "most_probable", wrong)
+    monkeypatch.setattr("gpt2tg.decoding.sampling.most_probable", wrong)
     _, differences = selftest.compare(0, settings_tried=10)
     assert differences != []
 

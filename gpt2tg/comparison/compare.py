@@ -75,7 +75,7 @@ def human_text(
     if prompts:
         requests = [generator.fit(prompt, options) for prompt in prompts]
         prompt_tokens = round(sum(len(request.ids) for request in requests) / len(requests))
-        room = max(request.room for request in requests)
+        room = max(request.max_new_tokens for request in requests)
     else:
         prompt_tokens = min(PROMPT_TOKENS, max(1, positions // 4))
         longest = options.max_length if options.max_length is not None else min(DEFAULT_MAX_LENGTH, positions)

@@ -166,7 +166,7 @@ def test_prompts_with_settings_of_their_own(model_dir: Path, tmp_path: Path) -> 
         ('{"text": "x"}', 'line 2 has no "prompt"'),
         ('{"prompt": 3}', 'line 2 has no "prompt"'),
         ('["x"]', "line 2 is no JSON object"),
-        ('{"prompt": "x", "temprature": 1}', "line 2: temprature is no setting"),
+        ('{"prompt": "x", "temprature": 1}', "line 2: temprature is not a decoding setting"),
         ('{"prompt": "x", "top_k": 1.5}', "line 2: top_k is 1.5, expected a whole number"),
         ('{"prompt": "x", "top_k": true}', "line 2: top_k is true, expected a whole number"),
         ('{"prompt": "x", "temperature": "hot"}', 'line 2: temperature is "hot", expected a number'),
@@ -313,7 +313,7 @@ def test_a_file_of_something_else_is_refused_and_left_alone(
     out = tmp_path / "out.jsonl"
     out.write_text(content)
     assert run(model_dir, "--output", out, "--format", "jsonl") == 2
-    assert "line 1 is no record of ours" in capsys.readouterr().err
+    assert "line 1 is not a record of this program" in capsys.readouterr().err
     assert out.read_text() == content
 
 
@@ -324,7 +324,7 @@ def test_a_line_added_to_records_by_hand_is_left_alone(model_dir: Path, tmp_path
     records = out.read_text()
     out.write_text(records + '{"prompt": "my own example"}')
     assert run(model_dir, *words) == 2
-    assert "line 4 is no record of ours" in capsys.readouterr().err
+    assert "line 4 is not a record of this program" in capsys.readouterr().err
     assert out.read_text() == records + '{"prompt": "my own example"}'
     out.write_text(records.removesuffix("\n"))  # a record that lacks its line break alone is ours
     assert run(model_dir, *words) == 0
@@ -416,7 +416,8 @@ def test_a_text_may_not_end_too_early(generator: Generator, decoding: str) -> No
             return logits
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("gpt2tg.generation.generator.filter_chain", lambda *_, chain=chain: [eager, *chain])
+            biased = replace(chain, history=[eager, *chain.history])
+            patch.setattr("gpt2tg.generation.generator.filter_chain", lambda *_, biased=biased: biased)
             samples = generator.generate("The owl", options)
         assert {len(sample.ids) for sample in samples[:1]} == lengths
 

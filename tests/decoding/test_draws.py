@@ -174,7 +174,7 @@ def test_sampled_texts_follow_the_exact_distribution(
     """Texts of two tokens, or of one where that ends the text."""
     off = {"top_k": len(TABLE), "top_p": 1.0} if strategy in ("top_k", "top_p") else {}
     options = decoding_options({"decoding": strategy, "temperature": 1.0, **off, **shape})
-    chain = filter_chain(options, tokenizer, [END])
+    chain = filter_chain(options, tokenizer, [END]).filters
     draws, room = 5000, 2
     written: list[list[int]] = [[] for _ in range(draws)]
     draw = sampling.Draw([sampling.stream(1, 0, sample) for sample in range(draws)])
@@ -288,7 +288,7 @@ def test_searched_texts_follow_the_exact_distribution(
         Table(vocabulary),
         [[1]] * draws,
         [room] * draws,
-        filter_chain(options, tokenizer, [END]),
+        filter_chain(options, tokenizer, [END]).filters,
         settings,
         [beam.DrawWithoutReplacement(sampling.stream(2, index, 0)) for index in range(draws)],
         finish,

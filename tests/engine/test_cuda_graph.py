@@ -21,7 +21,7 @@ from gpt2tg.engine import cuda_graph
 from gpt2tg.engine.cuda_graph import Board, Choose, ContinuousBatch, Entry, StepProgram, bucket_for
 from gpt2tg.engine.model import GPT2
 from gpt2tg.generation.cuda_steps import choice
-from gpt2tg.generation.filter_chain import on_the_distribution
+from gpt2tg.generation.filter_chain import distribution_filters
 from gpt2tg.options import DecodingOptions, decoding_options
 
 GREEDY = decoding_options({"decoding": "greedy"})
@@ -54,7 +54,7 @@ def prompts_and_rooms(count: int, vocabulary: int = 300, longest: int = 30) -> l
 
 
 def chosen_with(options: DecodingOptions) -> Choose:
-    return choice(on_the_distribution(options, len(END_IDS)), options.strategy.samples)
+    return choice(distribution_filters(options, len(END_IDS)), options.strategy.samples)
 
 
 def in_steps(
@@ -75,7 +75,7 @@ def one_by_one(
     model: GPT2, work: Sequence[tuple[list[int], int]], options: DecodingOptions, end_ids: Sequence[int] = END_IDS
 ) -> Texts:
     """The ordinary path, every text alone."""
-    shaping = on_the_distribution(options, len(end_ids))
+    shaping = distribution_filters(options, len(end_ids))
     texts: Texts = {}
     for sample, (prompt, room) in enumerate(work):
         choose = sampling.Draw([sampling.stream(7, sample, 0)]) if options.strategy.samples else sampling.most_probable

@@ -15,7 +15,7 @@ from transformers import GPT2LMHeadModel
 from gpt2tg.decoding.interface import Text
 from gpt2tg.engine.model import GPT2
 from gpt2tg.errors import RunError, UserError
-from gpt2tg.generation.filter_chain import filter_chain
+from gpt2tg.generation.filter_chain import FilterChain, filter_chain
 from gpt2tg.generation.generator import Generator, Sample, choose_device, load
 from gpt2tg.options import DecodingOptions, decoding_options
 
@@ -196,8 +196,8 @@ def test_greedy_ids_on_a_gpu_equal_the_cpu(model_dir: Path, generator: Generator
 @pytest.mark.parametrize(("decoding", "alive"), [("top_k", 1), ("beam_sample", 2)])
 def test_a_beam_keeps_a_token_beside_the_one_that_ends_it(generator: Generator, decoding: str, alive: int) -> None:
     logits = torch.randn(1, 300, generator=torch.Generator().manual_seed(1))
-    for change in filter_chain(options(decoding, top_k=1), generator.tokenizer, (0,)):
-        logits = change(logits, [Text([5], 1)])
+    for change in filter_chain(options(decoding, top_k=1), generator.tokenizer, (0,)).filters:
+        logits = change(logits, [Text.after([5])])
     assert int(logits.isfinite().sum()) == alive
 
 
@@ -302,9 +302,9 @@ def test_many_texts_do_not_keep_their_cache(exact: Generator) -> None:
     """As long as the model's positions allow, side by side: what a single text may leave is one row."""
     exact.generate("The", decoding_options({"decoding": "sample", "max_length": 64, "num_sequences": 8, "seed": 1}))
     exact.generate("The", decoding_options({"decoding": "beam", "max_length": 64}))
-    assert exact._spare is None
+    assert exact.caches.spare is None
     exact.generate("The", options("greedy"))
-    assert exact._spare._cache.shape[2] == 1
+    assert exact.caches.spare._cache.shape[2] == 1
 
 
 @pytest.mark.parametrize("decoding", [*STRATEGIES, "diverse_beam", "contrastive"])
@@ -361,7 +361,7 @@ def test_a_text_that_may_not_even_begin_is_empty_and_marked(
     def nothing(logits: torch.Tensor, texts: object) -> torch.Tensor:
         return torch.full_like(logits, -torch.inf)
 
-    monkeypatch.setattr("gpt2tg.generation.generator.filter_chain", lambda *_: [nothing])
+    monkeypatch.setattr("gpt2tg.generation.generator.filter_chain", lambda *_: FilterChain([], [nothing], []))
     for settings in ({"decoding": "beam"}, {"decoding": "top_p", "seed": 1, "best_of": 3, "num_sequences": 1}):
         (sample,) = generator.generate("The fox", decoding_options(settings))
         assert (sample.completion, sample.ids, sample.finish_reason) == ("", (), "banned")
