@@ -249,13 +249,13 @@ def test_a_killed_run_is_continued_by_the_same_command(
     out.write_bytes(whole[: len(whole) * cut // 100])
     finished = sum(1 for n in range(1, 6) if len(b"".join(whole.splitlines(True)[: 2 * n])) <= len(out.read_bytes()))
     written: list[str] = []
-    genuine = Generator.generate_batch
+    genuine = Generator._stream
 
-    def spy(self: Generator, requests: Any, options: Any) -> Any:
-        written.extend(request.prompt for request in requests)
-        return genuine(self, requests, options)
+    def spy(self: Generator, batch: Any, rows: Any = None) -> Any:
+        written.extend(request.prompt for request in batch.requests)
+        return genuine(self, batch, rows)
 
-    monkeypatch.setattr(Generator, "generate_batch", spy)
+    monkeypatch.setattr(Generator, "_stream", spy)
     if not finished:
         words += ["--seed", records_seed(whole)]
     assert run(model_dir, *words) == 0
@@ -336,7 +336,7 @@ def test_what_is_replaced_stands_until_the_first_record(
 ) -> None:
     out = tmp_path / "out.jsonl"
     out.write_text("a diary")
-    monkeypatch.setattr(Generator, "generate_batch", lambda *_: (_ for _ in ()).throw(OSError("broken")))
+    monkeypatch.setattr(Generator, "_stream", lambda *_: (_ for _ in ()).throw(OSError("broken")))
     assert run(model_dir, "--output", out, "--format", "jsonl", "--overwrite") == 1
     assert out.read_text() == "a diary"
 
