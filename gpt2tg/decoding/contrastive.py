@@ -76,8 +76,8 @@ def _read_candidates(rows: HiddenRows, candidates: Tensor) -> tuple[Tensor, Tens
     return ahead, F.normalize(torch.cat(rows.hidden()), dim=1).view(*candidates.shape, -1)
 
 
-def _best_candidates(probabilities: Tensor, states: Tensor, past: Sequence[Tensor], penalty_alpha: float) -> list[int]:
-    """Return for each row the index of the candidate with the highest score: equation 5 of Su et al. 2022.
+def _best_candidates(probabilities: Tensor, states: Tensor, past: Sequence[Tensor], penalty_alpha: float) -> Tensor:
+    """Return for each row the index of its best candidate by equation 5 of Su et al. 2022. (B,)
 
     Args:
         probabilities: (B, k) of the candidates.

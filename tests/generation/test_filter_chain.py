@@ -169,7 +169,7 @@ def test_biases_come_before_bans(numbers: TextTokenizer, monkeypatch: pytest.Mon
     assert given == [{1: 4.0, 5: -2.0}, {7: -torch.inf}]
 
 
-def test_the_docs_list_the_flags_in_the_order_of_the_filters() -> None:
+def test_docs_list_the_filters_in_their_order() -> None:
     rows = re.findall(r"^\| \d+ \| (.*?) \|", DOCS.read_text(encoding="utf-8"), flags=re.MULTILINE)
     flags = [re.findall(r"--(\w+)", row)[0] for row in rows]
     names = {"bias": "sequence_bias", "ban_words": "sequence_bias", "min_new_tokens": "ban"}
@@ -177,6 +177,6 @@ def test_the_docs_list_the_flags_in_the_order_of_the_filters() -> None:
     assert [names.get(flag, flag) for flag in flags] == ORDER[1:]
 
 
-def test_a_chain_without_options_is_empty(numbers: TextTokenizer) -> None:
+def test_chain_without_options_is_empty(numbers: TextTokenizer) -> None:
     chain = filter_chain(DecodingOptions(decoding="greedy"), numbers, [END])
     assert (chain.unused, chain.history, chain.distribution, chain.filters) == ([], [], [], [])
