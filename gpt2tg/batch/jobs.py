@@ -11,7 +11,7 @@ from itertools import groupby
 from tqdm import tqdm
 
 from gpt2tg.batch.prompts import Prompt, trailing_spaces
-from gpt2tg.batch.writers import Earlier, Inspect, open_sink, settings
+from gpt2tg.batch.writers import Earlier, Inspect, open_sink, recorded_settings
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import Generator
 from gpt2tg.generation.requests import Request
@@ -119,8 +119,8 @@ def _done(earlier: Earlier | None, jobs: Sequence[Job]) -> set[int]:
         job = by_index.get(entry["prompt_index"])
         if job is None or entry["prompt"] != job.request.prompt:
             difference = "another prompt"
-        elif entry["settings"] != settings(job.options):
-            own = settings(job.options)
+        elif entry["settings"] != recorded_settings(job.options):
+            own = recorded_settings(job.options)
             name = next(name for name in own if entry["settings"].get(name) != own[name])
             difference = f"{name} {entry['settings'].get(name)}, not {own[name]}"
         elif entry["seed"] not in (None, job.options.seed):

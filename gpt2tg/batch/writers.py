@@ -121,14 +121,14 @@ def record(sample: Sample, texts: int, options: DecodingOptions) -> dict[str, An
         "seed": sample.seed,
         "replay": sample.replay,
         "logprob": sample.logprob,
-        "settings": settings(options),
+        "settings": recorded_settings(options),
     }
     if options.end_at_sentence:
         entry["unfinished"] = sample.is_unfinished
     return entry if sample.ranking_score is None else {**entry, "ranking_score": sample.ranking_score}
 
 
-def settings(options: DecodingOptions) -> dict[str, Any]:
+def recorded_settings(options: DecodingOptions) -> dict[str, Any]:
     """Return the options as a JSON object, with the defaults of the strategy filled in.
 
     The seed is left out, since records have a field for it, and so is what changes only the speed.
