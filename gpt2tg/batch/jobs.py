@@ -128,7 +128,7 @@ def _done(earlier: Earlier | None, jobs: Sequence[Job]) -> set[int]:
         else:
             continue
         raise UserError(
-            f"{earlier.path if earlier else ''} is of another run: line {number} has {difference}; "
+            f"{earlier.path if earlier else ''} belongs to another run: line {number} has {difference}; "
             "choose another file, or replace it with --overwrite",
             "output",
         )

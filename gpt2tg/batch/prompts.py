@@ -76,7 +76,7 @@ def _from_json(line: str, where: str, name: str) -> Prompt:
     entry = json_line(line, where, "prompts_file", 'write {"prompt": "..."}')
     text = entry.pop(name, None)
     if not isinstance(text, str):
-        raise UserError(f'{where} has no "{name}" that is a text', "prompts_file")
+        raise UserError(f'{where} has no string "{name}": write {{"{name}": "..."}}', "prompts_file")
     return Prompt(text, {key: setting(key, value, where, "prompts_file") for key, value in entry.items()})
 
 

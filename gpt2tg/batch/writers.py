@@ -215,7 +215,7 @@ def earlier_run(options: PromptOptions, with_tokens: bool = False) -> Earlier | 
         records.append(entry)
     if records and ("tokens" in records[0]) != with_tokens:
         raise UserError(
-            f"{path} is of another run: its records {'lack' if with_tokens else 'have'} the probabilities of "
+            f"{path} belongs to another run: its records {'lack' if with_tokens else 'have'} the probabilities of "
             "--show_probabilities; choose another file, or replace it with --overwrite",
             "output",
         )
