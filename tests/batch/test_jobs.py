@@ -163,8 +163,8 @@ def test_prompt_lines_can_have_their_own_settings(model_dir: Path, tmp_path: Pat
     ("line", "message"),
     [
         ("not json", "line 2 is no JSON"),
-        ('{"text": "x"}', 'line 2 has no "prompt"'),
-        ('{"prompt": 3}', 'line 2 has no "prompt"'),
+        ('{"text": "x"}', 'line 2 has no string "prompt"'),
+        ('{"prompt": 3}', 'line 2 has no string "prompt"'),
         ('["x"]', "line 2 is no JSON object"),
         ('{"prompt": "x", "temprature": 1}', "line 2: temprature is not a decoding setting"),
         ('{"prompt": "x", "top_k": 1.5}', "line 2: top_k is 1.5, expected a whole number"),
