@@ -191,16 +191,16 @@ def load(name: str, device: str = "auto", option: str = "model_name", precision:
 
 
 def choose_device(device: str) -> torch.device:
-    """The device for a `--device` value; `auto` is a CUDA GPU, else Apple's, else the CPU.
+    """Return the device for a `--device` value; `auto` is a CUDA GPU, else Apple's GPU, else the CPU.
 
     Raises:
-        UserError: the device asked for is not there.
+        UserError: the device does not exist.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
-        return torch.device(next(kind for kind in there if there[kind]))
+        return torch.device(next(kind for kind in available if available[kind]))
     kind, _, index = device.partition(":")
-    if not there[kind]:
+    if not available[kind]:
         raise UserError(f"{device} asked for, but torch finds no such device here: use auto or cpu", "device")
     if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
         raise UserError(f"{device} asked for, but there are only {torch.cuda.device_count()} CUDA devices", "device")
