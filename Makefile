@@ -1,7 +1,7 @@
 # make demo   set up, fine-tune the bundled model on sample_data.txt, generate from it
 # make test   set up, check style and types, run the tests
 # make test-oracle   2,000 random configurations against transformers' own generate
-# make mutation   break gpt2tg/decoding in hundreds of small ways and list those that no test notices
+# make mutation   break the decoders and the filter chain in hundreds of small ways and list what no test notices
 # make bench-setup  install the rivals of benchmarks/, llama.cpp built for this processor
 # make bench  measure everything (hours), fill docs/benchmarks.md
 # make test-kills   60 training runs killed at random moments by real signals, and resumed

@@ -1,45 +1,55 @@
-"""Are our texts those of transformers on this machine? `python -m gpt2tg.selftest` finds out in under a minute.
+"""Check that this installation generates the same texts as transformers: `python -m gpt2tg.selftest`, under a minute.
 
-It makes small random models, prompts and settings, writes with our decoders and with transformers' own `generate`,
-and compares token for token. Our prompts of unequal length go through the model together, each of them alone and
-unpadded through transformers. What it prints can be put in a bug report.
+It makes small random models, prompts and settings, generates with the shipped `Generator` and with transformers'
+`generate`, and compares token by token. Our prompts, of unequal lengths, are one batch; transformers reads each of them
+alone and without padding. The output can be pasted into a bug report.
 """
 
 from __future__ import annotations
 
+import copy
 import platform
 import random
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2tg import __version__
-from gpt2tg.checkpoint.shape import ModelShape
-from gpt2tg.decoding import beam, filters, sampling
-from gpt2tg.decoding.interface import Filter
-from gpt2tg.engine.contexts import new_context
-from gpt2tg.engine.model import GPT2
+from gpt2tg.decoding.beam import EarlyStopping
+from gpt2tg.generation.generator import Generator, load
+from gpt2tg.generation.requests import Request
+from gpt2tg.options import DecodingOptions
 
-# Random models tried, and comparisons made on each: 3 prompts in each of 5 settings.
+# The number of random models, and the comparisons on each: 3 prompts in each of 5 settings.
 MODELS = 20
 SETTINGS_PER_MODEL = 5
 PROMPTS = 3
 
 VOCABULARY = 40
 
-# Two candidates nearer to each other than this may come out either way: the sums are not made in the same order.
+# Candidates whose scores differ by less than this may change places, because sums are computed in a different order.
 NEAR_TIE = 1e-5
+
+# The settings of transformers that have the same name and meaning here.
+SAME_NAMES = ("max_new_tokens", "num_beams", "repetition_penalty", "min_new_tokens", "length_penalty")
+
+EARLY_STOPPING: dict[bool | str, EarlyStopping] = {True: "true", False: "false", "never": "never"}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A text of ours that is not the one of transformers."""
+    """A text that differs from that of transformers."""
 
     settings: dict[str, Any]
     prompt: list[int]
@@ -53,16 +63,17 @@ def compare(seed: int, settings_tried: int = SETTINGS_PER_MODEL) -> tuple[Counte
     """Compare on one random model.
 
     Returns:
-        How many comparisons there were by class and outcome, and the differences that no near tie explains.
+        The number of comparisons by class and outcome, and the differences that no near tie explains.
     """
     chance = random.Random(seed)
     model = random_model(seed, layers=chance.choice([1, 2]), width=chance.choice([16, 32]))
+    generator = generator_of(model)
     counts: Counter[tuple[str, str]] = Counter()
     differences = []
     for _ in range(settings_tried):
         settings = draw_settings(chance)
         prompts = [chance.choices(range(VOCABULARY), k=chance.randint(1, 12)) for _ in range(PROMPTS)]
-        for prompt, mine in zip(prompts, ours(model, prompts, settings), strict=True):
+        for prompt, mine in zip(prompts, ours(generator, prompts, settings), strict=True):
             expected = theirs(model, prompt, settings)
             if mine == expected:
                 counts[class_of(settings), "equal"] += 1
@@ -77,7 +88,7 @@ def compare(seed: int, settings_tried: int = SETTINGS_PER_MODEL) -> tuple[Counte
 
 
 def random_model(seed: int, layers: int, width: int) -> GPT2LMHeadModel:
-    """A small GPT-2 with weights large enough to make its choices clear."""
+    """Return a small GPT-2 of transformers, with weights so large that its choices are clear."""
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=VOCABULARY,
@@ -90,32 +101,24 @@ def random_model(seed: int, layers: int, width: int) -> GPT2LMHeadModel:
         bos_token_id=0,
         eos_token_id=0,
     )
-    return GPT2LMHeadModel(config).eval()
+    model = GPT2LMHeadModel(config)
+    model.train(False)
+    return model
 
 
-def gpt2_of(model: GPT2LMHeadModel) -> GPT2:
-    """The weights of a model of transformers, computed by us."""
-    config = model.config
-    weights = {name.removeprefix("transformer."): tensor for name, tensor in model.state_dict().items()}
-    shape = ModelShape(
-        vocab_size=config.vocab_size,
-        n_positions=config.n_positions,
-        n_embd=config.n_embd,
-        n_layer=config.n_layer,
-        n_head=config.n_head,
-        n_inner=4 * config.n_embd,
-        activation=config.activation_function,
-        epsilon=config.layer_norm_epsilon,
-        scale_attention=True,
-        scale_by_layer=False,
-        tied=config.tie_word_embeddings,
-        end_ids=(0,),
-    )
-    return GPT2(weights, shape, torch.device("cpu"))
+def generator_of(model: GPT2LMHeadModel) -> Generator:
+    """Return our generator for a model of transformers, loaded from its files. The word "7" is the token 7."""
+    tokenizer = Tokenizer(WordLevel({str(token): token for token in range(model.config.vocab_size)}, unk_token="0"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    # Windows cannot delete files that are still memory-mapped.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
+        model.save_pretrained(directory)
+        tokenizer.save(str(Path(directory) / "tokenizer.json"))
+        return load(directory, "cpu", precision="fp32")
 
 
 def draw_settings(chance: random.Random) -> dict[str, Any]:
-    """A random configuration of the controls that transformers has, in its own terms."""
+    """Return a random choice of the settings that transformers has too, by its names."""
     settings: dict[str, Any] = {"max_new_tokens": chance.randint(1, 14), "num_beams": chance.choice([1, 1, 2, 3, 5])}
     settings["eos_token_id"] = chance.sample(range(VOCABULARY), chance.choice([1, 1, 1, 2, 3]))
     if chance.random() < 0.4:
@@ -137,86 +140,48 @@ def draw_settings(chance: random.Random) -> dict[str, Any]:
     return settings
 
 
-def ours(model: GPT2LMHeadModel, prompts: list[list[int]], settings: dict[str, Any]) -> list[list[tuple[int, ...]]]:
-    """Our ids for each prompt, all prompts side by side."""
-    ends = frozenset(settings["eos_token_id"])
-    room = settings["max_new_tokens"]
-    rows = new_context(gpt2_of(model), max(map(len, prompts)) + room)
-    chain = filters_of(settings)
+def ours(generator: Generator, prompts: Sequence[list[int]], settings: dict[str, Any]) -> list[list[tuple[int, ...]]]:
+    """Return our ids for each prompt, all prompts in one batch."""
+    model = copy.copy(generator.model)
+    model.shape = replace(model.shape, end_ids=tuple(settings["eos_token_id"]))
+    limit = settings["max_new_tokens"]
+    requests = [Request("", index, tuple(prompt), limit) for index, prompt in enumerate(prompts)]
+    found = Generator(model, generator.tokenizer).generate_batch(requests, options_of(settings))
+    return [[sample.ids for sample in samples] for samples in found]
 
-    def finish(_: int, ids: Sequence[int]) -> str | None:
-        return "eos" if ids[-1] in ends else "length" if len(ids) == room else None
 
-    if settings["num_beams"] == 1:
-        found: list[list[int]] = [[] for _ in prompts]
-        owners = list(range(len(prompts)))
-        for token in sampling.decode(rows, prompts, owners, chain, sampling.most_probable, finish):
-            if token.id is not None:
-                found[token.sample].append(token.id)
-        return [[tuple(ids)] for ids in found]
-    search = beam.BeamSettings(
-        settings["num_beams"],
-        end_tokens=len(ends),
-        early_stopping=str(settings["early_stopping"]).lower(),
-        length_penalty=settings["length_penalty"],
+def options_of(settings: dict[str, Any]) -> DecodingOptions:
+    """Return settings of transformers as our options."""
+
+    def words(ids: Sequence[int]) -> str:
+        return " ".join(map(str, ids))
+
+    chosen = {name: settings[name] for name in SAME_NAMES if name in settings}
+    return DecodingOptions(
+        decoding="beam" if settings["num_beams"] > 1 else "greedy",
+        num_sequences=settings.get("num_return_sequences", 1),
+        early_stopping=EARLY_STOPPING[settings.get("early_stopping", False)],
+        no_repeat_ngram=settings.get("no_repeat_ngram_size", 0),
+        ban_words=tuple(words(ids) for ids in settings.get("bad_words_ids", ())),
+        bias=tuple(f"{words(ids)}={bias}" for ids, bias in settings.get("sequence_bias", ())),
+        **chosen,
     )
-    last: dict[int, beam.Search] = {}
-    proposers = [beam.best] * len(prompts)
-    for index, one in beam.beam_search(rows, prompts, [room] * len(prompts), chain, search, proposers, finish):
-        last[index] = one
-    wanted = settings["num_return_sequences"]
-    return [[text.ids for text in last[index].finished[:wanted]] for index in range(len(prompts))]
-
-
-def filters_of(settings: dict[str, Any]) -> list[Filter]:
-    """Our filters for the controls, in their one order."""
-    chain: list[Filter] = []
-    if "sequence_bias" in settings:
-        biases = {tuple(ids): bias for ids, bias in settings["sequence_bias"]}
-        chain.append(lambda x, texts: filters.sequence_bias(x, [t.ids for t in texts], biases))
-    if "repetition_penalty" in settings:
-        penalty = settings["repetition_penalty"]
-        chain.append(lambda x, texts: filters.repetition_penalty(x, [t.ids for t in texts], penalty, None))
-    if "no_repeat_ngram_size" in settings:
-        size = settings["no_repeat_ngram_size"]
-        chain.append(lambda x, texts: filters.no_repeat_ngram(x, [t.ids for t in texts], size))
-    if "bad_words_ids" in settings:
-        bans = {tuple(ids): -torch.inf for ids in settings["bad_words_ids"]}
-        chain.append(lambda x, texts: filters.sequence_bias(x, [t.ids for t in texts], bans))
-    if "min_new_tokens" in settings:
-        least, ends = settings["min_new_tokens"], settings["eos_token_id"]
-        chain.append(lambda x, ts: filters.ban(x, [i for i, t in enumerate(ts) if len(t.new) < least], ends))
-    return chain
 
 
 def theirs(model: GPT2LMHeadModel, prompt: list[int], settings: dict[str, Any]) -> list[tuple[int, ...]]:
-    """The ids of transformers for one prompt, alone and unpadded; what follows an end token is padding."""
-    output = model.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        do_sample=False,
-        pad_token_id=settings["eos_token_id"][0],
-        **settings,
-    )
+    """Return the ids of transformers for one prompt, alone and without padding."""
     texts = []
-    for row in output[:, len(prompt) :].tolist():
+    for row in _generate(model, prompt, settings).sequences[:, len(prompt) :].tolist():
+        # What follows an end token is padding.
         end = next((i for i, token in enumerate(row) if token in settings["eos_token_id"]), len(row) - 1)
         texts.append(tuple(row[: end + 1]))
     return texts
 
 
 def narrowest_choice(model: GPT2LMHeadModel, prompt: list[int], settings: dict[str, Any]) -> float:
-    """The smallest distance between the candidates of a rank and the next along transformers' own search."""
-    output = model.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        do_sample=False,
-        pad_token_id=settings["eos_token_id"][0],
-        return_dict_in_generate=True,
-        output_scores=True,
-        **settings,
-    )
-    gaps = []
+    """Return the smallest distance between the scores of neighbouring candidates in transformers' own search."""
+    output = _generate(model, prompt, settings)
+    gaps: list[float] = []
     for scores in output.scores:
         ranked = scores[scores > -torch.inf].flatten().sort(descending=True).values
         gaps += (ranked[:-1] - ranked[1:]).abs()[: 4 * settings["num_beams"]].tolist()
@@ -225,8 +190,21 @@ def narrowest_choice(model: GPT2LMHeadModel, prompt: list[int], settings: dict[s
     return min(gaps, default=float("inf"))
 
 
+def _generate(model: GPT2LMHeadModel, prompt: list[int], settings: dict[str, Any]) -> Any:
+    """Return the output of transformers' `generate`. Its type depends on the settings."""
+    return model.generate(  # type: ignore[misc]  # transformers' annotations reject its own models
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        do_sample=False,
+        pad_token_id=settings["eos_token_id"][0],
+        return_dict_in_generate=True,
+        output_scores=True,
+        **settings,
+    )
+
+
 def class_of(settings: dict[str, Any]) -> str:
-    """What a configuration is counted under."""
+    """Return the class under which a choice of settings is counted."""
     names = ["beam" if settings["num_beams"] > 1 else "greedy"]
     names += [name for name in ("no_repeat_ngram_size", "repetition_penalty", "min_new_tokens") if name in settings]
     names += [name for name in ("bad_words_ids", "sequence_bias") if name in settings]
@@ -234,8 +212,8 @@ def class_of(settings: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Compare on all models and say what came out. Returns 0 where every text was the same, else 1."""
-    transformers.logging.set_verbosity_error()
+    """Compare on all models and print the outcome. Returns 0 if every text was the same, else 1."""
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers does not annotate it
     counts: Counter[tuple[str, str]] = Counter()
     differences: list[Difference] = []
     for seed in range(MODELS):

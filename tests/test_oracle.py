@@ -1,4 +1,4 @@
-"""Our texts against transformers' `generate`, token for token, over random models, prompts and settings.
+"""Our texts against transformers' `generate`, token by token, over random models, prompts and settings.
 
 A few dozen configurations always; `make test-oracle` runs 2,000 of them and prints the counts by class.
 """
@@ -24,18 +24,18 @@ def test_ids_equal_transformers(number: int, oracle_counts: Counter) -> None:
     assert counts.total() == PER_MODEL * selftest.PROMPTS
 
 
-def test_a_decoder_that_is_wrong_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Greedy that takes the second best now and then."""
+def test_wrong_decoder_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Greedy decoding that takes the second best token."""
 
     def wrong(logits: object, samples: object) -> object:
         return logits.topk(2, dim=1).indices[:, 1]  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(selftest.sampling, "most_probable", wrong)
+    monkeypatch.setattr("gpt2tg.decoding.sampling.most_probable", wrong)
     _, differences = selftest.compare(0, settings_tried=10)
     assert differences != []
 
 
-def test_the_selftest_prints_a_verdict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_selftest_prints_a_verdict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(selftest, "MODELS", 1)
     assert selftest.main() == 0
     out = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Writing texts to many prompts: in batches, to where they are wanted, going on where an earlier run ended."""
+"""Generate texts for many prompts in batches, and resume an interrupted run."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from itertools import groupby
 from tqdm import tqdm
 
 from gpt2tg.batch.prompts import Prompt, trailing_spaces
-from gpt2tg.batch.writers import Earlier, Inspect, open_sink, settings
+from gpt2tg.batch.writers import Earlier, Inspect, open_sink, recorded_settings
 from gpt2tg.errors import UserError
-from gpt2tg.generation.generator import Generator, Request, new_seed, with_seed
+from gpt2tg.generation.generator import Generator
+from gpt2tg.generation.requests import Request
+from gpt2tg.generation.seeds import new_seed, with_seed
 from gpt2tg.inspection.tables import token_table
 from gpt2tg.options import DecodingOptions, PromptOptions, decoding_options
 
-# What becomes of a text that is cut short before a sentence ends, with --end_at_sentence.
+# The note on texts that --end_at_sentence could not shorten.
 NO_SENTENCE = "no sentence is complete"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A prompt that still has to be continued, and how."""
+    """A prompt that still has to be continued, with its options."""
 
     request: Request
     options: DecodingOptions
@@ -36,11 +38,15 @@ def plan_jobs(
     earlier: Earlier | None,
     say: Callable[[str], None],
 ) -> list[Job]:
-    """Fit every prompt to the model before the first is continued, and leave out what an earlier run has done.
+    """Fit all prompts into the context window before generating, and leave out those that an earlier run has done.
+
+    Args:
+        earlier: the records in the output file, if any.
+        say: called with each notice for the user.
 
     Raises:
-        UserError: a prompt that leaves no room, a setting of its own that is none, or an earlier run of another
-            command.
+        UserError: a prompt leaves no room for new tokens, has an invalid setting, or the earlier run had other
+            prompts or settings.
     """
     if line := trailing_spaces([prompt.text for prompt in prompts]):
         say(line)
@@ -64,7 +70,7 @@ def plan_jobs(
 
 
 def _only(prompts: Sequence[Prompt], number: int) -> Sequence[Prompt]:
-    """The prompt whose text is written again; a single one may have had any number."""
+    """Return the prompt that a replay names. A single prompt may have had any number in its original run."""
     if len(prompts) == 1:
         return prompts
     if number >= len(prompts):
@@ -73,20 +79,20 @@ def _only(prompts: Sequence[Prompt], number: int) -> Sequence[Prompt]:
 
 
 def _seed_of(earlier: Earlier | None, prompts: Sequence[Prompt]) -> int | None:
-    """A run without a seed of its own goes on with the one that was chosen when it began."""
+    """Return the seed that the earlier run chose when it began; None if it drew nothing."""
     for entry in earlier.records if earlier else []:
-        index = entry["prompt_index"]
-        if entry["seed"] is not None and index < len(prompts) and "seed" not in prompts[index].settings:
-            return entry["seed"]
+        index, seed = entry["prompt_index"], entry["seed"]
+        if seed is not None and index < len(prompts) and "seed" not in prompts[index].settings:
+            return int(seed)
     return None
 
 
 def _job(generator: Generator, prompt: Prompt, index: int, options: DecodingOptions, seed: int, prompts: int) -> Job:
-    ground = _lengths_apart(options, prompt)
+    common = _common_settings(options, prompt)
     if options.replay is None and "replay" not in prompt.settings:
-        ground["seed"] = seed
+        common["seed"] = seed
     try:
-        own = decoding_options({**ground, **prompt.settings})
+        own = decoding_options({**common, **prompt.settings})
         return Job(generator.fit(prompt.text, own, index), with_seed(own))
     except UserError as error:
         if prompts == 1:
@@ -94,27 +100,27 @@ def _job(generator: Generator, prompt: Prompt, index: int, options: DecodingOpti
         raise UserError(f"prompt {index + 1}: {error}", "prompts_file") from None
 
 
-def _lengths_apart(options: DecodingOptions, prompt: Prompt) -> dict[str, object]:
-    """The options of the run as a ground for those of the prompt: a length of its own takes the place of the other."""
-    ground = dict(vars(options))
+def _common_settings(options: DecodingOptions, prompt: Prompt) -> dict[str, object]:
+    """Return the options of the run, without its length if the prompt has one: the two kinds exclude each other."""
+    common = dict(vars(options))
     if "max_new_tokens" in prompt.settings or "max_length" in prompt.settings:
-        ground |= {"max_new_tokens": None, "max_length": None}
-    return ground
+        common |= {"max_new_tokens": None, "max_length": None}
+    return common
 
 
 def _done(earlier: Earlier | None, jobs: Sequence[Job]) -> set[int]:
-    """The prompts whose texts stand in the output already.
+    """Return the prompts whose texts are in the output already.
 
     Raises:
-        UserError: they were written to other prompts, with other settings or another seed.
+        UserError: they belong to other prompts, other settings or another seed.
     """
     by_index = {job.request.index: job for job in jobs}
     for number, entry in enumerate(earlier.records if earlier else [], start=1):
         job = by_index.get(entry["prompt_index"])
         if job is None or entry["prompt"] != job.request.prompt:
             difference = "another prompt"
-        elif entry["settings"] != settings(job.options):
-            own = settings(job.options)
+        elif entry["settings"] != recorded_settings(job.options):
+            own = recorded_settings(job.options)
             name = next(name for name in own if entry["settings"].get(name) != own[name])
             difference = f"{name} {entry['settings'].get(name)}, not {own[name]}"
         elif entry["seed"] not in (None, job.options.seed):
@@ -122,7 +128,7 @@ def _done(earlier: Earlier | None, jobs: Sequence[Job]) -> set[int]:
         else:
             continue
         raise UserError(
-            f"{earlier.path if earlier else ''} is of another run: line {number} has {difference}; "
+            f"{earlier.path if earlier else ''} belongs to another run: line {number} has {difference}; "
             "choose another file, or replace it with --overwrite",
             "output",
         )
@@ -132,7 +138,7 @@ def _done(earlier: Earlier | None, jobs: Sequence[Job]) -> set[int]:
 def write_one(
     generator: Generator, job: Job, write: Callable[[str], None], say: Callable[[str], None], inspect: Inspect = None
 ) -> None:
-    """The one text that is wanted, piece by piece as it is written, and its probabilities where they are wanted."""
+    """Stream a single text to `write`; with `inspect`, its token probabilities after it."""
     write(job.request.prompt)
     for chunk in generator.stream_batch([job.request], job.options):
         write(chunk.text)
@@ -151,9 +157,9 @@ def write_all(
     say: Callable[[str], None],
     inspect: Inspect = None,
 ) -> None:
-    """The texts of all jobs, prompt by prompt, to where they are wanted."""
+    """Write the texts of all jobs to the output that the options name, prompt by prompt."""
     if earlier is not None:
-        earlier.drop_the_rest()
+        earlier.truncate()
     sink = open_sink(where, say, inspect)
     started, tokens, texts, unfinished = time.monotonic(), 0, 0, 0
     hidden = not sys.stderr.isatty() or len(jobs) < 2

@@ -1,4 +1,4 @@
-"""Where prompts come from: a flag, stdin, or a file with one a line or row."""
+"""Read prompts: from a flag, stdin, or a file with one per line or row."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from gpt2tg.reading.readers import (
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text to continue, and what its line says of the way."""
+    """A text to continue, and the decoding settings that its line gives."""
 
     text: str
     settings: dict[str, Any] = field(default_factory=dict)
 
 
 def read_prompts(options: PromptOptions, say: Callable[[str], None] = lambda _: None) -> list[Prompt]:
-    """The prompts that the options name, in their order.
+    """Return the prompts that the options name, in their order.
 
     Args:
-        say: takes a line on which column of a table is read.
+        say: called with a line that names the column read from a table.
 
     Raises:
-        UserError: the file cannot be read, holds no prompt, or has a line that is none; names file and line.
+        UserError: the file cannot be read, has no prompt, or has an invalid line; names file and line.
     """
     if options.prompts_file is None:
         return [Prompt(read_stdin("prompt").removesuffix("\n") if options.prompt == "-" else options.prompt)]
@@ -54,12 +54,12 @@ def read_prompts(options: PromptOptions, say: Callable[[str], None] = lambda _: 
     else:
         prompts = [Prompt(line) for line in read_lines(path, "prompts_file", say) if line.strip()]
     if not prompts:
-        raise UserError(f"{path} holds no prompt: write one a line", "prompts_file")
+        raise UserError(f"{path} holds no prompt: write one per line", "prompts_file")
     return prompts
 
 
 def trailing_spaces(prompts: Sequence[str]) -> str | None:
-    """Return a line on prompts that end in a space, for all of them together; None if none does."""
+    """Return one warning for all prompts that end in a space; None if none does."""
     ending = [number for number, prompt in enumerate(prompts, start=1) if prompt.endswith(" ")]
     if not ending:
         return None
@@ -68,7 +68,7 @@ def trailing_spaces(prompts: Sequence[str]) -> str | None:
         which = f"{len(ending)} prompts end (the first is number {ending[0]})"
     return (
         f"{which} in a space: in the model's tokens a space belongs to the word that follows it, and after a lone one "
-        "the next word is often wrong. Leave the space out; the text brings its own"
+        "the next word is often wrong. Leave the space out: the completion begins with its own"
     )
 
 
@@ -76,22 +76,22 @@ def _from_json(line: str, where: str, name: str) -> Prompt:
     entry = json_line(line, where, "prompts_file", 'write {"prompt": "..."}')
     text = entry.pop(name, None)
     if not isinstance(text, str):
-        raise UserError(f'{where} has no "{name}" that is a text', "prompts_file")
+        raise UserError(f'{where} has no string "{name}": write {{"{name}": "..."}}', "prompts_file")
     return Prompt(text, {key: setting(key, value, where, "prompts_file") for key, value in entry.items()})
 
 
 def setting(name: str, value: Any, where: str, option: str | None) -> Any:
-    """A value of JSON as the option `name` has it.
+    """Return a JSON value as a value of the decoding option `name`.
 
     Args:
         where: file and line, for messages.
-        option: the flag that the file came from, if any.
+        option: the flag that names the file, if any.
 
     Raises:
-        UserError: no such option, or a value of another type.
+        UserError: the option does not exist, or the value has another type.
     """
     if name not in {f.name for f in dataclasses.fields(DecodingOptions)}:
-        raise UserError(f"{where}: {name} is no setting; those of --help are, such as temperature", option)
+        raise UserError(f"{where}: {name} is not a decoding setting: use those of --help, such as temperature", option)
     kind = plain_type(DecodingOptions, name)
     if kind is tuple and isinstance(value, (str, list)):
         value = (value,) if isinstance(value, str) else tuple(value)

@@ -1,4 +1,4 @@
-"""The model asked, not made to write: how probable given lines are, and what would come next after a prompt."""
+"""Score given texts, and list the most probable next tokens of prompts. Nothing is generated."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 from gpt2tg.batch.prompts import Prompt
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import Generator
+from gpt2tg.inspection.perplexity import perplexity
 from gpt2tg.inspection.tables import candidate_entry, candidate_table, quoted, token_entry, token_table
 from gpt2tg.inspection.tokens import InspectedToken, inspect_text, next_token
 from gpt2tg.io.outputs import write_whole
@@ -23,36 +24,37 @@ from gpt2tg.reading.readers import is_table, read_lines, read_stdin, read_table,
 
 HEADING = " line  tokens  log-probability  perplexity  text"
 
-# So much of a line stands beside its figures.
+# The number of characters of a line that the table shows.
 EXCERPT = 40
 
 
 @dataclass(frozen=True)
 class ScoredLine:
-    """A line and how probable the model finds it, as a text of its own."""
+    """A line of text and the probabilities of its tokens, scored as a text of its own."""
 
     number: int
-    """Of the line in its file, from 1."""
+    """The line number in its file, from 1."""
     text: str
     tokens: Sequence[InspectedToken]
 
     @property
     def logprob(self) -> float:
-        """Sum over the tokens, in nats."""
+        """The log-probability of the line: the sum over its tokens, in nats."""
         return math.fsum(token.logprob for token in self.tokens)
 
 
 def lines_to_score(
     source: str, text_column: str | None = None, say: Callable[[str], None] = lambda _: None
 ) -> list[tuple[int, str]]:
-    """The lines of a file, or of stdin for `-`, that are not blank, with their numbers; of a table its texts.
+    """Return the lines of a file that are not blank, or the texts of a table, each with its line number.
 
     Args:
-        text_column: of a table.
-        say: takes a line on which column is read.
+        source: the name of the file; `-` is stdin.
+        text_column: the column of a table to read.
+        say: called with a line that names the column read from a table.
 
     Raises:
-        UserError: the file cannot be read or holds no text.
+        UserError: the file cannot be read or has no text.
     """
     path = Path(source)
     if source != "-" and is_table(path):
@@ -69,7 +71,7 @@ def lines_to_score(
 def write_scores(
     generator: Generator, lines: Sequence[tuple[int, str]], where: PromptOptions, inspection: InspectionOptions
 ) -> None:
-    """Log-probability and perplexity of each line, as a table or as records, to where they are wanted."""
+    """Write the log-probability and perplexity of each line, as a table or as JSON records."""
     bar = tqdm(lines, desc="measuring", unit=" lines", leave=False, disable=None if len(lines) > 1 else True)
     scored = (ScoredLine(number, text, inspect_text(generator, text)) for number, text in bar)
     if where.format == "jsonl":
@@ -79,13 +81,13 @@ def write_scores(
 
 
 def _score_entry(line: ScoredLine, inspection: InspectionOptions) -> dict[str, Any]:
-    perplexity = _perplexity(line.logprob, len(line.tokens))
-    entry = {
+    found = _perplexity(line.logprob, len(line.tokens))
+    entry: dict[str, Any] = {
         "line": line.number,
         "text": line.text,
         "text_tokens": len(line.tokens),
         "logprob": line.logprob,
-        "perplexity": perplexity if math.isfinite(perplexity) else None,
+        "perplexity": found if math.isfinite(found) else None,
     }
     if inspection.show_probabilities:
         entry["tokens"] = [token_entry(token) for token in line.tokens]
@@ -93,7 +95,10 @@ def _score_entry(line: ScoredLine, inspection: InspectionOptions) -> dict[str, A
 
 
 def _score_table(lines: Iterator[ScoredLine], inspection: InspectionOptions) -> Iterator[str]:
-    """A row for each line, and one for all; with their tokens, a table for each line."""
+    """Yield a row for each line and one for all lines; with `--show_probabilities`, a table of tokens for each line.
+
+    Each line is yielded as soon as it is scored, so the columns have fixed widths.
+    """
     logprob, tokens, count = 0.0, 0, 0
     if not inspection.show_probabilities:
         yield HEADING
@@ -112,8 +117,7 @@ def _figures(name: str, logprob: float, tokens: int) -> str:
 
 
 def _perplexity(logprob: float, tokens: int) -> float:
-    loss = -logprob / tokens
-    return math.inf if loss > 700 else math.exp(loss)
+    return perplexity(-logprob / tokens)
 
 
 def _excerpt(text: str) -> str:
@@ -124,7 +128,7 @@ def _excerpt(text: str) -> str:
 def write_candidates(
     generator: Generator, prompts: Sequence[Prompt], where: PromptOptions, count: int, overflow: str
 ) -> None:
-    """The most probable next tokens of each prompt, as tables or as records, to where they are wanted."""
+    """Write the most probable next tokens of each prompt, as tables or as JSON records."""
     if where.format == "jsonl":
         _write(_candidate_records(generator, prompts, count, overflow), where)
     else:
@@ -151,7 +155,7 @@ def _candidate_tables(generator: Generator, prompts: Sequence[Prompt], count: in
 
 
 def _write(pieces: Iterator[str], where: PromptOptions) -> None:
-    """To stdout piece by piece, or to a file when all are there."""
+    """Write to stdout piece by piece, or to a file once all pieces are complete."""
     if where.output is None:
         for piece in pieces:
             write_out(f"{piece}\n")

@@ -1,4 +1,4 @@
-"""Where texts go: stdout or a file, as they are or as records, whole or not at all."""
+"""Write texts to stdout or to a file, as plain text or as JSON Lines, and read what an interrupted run has written."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from gpt2tg.errors import UserError
-from gpt2tg.generation.generator import Sample
+from gpt2tg.generation.samples import Sample
 from gpt2tg.inspection.tables import token_entry, token_table
 from gpt2tg.inspection.tokens import InspectedToken
 from gpt2tg.io.outputs import append_whole, holds_something, is_stream, naming, open_stream, write_all, write_whole
 from gpt2tg.io.streams import write_out
 from gpt2tg.options import DecodingOptions, PromptOptions
 
-# Looks at a text before it goes to its sink; None where nobody wants to know.
+# Returns the token probabilities of a sample; None if they are not written.
 Inspect = Callable[[Sample], Sequence[InspectedToken]] | None
 
 
 class Sink(Protocol):
-    """Takes the texts of one prompt after the other."""
+    """An output that takes the texts of one prompt after the other."""
 
     def put(self, samples: Sequence[Sample], options: DecodingOptions) -> None:
-        """The texts of the next prompt."""
+        """Write the texts of the next prompt."""
 
     def close(self) -> None:
-        """All prompts are done."""
+        """Finish the output after the last prompt."""
 
 
 class TextSink:
-    """The texts, a blank line between them, each with its probabilities if wanted. A file appears when it is whole."""
+    """Writes plain texts with a blank line between them. A file appears only once it is complete."""
 
     def __init__(self, path: Path | None, say: Callable[[str], None], inspect: Inspect = None) -> None:
         self._path = path
@@ -42,7 +42,7 @@ class TextSink:
         self._is_first = True
 
     def put(self, samples: Sequence[Sample], options: DecodingOptions) -> None:
-        """The texts of the next prompt; on stdout each is announced by number, on stderr."""
+        """Write the texts of the next prompt. On stdout, a line on stderr numbers each of several texts."""
         if self._path is not None:
             self._texts += [self._shown(sample) for sample in samples]
             return
@@ -54,7 +54,7 @@ class TextSink:
             self._is_first = False
 
     def close(self) -> None:
-        """Write the file."""
+        """Write the file, if the output is one."""
         if self._path is not None:
             write_whole(self._path, "\n\n".join(self._texts) + "\n")
 
@@ -63,17 +63,17 @@ class TextSink:
 
 
 class RecordSink:
-    """A line of JSON for each text. A file grows prompt by prompt, and a later run can go on with it."""
+    """Writes a JSON record per text. A file grows prompt by prompt, so that a later run can resume."""
 
     def __init__(self, path: Path | None, overwrite: bool, inspect: Inspect = None) -> None:
         self._path = path
         self._inspect = inspect
-        # What is to be replaced stands until the first prompt is done.
+        # A file that is replaced is kept until the first prompt is done.
         self._begins = path is not None and (overwrite or not path.exists())
         self._stream: BinaryIO | None = None
 
     def put(self, samples: Sequence[Sample], options: DecodingOptions) -> None:
-        """The texts of the next prompt, in one write."""
+        """Write the records of the next prompt in one go."""
         records = [self._record(sample, len(samples), options) for sample in samples]
         lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in records)
         if self._path is None:
@@ -102,13 +102,13 @@ class RecordSink:
         return entry
 
     def close(self) -> None:
-        """Who reads a pipe learns that all is done."""
+        """Close a pipe, so that its reader sees the end."""
         if self._stream is not None:
             self._stream.close()
 
 
 def record(sample: Sample, texts: int, options: DecodingOptions) -> dict[str, Any]:
-    """All that is known of a text. `texts` is how many were given for its prompt."""
+    """Return a text as a JSON object. `texts` is the number of texts of its prompt."""
     entry = {
         "prompt": sample.prompt,
         "completion": sample.completion,
@@ -121,16 +121,18 @@ def record(sample: Sample, texts: int, options: DecodingOptions) -> dict[str, An
         "seed": sample.seed,
         "replay": sample.replay,
         "logprob": sample.logprob,
-        "settings": settings(options),
+        "settings": recorded_settings(options),
     }
     if options.end_at_sentence:
         entry["unfinished"] = sample.is_unfinished
     return entry if sample.ranking_score is None else {**entry, "ranking_score": sample.ranking_score}
 
 
-def settings(options: DecodingOptions) -> dict[str, Any]:
-    """The options as JSON has them, defaults of the strategy filled in. The seed has a field of its own, and what
-    changes the speed alone has none."""
+def recorded_settings(options: DecodingOptions) -> dict[str, Any]:
+    """Return the options as a JSON object, with the defaults of the strategy filled in.
+
+    The seed is left out, since records have a field for it, and so is what changes only the speed.
+    """
     values = dataclasses.asdict(options)
     values |= {"top_k": options.effective_top_k, "top_p": options.effective_top_p}
     kept = {name: value for name, value in values.items() if name not in ("seed", "replay", "prompt_lookup")}
@@ -138,7 +140,7 @@ def settings(options: DecodingOptions) -> dict[str, Any]:
 
 
 def open_sink(options: PromptOptions, say: Callable[[str], None], inspect: Inspect = None) -> Sink:
-    """The sink that the options name; `say` takes what is talk and not text."""
+    """Return the output that the options name; `say` is called with notices for the user."""
     path = None if options.output is None else Path(options.output)
     if options.format == "jsonl":
         return RecordSink(path, options.overwrite, inspect)
@@ -147,30 +149,30 @@ def open_sink(options: PromptOptions, say: Callable[[str], None], inspect: Inspe
 
 @dataclass(frozen=True)
 class Earlier:
-    """What an earlier run of the same command has left in a file of records."""
+    """The records that an earlier run of the same command has left in its output file."""
 
     path: Path
     records: list[dict[str, Any]]
-    """Those of whole prompts."""
+    """The records of prompts all of whose texts are there."""
     size: int
-    """Bytes of the file that they take up; what follows was cut, or belongs to a prompt that was not finished."""
+    """Their size in bytes. The rest of the file is truncated, or belongs to a prompt that was not finished."""
 
-    def drop_the_rest(self) -> None:
-        """Take what follows the whole records out of the file."""
+    def truncate(self) -> None:
+        """Truncate the file after the records of the last complete prompt."""
         if self.size < self.path.stat().st_size:
             with self.path.open("r+b") as file:
                 file.truncate(self.size)
 
 
-# How each of our records begins: a single line that was cut is known by it.
+# The beginning of every record. It identifies a file that holds only one, truncated line.
 RECORD_START = b'{"prompt": "'
 
-# What each of our records has; others' lines of JSON lack some of them.
+# The fields of every record. JSON lines of other programs lack some of them.
 RECORD_FIELDS = ("prompt_index", "texts", "settings", "prompt", "seed")
 
 
-def _is_of_others(line: bytes) -> bool:
-    """Whether a line without a line break is complete JSON and no record of ours: somebody else wrote it."""
+def _is_foreign(line: bytes) -> bool:
+    """Whether a last line without a line break is complete JSON but no record: another program wrote it."""
     try:
         entry = json.loads(line)
     except ValueError:
@@ -180,18 +182,19 @@ def _is_of_others(line: bytes) -> bool:
 
 def _no_record(path: Path, number: int) -> UserError:
     return UserError(
-        f"{path} line {number} is no record of ours: choose another file, or replace it with --overwrite", "output"
+        f"{path} line {number} is not a record of this program: choose another file, or replace it with --overwrite",
+        "output",
     )
 
 
 def earlier_run(options: PromptOptions, with_tokens: bool = False) -> Earlier | None:
-    """The records in the output file, or None where there is no such file or it is to be replaced.
+    """Return the records in the output file, or None if it does not exist or is to be replaced.
 
     Args:
-        with_tokens: whether the records of this run hold the probabilities of their tokens.
+        with_tokens: whether the records of this run have token probabilities.
 
     Raises:
-        UserError: the file holds something else than records, or records of another kind.
+        UserError: the file does not hold records, or its records differ in having token probabilities.
     """
     if options.output is None or options.format != "jsonl" or options.overwrite:
         return None
@@ -199,7 +202,7 @@ def earlier_run(options: PromptOptions, with_tokens: bool = False) -> Earlier | 
     if not holds_something(path):
         return None
     content = path.read_bytes()
-    *lines, rest = content.split(b"\n")  # what follows the last line break was cut
+    *lines, rest = content.split(b"\n")  # what follows the last line break is truncated
     records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -207,16 +210,16 @@ def earlier_run(options: PromptOptions, with_tokens: bool = False) -> Earlier | 
             _ = [entry[name] for name in RECORD_FIELDS]
         except (ValueError, KeyError, TypeError, RecursionError):
             if records and number == len(lines):
-                break  # a crash of the machine may leave rubbish in the last line
+                break  # a crash of the machine may leave garbage in the last line
             raise _no_record(path, number) from None
         records.append(entry)
     if records and ("tokens" in records[0]) != with_tokens:
         raise UserError(
-            f"{path} is of another run: its records {'lack' if with_tokens else 'have'} the probabilities of "
+            f"{path} belongs to another run: its records {'lack' if with_tokens else 'have'} the probabilities of "
             "--show_probabilities; choose another file, or replace it with --overwrite",
             "output",
         )
-    if (not records and content[: len(RECORD_START)] != RECORD_START[: len(content)]) or _is_of_others(rest):
+    if (not records and content[: len(RECORD_START)] != RECORD_START[: len(content)]) or _is_foreign(rest):
         raise _no_record(path, len(lines) + 1)
     while records and sum(e["prompt_index"] == records[-1]["prompt_index"] for e in records) < records[-1]["texts"]:
         unfinished = records[-1]["prompt_index"]

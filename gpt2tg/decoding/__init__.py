@@ -1,4 +1,4 @@
-"""Logits in, token ids out. Knows torch, numpy and nothing of ours: no tokenizer, no file, no model.
+"""From logits to token ids. Imports torch and numpy only: it knows no tokenizer, no file and no model of this package.
 
-Letters in shapes: B rows, V vocabulary, K beams.
+Letters in shapes: B rows of a batch, V vocabulary, K beams.
 """

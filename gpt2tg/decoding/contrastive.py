@@ -1,12 +1,13 @@
 """Contrastive search (Su et al. 2022, "A Contrastive Framework for Neural Text Generation").
 
-Among the k most probable tokens, take the one that is probable and yet says something new: a token whose hidden
-state resembles that of an earlier token repeats what the text already holds.
+Of the k most probable tokens it takes the one with the best trade-off between its probability and the similarity of its
+hidden state to those of earlier tokens: a similar state means that the token repeats the text.
+
+Letters in shapes: k candidates per row, T tokens read at once, N tokens of a text so far, E width of the model.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Protocol
@@ -15,14 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2tg.decoding.interface import Filter, Finish, Rows, Text, Token, apply, log_probabilities
+from gpt2tg.decoding.interface import Filter, Finish, Rows, Token, apply_filters, log_probabilities
+from gpt2tg.decoding.live_texts import LiveTexts
 
 
 class HiddenRows(Rows, Protocol):
-    """Rows that also tell the hidden states from which their logits were made."""
+    """Rows that also return the hidden states from which their logits were computed."""
 
     def hidden(self) -> list[Tensor]:
-        """For each row, the states of the tokens that the last `start` or `step` read. Each (T, E)."""
+        """Return, for each row, the states of the tokens that the last `start` or `step` read. (T, E) each"""
 
 
 def contrastive_search(
@@ -33,49 +35,55 @@ def contrastive_search(
     penalty_alpha: float,
     finish: Finish,
 ) -> Iterator[Token]:
-    """Write one text for each prompt, side by side; each ends when `finish` says so and leaves the batch.
+    """Generate one text per prompt, as a batch. A text that ends leaves the batch.
 
     Args:
         rows: the model.
-        prompts: ids to continue.
+        prompts: the ids to continue.
         filters: applied to the logits before the candidates are taken, in this order.
-        top_k: candidates looked at for each token.
-        penalty_alpha: weight of the resemblance against the probability; 0 is greedy.
-        finish: looks at every text after each of its tokens.
+        top_k: the number of candidates for each token.
+        penalty_alpha: weight of the similarity against the probability; 0 is greedy.
+        finish: called for each text after each of its tokens.
 
     Raises:
-        NotFiniteError: the model's logits are no numbers.
+        NotFiniteError: the model's logits are not finite.
     """
-    texts = [Text.after(prompt) for prompt in prompts]
-    live = list(range(len(prompts)))
+    live = LiveTexts(prompts, finish)
     logits = rows.start(prompts)
     past = [F.normalize(states, dim=1) for states in rows.hidden()]  # of each live row (N, E)
     for step in count(1):
         logprobs = log_probabilities(logits, step)
-        filtered = apply(filters, logits, [texts[sample] for sample in live]).softmax(dim=1)
+        filtered = apply_filters(filters, logits, live.texts).softmax(dim=1)
         probabilities, candidates = filtered.topk(min(top_k, logits.shape[1]), dim=1)  # (B, k)
-        rows.select([row for row in range(len(live)) for _ in range(candidates.shape[1])])
-        ahead = rows.step(candidates.flatten())  # (B * k, V)
-        states = F.normalize(torch.cat(rows.hidden()), dim=1).view(*candidates.shape, -1)  # (B, k, E)
-        resemblance = torch.stack(
-            [(own @ before.T).amax(dim=1) for own, before in zip(states, past, strict=True)]
-        )  # (B, k)
-        score = (1 - penalty_alpha) * probabilities - penalty_alpha * resemblance
-        chosen = score.masked_fill(probabilities == 0, -torch.inf).argmax(dim=1).tolist()
-        staying = []
-        for row, (sample, pick) in enumerate(zip(live, chosen, strict=True)):
-            token = int(candidates[row, pick])
-            if math.isnan(probabilities[row, pick]):  # the softmax of a row all of whose tokens are banned
-                yield Token.none_left(sample)
-                continue
-            texts[sample].append(token)
-            reason = finish(sample, texts[sample].new)
-            yield Token(sample, token, logprobs[row, token].item(), reason)
-            if reason is None:
-                staying.append(row)
+        ahead, states = _read_candidates(rows, candidates)
+        chosen = _best_candidates(probabilities, states, past, penalty_alpha)
+        # The softmax of a row in which all tokens are banned is NaN.
+        allowed = (~probabilities.isnan().any(dim=1)).tolist()
+        tokens = candidates.gather(1, chosen[:, None])[:, 0]
+        staying = yield from live.append(tokens, logprobs, allowed)
         if not staying:
             return
         past = [torch.cat([past[row], states[row, chosen[row]][None]]) for row in staying]
-        kept = [row * candidates.shape[1] + chosen[row] for row in staying]
+        kept = [row * candidates.shape[1] + int(chosen[row]) for row in staying]
         rows.select(kept)
-        logits, live = ahead[kept], [live[row] for row in staying]
+        logits = ahead[kept]
+
+
+def _read_candidates(rows: HiddenRows, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """Continue each row with each of its (B, k) candidates. Returns (B * k, V) logits and (B, k, E) unit states."""
+    rows.select([row for row in range(len(candidates)) for _ in range(candidates.shape[1])])
+    ahead = rows.step(candidates.flatten())
+    return ahead, F.normalize(torch.cat(rows.hidden()), dim=1).view(*candidates.shape, -1)
+
+
+def _best_candidates(probabilities: Tensor, states: Tensor, past: Sequence[Tensor], penalty_alpha: float) -> Tensor:
+    """Return for each row the index of its best candidate by equation 5 of Su et al. 2022. (B,)
+
+    Args:
+        probabilities: (B, k) of the candidates.
+        states: (B, k, E) of the candidates.
+        past: for each row (N, E), of the tokens so far.
+    """
+    similarity = torch.stack([(own @ before.T).amax(dim=1) for own, before in zip(states, past, strict=True)])  # (B, k)
+    score = (1 - penalty_alpha) * probabilities - penalty_alpha * similarity
+    return score.masked_fill(probabilities == 0, -torch.inf).argmax(dim=1)

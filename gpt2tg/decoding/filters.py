@@ -1,14 +1,14 @@
-"""Filters: functions on logits, (B, V) -> (B, V), that make some tokens more probable and others less, or ban them.
+"""Filters: pure functions on logits, (B, V) -> (B, V), that raise or lower the probability of tokens, or ban them.
 
-None of them changes its input. They are applied in the order in which they
-stand here. The order changes results, so there is one: that of transformers. Penalties and bans, which look at the
-text so far, come first, and may ban every token there is; then what shapes the distribution itself, and keeps at least
-one token: temperature, top-k, top-p, min-p, typical-p.
+A filter returns a new tensor and never changes its input. The order of filters changes results. They stand here in the
+order of transformers, which `generation/filter_chain.py` applies: first the penalties and bans, which depend on the
+text so far and may ban every token; then temperature, top-k, top-p, min-p and typical-p, which depend on the logits
+alone and keep at least one token.
 
-Filters that look at the ids of a row take any sequence, and count a plain one anew; a `History` remembers.
+`histories` holds the ids of each row. Any sequence works; a `History` caches its counts between steps.
 
-Those that are drawn from in beam search take `keep`, the least number of tokens to leave alive: with a single one
-left, and that the end of the text, a beam could not go on.
+`keep` is the smallest number of tokens that a filter leaves. Beam search needs more than one: if only the end-of-text
+token is left, a beam cannot go on.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ BANNED = -torch.inf
 
 
 class Biases:
-    """What to add to the logit of the last token of a sequence, grouped by the tokens before it: a word of white space
-    is in thousands of tokens."""
+    """Biases by token sequence, grouped by all tokens but the last.
+
+    Groups are added with one operation each: a bias on white space applies to thousands of tokens.
+    """
 
     def __init__(self, biases: Mapping[tuple[int, ...], float]) -> None:
         groups: dict[tuple[int, ...], list[tuple[int, float]]] = {}
@@ -36,17 +38,16 @@ class Biases:
             stem: (torch.tensor([last for last, _ in group]), torch.tensor([bias for _, bias in group]))
             for stem, group in groups.items()
         }
-        """Stem -> last tokens (N,) and what to add to them (N,)."""
+        """All tokens but the last -> the last tokens (N,) and their biases (N,)."""
 
 
 def sequence_bias(
     logits: Tensor, histories: Sequence[Sequence[int]], biases: Biases | Mapping[tuple[int, ...], float]
 ) -> Tensor:
-    """Add to the logit of a token, or of the last token of a sequence wherever the row ends with the rest of it.
+    """Add a bias to the last token of each sequence whose other tokens are the last ones of the row.
 
     Args:
-        histories: the ids of each row so far.
-        biases: what to add, by sequence of ids; minus infinity bans.
+        biases: the bias of each sequence of ids. Minus infinity bans the token.
     """
     changed = logits.clone()
     found = biases if isinstance(biases, Biases) else Biases(biases)
@@ -60,11 +61,11 @@ def sequence_bias(
 def repetition_penalty(
     logits: Tensor, histories: Sequence[Sequence[int]], penalty: float, window: int | None
 ) -> Tensor:
-    """Divide the positive and multiply the negative logits of tokens the row already holds (Keskar et al. 2019).
+    """Divide positive and multiply negative logits of tokens that occur in the row (Keskar et al. 2019).
 
     Args:
-        penalty: above 1 discourages what was said, below 1 encourages it.
-        window: how many of the last tokens count; None is all of them.
+        penalty: above 1 discourages repetition, below 1 encourages it.
+        window: look at the last `window` tokens of the row only; None looks at all.
     """
     seen = _counts(logits, histories, window) > 0  # (B, V)
     return logits.where(~seen, torch.where(logits < 0, logits * penalty, logits / penalty))
@@ -73,17 +74,17 @@ def repetition_penalty(
 def presence_and_frequency(
     logits: Tensor, histories: Sequence[Sequence[int]], presence: float, frequency: float, window: int | None
 ) -> Tensor:
-    """Subtract `presence` once, and `frequency` as often as the row holds the token (OpenAI's API, 2021).
+    """Subtract `presence` from tokens that occur in the row, and `frequency` per occurrence (OpenAI's API, 2021).
 
     Args:
-        window: how many of the last tokens count; None is all of them.
+        window: look at the last `window` tokens of the row only; None looks at all.
     """
     counts = _counts(logits, histories, window)
     return logits - presence * (counts > 0) - frequency * counts
 
 
 def _counts(logits: Tensor, histories: Sequence[Sequence[int]], window: int | None) -> Tensor:
-    """How often each row holds each token. (B, V)"""
+    """Return how often each token occurs in each row. (B, V)"""
     rows = [History.of(history).counts(logits.shape[1], logits.device, window) for history in histories]
     return torch.stack(rows).to(logits.dtype)
 
@@ -92,7 +93,7 @@ def no_repeat_ngram(logits: Tensor, histories: Sequence[Sequence[int]], size: in
     """Ban each token that would repeat an n-gram of the row (Paulus et al. 2017).
 
     Args:
-        size: the n of the n-gram; 1 forbids every token to come twice.
+        size: the n of the n-gram. 1 bans every token that occurs in the row.
     """
     if size == 1:
         return logits.masked_fill(_counts(logits, histories, None) > 0, BANNED)
@@ -104,37 +105,37 @@ def no_repeat_ngram(logits: Tensor, histories: Sequence[Sequence[int]], size: in
 
 
 def ban(logits: Tensor, rows: Iterable[int], tokens: Sequence[int]) -> Tensor:
-    """Ban tokens in some of the rows: the end of the text, while it is too early for it."""
+    """Ban tokens in some of the rows, such as the end-of-text token in rows that are still too short."""
     changed = logits.clone()
     for row in rows:
-        for token in tokens:  # few
+        for token in tokens:
             changed[row, token] = BANNED
     return changed
 
 
 def without(logits: Tensor, banned: Tensor) -> Tensor:
-    """Ban tokens everywhere. `banned` is (V,), of truth values, on the device of the logits."""
+    """Ban tokens in every row. `banned` is a (V,) boolean mask on the device of the logits."""
     return logits.masked_fill(banned, BANNED)
 
 
 def temperature(logits: Tensor, value: float) -> Tensor:
-    """Divide by the temperature: below 1 the distribution grows sharper, above 1 flatter (Ackley et al. 1985)."""
+    """Divide by the temperature: below 1 sharpens the distribution, above 1 flattens it (Ackley et al. 1985)."""
     return logits / value
 
 
 def top_k(logits: Tensor, k: int, keep: int = 1) -> Tensor:
-    """Keep the k most probable tokens, and those equal to the last of them (Fan et al. 2018).
+    """Keep the k most probable tokens, and all that tie with the last of them (Fan et al. 2018).
 
-    A k over the vocabulary keeps everything.
+    A k larger than the vocabulary keeps everything.
     """
     least = logits.topk(min(max(k, keep), logits.shape[1]), dim=1).values[:, -1:]  # (B, 1)
     return logits.masked_fill(logits < least, BANNED)
 
 
 def top_p(logits: Tensor, p: float, keep: int = 1) -> Tensor:
-    """Keep the smallest set of most probable tokens that holds probability p: the nucleus (Holtzman et al. 2020).
+    """Keep the nucleus: the smallest set of most probable tokens with total probability p (Holtzman et al. 2020).
 
-    With p = 0 only the most probable is left, with p = 1 everything.
+    p = 0 keeps the most probable token, p = 1 everything.
     """
 
     def outside(ascending: Tensor) -> Tensor:
@@ -154,10 +155,13 @@ def min_p(logits: Tensor, p: float, keep: int = 1) -> Tensor:
 
 
 def typical_p(logits: Tensor, p: float, keep: int = 1) -> Tensor:
-    """Keep the tokens whose surprise is nearest to the expected one, until they hold p (Meister et al. 2023)."""
+    """Keep the tokens whose surprise -log p is nearest to the entropy, until they hold probability p.
+
+    Locally typical sampling (Meister et al. 2023).
+    """
     logprobs = logits.log_softmax(dim=1)
     probabilities = logprobs.exp()
-    entropy = -(probabilities * logprobs).nansum(dim=1, keepdim=True)  # 0 * log 0 counts as 0
+    entropy = -(probabilities * logprobs).nansum(dim=1, keepdim=True)  # 0 * log 0 is NaN here, and counts as 0
     distance, order = (-logprobs - entropy).abs().sort(dim=1)
     before = (probabilities.gather(1, order).cumsum(dim=1) < p).sum(dim=1, keepdim=True)
     farthest = distance.gather(1, before.clamp(max=logits.shape[1] - 1))

@@ -1,4 +1,7 @@
-"""What a text holds so far, kept up to date while it grows: a filter's question costs the same at any length."""
+"""The token ids of a growing text, with token counts and n-grams that are updated incrementally.
+
+The cost per step of a filter that looks at the text is therefore independent of the length of the text.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +10,25 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-# The tokens that followed each stem: the n - 1 tokens that begin an n-gram.
+# The first n - 1 tokens of an n-gram -> the tokens that followed them.
 Layer = dict[tuple[int, ...], tuple[int, ...]]
 
 
 class History(list[int]):
-    """The ids of a row, which remember what was asked about them. Ids are only ever appended."""
+    """A list of token ids that caches its token counts and n-grams. Only ever append to it."""
 
     def __init__(self, ids: Iterable[int] = ()) -> None:
         super().__init__(ids)
-        self._counts: dict[int | None, tuple[Tensor, int]] = {}  # by window: counts, and how many ids they include
+        self._counts: dict[int | None, tuple[Tensor, int]] = {}  # by window: counts, and the number of ids in them
         self._ngrams: dict[int, Ngrams] = {}  # by size
 
     @classmethod
     def of(cls, ids: Sequence[int]) -> History:
-        """Return the ids themselves if they remember, else a history that counts them anew."""
+        """Return `ids` itself if it is a history, else a new history of these ids."""
         return ids if isinstance(ids, cls) else cls(ids)
 
     def continued(self, token: int) -> History:
-        """Return a copy with one more token; this one stays as it is. Beams part in this way."""
+        """Return a copy with one more token. Beam search needs it when one beam continues in several ways."""
         copy = History(self)
         copy.append(token)
         copy._counts = {window: (counts.clone(), included) for window, (counts, included) in self._counts.items()}
@@ -33,9 +36,9 @@ class History(list[int]):
         return copy
 
     def counts(self, vocabulary: int, device: torch.device, window: int | None = None) -> Tensor:
-        """Return how often each token stands among the ids, or among the last `window` of them. (V,) in 32 bits
+        """Return how often each token occurs in the ids, or in the last `window` of them. (V,) float32
 
-        The tensor is updated in place by the next call.
+        The next call updates the returned tensor in place.
         """
         if window not in self._counts:
             self._counts[window] = torch.zeros(vocabulary, device=device), 0
@@ -45,13 +48,13 @@ class History(list[int]):
             if window is not None:
                 removed = self[max(0, included - window) : max(0, len(self) - window)]
             signs = torch.tensor([1.0] * len(added) + [-1.0] * len(removed), device=device)
-            # Sums of ones are exact in any order.
+            # Sums of ones are exact, so the order of the additions does not matter.
             counts.index_put_((torch.tensor(added + removed, device=device),), signs, accumulate=True)
             self._counts[window] = counts, len(self)
         return counts
 
     def followers(self, size: int) -> list[int]:
-        """Return the tokens that followed earlier occurrences of the last `size - 1` ids; `size` is 2 or more."""
+        """Return the tokens that followed earlier occurrences of the last `size - 1` ids. `size` is at least 2."""
         if len(self) < size:
             return []
         ngrams = self._ngrams.setdefault(size, Ngrams(size))
@@ -60,24 +63,24 @@ class History(list[int]):
 
 
 class Ngrams:
-    """The n-grams of a text. Copies share them: no layer changes once it is made.
+    """The n-grams of a text, in layers that are never changed, so that copies can share them.
 
-    A new n-gram is a layer of its own, and layers of about the same size are merged. So there are few of them, and an
-    n-gram is merged about as often as the length of the text can be halved.
+    A new n-gram starts a layer of its own; layers of similar size are merged, as in a log-structured merge tree. A
+    text of T tokens has O(log T) layers, and each n-gram is merged O(log T) times.
     """
 
     def __init__(self, size: int, layers: Sequence[Layer] = (), included: int = 0) -> None:
         self._size = size
         self._layers = list(layers)  # the largest first
-        self._included = included  # ids whose n-grams are in the layers
+        self._included = included  # the number of ids whose n-grams are in the layers
 
     def copy(self) -> Ngrams:
-        """Return n-grams that can grow apart from these."""
+        """Return a copy that can be updated independently."""
         return Ngrams(self._size, self._layers, self._included)
 
     def update(self, ids: Sequence[int]) -> None:
-        """Add the n-grams that end in ids which were not there at the last call."""
-        found: dict[tuple[int, ...], dict[int, None]] = {}  # a dict keeps the order, and no token twice
+        """Add the n-grams that end in ids appended since the last call."""
+        found: dict[tuple[int, ...], dict[int, None]] = {}  # a dict as an ordered set
         for end in range(max(self._included, self._size - 1), len(ids)):
             found.setdefault(tuple(ids[end - self._size + 1 : end]), {})[ids[end]] = None
         self._included = len(ids)
@@ -88,7 +91,7 @@ class Ngrams:
             self._layers.append(layer)
 
     def followers(self, stem: tuple[int, ...]) -> list[int]:
-        """Return the tokens that came after the stem."""
+        """Return the tokens that followed these n - 1 tokens."""
         return [token for layer in self._layers for token in layer.get(stem, ())]
 
 

@@ -1,128 +1,128 @@
-"""What a decoder asks of a model, and what a decoder and its caller say to each other."""
+"""The types that decoders share with models, filters and callers, and the helpers that all decoders use."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from gpt2tg.decoding.history import History
 
-# Why a text ends where the filters leave no token that it could go on with.
-ALL_BANNED = "banned"
+# Why a text ends: an end token, a stop string, `max_new_tokens` reached, the time limit, every next token banned.
+FinishReason = Literal["eos", "stop", "length", "time", "banned"]
 
 
 class Rows(Protocol):
-    """Texts side by side in a model, a row each."""
+    """A batch of sequences in a model: one row each, with its KV cache."""
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Read prompts, a row each. Returns (B, V) logits of the next token."""
+        """Prefill: read one prompt per row. Returns (B, V) logits of the next token."""
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Append (B,) tokens, one to each row. Returns (B, V) logits of the next token."""
+        """Decode step: append (B,) tokens, one to each row. Returns (B, V) logits of the next token."""
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep these rows, in this order; a row may be named more than once."""
+        """Keep these rows, in this order. A row may be named more than once."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Text:
-    """The ids of a row so far, and how many of them are the prompt."""
+    """The token ids of one row: the prompt, then the new tokens."""
 
-    ids: Sequence[int]
+    ids: History
     prompt_length: int
 
     @classmethod
     def after(cls, prompt: Sequence[int]) -> Text:
-        """A text that begins with a prompt, and can grow."""
+        """Return a text that holds a copy of the prompt and no new token."""
         return cls(History(prompt), len(prompt))
 
     @property
     def new(self) -> Sequence[int]:
-        """The ids written so far."""
+        """The new tokens."""
         return self.ids[self.prompt_length :]
 
     @property
     def new_count(self) -> int:
-        """How many there are of them."""
+        """The number of new tokens."""
         return len(self.ids) - self.prompt_length
 
     def append(self, token: int) -> None:
-        """Add the next token."""
-        assert isinstance(self.ids, History)
+        """Add a new token."""
         self.ids.append(token)
 
     def continued(self, token: int) -> Text:
-        """Return this text with one more token; the text itself stays as it is."""
-        return Text(History.of(self.ids).continued(token), self.prompt_length)
+        """Return a copy of this text with one more token."""
+        return Text(self.ids.continued(token), self.prompt_length)
 
 
-# (B, V) logits and the text of each row -> (B, V) logits.
+# (B, V) logits and the text of each row -> (B, V) logits. A filter never changes its input.
 Filter = Callable[[Tensor, Sequence[Text]], Tensor]
 
-# The index of a sample (of a prompt, in beam search) and its new ids, the newest last -> why the text ends with
-# that one ("eos", "length", "stop", "time"), or None.
-Finish = Callable[[int, Sequence[int]], str | None]
+# The index of a sample (in beam search: of a prompt) and its new ids, the newest last -> why the text ends with the
+# newest one, or None.
+Finish = Callable[[int, Sequence[int]], FinishReason | None]
 
 
 @dataclass(frozen=True)
 class Token:
-    """One token of one sample."""
+    """One new token of one sample."""
 
     sample: int
     id: int | None
-    """None where no token was left to choose: the text ends before it."""
+    """None if every token is banned: the text ends without a further token."""
     logprob: float
-    """Log-probability under the model itself, before any filter, in nats."""
-    finish_reason: str | None
-    """Why the sample ends here; None while it goes on."""
+    """Log-probability under the model, before any filter, in nats."""
+    finish_reason: FinishReason | None
+    """Why the sample ends with this token; None if it goes on."""
 
     @classmethod
-    def none_left(cls, sample: int) -> Token:
-        """The end of a sample all of whose next tokens are banned."""
-        return cls(sample, None, 0.0, ALL_BANNED)
+    def all_banned(cls, sample: int) -> Token:
+        """Return the end of a sample all of whose next tokens are banned."""
+        return cls(sample, None, 0.0, "banned")
 
 
 class NotFiniteError(ValueError):
-    """The model computed something that is no number."""
+    """The model computed NaN or infinite logits."""
 
 
 def log_probabilities(logits: Tensor, step: int) -> Tensor:
-    """Of each token under the model itself, in nats. (B, V) -> (B, V)
+    """Return the model's log-probabilities in nats. (B, V) -> (B, V)
 
-    NaN and plus infinity are refused: a token chosen from them would be invented. Minus infinity is a ban.
+    Minus infinity is allowed: it bans a token. NaN and plus infinity are not: any token chosen from them is arbitrary.
 
     Raises:
         NotFiniteError: names the step.
     """
     logprobs = logits.log_softmax(dim=1)
-    # Either of them makes NaN of all that is in its row.
+    # A NaN or plus infinity makes its whole row NaN, so one column shows it.
     if math.isnan(logprobs[:, 0].sum()):
-        raise not_finite(step)
+        raise not_finite_error(step)
     return logprobs
 
 
-def not_finite(step: int) -> NotFiniteError:
-    """The error, with what the user is told."""
+def not_finite_error(step: int) -> NotFiniteError:
+    """Return the error for logits that are not finite at a step."""
     return NotFiniteError(f"the model's logits are not finite at new token {step}: its weights are broken")
 
 
-def is_left(filtered: Tensor, tokens: Tensor) -> list[bool]:
-    """Whether each row has a token that is not banned, told from the one that was chosen.
+def is_allowed(filtered: Tensor, tokens: Tensor) -> list[bool]:
+    """Return for each row whether the chosen token is allowed. If it is banned, so is the whole vocabulary.
 
     Args:
         filtered: (B, V) logits after the filters.
-        tokens: (B,) the choice, which is a banned token only where all are.
+        tokens: (B,) the chosen tokens. A banned token is chosen only if all are banned.
     """
-    return (filtered.gather(1, tokens[:, None])[:, 0] > -torch.inf).tolist()
+    allowed: list[bool] = (filtered.gather(1, tokens[:, None])[:, 0] > -torch.inf).tolist()
+    return allowed
 
 
-def apply(filters: Sequence[Filter], logits: Tensor, texts: Sequence[Text]) -> Tensor:
-    """Filters in their order. (B, V) -> (B, V)"""
+def apply_filters(filters: Sequence[Filter], logits: Tensor, texts: Sequence[Text]) -> Tensor:
+    """Apply filters in their order. (B, V) -> (B, V)"""
     for change in filters:
         logits = change(logits, texts)
     return logits

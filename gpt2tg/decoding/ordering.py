@@ -1,6 +1,8 @@
-"""Which numbers are the largest, the highest, the lowest: what decoders ask of a whole vocabulary, in the time that
-they can spare. On a processor numpy asks its vector units where it has code for them, and then answers in a tenth of
-the time that torch takes. The numbers are of 32 or 64 bits, and none of them is NaN."""
+"""Argmax, top-k and smallest values over a whole vocabulary, fast enough to run at every decode step.
+
+On the CPU, numpy's vectorised argmax and sort take about a tenth of the time of torch's. Inputs are float32 or float64
+without NaN.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +14,17 @@ from torch import Tensor
 
 
 def argmax(numbers: Tensor) -> Tensor:
-    """Where the largest of each row stands; the first of several. (B, V) -> (B,)"""
+    """Return the index of the largest number of each row; of equal ones the first. (B, V) -> (B,)"""
     return torch.from_numpy(np.argmax(numbers.detach().numpy(), axis=1)) if numbers.is_cpu else numbers.argmax(dim=1)
 
 
 def highest(numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The highest of all rows together, the very highest first, as far as there are so many. (K, V) -> (count,) each
+    """Return the `count` highest numbers of all rows together, in descending order. (K, V) -> (count,) each
 
-    They are among the highest of each row, which are found much sooner than those of all rows at once.
+    First the top-k of each row, then the top-k of these: much faster than a top-k of the flattened rows.
 
     Returns:
-        The numbers, and where they stand in the flattened rows.
+        The numbers, and their indices in the flattened rows. Fewer than `count` if there are fewer.
     """
     of_rows, columns = numbers.topk(min(count, numbers.shape[1]), dim=1)
     found, places = of_rows.flatten().topk(min(count, of_rows.numel()))
@@ -31,16 +33,17 @@ def highest(numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def lowest(numbers: Tensor, chosen: Callable[[Tensor], Tensor]) -> Tensor:
-    """Which of each row are the lowest, as far as a rule says; equal ones in the order of sorting. (B, V) -> (B, V)
+    """Return a mask of the lowest numbers of each row, as many as a rule chooses. (B, V) -> (B, V)
 
     Args:
-        chosen: the rule. It is given each row in ascending order, and says yes to some of the first. (B, V) -> (B, V)
+        chosen: the rule. It takes each row in ascending order and returns a mask that is True for the first few
+            numbers. (B, V) -> (B, V)
     """
-    if numbers.is_cpu:  # the order itself takes longer than the numbers in order, and is seldom asked for
+    if numbers.is_cpu:  # sorting the values alone is faster than sorting them with their indices
         rising = torch.from_numpy(np.sort(numbers.detach().numpy(), axis=1))
         count = chosen(rising).sum(dim=1, keepdim=True)
         last, next_one = (rising.gather(1, (count + n).clamp(0, numbers.shape[1] - 1)) for n in (-1, 0))
-        if ((last < next_one) | (count == 0)).all():  # else the order decides between equals
+        if ((last < next_one) | (count == 0)).all():  # else the limit falls between equal numbers: indices decide
             return numbers < next_one
     rising, order = numbers.sort(dim=1)
     choice = chosen(rising)

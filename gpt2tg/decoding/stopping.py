@@ -1,42 +1,44 @@
-"""When a text ends: at an end token, when its room is full, at a stop string, when time is up."""
+"""When a text ends: at an end token, at a stop string, after `max_new_tokens`, or at a time limit."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-# The number of a text, its new token ids, how many of them at least -> the text of the last of them; bytes that make no
-# whole character may come out as replacement characters.
+from gpt2tg.decoding.interface import FinishReason
+
+# The index of a text, its new token ids and a number N -> the text of at least the last N ids. An incomplete character
+# at the beginning may come out as replacement characters.
 Tail = Callable[[int, Sequence[int], int], str]
 
-# No text holds half a character: these stand for tokens without a text.
+# Lone surrogates never occur in decoded text, so they can stand for special tokens, which decode to nothing.
 FIRST_MARK, LAST_MARK = 0xD800, 0xDFFF
 
 
 class Deadline:
-    """A point in time, counted from its making."""
+    """A point in time, so many seconds after its creation."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._end = clock() + seconds
 
     def __call__(self) -> bool:
-        """Whether it has passed."""
+        """Whether the deadline has passed."""
         return self._clock() >= self._end
 
 
 class StopStrings:
-    """Finds strings in a text that grows token by token, across token borders."""
+    """Finds stop strings in a text that grows token by token, also if they span several tokens."""
 
     def __init__(self, strings: Sequence[str], tail: Tail) -> None:
         self._strings = tuple(strings)
         self._tail = tail
-        # A token is at least one byte: so many of them hold any string that ends in the newest one, and the bytes
-        # of a character that the window may cut at its beginning.
+        # A token has at least one byte, so this many tokens hold any stop string that ends in the newest one, plus
+        # the first bytes of a character that the window may cut.
         self._reach = max((len(string.encode(errors="surrogatepass")) for string in strings), default=0) + 3
 
     def end_in(self, index: int, ids: Sequence[int]) -> bool:
-        """Whether the text of the ids holds a stop string, given that without the newest id it held none."""
+        """Whether the text of the ids holds a stop string, given that it held none before the newest id."""
         if not self._strings:
             return False
         window = self._tail(index, ids, self._reach)
@@ -44,13 +46,16 @@ class StopStrings:
 
 
 def with_marks(strings: Sequence[str], special: Mapping[int, str]) -> tuple[tuple[str, ...], dict[int, str]]:
-    """Stop strings as they are, and with a mark for each token that leaves no text, but whose name they hold.
+    """Return the stop strings, plus a copy in which each special token's name is replaced by a one-character mark.
+
+    Special tokens decode to nothing, so a stop string such as `<|endoftext|>` could not be found in the text. The
+    caller writes the mark where such a token stands.
 
     Args:
-        special: names of tokens that leave no text.
+        special: the names of the special tokens, by id.
 
     Returns:
-        The strings, and the marks of the tokens.
+        The strings, and the mark of each special token that a string names.
     """
     named = [number for number, name in special.items() if any(name in string for string in strings)]
     longest_first = sorted(named, key=lambda number: -len(special[number]))
@@ -64,7 +69,7 @@ def with_marks(strings: Sequence[str], special: Mapping[int, str]) -> tuple[tupl
 
 
 def cut_at_stop(text: str, strings: Sequence[str], keep: bool) -> str:
-    """The text up to the first stop string; with `keep`, the string included."""
+    """Return the text up to the first stop string; with `keep`, including it."""
     found = [(text.find(string), string) for string in strings if string in text]
     if not found:
         return text
@@ -73,7 +78,7 @@ def cut_at_stop(text: str, strings: Sequence[str], keep: bool) -> str:
 
 
 def held_back(text: str, strings: Sequence[str]) -> int:
-    """How many characters at the end of a text may be the beginning of a stop string and must not be shown yet."""
+    """Return how many characters at the end of a text may be the beginning of a stop string."""
     longest = 0
     for string in strings:
         for length in range(min(len(string), len(text)), longest, -1):
@@ -84,27 +89,27 @@ def held_back(text: str, strings: Sequence[str]) -> int:
 
 
 class Endings:
-    """Says of a growing text whether it ends, and why: the `finish` of the decoders."""
+    """Decides after each token whether a text ends, and why: the `Finish` of the decoders."""
 
     def __init__(
         self,
         end_ids: Collection[int],
         stop: StopStrings,
-        room: Sequence[int],
+        max_new_tokens: Sequence[int],
         is_late: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`room` is, for each sample or prompt, how many new tokens there may be."""
+        """Take the limits; `max_new_tokens` has one for each sample or prompt."""
         self._end_ids = frozenset(end_ids)
         self._stop = stop
-        self._room = room
+        self._max_new_tokens = max_new_tokens
         self._is_late = is_late
 
-    def __call__(self, index: int, ids: Sequence[int]) -> str | None:
-        """The reason to end with the newest of the new ids, or None."""
+    def __call__(self, index: int, ids: Sequence[int]) -> FinishReason | None:
+        """Return why the text ends with the newest of its new ids, or None."""
         if ids[-1] in self._end_ids:
             return "eos"
         if self._stop.end_in(index, ids):
             return "stop"
-        if len(ids) >= self._room[index]:
+        if len(ids) >= self._max_new_tokens[index]:
             return "length"
         return "time" if self._is_late() else None

@@ -1,89 +1,95 @@
-"""When texts are written in captured steps (`engine/cuda_graph.py`), and with what choice inside them."""
+"""Generation with CUDA graphs: which texts can use it, and how a decode step inside a graph chooses its tokens.
+
+`engine/cuda_graph.py` captures decode steps as CUDA graphs and replays them without a host sync per token. A captured
+step runs the same operations every time, so filters that depend on the text so far cannot be part of it.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 from torch import Tensor
 
-from gpt2tg.checkpoint.tokenizer import TextTokenizer
-from gpt2tg.decoding.interface import Finish, Token, not_finite
+from gpt2tg.decoding.interface import Finish, FinishReason, Token, not_finite_error
 from gpt2tg.decoding.sampling import drawn, most_probable
 from gpt2tg.engine.continuous_batch import ContinuousBatch, QueuedText
 from gpt2tg.engine.cuda_graph import Choose, bucket_for
 from gpt2tg.engine.model import GPT2
-from gpt2tg.generation.filter_chain import Shaping, on_the_distribution, on_the_text_so_far, on_unused
-from gpt2tg.options import DecodingOptions
+from gpt2tg.generation.filter_chain import LogitsFilter
+from gpt2tg.generation.requests import RequestBatch
 
 
 class CapturedSteps:
-    """Lends batches that are written in captured steps. The last one is kept, for a capture takes time."""
+    """Lends a static KV cache with its captured CUDA graphs. Keeps the last one, because capturing takes time."""
 
-    def __init__(
-        self, model: GPT2, tokenizer: TextTokenizer, end_ids: Sequence[int], unused: Tensor | None = None
-    ) -> None:
+    def __init__(self, model: GPT2) -> None:
         self.are_used = model.device.type == "cuda"
-        self._model, self._tokenizer, self._end_ids = model, tokenizer, end_ids
-        self._unused = unused
+        self._model = model
         self._kept: tuple[object, ContinuousBatch] | None = None
 
-    def suit(self, options: DecodingOptions, length: int) -> bool:
-        """Whether texts of so many tokens are written in them: one token after the other, within the model's positions,
-        nothing that changes the logits with a look at the text, and no prompt lookup asked for."""
+    def suit(self, batch: RequestBatch) -> bool:
+        """Whether a batch can be generated with CUDA graphs.
+
+        It must be greedy or sampled, fit into the context window, have no filter that depends on the text, and not
+        ask for prompt lookup.
+        """
+        options = batch.options
         return (
             self.are_used
             and not options.strategy.beams
             and options.decoding != "contrastive"
-            and length <= self._model.shape.n_positions
+            and batch.longest <= self._model.shape.n_positions
             and not options.prompt_lookup
-            and not on_the_text_so_far(options, self._tokenizer, self._end_ids)
+            and not batch.filters.history
         )
 
     @contextmanager
-    def lend(self, options: DecodingOptions, rows: int, length: int) -> Iterator[ContinuousBatch]:
-        """A batch for texts of so many tokens. After an error it is not kept."""
-        shaping = on_the_distribution(options, len(self._end_ids))
+    def lend(self, batch: RequestBatch, rows: int, length: int) -> Iterator[ContinuousBatch]:
+        """Lend a cache of so many rows, for texts of up to `length` tokens. After an error it is not kept."""
+        filters, samples = batch.filters, batch.options.strategy.samples
         capacity = bucket_for(length, self._model.shape.n_positions)
-        kind = (rows, capacity, options.strategy.samples, *((step.func, *step.keywords.items()) for step in shaping))
-        kept = self._kept if self._kept and self._kept[0] == kind else None
-        self.drop()  # its memory is free before more is asked for
+        key = (rows, capacity, samples, *((step.func, *step.keywords.items()) for step in filters.distribution))
+        kept = self._kept if self._kept and self._kept[0] == key else None
+        self.drop()  # frees its memory before the new one is allocated
         if kept is None:
-            choose = choice([*on_unused(self._unused), *shaping], options.strategy.samples)
-            kept = kind, ContinuousBatch(self._model, rows, capacity, choose, self._end_ids)
+            choose = choice([*filters.unused, *filters.distribution], samples)
+            kept = key, ContinuousBatch(self._model, rows, capacity, choose, batch.end_ids)
         try:
             yield kept[1]
-        except GeneratorExit:  # whoever wanted the texts has enough of them
+        except GeneratorExit:  # the caller has stopped early, which is no error
             self._kept = kept
             raise
         self._kept = kept
 
     def drop(self) -> None:
-        """Keep nothing."""
+        """Free the cache that is kept."""
         self._kept = None
 
 
-def choice(shaping: Sequence[Shaping], samples: bool) -> Choose:
-    """From logits and uniform numbers to tokens, as `sampling.decode` comes to them."""
+def choice(filters: Sequence[LogitsFilter], samples: bool) -> Choose:
+    """Return the function from (B, V) logits and (B,) uniform numbers to tokens, equal to that of `sampling.decode`."""
 
     def choose(logits: Tensor, uniform: Tensor) -> Tensor:
-        for change in shaping:
+        for change in filters:
             logits = change(logits)
         return drawn(logits, uniform) if samples else most_probable(logits)
 
     return choose
 
 
-def decode(batch: ContinuousBatch, entries: Iterable[QueuedText], finish: Finish) -> Iterator[Token]:
-    """As `sampling.decode`: the same tokens, in the same order unless a text takes the row of another.
+def decode(batch: ContinuousBatch, entries: Iterable[Entry], finish: Finish) -> Iterator[Token]:
+    """Generate the same tokens as `sampling.decode`, in the same order unless a text takes over the row of another.
 
     Raises:
-        NotFiniteError: the model's logits are no numbers.
+        NotFiniteError: the model's logits are not finite.
     """
     counts: dict[int, int] = {}
     for written in batch.write(entries, finish):
         counts[written.sample] = counts.get(written.sample, 0) + 1
         if math.isnan(written.logprob):
-            raise not_finite(counts[written.sample])
-        yield Token(*written)
+            raise not_finite_error(counts[written.sample])
+        reason = cast(FinishReason | None, written.finish_reason)  # the engine returns what `finish` gave it
+        yield Token(written.sample, written.id, written.logprob, reason)

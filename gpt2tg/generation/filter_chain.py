@@ -1,9 +1,10 @@
-"""From options to the filters that a decoder applies, in their one order."""
+"""From options to the filters that the decoders apply, in the one order in which they are ever applied."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
@@ -13,34 +14,49 @@ from gpt2tg.decoding import filters
 from gpt2tg.decoding.interface import Filter, Text
 from gpt2tg.options import DecodingOptions
 
-# (B, V) -> (B, V), whatever the text; with the settings as keywords.
-Shaping = partial[Tensor]
+# A filter that depends on the logits alone, (B, V) -> (B, V), with its settings as keywords.
+LogitsFilter = partial[Tensor]
+
+
+@dataclass(frozen=True)
+class FilterChain:
+    """The filters of a generation, grouped by what they depend on. The groups apply in the order of the fields."""
+
+    unused: Sequence[LogitsFilter]
+    """Bans the ids that have no token."""
+    history: Sequence[Filter]
+    """Depend on the text so far."""
+    distribution: Sequence[LogitsFilter]
+    """Depend on the logits alone, and shape the distribution to draw from."""
+
+    @property
+    def filters(self) -> list[Filter]:
+        """All filters in their order."""
+        return [*map(_ignoring_texts, self.unused), *self.history, *map(_ignoring_texts, self.distribution)]
 
 
 def filter_chain(
     options: DecodingOptions, tokenizer: TextTokenizer, end_ids: Sequence[int], unused: Tensor | None = None
-) -> list[Filter]:
-    """The filters that the options ask for. The order is that of `decoding/filters.py`.
+) -> FilterChain:
+    """Return the filters that the options ask for.
 
     Args:
-        unused: which ids have no token, (V,); None if there are none. They are banned before anything else.
+        end_ids: the tokens that end a text.
+        unused: (V,) mask of the ids that have no token, which are always banned; None if every id has one.
     """
-    first = [_whatever_the_text(change) for change in on_unused(unused)]
-    shaping = [_whatever_the_text(change) for change in on_the_distribution(options, len(end_ids))]
-    return [*first, *on_the_text_so_far(options, tokenizer, end_ids), *shaping]
+    return FilterChain(
+        unused=[] if unused is None else [partial(filters.without, banned=unused)],
+        history=history_filters(options, tokenizer, end_ids),
+        distribution=distribution_filters(options, len(end_ids)),
+    )
 
 
-def on_unused(unused: Tensor | None) -> list[Shaping]:
-    """What keeps ids without a token from being written, whatever the options: (B, V) -> (B, V)."""
-    return [] if unused is None else [partial(filters.without, banned=unused)]
-
-
-def _whatever_the_text(change: Shaping) -> Filter:
+def _ignoring_texts(change: LogitsFilter) -> Filter:
     return lambda logits, _: change(logits)
 
 
-def on_the_text_so_far(options: DecodingOptions, tokenizer: TextTokenizer, end_ids: Sequence[int]) -> list[Filter]:
-    """The filters that look at the text, in their order."""
+def history_filters(options: DecodingOptions, tokenizer: TextTokenizer, end_ids: Sequence[int]) -> list[Filter]:
+    """Return the filters that depend on the text so far, in their order."""
     chain: list[Filter] = []
     window = options.penalty_window
     biases = token_biases(options.biases(), tokenizer)
@@ -62,16 +78,16 @@ def on_the_text_so_far(options: DecodingOptions, tokenizer: TextTokenizer, end_i
     return chain
 
 
-def on_the_distribution(options: DecodingOptions, end_tokens: int) -> list[Shaping]:
-    """What shapes the distribution that is drawn from, in its order: (B, V) -> (B, V); nothing where nothing is drawn.
+def distribution_filters(options: DecodingOptions, end_tokens: int) -> list[LogitsFilter]:
+    """Return the filters that shape the distribution to draw from, in their order; none if nothing is drawn.
 
     Args:
-        end_tokens: how many tokens end a text.
+        end_tokens: the number of different tokens that end a text.
     """
-    chain: list[Shaping] = []
+    chain: list[LogitsFilter] = []
     if not options.strategy.samples:
         return chain
-    keep = end_tokens + 1 if options.strategy.beams else 1  # a beam needs a token beside those that end it
+    keep = end_tokens + 1 if options.strategy.beams else 1  # a beam needs a token besides those that end it
     if options.temperature != 1:
         chain.append(partial(filters.temperature, value=options.temperature))
     if (k := options.effective_top_k) is not None:
@@ -85,12 +101,21 @@ def on_the_distribution(options: DecodingOptions, end_tokens: int) -> list[Shapi
     return chain
 
 
+def _ids(texts: Sequence[Text]) -> list[Sequence[int]]:
+    return [text.ids for text in texts]
+
+
+def _too_short(texts: Sequence[Text], options: DecodingOptions) -> list[int]:
+    """Return the rows whose text may not end yet."""
+    return [row for row, text in enumerate(texts) if options.suppress_eos or text.new_count < options.min_new_tokens]
+
+
 def token_biases(words: dict[str, float], tokenizer: TextTokenizer) -> dict[tuple[int, ...], float]:
-    """Biases by word as biases by sequence of ids, for all the ways the word is usually written within a text."""
-    return {ids: bias for word, bias in words.items() for ids in _ways_to_write(word, tokenizer)}
+    """Turn biases of words into biases of token sequences, for each form in which the word occurs within a text."""
+    return {ids: bias for word, bias in words.items() for ids in _token_sequences(word, tokenizer)}
 
 
-def _ways_to_write(word: str, tokenizer: TextTokenizer) -> Iterator[tuple[int, ...]]:
+def _token_sequences(word: str, tokenizer: TextTokenizer) -> Iterator[tuple[int, ...]]:
     if word.isspace():
         yield from _tokens_with(word, tokenizer)
     else:
@@ -99,15 +124,14 @@ def _ways_to_write(word: str, tokenizer: TextTokenizer) -> Iterator[tuple[int, .
 
 
 def forms(word: str) -> list[str]:
-    """A word as it may stand in a text: as given, lower case, capitalised, upper case; with and without a space."""
+    """Return a word as given, in lower case, capitalised and in upper case, each with and without a leading space."""
     bare = word.strip(" ")
     cases = dict.fromkeys((bare, bare.lower(), bare[:1].upper() + bare[1:], bare.upper()))
     return [space + case for case in cases for space in ("", " ")]
 
 
 def _tokens_with(space: str, tokenizer: TextTokenizer) -> Iterator[tuple[int, ...]]:
-    """White space, which is no word of its own but a part of tokens: each token that holds it, and each two tokens
-    that hold it where they meet."""
+    """Yield the tokens that contain some white space, and the pairs of tokens that contain it across their border."""
     texts = dict(enumerate(tokenizer.raw.decode_batch([[token] for token in range(tokenizer.raw.get_vocab_size())])))
     without = {token: text for token, text in texts.items() if space not in text}
     yield from ((token,) for token in texts.keys() - without.keys())
@@ -115,12 +139,3 @@ def _tokens_with(space: str, tokenizer: TextTokenizer) -> Iterator[tuple[int, ..
         heads = [token for token, text in without.items() if text.endswith(space[:cut])]
         tails = [token for token, text in without.items() if text.startswith(space[cut:])]
         yield from itertools.product(heads, tails)
-
-
-def _ids(texts: Sequence[Text]) -> list[Sequence[int]]:
-    return [text.ids for text in texts]
-
-
-def _too_short(texts: Sequence[Text], options: DecodingOptions) -> list[int]:
-    """The rows that may not end yet."""
-    return [row for row, text in enumerate(texts) if options.suppress_eos or text.new_count < options.min_new_tokens]

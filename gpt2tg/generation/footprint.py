@@ -1,4 +1,4 @@
-"""How much memory texts take that are written side by side, by arithmetic: too many are refused before any is taken."""
+"""Estimate the memory that a batch of texts needs, and refuse one that is too large before allocating it."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from gpt2tg.engine.model import GPT2
 from gpt2tg.errors import UserError
 from gpt2tg.options import DecodingOptions
 
-# Arrays of a step that hold a number for each token of the vocabulary: logits, log-probabilities, scores.
+# (V,) float32 arrays per text that a decode step holds at once: logits, log-probabilities and filtered scores.
 VOCABULARY_ARRAYS = 3
 
-# Where Linux says how much memory a container may take, in the two forms that there are.
+# The memory limit of a Linux container: control groups version 2, then version 1.
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def check_footprint(model: GPT2, options: DecodingOptions, prompts: int, new_tokens: int, batch_size: int = 1) -> None:
-    """Refuse more texts side by side than the device could ever hold.
+    """Refuse a batch that needs more memory than the device has.
 
     Args:
-        prompts: how many are continued side by side.
-        new_tokens: of the longest text.
-        batch_size: what asked for so many prompts.
+        prompts: the number of prompts in the batch.
+        new_tokens: the largest number of new tokens of a text.
+        batch_size: the option that led to so many prompts.
 
     Raises:
-        UserError: names the option that asks for most of them.
+        UserError: names the option that asks for the most texts.
     """
     if options.strategy.beams and options.num_beams > model.shape.vocab_size:
         raise UserError(
             f"{options.num_beams} is more than the {model.shape.vocab_size} tokens of the model's vocabulary: lower it",
             "num_beams",
         )
-    texts, option = _texts_of_a_prompt(model, options)
+    texts, option = _texts_per_prompt(model, options)
     value = batch_size if prompts > texts else getattr(options, option)
     option = "batch_size" if prompts > texts else option
-    needed, held = prompts * texts * bytes_of_a_text(model, new_tokens), device_bytes(model.device)
-    if prompts * texts > 1 and needed > held:
+    needed, available = prompts * texts * bytes_per_text(model, new_tokens), device_bytes(model.device)
+    if prompts * texts > 1 and needed > available:
         raise UserError(
-            f"{value}: {prompts * texts} texts side by side take about {needed / 1e9:,.0f} GB, and there are "
-            f"{held / 1e9:,.0f} GB here: lower it",
+            f"{value}: a batch of {prompts * texts} texts needs about {needed / 1e9:,.0f} GB of memory, and the "
+            f"device has {available / 1e9:,.0f} GB: lower it",
             option,
         )
 
 
-def _texts_of_a_prompt(model: GPT2, options: DecodingOptions) -> tuple[int, str]:
-    """How many texts a prompt has at a time, and the option that says so."""
+def _texts_per_prompt(model: GPT2, options: DecodingOptions) -> tuple[int, str]:
+    """Return the number of rows that a prompt needs, and the option that determines it."""
     if options.strategy.beams:
         return options.num_beams, "num_beams"
     if options.decoding == "contrastive":
@@ -55,16 +55,16 @@ def _texts_of_a_prompt(model: GPT2, options: DecodingOptions) -> tuple[int, str]
     return options.draws, "num_sequences" if options.draws == options.sequences else "best_of"
 
 
-def bytes_of_a_text(model: GPT2, new_tokens: int) -> int:
-    """What a text takes: its logits of a step, and keys and values of its new tokens."""
+def bytes_per_text(model: GPT2, new_tokens: int) -> int:
+    """Return the bytes that a text needs: its logits in a decode step, and the KV cache of its new tokens."""
     shape, cached = model.shape, min(new_tokens, model.shape.n_positions)
-    bytes_of_a_number = 4 if model.precision == "fp32" else 2
-    return VOCABULARY_ARRAYS * 4 * shape.vocab_size + 2 * shape.n_layer * shape.n_embd * cached * bytes_of_a_number
+    bytes_per_number = 4 if model.precision == "fp32" else 2
+    return VOCABULARY_ARRAYS * 4 * shape.vocab_size + 2 * shape.n_layer * shape.n_embd * cached * bytes_per_number
 
 
 def device_bytes(device: torch.device) -> int:
-    """The memory of a GPU, or of the machine as far as this process may take it."""
+    """Return the memory of a GPU, or that of the machine or container."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+        return int(torch.cuda.get_device_properties(device).total_memory)
     limits = [path.read_text().strip() for path in CONTAINER_LIMITS if path.is_file()]
-    return min([psutil.virtual_memory().total, *(int(limit) for limit in limits if limit.isdecimal())])
+    return min([int(psutil.virtual_memory().total), *(int(limit) for limit in limits if limit.isdecimal())])

@@ -1,12 +1,12 @@
-"""Where a text has complete sentences: by their full stops, in the scripts that have one."""
+"""Find the ends of sentences, by their full stops. Covers the scripts that have one."""
 
 from __future__ import annotations
 
 import re
 
-# Full stops of scripts that set a space after them, and of those that do not.
+# Full stops that are followed by a space, and those that are not.
 SPACED, UNSPACED = ".!?…؟۔।॥։።፧‽⁇⁈⁉", "。！？｡．"
-# What may stand between the full stop and the end of the sentence: quotes, brackets, marks of emphasis.
+# Characters that may follow the full stop within the sentence: quotes, brackets, Markdown emphasis.
 CLOSING = "\"'”’»›)\\]}」』）】》〉］｣*_"
 
 _STOPS = re.compile(rf"(?P<stops>[{SPACED}{UNSPACED}]+)(?P<closing>[{CLOSING}]*)")
@@ -14,8 +14,8 @@ _WORD_BEFORE = re.compile(r"[^\W_](?:[\w.]*\w)?\Z")
 _BEGINNING_OF_NEXT = re.compile(r"(?P<space>\s*)(?P<start>\S.?)?", re.DOTALL)
 _BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
 
-# Abbreviations after which the sentence goes on; those after which it does where a number follows (No. 5); and those
-# that may end it, where the next one begins with a capital letter.
+# Abbreviations that never end a sentence; those that do not if a number follows (No. 5); and those that end one if the
+# next word has a capital letter.
 _TITLES = "Mr Mrs Ms Mx Messrs Dr Prof Rev Fr St Ste Mt Hon Gen Col Maj Capt Cmdr Lt Sgt Sen Rep Gov Pres Supt Mme Mlle"
 _WITHIN = "mr mrs ms dr prof vs cf ca approx e.g i.e E.g I.e viz Hr z.B d.h u.a bzw"
 _OF_NUMBERS = "no nos nr vol fig eq sec ch art p pp"
@@ -25,16 +25,16 @@ BEFORE_NUMBERS = frozenset(_OF_NUMBERS.split())
 SOMETIMES_LAST = frozenset(_AT_ENDS_TOO.split())
 _ACRONYM = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]")  # U.S, p.m
 
-# Characters before a full stop that help to tell what it is.
+# The number of characters before a full stop that are looked at to decide whether it ends a sentence.
 LOOKED_BACK = 80
 
 
 def last_sentence_end(text: str, start: int = 0, is_all: bool = True) -> int:
-    """Return where the last complete sentence ends, behind its quotes and brackets; `start` if none ends after it.
+    """Return the index after the last complete sentence, including its quotes and brackets; `start` if there is none.
 
     Args:
-        start: sentences that end here or before do not count; what stands before helps to tell what a dot means.
-        is_all: whether nothing follows the text. Otherwise only ends count that nothing which may follow undoes.
+        start: only ends after this index count. The text before it is context.
+        is_all: whether the text is complete. If more may follow, only ends that hold whatever follows count.
     """
     found = start
     for stop in _STOPS.finditer(text, max(0, start - LOOKED_BACK)):
@@ -49,7 +49,7 @@ def _ends_sentence(text: str, stop: re.Match[str], is_all: bool) -> bool:
     space, start = following["space"], following["start"] or ""
     is_at_end = not start
     if not is_all and len(start) < 2 and not _BLANK_LINE.search(space):
-        return False  # what comes next decides
+        return False  # depends on what follows
     if stop["stops"][-1] in UNSPACED:
         return not _goes_on_after_quote(stop, "", start)
     if not space and not is_at_end:
@@ -57,7 +57,7 @@ def _ends_sentence(text: str, stop: re.Match[str], is_all: bool) -> bool:
     if _BLANK_LINE.search(space):
         return True
     if _begins_with_stop(start):
-        return False  # the dots of an ellipsis that is set with spaces
+        return False  # an ellipsis with spaces: . . .
     if stop["stops"] == ".":
         found = _WORD_BEFORE.search(text, max(0, stop.start() - LOOKED_BACK), stop.start())
         word = found[0] if found else ""
@@ -67,7 +67,7 @@ def _ends_sentence(text: str, stop: re.Match[str], is_all: bool) -> bool:
             return False
         if word in SOMETIMES_LAST or _ACRONYM.fullmatch(word):
             return not is_at_end and _begins_sentence(start)
-        if not word and text[: stop.start()].rstrip().endswith("."):  # the last dot of an ellipsis with spaces
+        if not word and text[: stop.start()].rstrip().endswith("."):  # the last dot of . . .
             return is_at_end or _begins_sentence(start)
     elif "…" in stop["stops"] or ".." in stop["stops"]:
         return is_at_end or _begins_sentence(start)
@@ -75,12 +75,12 @@ def _ends_sentence(text: str, stop: re.Match[str], is_all: bool) -> bool:
 
 
 def _goes_on_after_quote(stop: re.Match[str], space: str, start: str) -> bool:
-    """Whether what was quoted is a part of its sentence: "Who is there?" asked the fox."""
+    """Whether the sentence goes on after a quotation: "Who is there?" asked the fox."""
     return bool(stop["closing"]) and (start[:1].islower() or start[:1] in tuple(",;:，、；：—–-と"))
 
 
 def _begins_sentence(start: str) -> bool:
-    """Whether a sentence may begin so. "I" has a capital letter within a sentence too."""
+    """Whether a sentence may begin with `start`. "I" does not count: it is a capital letter within sentences too."""
     is_i = start[:1] == "I" and not start[1:2].isalpha()
     return not start[:1].islower() and not is_i and start[:1] not in tuple(",;:—–-")
 
@@ -90,10 +90,10 @@ def _begins_with_stop(start: str) -> bool:
 
 
 def _is_initial(word: str) -> bool:
-    """A single capital letter, as in J. Smith; "I" is a word of its own."""
+    """Whether a word is one capital letter, as in J. Smith. "I" is a word of its own."""
     return len(word) == 1 and word.isupper() and word != "I"
 
 
 def _numbers_a_list(text: str, word: re.Match[str] | None) -> bool:
-    """A number alone at the beginning of a line."""
+    """Whether a word is a number at the beginning of a line, as in a numbered list."""
     return word is not None and word[0].isdecimal() and text[: word.start()].rpartition("\n")[2].strip() == ""

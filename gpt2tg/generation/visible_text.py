@@ -1,9 +1,10 @@
-"""What of a growing text may be shown: whole characters, nothing of a stop string, and complete sentences alone where
-only these are wanted."""
+"""The part of a growing text that can be shown: whole characters and no part of a stop string.
+
+With `end_at_sentence`, only complete sentences are shown.
+"""
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 
 from gpt2tg.checkpoint.text_stream import TextStream
@@ -11,17 +12,11 @@ from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.decoding.stopping import cut_at_stop, held_back, with_marks
 from gpt2tg.generation.sentences import LOOKED_BACK, last_sentence_end
 
-# Zero-width joiner and non-joiner.
-JOINERS = frozenset("\u200c\u200d")
-
-# The combining class of the sign that joins two consonants.
-VIRAMA = 9
-
 
 class VisibleText:
-    """One text while it is being written, and how far it has been shown.
+    """A text that is being generated, and how much of it has been shown.
 
-    Special tokens leave no trace in it. One that is named in a stop string nevertheless ends the text.
+    Special tokens decode to nothing. A special token that a stop string names still ends the text.
     """
 
     def __init__(
@@ -35,24 +30,26 @@ class VisibleText:
         """Begin a text.
 
         Args:
-            before: the tokens that the text is written to.
-            sentences_after: the prompt, where a text that is cut short shall end with a complete sentence.
+            stop: the stop strings.
+            keep_stop: whether the text includes the stop string that ends it.
+            before: the prompt tokens.
+            sentences_after: the prompt, if a text that is cut short must end with a complete sentence; else None.
         """
         self.shown = ""
         self.count = 0
-        """Tokens pushed so far."""
+        """The number of tokens pushed so far."""
         self.is_unfinished = False
         """Whether the text was cut short before any sentence was complete."""
         self._stop, marks = with_marks(stop, tokenizer.special)
         self._names = {ord(mark): tokenizer.special[token] for token, mark in marks.items()}
         self._stream = TextStream(tokenizer, before, marks)
-        self._pending = ""  # may become part of a longer character, or of a stop string
-        self._written = ""  # shown, or held back until its sentence is complete
+        self._pending = ""  # decoded, but may be part of a longer character or of a stop string
+        self._written = ""  # shown, or held back until the sentence is complete
         self._keep_stop = keep_stop
         self._prompt = sentences_after
 
     def push(self, token: int) -> str:
-        """The text that may be shown now that this token has come; often a word, sometimes nothing."""
+        """Add a token. Returns the text that can be shown now: often a word, sometimes nothing."""
         self.count += 1
         self._pending += self._stream.push(token)
         before_stop = cut_at_stop(self._pending, self._stop, keep=False)
@@ -62,10 +59,10 @@ class VisibleText:
         return self._add(len(self._pending) - held)
 
     def finish(self, is_cut_short: bool = False) -> str:
-        """The rest of the text, up to the stop string where it ends with one.
+        """End the text. Returns the rest of it, up to the stop string if it ends with one.
 
         Args:
-            is_cut_short: whether it had to end where it stands, and neither the model nor a stop string ended it.
+            is_cut_short: whether neither the model nor a stop string ended it.
         """
         self._pending += self._stream.finish()
         before_stop, with_stop = (cut_at_stop(self._pending, self._stop, keep) for keep in (False, True))
@@ -77,7 +74,7 @@ class VisibleText:
         return self._show(len(self._written))
 
     def _add(self, length: int) -> str:
-        """So much more of the text is known. Returns what may be shown of it."""
+        """Move the first `length` pending characters to the text. Returns what can be shown now."""
         self._written += self._without_marks(self._pending[:length])
         self._pending = self._pending[length:]
         if self._prompt is None:
@@ -97,51 +94,35 @@ class VisibleText:
 
 
 def complete_sentences(prompt: str, text: str) -> tuple[str, bool]:
-    """Return a text up to the end of its last complete sentence, and whether there is none: then it is all returned.
+    """Return a text up to the end of its last complete sentence, and False; the whole text and True if it has none.
 
     Args:
-        prompt: what stands before the text.
+        prompt: the text before it.
     """
     end = last_sentence_end(prompt + text, len(prompt)) - len(prompt)
     return (text[:end], False) if end else (text, True)
 
 
 def last_character(text: str) -> int:
-    """Where the last character of a text begins, as a reader counts characters.
+    """Return the index at which the last, possibly incomplete character of a text begins.
 
-    A letter and its accents are one, so are an emoji with its skin tone or joined to another, and the two halves of
-    a flag. More may come to it; white space and what stands before it is complete.
+    A character is an extended grapheme cluster (Unicode Standard Annex #29): a letter with its accents, an emoji with
+    its skin tone or joined to another, both halves of a flag. White space is complete, so nothing is left after it.
     """
     if not text or text[-1].isspace():
         return len(text)
-    start = len(text) - 1
-    while start > 0 and _belongs_to_the_one_before(text, start):
-        start -= 1
-    return start
+    if text.isascii():
+        return len(text) - 1
+    import regex  # takes longer to load than most texts take to need it
+
+    *_, last = regex.finditer(r"\X", text)
+    return int(last.start())
 
 
 def in_pieces(text: str, longest: int = 1000) -> Iterator[str]:
-    """Cut a text into pieces of whole characters, so short that the system writes each in one go."""
+    """Cut a text into pieces of whole characters, short enough that the system writes each at once."""
     while len(text) > longest:
         cut = last_character(text[:longest]) or longest
         yield text[:cut]
         text = text[cut:]
     yield text
-
-
-def _belongs_to_the_one_before(text: str, position: int) -> bool:
-    here, before = text[position], text[position - 1]
-    return bool(
-        unicodedata.category(here) in ("Mn", "Mc", "Me")
-        or JOINERS.intersection((here, before))
-        or "\U0001f3fb" <= here <= "\U0001f3ff"  # skin tones
-        or "\U000e0020" <= here <= "\U000e007f"  # the letters of a region, as in the flag of Wales
-        or (_is_half_a_flag(here) and _is_half_a_flag(before))
-        or (unicodedata.combining(before) == VIRAMA and unicodedata.category(here) == "Lo")  # joined in Indic scripts
-        or "\u1160" <= here <= "\u11ff"  # later parts of a Korean syllable
-        or ("\u1100" <= here <= "\u115f" and "\u1100" <= before <= "\u115f")
-    )
-
-
-def _is_half_a_flag(character: str) -> bool:
-    return "\U0001f1e6" <= character <= "\U0001f1ff"

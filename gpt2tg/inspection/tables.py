@@ -1,4 +1,4 @@
-"""Inspected tokens as tables that a person reads, and as entries of records."""
+"""Inspected tokens as tables for the terminal, and as JSON."""
 
 from __future__ import annotations
 
@@ -7,31 +7,33 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpt2tg.inspection.tokens import Candidate, InspectedToken, NextToken
+from gpt2tg.io.tables import aligned
+
+# Five characters wide, so that tables of different texts are aligned alike: GPT-2 has 50,257 tokens.
+RANK = " rank"
 
 
 def token_table(tokens: Sequence[InspectedToken]) -> str:
-    """A line for each token: its probability, its rank, the entropy of its place in nats, and itself in quotes."""
-    lines = ["probability   rank  entropy  token"]
-    lines += [
-        f"{percent(token.probability):>11}  {token.rank:>5}  {token.entropy:7.2f}  {quoted(token.text)}"
-        for token in tokens
+    """Return a table with one line per token: probability, rank, entropy of its position in nats, and the token."""
+    rows = [["probability", RANK, "entropy", "token"]]
+    rows += [
+        [percent(token.probability), str(token.rank), f"{token.entropy:.2f}", quoted(token.text)] for token in tokens
     ]
-    return "\n".join(lines)
+    return "\n".join(aligned(rows, left={3}))
 
 
 def candidate_table(found: NextToken) -> str:
-    """A line for each token that may come next, the most probable first."""
-    lines = [" rank  probability  token"]
-    lines += [
-        f"{candidate.rank:>5}  {percent(candidate.probability):>11}  {quoted(candidate.text)}"
-        for candidate in found.candidates
-    ]
+    """Return a table of the most probable next tokens, the most probable first."""
+    rows = [[RANK, "probability", "token"]]
+    rows += [[str(token.rank), percent(token.probability), quoted(token.text)] for token in found.candidates]
     rest = 1 - sum(candidate.probability for candidate in found.candidates)
-    return "\n".join([*lines, f"all other tokens {percent(max(rest, 0))}, entropy {found.entropy:.2f} nats"])
+    return "\n".join(
+        [*aligned(rows, left={2}), f"all other tokens {percent(max(rest, 0))}, entropy {found.entropy:.2f} nats"]
+    )
 
 
 def token_entry(token: InspectedToken) -> dict[str, Any]:
-    """A token as JSON has it."""
+    """Return a token as a JSON object."""
     return {
         "text": token.text,
         "id": token.id,
@@ -43,7 +45,7 @@ def token_entry(token: InspectedToken) -> dict[str, Any]:
 
 
 def candidate_entry(candidate: Candidate) -> dict[str, Any]:
-    """A candidate as JSON has it."""
+    """Return a candidate as a JSON object."""
     return {
         "text": candidate.text,
         "id": candidate.id,
@@ -53,10 +55,10 @@ def candidate_entry(candidate: Candidate) -> dict[str, Any]:
 
 
 def percent(probability: float) -> str:
-    """A probability as a person reads it; one that is not zero never looks like it."""
+    """Return a probability as a percentage. One that is not zero is never shown as zero."""
     return "< 0.01 %" if 0 < probability < 0.00005 else f"{100 * probability:.2f} %"
 
 
 def quoted(text: str) -> str:
-    """A token in quotes: its spaces and line breaks are seen, and nothing is left that a terminal would obey."""
+    """Return a token in quotes, with control characters escaped: a terminal would obey them."""
     return json.dumps(text, ensure_ascii=False).translate({code: f"\\u{code:04x}" for code in range(127, 160)})

@@ -1,4 +1,4 @@
-"""How probable the model finds a text, token by token, and what it would have written instead.
+"""The probability of each token of a text under the model, and the most probable alternatives.
 
 All probabilities are the model's own, before temperature, top-p, penalties or any other filter.
 """
@@ -17,16 +17,17 @@ from gpt2tg.decoding.filters import BANNED
 from gpt2tg.decoding.interface import NotFiniteError, log_probabilities
 from gpt2tg.engine.sliding import windows
 from gpt2tg.errors import RunError, UserError
-from gpt2tg.generation.generator import Generator, Sample
+from gpt2tg.generation.generator import Generator
+from gpt2tg.generation.samples import Sample
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token that may come next."""
+    """One of the most probable next tokens."""
 
     id: int
     text: str
-    """A token that is only a part of a character reads as the replacement character."""
+    """A token that is only part of a character is shown as the replacement character."""
     probability: float
     rank: int
     """1 is the most probable token."""
@@ -34,25 +35,25 @@ class Candidate:
 
 @dataclass(frozen=True)
 class InspectedToken:
-    """A token of a text, and what the model thought of its place before it was there."""
+    """A token of a text, and the model's distribution at its position."""
 
     id: int
     text: str
-    """The texts of all tokens together are the text; a character of several tokens stands with the last of them."""
+    """The texts of all tokens, joined, are the text. A character of several tokens belongs to the last of them."""
     logprob: float
     """Log-probability in nats."""
     probability: float
     rank: int
-    """1 is the most probable token; equally probable ones share a rank."""
+    """1 is the most probable token. Equally probable tokens share a rank."""
     entropy: float
-    """Of the distribution in this place, in nats: how open the choice was."""
+    """Entropy of the distribution at this position, in nats."""
     alternatives: tuple[Candidate, ...] = ()
-    """The most probable tokens of this place, the one that stands there included where it is among them."""
+    """The most probable tokens at this position, which may include the token itself."""
 
 
 @dataclass(frozen=True)
 class NextToken:
-    """What may follow a text."""
+    """The distribution of the token after a text."""
 
     entropy: float
     """In nats."""
@@ -61,10 +62,10 @@ class NextToken:
 
 
 def inspect_sample(generator: Generator, sample: Sample, alternatives: int = 0) -> list[InspectedToken]:
-    """The new tokens of a sample, each with its probability after those before it.
+    """Inspect the new tokens of a sample.
 
     Args:
-        alternatives: how many of the most probable tokens to name in each place.
+        alternatives: the number of most probable tokens to return for each position.
 
     Raises:
         RunError: the model's logits are not finite.
@@ -74,9 +75,9 @@ def inspect_sample(generator: Generator, sample: Sample, alternatives: int = 0) 
 
 
 def inspect_text(generator: Generator, text: str, alternatives: int = 0) -> list[InspectedToken]:
-    """All tokens of a text that begins after the end-of-text token, as the texts do that a model learns from.
+    """Inspect all tokens of a text, which is read after the end-of-text token, as in training.
 
-    A text that is longer than the model's positions is read in windows that slide by half of them.
+    A text longer than the context length is read in windows that slide by half of it.
     """
     tokenizer = generator.tokenizer
     return inspect_ids(generator, tokenizer.encode_prompt(""), tokenizer.encode(text), alternatives)
@@ -85,12 +86,12 @@ def inspect_text(generator: Generator, text: str, alternatives: int = 0) -> list
 def inspect_ids(
     generator: Generator, context: Sequence[int], ids: Sequence[int], alternatives: int = 0
 ) -> list[InspectedToken]:
-    """Tokens after a context of at least one token."""
+    """Inspect tokens that follow a context of at least one token."""
     if not ids:
         return []
     texts = token_texts(generator.tokenizer, ids, context)
     begins = not generator.tokenizer.decode(context)
-    found = []
+    found: list[InspectedToken] = []
     wanted = torch.tensor(list(ids), device=generator.model.device)
     for logprobs in _logprobs(generator, [*context, *ids], len(context)):
         first = len(found)
@@ -108,11 +109,12 @@ def inspect_ids(
 
 
 def next_token(generator: Generator, prompt: str, count: int, overflow: str = "error") -> NextToken:
-    """The most probable tokens after a prompt.
+    """Return the most probable tokens after a prompt.
 
     Args:
-        overflow: what becomes of a prompt with more tokens than the model has positions: `error` refuses it,
-            `truncate` and `slide` read its last tokens.
+        count: the number of tokens to return.
+        overflow: what to do with a prompt longer than the context length: `error` refuses it, `truncate` and `slide`
+            read its last tokens.
 
     Raises:
         UserError: the prompt is too long.
@@ -131,7 +133,7 @@ def next_token(generator: Generator, prompt: str, count: int, overflow: str = "e
 
 
 def token_texts(tokenizer: TextTokenizer, ids: Sequence[int], before: Sequence[int] = ()) -> list[str]:
-    """The share of each token in the text that they add to what is before them; special tokens show their name."""
+    """Return the piece of text that each token adds after the tokens `before`. Special tokens are shown by name."""
     stream = TextStream(tokenizer, before, tokenizer.special)
     texts = [stream.push(token) for token in ids]
     texts[-1] += stream.finish()
@@ -139,16 +141,16 @@ def token_texts(tokenizer: TextTokenizer, ids: Sequence[int], before: Sequence[i
 
 
 def _logprobs(generator: Generator, ids: Sequence[int], context: int) -> Iterator[Tensor]:
-    """Log-probabilities (t, V) of the places of the ids after the context, in pieces, as when they were written.
+    """Yield log-probabilities (t, V) at the positions of the ids after the context, computed as in generation.
 
-    Those of ids without a token are minus infinity: nothing is written with them, and nothing ranks behind them.
+    Ids without a token get minus infinity, since they are never generated.
     """
     done, unused = context, generator.unused
     try:
         for start, end in windows(context, len(ids) - 1, generator.model.shape.n_positions):
             place = start
             for logits in generator.model.all_logits(ids[start:end]):
-                new = logits[max(0, done - 1 - place) :]  # a token follows from the row of the one before it
+                new = logits[max(0, done - 1 - place) :]  # the logits of a token are in the row of the one before it
                 place += len(logits)
                 if len(new):
                     logprobs = log_probabilities(new.float(), done - context + 1)
@@ -159,10 +161,10 @@ def _logprobs(generator: Generator, ids: Sequence[int], context: int) -> Iterato
 
 
 def _likeliest(tokenizer: TextTokenizer, logprobs: Tensor, count: int, begins: bool) -> list[tuple[Candidate, ...]]:
-    """The most probable tokens of each place; `begins` where the first place is the beginning of a text. (t, V)"""
+    """Return the most probable tokens of each row of (t, V); `begins` if the first row is the beginning of a text."""
     used = int((logprobs[0] > BANNED).sum())
     values, ids = logprobs.topk(min(count, used), dim=1)
-    found = []
+    found: list[tuple[Candidate, ...]] = []
     for tokens, probabilities in zip(ids.tolist(), values.exp().tolist(), strict=True):
         candidates: list[Candidate] = []
         for place, (token, probability) in enumerate(zip(tokens, probabilities, strict=True)):

@@ -1,4 +1,4 @@
-"""Many prompts: in any company, from files, to files, and on where an earlier run ended."""
+"""Many prompts: in batches, from files, to files, and resumed after an interruption."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ STRATEGIES = ["greedy", "beam", "diverse_beam", "sample", "top_k", "top_p", "bea
 
 
 @pytest.mark.parametrize("decoding", STRATEGIES)
-def test_a_text_is_the_same_in_any_company(generator: Generator, decoding: str) -> None:
-    """Alone, in batches of 2 and 6, in another order: unequal prompts, equal texts."""
+def test_text_does_not_depend_on_its_batch(generator: Generator, decoding: str) -> None:
+    """Alone, in batches of 2 and 6, and in another order, with prompts of unequal lengths."""
     options = decoding_options({"decoding": decoding, "max_new_tokens": 12, "seed": 3, "no_repeat_ngram": 3})
 
     def texts(order: list[int], size: int) -> dict[int, list[tuple[int, ...]]]:
@@ -66,7 +66,7 @@ def test_a_text_is_the_same_in_any_company(generator: Generator, decoding: str) 
 
 
 @pytest.mark.parametrize("decoding", ["sample", "top_k", "top_p"])
-def test_a_text_is_the_same_however_many_are_wanted(generator: Generator, decoding: str) -> None:
+def test_text_does_not_depend_on_the_number_of_texts(generator: Generator, decoding: str) -> None:
     def ids(count: int) -> list[tuple[int, ...]]:
         options = decoding_options({"decoding": decoding, "max_new_tokens": 12, "seed": 3, "num_sequences": count})
         return [sample.ids for sample in generator.generate("The owl", options)]
@@ -75,7 +75,7 @@ def test_a_text_is_the_same_however_many_are_wanted(generator: Generator, decodi
 
 
 @pytest.mark.parametrize("decoding", ["top_p", "beam_sample"])
-def test_replay_writes_one_sample_again(model_dir: Path, tmp_path: Path, decoding: str, capsys: Capture) -> None:
+def test_replay_generates_one_sample_again(model_dir: Path, tmp_path: Path, decoding: str, capsys: Capture) -> None:
     out = tmp_path / "out.jsonl"
     source = prompts_file(tmp_path, "The owl", "A fox")
     options = ["--decoding", decoding, "--temperature", "1"]
@@ -86,7 +86,7 @@ def test_replay_writes_one_sample_again(model_dir: Path, tmp_path: Path, decodin
         assert capsys.readouterr().out == entry["prompt"] + entry["completion"] + "\n"
 
 
-def test_best_of_gives_the_most_probable_per_token(generator: Generator) -> None:
+def test_best_of_returns_the_most_probable_per_token(generator: Generator) -> None:
     settings = {"decoding": "sample", "temperature": 1.5, "max_new_tokens": 8, "seed": 1}
     drawn = generator.generate("The owl", decoding_options({**settings, "num_sequences": 12}))
     best = generator.generate("The owl", decoding_options({**settings, "num_sequences": 3, "best_of": 12}))
@@ -94,13 +94,13 @@ def test_best_of_gives_the_most_probable_per_token(generator: Generator) -> None
     assert best == by_mean[:3]
 
 
-def test_best_of_gives_no_text_twice(generator: Generator) -> None:
+def test_best_of_returns_different_texts(generator: Generator) -> None:
     settings = {"decoding": "top_k", "top_k": 2, "max_new_tokens": 1, "seed": 1, "num_sequences": 5, "best_of": 20}
     texts = [sample.ids for sample in generator.generate("The owl", decoding_options(settings))]
     assert len(texts) == len(set(texts)) == 2
 
 
-def test_a_record_has_all_that_is_known(model_dir: Path, tmp_path: Path) -> None:
+def test_record_has_all_fields(model_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     assert run(model_dir, "--prompt", "The owl", "--output", out, "--format", "jsonl", "--seed", "5") == 0
     generator = load(str(model_dir))
@@ -132,7 +132,7 @@ def test_records_of_beams_have_both_scores(model_dir: Path, capsys: Capture) -> 
         assert entry["seed"] is entry["replay"] is None
 
 
-def test_prompts_of_a_text_file(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_prompts_file_has_one_prompt_per_line(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
     source = prompts_file(tmp_path, "The owl", "", "  A fox", "é猫")
     assert run(model_dir, "--prompts_file", source, "--decoding", "greedy") == 0
     out = capsys.readouterr().out
@@ -140,7 +140,7 @@ def test_prompts_of_a_text_file(model_dir: Path, tmp_path: Path, capsys: Capture
     assert starts == sorted(starts)
 
 
-def test_prompts_with_settings_of_their_own(model_dir: Path, tmp_path: Path) -> None:
+def test_prompt_lines_can_have_their_own_settings(model_dir: Path, tmp_path: Path) -> None:
     lines = [
         {"prompt": "The owl"},
         {"prompt": "The owl", "max_new_tokens": 3},
@@ -163,10 +163,10 @@ def test_prompts_with_settings_of_their_own(model_dir: Path, tmp_path: Path) -> 
     ("line", "message"),
     [
         ("not json", "line 2 is no JSON"),
-        ('{"text": "x"}', 'line 2 has no "prompt"'),
-        ('{"prompt": 3}', 'line 2 has no "prompt"'),
+        ('{"text": "x"}', 'line 2 has no string "prompt"'),
+        ('{"prompt": 3}', 'line 2 has no string "prompt"'),
         ('["x"]', "line 2 is no JSON object"),
-        ('{"prompt": "x", "temprature": 1}', "line 2: temprature is no setting"),
+        ('{"prompt": "x", "temprature": 1}', "line 2: temprature is not a decoding setting"),
         ('{"prompt": "x", "top_k": 1.5}', "line 2: top_k is 1.5, expected a whole number"),
         ('{"prompt": "x", "top_k": true}', "line 2: top_k is true, expected a whole number"),
         ('{"prompt": "x", "temperature": "hot"}', 'line 2: temperature is "hot", expected a number'),
@@ -175,7 +175,7 @@ def test_prompts_with_settings_of_their_own(model_dir: Path, tmp_path: Path) -> 
         ('{"prompt": "x", "max_new_tokens": 99}', "prompt 2: max_new_tokens 99: a prompt of 1 tokens"),
     ],
 )
-def test_a_bad_line_is_named_before_anything_is_written(
+def test_invalid_prompt_line_is_reported_before_generating(
     model_dir: Path, tmp_path: Path, line: str, message: str, capsys: Capture
 ) -> None:
     source = prompts_file(tmp_path, '{"prompt": "The owl"}', line, name="prompts.jsonl")
@@ -186,7 +186,9 @@ def test_a_bad_line_is_named_before_anything_is_written(
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\n\n", b"\xff\xfe"])
-def test_a_prompts_file_that_is_none(model_dir: Path, tmp_path: Path, content: bytes | None, capsys: Capture) -> None:
+def test_unusable_prompts_file_is_refused(
+    model_dir: Path, tmp_path: Path, content: bytes | None, capsys: Capture
+) -> None:
     source = tmp_path / "prompts.txt"
     if content is not None:
         source.write_bytes(content)
@@ -194,14 +196,14 @@ def test_a_prompts_file_that_is_none(model_dir: Path, tmp_path: Path, content: b
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_prompt_from_stdin(model_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompt_can_come_from_stdin(model_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("The owl\nA fox\n"))
     assert run(model_dir, "--prompt", "-", "--decoding", "greedy") == 0
     assert capsys.readouterr().out.startswith("The owl\nA fox")
 
 
 @pytest.mark.parametrize("prompt", ["caf\udce9", "\ud83d"])
-def test_a_prompt_that_is_no_text_is_refused(model_dir: Path, prompt: str, capsys: Capture) -> None:
+def test_prompt_that_is_not_utf8_is_refused(model_dir: Path, prompt: str, capsys: Capture) -> None:
     assert run(model_dir, "--prompt", prompt) == 2
     assert "--prompt is not UTF-8" in capsys.readouterr().err
 
@@ -209,7 +211,7 @@ def test_a_prompt_that_is_no_text_is_refused(model_dir: Path, prompt: str, capsy
 # --- output files -----------------------------------------------------------------------------------------------
 
 
-def test_a_text_file_is_not_replaced_unasked(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_text_file_is_not_overwritten_by_default(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "story.txt"
     out.write_text("mine")
     assert run(model_dir, "--output", out, "--decoding", "greedy") == 2
@@ -221,15 +223,15 @@ def test_a_text_file_is_not_replaced_unasked(model_dir: Path, tmp_path: Path, ca
 
 
 @pytest.mark.parametrize("where", [".", "no/such/directory.txt"])
-def test_an_output_that_cannot_be_is_refused_first(model_dir: Path, tmp_path: Path, where: str) -> None:
+def test_impossible_output_is_refused_first(model_dir: Path, tmp_path: Path, where: str) -> None:
     assert run(model_dir, "--output", tmp_path / where) == 2
 
 
 @pytest.mark.parametrize("cut", range(0, 100, 9))
-def test_a_killed_run_is_continued_by_the_same_command(
+def test_killed_run_is_resumed_by_the_same_command(
     model_dir: Path, tmp_path: Path, cut: int, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file is cut at some byte; no seed is named; what was whole is neither written nor computed again."""
+    """The file is truncated at some byte and no seed is given. Complete prompts are not generated again."""
     source = prompts_file(tmp_path, *[prompt for prompt in PROMPTS if prompt])
     out = tmp_path / "out.jsonl"
     words = [
@@ -249,13 +251,13 @@ def test_a_killed_run_is_continued_by_the_same_command(
     out.write_bytes(whole[: len(whole) * cut // 100])
     finished = sum(1 for n in range(1, 6) if len(b"".join(whole.splitlines(True)[: 2 * n])) <= len(out.read_bytes()))
     written: list[str] = []
-    genuine = Generator.generate_batch
+    genuine = Generator._stream
 
-    def spy(self: Generator, requests: Any, options: Any) -> Any:
-        written.extend(request.prompt for request in requests)
-        return genuine(self, requests, options)
+    def spy(self: Generator, batch: Any, rows: Any = None) -> Any:
+        written.extend(request.prompt for request in batch.requests)
+        return genuine(self, batch, rows)
 
-    monkeypatch.setattr(Generator, "generate_batch", spy)
+    monkeypatch.setattr(Generator, "_stream", spy)
     if not finished:
         words += ["--seed", records_seed(whole)]
     assert run(model_dir, *words) == 0
@@ -267,7 +269,7 @@ def records_seed(content: bytes) -> str:
     return str(json.loads(content.splitlines()[0])["seed"])
 
 
-def test_a_finished_run_does_nothing(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_finished_run_does_nothing(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
     words = ["--output", tmp_path / "out.jsonl", "--format", "jsonl"]
     assert run(model_dir, *words) == 0
     before = (tmp_path / "out.jsonl").read_bytes()
@@ -286,7 +288,7 @@ def test_a_finished_run_does_nothing(model_dir: Path, tmp_path: Path, capsys: Ca
         (["--num_sequences", "2"], "line 1 has num_sequences None, not 2"),
     ],
 )
-def test_records_of_another_command_are_refused_and_left_alone(
+def test_records_of_another_command_are_refused_unchanged(
     model_dir: Path, tmp_path: Path, change: list[str], message: str, capsys: Capture
 ) -> None:
     out = tmp_path / "out.jsonl"
@@ -307,42 +309,42 @@ def test_records_of_another_command_are_refused_and_left_alone(
         '{"prompt": "The owl"}', '{"prompt": "The owl", "completion": "slept", "note": "last line without a break"}',
     ],
 )  # fmt: skip
-def test_a_file_of_something_else_is_refused_and_left_alone(
+def test_file_without_records_is_refused_unchanged(
     model_dir: Path, tmp_path: Path, content: str, capsys: Capture
 ) -> None:
     out = tmp_path / "out.jsonl"
     out.write_text(content)
     assert run(model_dir, "--output", out, "--format", "jsonl") == 2
-    assert "line 1 is no record of ours" in capsys.readouterr().err
+    assert "line 1 is not a record of this program" in capsys.readouterr().err
     assert out.read_text() == content
 
 
-def test_a_line_added_to_records_by_hand_is_left_alone(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_foreign_line_after_records_is_left_alone(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "out.jsonl"
     words = ["--output", out, "--format", "jsonl", "--seed", "7"]
     assert run(model_dir, *words) == 0
     records = out.read_text()
     out.write_text(records + '{"prompt": "my own example"}')
     assert run(model_dir, *words) == 2
-    assert "line 4 is no record of ours" in capsys.readouterr().err
+    assert "line 4 is not a record of this program" in capsys.readouterr().err
     assert out.read_text() == records + '{"prompt": "my own example"}'
-    out.write_text(records.removesuffix("\n"))  # a record that lacks its line break alone is ours
+    out.write_text(records.removesuffix("\n"))  # a record without its line break is still a record
     assert run(model_dir, *words) == 0
     assert out.read_text() == records
 
 
-def test_what_is_replaced_stands_until_the_first_record(
+def test_overwritten_file_is_kept_until_the_first_record(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out.jsonl"
     out.write_text("a diary")
-    monkeypatch.setattr(Generator, "generate_batch", lambda *_: (_ for _ in ()).throw(OSError("broken")))
+    monkeypatch.setattr(Generator, "_stream", lambda *_: (_ for _ in ()).throw(OSError("broken")))
     assert run(model_dir, "--output", out, "--format", "jsonl", "--overwrite") == 1
     assert out.read_text() == "a diary"
 
 
-def test_lines_with_seeds_of_their_own_are_continued_too(model_dir: Path, tmp_path: Path) -> None:
-    """A greedy run with one line that draws, and one that has a seed; no seed is named for the run."""
+def test_resumed_run_handles_lines_with_their_own_seeds(model_dir: Path, tmp_path: Path) -> None:
+    """A greedy run without a seed, with one line that draws and one that has a seed."""
     lines = ['{"prompt": "The owl", "decoding": "top_p", "seed": 9}', '{"prompt": "A fox", "decoding": "top_p"}']
     source = prompts_file(tmp_path, *lines, '{"prompt": "Two"}', name="prompts.jsonl")
     out = tmp_path / "out.jsonl"
@@ -354,7 +356,7 @@ def test_lines_with_seeds_of_their_own_are_continued_too(model_dir: Path, tmp_pa
     assert out.read_bytes() == whole
 
 
-def test_a_line_may_be_a_replay(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_prompt_line_can_be_a_replay(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
     assert run(model_dir, "--prompt", "The owl", "--seed", "7", "--format", "jsonl") == 0
     third = json.loads(capsys.readouterr().out.splitlines()[2])
     source = prompts_file(tmp_path, '{"prompt": "The owl", "replay": "7/0/2"}', name="prompts.jsonl")
@@ -363,7 +365,7 @@ def test_a_line_may_be_a_replay(model_dir: Path, tmp_path: Path, capsys: Capture
     assert again["completion"] == third["completion"]
 
 
-def test_a_replay_of_a_prompt_that_is_not_there(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_replay_of_a_missing_prompt_is_refused(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
     source = prompts_file(tmp_path, "The owl", "A fox")
     assert run(model_dir, "--prompts_file", source, "--replay", "7/5/0") == 2
     assert "--replay names prompt 5, but there are 2" in capsys.readouterr().err
@@ -373,8 +375,8 @@ def test_a_replay_of_a_prompt_that_is_not_there(model_dir: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("decoding", STRATEGIES)
-def test_a_stop_string_ends_the_text_and_the_work(generator: Generator, decoding: str) -> None:
-    """The stop strings are taken from what the model would write without them."""
+def test_stop_string_ends_the_text_and_the_computation(generator: Generator, decoding: str) -> None:
+    """The stop strings are taken from the texts that the model generates without them."""
     base = {"decoding": decoding, "max_new_tokens": 25, "seed": 2, "num_sequences": 1}
     plain = generator.generate("The owl", decoding_options(base))[0]
     chance = random.Random(1)
@@ -394,8 +396,8 @@ def test_a_stop_string_ends_the_text_and_the_work(generator: Generator, decoding
             assert len(sample.ids) <= len(plain.ids)
 
 
-def test_a_bias_brings_a_word_and_a_ban_keeps_it_out(generator: Generator) -> None:
-    """A bias that no logit can stand up to; the ban is stronger still."""
+def test_bias_forces_a_word_and_ban_overrides_it(generator: Generator) -> None:
+    """The bias exceeds every logit, and a ban overrides it."""
     base = {"decoding": "greedy", "max_new_tokens": 6, "bias": ("q=+1000",)}
     forced = generator.generate("The", decoding_options(base))[0]
     assert set(forced.completion.replace(" ", "").lower()) == {"q"}
@@ -404,8 +406,8 @@ def test_a_bias_brings_a_word_and_a_ban_keeps_it_out(generator: Generator) -> No
 
 
 @pytest.mark.parametrize("decoding", ["greedy", "beam", "top_p"])
-def test_a_text_may_not_end_too_early(generator: Generator, decoding: str) -> None:
-    """With a bias no text can resist, the end token comes as soon as it may."""
+def test_minimum_length_delays_the_end(generator: Generator, decoding: str) -> None:
+    """The end token has the highest logit, so it comes as soon as it is allowed."""
     for settings, lengths in (({"min_new_tokens": 6}, {7}), ({"suppress_eos": True}, {15})):
         options = decoding_options({"decoding": decoding, "max_new_tokens": 15, "seed": 1, **settings})
         chain = filter_chain(options, generator.tokenizer, (0,))
@@ -416,12 +418,13 @@ def test_a_text_may_not_end_too_early(generator: Generator, decoding: str) -> No
             return logits
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("gpt2tg.generation.generator.filter_chain", lambda *_, chain=chain: [eager, *chain])
+            biased = replace(chain, history=[eager, *chain.history])
+            patch.setattr("gpt2tg.generation.generator.filter_chain", lambda *_, biased=biased: biased)
             samples = generator.generate("The owl", options)
         assert {len(sample.ids) for sample in samples[:1]} == lengths
 
 
-def test_time_ends_texts_where_they_are(generator: Generator) -> None:
+def test_max_time_ends_texts(generator: Generator) -> None:
     for decoding in ("greedy", "beam", "contrastive"):
         options = decoding_options({"decoding": decoding, "max_new_tokens": 40, "max_time": 1e-9, "suppress_eos": True})
         (sample, *_) = generator.generate("The owl", options)
@@ -429,7 +432,7 @@ def test_time_ends_texts_where_they_are(generator: Generator) -> None:
         assert len(sample.ids) == 1
 
 
-def test_a_long_prompt_is_truncated_when_asked(model_dir: Path, generator: Generator, capsys: Capture) -> None:
+def test_overflow_truncate_shortens_a_long_prompt(model_dir: Path, generator: Generator, capsys: Capture) -> None:
     prompt = "The owl sold silence by the ounce." * 8
     tokens = len(generator.encode(prompt))
     assert run(model_dir, "--prompt", prompt, "--decoding", "greedy") == 2
@@ -441,7 +444,7 @@ def test_a_long_prompt_is_truncated_when_asked(model_dir: Path, generator: Gener
 
 
 @pytest.mark.parametrize("decoding", ["greedy", "top_p", "beam", "contrastive"])
-def test_a_text_slides_beyond_the_positions(generator: Generator, decoding: str) -> None:
+def test_overflow_slide_exceeds_the_context_window(generator: Generator, decoding: str) -> None:
     options = decoding_options(
         {
             "decoding": decoding,
@@ -455,22 +458,22 @@ def test_a_text_slides_beyond_the_positions(generator: Generator, decoding: str)
     assert len(generator.generate("The owl", options)[0].ids) == 300
 
 
-def test_sliding_changes_nothing_within_the_positions(generator: Generator) -> None:
+def test_sliding_changes_nothing_within_the_window(generator: Generator) -> None:
     base = {"decoding": "greedy", "max_new_tokens": 20}
     assert generator.generate("The owl", decoding_options({**base, "overflow": "slide"})) == generator.generate(
         "The owl", decoding_options(base)
     )
 
 
-def test_beams_stream_only_what_stays(generator: Generator) -> None:
+def test_beams_stream_only_their_common_prefix(generator: Generator) -> None:
     options = decoding_options({"decoding": "beam", "max_new_tokens": 40, "num_sequences": 2})
     chunks = list(generator.stream("The owl", options))
     best = next(chunk.sample for chunk in chunks if chunk.sample and chunk.index == 0)
     assert "".join(chunk.text for chunk in chunks if chunk.index == 0) == best.completion
 
 
-def test_prompts_that_end_in_a_space_are_told_of_once(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
-    """By flag and by file, whatever their number; and not where none does."""
+def test_trailing_spaces_of_prompts_are_reported_once(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+    """From a flag and from a file, for one prompt and for several; not if no prompt ends in a space."""
     greedy = ("--decoding", "greedy")
     told = []
     for words in (
@@ -494,7 +497,7 @@ def test_prompts_that_end_in_a_space_are_told_of_once(model_dir: Path, tmp_path:
 
 @pytest.fixture(scope="module")
 def storyteller() -> Generator:
-    """A model that writes sentences."""
+    """A model that generates sentences."""
     return load("gpt2-tiny")
 
 
@@ -509,7 +512,7 @@ def storyteller() -> Generator:
     ids=str,
 )
 def test_texts_cut_short_end_at_their_last_sentence(storyteller: Generator, settings: dict[str, object]) -> None:
-    """The same texts as without, streamed as they are given; only those that ran out of room are cut."""
+    """Only texts that reached the maximum length are shortened; streamed and returned texts are equal."""
     options = decoding_options({"max_new_tokens": 60, **settings})
     prompt = "The old king"
     plain = storyteller.generate(prompt, options)
@@ -531,9 +534,7 @@ def test_texts_cut_short_end_at_their_last_sentence(storyteller: Generator, sett
     )
 
 
-def test_a_text_without_a_complete_sentence_is_kept_and_marked(
-    model_dir: Path, tmp_path: Path, capsys: Capture
-) -> None:
+def test_text_without_a_complete_sentence_is_kept_and_marked(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "x.jsonl"
     flags = ("--decoding", "greedy", "--prompt", "The owl", "--suppress_eos")
     assert run(model_dir, *flags, "--ban_words", ".", "!", "?") == 0

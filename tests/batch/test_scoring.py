@@ -1,4 +1,4 @@
-"""Looking inside from the command line: --show_probabilities, --candidates, --score."""
+"""--show_probabilities, --candidates and --score on the command line."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def run(model_dir: Path, *words: str) -> int:
 
 
 def loss_by_transformers(reference: GPT2LMHeadModel, ids: list[int]) -> float:
-    """Mean over the tokens, after the end-of-text token."""
+    """Return the mean loss per token, after the end-of-text token."""
     text = torch.tensor([[0, *ids]])
     with torch.inference_mode():
         return reference(input_ids=text, labels=text).loss.item()
 
 
-def test_scores_are_the_loss_of_transformers(
+def test_scores_equal_the_loss_of_transformers(
     model_dir: Path, text_file: Path, tokenizer: TextTokenizer, reference: GPT2LMHeadModel, capsys: Capture
 ) -> None:
     assert run(model_dir, "--score", str(text_file), "--format", "jsonl") == 0
@@ -47,10 +47,10 @@ def test_scores_are_the_loss_of_transformers(
         assert "tokens" not in entry
 
 
-def test_scores_as_a_table(
+def test_score_table_equals_transformers(
     model_dir: Path, tmp_path: Path, tokenizer: TextTokenizer, reference: GPT2LMHeadModel, capsys: Capture
 ) -> None:
-    """Blank lines are passed over, but counted; the last row is the text as a whole."""
+    """Blank lines are skipped, but counted. The last row is for all lines together."""
     file = tmp_path / "lines.txt"
     file.write_bytes(f"\ufeff{FABLES[4]}\r\n\r\n  \r\n{FABLES[3]}\r\n".encode())
     assert run(model_dir, "--score", str(file)) == 0
@@ -71,7 +71,7 @@ def test_scores_as_a_table(
     assert rows[0].endswith("  Nobody told the river it was early, s...")
 
 
-def test_scores_with_the_tokens_of_each_line(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_scores_include_the_tokens_of_each_line(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
     file = tmp_path / "line.txt"
     file.write_text(FABLES[0], encoding="utf-8")
     assert run(model_dir, "--score", str(file), "--show_probabilities", "--format", "jsonl") == 0
@@ -85,13 +85,15 @@ def test_scores_with_the_tokens_of_each_line(model_dir: Path, tmp_path: Path, ca
     ]
 
 
-def test_scores_from_stdin(model_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stdin_can_be_scored(model_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("The fox\n"))
     assert run(model_dir, "--score", "-", "--format", "jsonl") == 0
     assert json.loads(capsys.readouterr().out)["text"] == "The fox"
 
 
-def test_candidates(model_dir: Path, tokenizer: TextTokenizer, reference: GPT2LMHeadModel, capsys: Capture) -> None:
+def test_candidates_equal_transformers(
+    model_dir: Path, tokenizer: TextTokenizer, reference: GPT2LMHeadModel, capsys: Capture
+) -> None:
     with torch.inference_mode():
         logits = reference(torch.tensor([tokenizer.encode("The fox")])).logits[0, -1]
     values, ids = logits.softmax(dim=0).topk(4)
@@ -120,8 +122,8 @@ def test_candidates_of_several_prompts(model_dir: Path, tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize("count", ["1", "2"])
-def test_texts_with_their_probabilities(model_dir: Path, count: str, capsys: Capture) -> None:
-    """One text is streamed, several are not; both are followed by their tables, and stdout has them all."""
+def test_show_probabilities_adds_a_table_to_each_text(model_dir: Path, count: str, capsys: Capture) -> None:
+    """One text is streamed, several are not. Each is followed by its table on stdout."""
     words = ["--prompt", "The fox", "--max_new_tokens", "8", "--seed", "4", "--num_sequences", count]
     assert run(model_dir, *words, "--show_probabilities", "--format", "jsonl") == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -145,7 +147,7 @@ def test_texts_with_their_probabilities(model_dir: Path, count: str, capsys: Cap
         assert [row for row in table if row[0] != "<"] == rows
 
 
-def test_a_file_of_texts_and_probabilities(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_file_with_probabilities_equals_stdout(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
     words = ["--max_new_tokens", "5", "--seed", "4", "--num_sequences", "2", "--show_probabilities"]
     assert run(model_dir, *words) == 0
     shown = capsys.readouterr().out
@@ -153,8 +155,10 @@ def test_a_file_of_texts_and_probabilities(model_dir: Path, tmp_path: Path, caps
     assert (tmp_path / "texts.txt").read_text(encoding="utf-8") == shown
 
 
-def test_measures_in_a_file(model_dir: Path, text_file: Path, tmp_path: Path, capsys: Capture) -> None:
-    """Written whole, and what is there already is not touched: measures are not gone on with as texts are."""
+def test_scores_file_is_complete_or_unchanged(
+    model_dir: Path, text_file: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """The file is written at once. An existing file is never extended, unlike one of texts."""
     output = tmp_path / "scores.jsonl"
     words = ["--score", str(text_file), "--format", "jsonl", "--output", str(output)]
     assert run(model_dir, *words) == 0
@@ -166,7 +170,7 @@ def test_measures_in_a_file(model_dir: Path, text_file: Path, tmp_path: Path, ca
     assert [path.name for path in tmp_path.iterdir()] == ["scores.jsonl"]
 
 
-def test_both_scripts_that_generate_look_inside(model_dir: Path, capsys: Capture) -> None:
+def test_both_generating_scripts_print_candidates(model_dir: Path, capsys: Capture) -> None:
     command = ["--task", "generate", "--model_name", str(model_dir), "--candidates", "1"]
     assert gpt2_text_generation.main(command) == 0
     assert capsys.readouterr().out.startswith(" rank  probability  token\n    1")
@@ -183,7 +187,7 @@ def test_records_with_and_without_probabilities_are_not_mixed(model_dir: Path, t
     assert run(model_dir, *words, "--show_probabilities") == 0
 
 
-def test_mistakes_are_said_in_one_line(model_dir: Path, tmp_path: Path, text_file: Path, capsys: Capture) -> None:
+def test_mistakes_are_reported_in_one_line(model_dir: Path, tmp_path: Path, text_file: Path, capsys: Capture) -> None:
     empty = tmp_path / "empty.txt"
     empty.write_text("\n \n")
     mistakes = {
@@ -203,7 +207,7 @@ def test_mistakes_are_said_in_one_line(model_dir: Path, tmp_path: Path, text_fil
     assert run(model_dir, "--candidates", "3", "--prompt", "\u732b" * 120, "--overflow", "slide") == 0
 
 
-def test_flags_of_no_use_are_said(model_dir: Path, text_file: Path, capsys: Capture) -> None:
+def test_unused_flags_are_reported(model_dir: Path, text_file: Path, capsys: Capture) -> None:
     assert run(model_dir, "--score", str(text_file), "--top_p", "0.5", "--prompt", "The fox") == 0
     assert capsys.readouterr().err.splitlines() == [
         "--top_p is not used: --score measures given lines as they are",

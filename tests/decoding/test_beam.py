@@ -1,4 +1,4 @@
-"""Beam search against transformers, against all sequences there are, and by hand."""
+"""Beam search against transformers, against an exhaustive search, and by hand."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from transformers import GPT2LMHeadModel, LogitsProcessor, LogitsProcessorList
 
 from gpt2tg.decoding import beam, filters, sampling
 from gpt2tg.decoding.interface import Filter, NotFiniteError, Text
-from gpt2tg.engine.contexts import new_context
-from gpt2tg.selftest import gpt2_of
+from gpt2tg.selftest import generator_of
 
 END = 0
 
 
 class Recount:
-    """Rows computed anew from whole texts by a function: nothing can go stale in a cache."""
+    """Rows without a cache: a function computes the logits from the whole text."""
 
     def __init__(self, logits_after: object) -> None:
         self.logits_after = logits_after
@@ -45,7 +44,7 @@ class Recount:
 
 
 def by_last_two(vocabulary: int, seed: int) -> object:
-    """Random logits that depend on the last two tokens."""
+    """Return a model with random logits that depend on the last two tokens."""
     table = torch.randn(vocabulary, vocabulary, vocabulary, generator=torch.Generator().manual_seed(seed)) * 1.5
     return lambda text: table[text[-2] if len(text) > 1 else 0, text[-1]]
 
@@ -58,7 +57,7 @@ def search(
     filters: Sequence[Filter] = (),
     propose: beam.Propose = beam.best,
 ) -> list[list[beam.Hypothesis]]:
-    """The finished texts of each prompt."""
+    """Return the finished texts of each prompt."""
 
     def finish(_: int, ids: Sequence[int]) -> str | None:
         return "eos" if ids[-1] == END else None
@@ -70,7 +69,7 @@ def search(
 
 
 def all_texts(logits_after: object, prompt: list[int], vocabulary: int, room: int) -> dict[tuple[int, ...], float]:
-    """Every text that ends with the end token or fills the room, and its log-probability."""
+    """Return every text that ends with the end token or has the maximum length, and its log-probability."""
     found: dict[tuple[int, ...], float] = {}
 
     def extend(ids: tuple[int, ...], logprob: float) -> None:
@@ -87,7 +86,7 @@ def all_texts(logits_after: object, prompt: list[int], vocabulary: int, room: in
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
-def test_enough_beams_find_the_best_of_all_texts(seed: int, length_penalty: float) -> None:
+def test_enough_beams_find_the_best_text(seed: int, length_penalty: float) -> None:
     vocabulary, room, prompt = 4, 5, [2]
     model = by_last_two(vocabulary, seed)
     texts = all_texts(model, prompt, vocabulary, room)
@@ -99,7 +98,7 @@ def test_enough_beams_find_the_best_of_all_texts(seed: int, length_penalty: floa
     assert found[0].ranking_score == pytest.approx(best_logprob / len(best_ids) ** length_penalty, abs=1e-4)
 
 
-def test_scores_are_the_true_ones_and_sorted() -> None:
+def test_beam_scores_are_exact_and_sorted() -> None:
     model = by_last_two(6, seed=9)
     texts = all_texts(model, [1], 6, 4)
     settings = beam.BeamSettings(4)
@@ -112,7 +111,7 @@ def test_scores_are_the_true_ones_and_sorted() -> None:
 
 
 def test_one_beam_by_hand() -> None:
-    """After 1 comes 2 (0.6), after 2 comes the end (0.9): one beam must find 2, end."""
+    """After 1, token 2 has 0.6; after 2, the end has 0.9. One beam must find 2, end."""
     table = torch.tensor([[1.0, 0.0, 0.0], [0.3, 0.1, 0.6], [0.9, 0.05, 0.05]]).log()
     (found,) = search(Recount(lambda text: table[text[-1]]), [[1]], [5], beam.BeamSettings(1))
     assert [text.ids for text in found] == [(2, 0)]
@@ -125,17 +124,17 @@ def test_one_beam_by_hand() -> None:
 @pytest.mark.parametrize("ngram", [0, 2])
 @pytest.mark.parametrize("bias_to_end", [0.0, 3.0])
 def test_beams_equal_transformers(early_stopping: str, num_beams: int, ngram: int, bias_to_end: float) -> None:
-    """Prompts of unequal lengths in one batch of ours; each alone and unpadded in transformers."""
+    """Ours: prompts of unequal lengths in one batch. Transformers: each alone, without padding."""
     model = random_model(seed=num_beams, vocab_size=60, tie_word_embeddings=False)
     with torch.no_grad():
-        # A steady feature of the final layer norm pulls towards the end token, so that texts do end.
+        # A constant feature of the final layer norm raises the logit of the end token, so that texts end.
         model.transformer.ln_f.bias[0] = 1.0
         model.lm_head.weight[END, 0] = bias_to_end
     prompts = [[5], [7, 9, 11], [3, 3, 4, 50, 21, 8]]
     room = [12, 9, 15]
     settings = beam.BeamSettings(num_beams, early_stopping=early_stopping)
     chain = [lambda x, texts: filters.no_repeat_ngram(x, [t.ids for t in texts], ngram)] if ngram else []
-    rows = new_context(gpt2_of(model), 32)
+    rows = generator_of(model).model.context(32)
     found = search(rows, prompts, room, settings, chain)
     for prompt, space, texts in zip(prompts, room, found, strict=True):
         expected = beams_of_transformers(model, prompt, space, num_beams, early_stopping, ngram)
@@ -147,7 +146,7 @@ def test_beams_equal_transformers(early_stopping: str, num_beams: int, ngram: in
 def beams_of_transformers(
     model: GPT2LMHeadModel, prompt: list[int], room: int, num_beams: int, early_stopping: str, ngram: int
 ) -> list[tuple[list[int], float]]:
-    """New ids and score of each beam, the padding behind the end token cut off."""
+    """Return the new ids, without padding, and the score of each beam."""
     output = model.generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
@@ -167,19 +166,21 @@ def beams_of_transformers(
     return list(zip(texts, output.sequences_scores.tolist(), strict=True))
 
 
-def test_more_beams_than_tokens_are_taken_as_they_come() -> None:
+def test_more_beams_than_texts_find_all_texts() -> None:
     settings = beam.BeamSettings(50)
     (found,) = search(Recount(by_last_two(3, 0)), [[1]], [3], settings)
-    assert len({text.ids for text in found}) == len(found) == 15  # all texts: 1 + 2 + 4 end early, 8 fill the room
+    assert (
+        len({text.ids for text in found}) == len(found) == 15
+    )  # all texts: 1 + 2 + 4 end early, 8 have the maximum length
 
 
-def test_logits_that_are_no_numbers_end_in_an_error() -> None:
+def test_logits_that_are_not_finite_raise() -> None:
     settings = beam.BeamSettings(2)
     with pytest.raises(NotFiniteError, match="new token 1"):
         search(Recount(lambda _: torch.full((4,), torch.nan)), [[1]], [3], settings)
 
 
-def test_drawing_without_replacement_follows_the_exact_distribution() -> None:
+def test_draws_without_replacement_follow_the_distribution() -> None:
     """Ordered pairs from three items: p(i, j) = p_i * p_j / (1 - p_i). Six outcomes, five degrees of freedom."""
     probabilities = {0: 0.5, 1: 0.3, 2: 0.2}
     scores = torch.tensor(list(probabilities.values())).log()
@@ -195,12 +196,12 @@ def test_drawing_without_replacement_follows_the_exact_distribution() -> None:
     assert statistic < 20.515  # upper 0.1 % point of chi-square with 5 degrees of freedom
 
 
-def test_drawing_gives_no_more_than_there_is() -> None:
+def test_draws_stop_when_nothing_is_left() -> None:
     scores = torch.tensor([0.0, -torch.inf, 1.0, -torch.inf])
     assert sorted(beam.DrawWithoutReplacement(random.Random(1))(scores, 4).tolist()) == [0, 2]
 
 
-def test_what_has_no_probability_is_not_drawn_by_the_smallest_uniform_number() -> None:
+def test_uniform_zero_draws_no_token_of_probability_zero() -> None:
     class Zero(random.Random):
         def random(self) -> float:
             return 0.0
@@ -209,13 +210,13 @@ def test_what_has_no_probability_is_not_drawn_by_the_smallest_uniform_number() -
     assert beam.DrawWithoutReplacement(Zero())(scores, 4).tolist() == [1, 3]
 
 
-def test_the_best_are_those_that_are_not_banned() -> None:
+def test_best_returns_no_banned_token() -> None:
     assert beam.best(torch.tensor([[-torch.inf, 0.0], [-torch.inf, 1.0]]), 3).tolist() == [3, 1]
     assert beam.best(torch.full((2, 2), -torch.inf), 3).tolist() == []
 
 
 class DeadEnds(LogitsProcessor):
-    """After some tokens everything is banned."""
+    """Bans everything after some tokens."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self.tokens = tokens
@@ -228,7 +229,7 @@ class DeadEnds(LogitsProcessor):
 @pytest.mark.parametrize("early_stopping", ["true", "false", "never"])
 @pytest.mark.parametrize("dead", [(3,), (1, 2, 5), (4, 6, 8, 9, 11)])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_beam_with_everything_banned_dies_as_in_transformers(
+def test_beam_with_all_tokens_banned_dies_as_in_transformers(
     dead: tuple[int, ...], early_stopping: str, seed: int
 ) -> None:
     model = random_model(seed, vocab_size=12, tie_word_embeddings=False)
@@ -236,7 +237,7 @@ def test_a_beam_with_everything_banned_dies_as_in_transformers(
     ends = DeadEnds(dead)
     chain = [lambda x, texts: ends(torch.tensor([text.ids for text in texts]), x)]
     settings = beam.BeamSettings(beams, early_stopping=early_stopping)
-    (found,) = search(new_context(gpt2_of(model), 32), [prompt], [room], settings, chain)
+    (found,) = search(generator_of(model).model.context(32), [prompt], [room], settings, chain)
     output = model.generate(
         torch.tensor([prompt]), attention_mask=torch.ones(1, 2, dtype=torch.long), num_beams=beams,
         num_return_sequences=beams, do_sample=False, max_new_tokens=room, logits_processor=LogitsProcessorList([ends]),
@@ -251,8 +252,8 @@ def test_a_beam_with_everything_banned_dies_as_in_transformers(
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_beams_that_all_die_are_given_and_marked(groups: int) -> None:
-    """Three tokens, none of them twice: after the third new one nothing is left, and none of them ends a text."""
+def test_dead_beams_are_returned_as_banned(groups: int) -> None:
+    """Three tokens besides the end token, each allowed once: after the third, everything is banned."""
     once = [lambda x, texts: filters.no_repeat_ngram(x, [text.ids for text in texts], 1)]
     settings = beam.BeamSettings(2, groups=groups)
     (found,) = search(Recount(by_last_two(4, seed=1)), [[END]], [9], settings, once)
@@ -261,15 +262,15 @@ def test_beams_that_all_die_are_given_and_marked(groups: int) -> None:
 
 
 @pytest.mark.parametrize("draws", [False, True])
-def test_a_search_with_everything_banned_at_once_is_empty(draws: bool) -> None:
+def test_search_is_empty_if_all_first_tokens_are_banned(draws: bool) -> None:
     nothing = [lambda x, _: torch.full_like(x, -torch.inf)]
     propose = beam.DrawWithoutReplacement(random.Random(1)) if draws else beam.best
     (found,) = search(Recount(by_last_two(4, seed=1)), [[1]], [9], beam.BeamSettings(3), nothing, propose)
     assert [(text.ids, text.finish_reason) for text in found] == [((), "banned")]
 
 
-def test_filters_see_what_is_new_in_each_text() -> None:
-    """No text may end before its third new token, however long its prompt is."""
+def test_filters_see_the_new_tokens_of_each_beam() -> None:
+    """No text may end before its third new token, whatever the length of its prompt."""
 
     def late(logits: Tensor, texts: Sequence[Text]) -> Tensor:
         return filters.ban(logits, [row for row, text in enumerate(texts) if len(text.new) < 2], [END])
@@ -285,7 +286,7 @@ def test_filters_see_what_is_new_in_each_text() -> None:
 def diverse_by_the_paper(
     logits_after: object, prompt: list[int], room: int, groups: int, size: int, penalty: float
 ) -> list[tuple[tuple[int, ...], float]]:
-    """Vijayakumar et al. 2018, algorithm 1, with plain lists; texts end in END or fill the room. (ids, mean score)"""
+    """Vijayakumar et al. 2018, algorithm 1, with plain lists; texts end in END or at the limit. (ids, mean score)"""
     live = [[((), 0.0)] for _ in range(groups)]
     done: list[list[tuple[tuple[int, ...], float]]] = [[] for _ in range(groups)]
     over = [False] * groups
@@ -308,7 +309,7 @@ def diverse_by_the_paper(
             live[group] = [item for item in pool if item[0][-1] != END and length < room][:size]
             full = len(done[group]) == size
             over[group] = not live[group] or (full and live[group][0][1] / length <= done[group][-1][1])
-            if not over[group]:  # a group that has ended takes no token that another could repeat
+            if not over[group]:  # the tokens of a finished group cost the other groups nothing
                 taken.update(ids[-1] for ids, _ in live[group])
     return sorted((item for group in done for item in group), key=lambda item: -item[1])
 
@@ -331,7 +332,7 @@ def test_one_group_is_plain_beam_search() -> None:
     assert grouped == plain
 
 
-def test_groups_differ_where_they_are_penalised() -> None:
+def test_diversity_penalty_makes_groups_differ() -> None:
     first = {
         penalty: {text.ids[0] for text in search(
             Recount(by_last_two(6, 1)), [[2]], [4], beam.BeamSettings(4, groups=4, diversity_penalty=penalty)
@@ -342,12 +343,12 @@ def test_groups_differ_where_they_are_penalised() -> None:
     assert len(first[100.0]) == 4
 
 
-# --- what is streamed, and where a search is ended ----------------------------------------------------------------
+# --- streaming, and searches that are stopped -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("groups", [1, 2])
-def test_what_all_beams_agree_on_is_never_taken_back(seed: int, groups: int) -> None:
+def test_agreed_prefix_of_beams_is_never_taken_back(seed: int, groups: int) -> None:
     settings = beam.BeamSettings(4, groups=groups, diversity_penalty=0.3)
     agreed: list[tuple[int, ...]] = []
     last = None
@@ -369,7 +370,7 @@ def test_what_all_beams_agree_on_is_never_taken_back(seed: int, groups: int) -> 
         assert all(text.ids[: len(prefix)] == prefix for prefix in agreed)
 
 
-def test_each_search_is_told_to_end_by_its_own_prompt() -> None:
+def test_each_prompt_has_its_own_finish() -> None:
     def finish(index: int, ids: Sequence[int]) -> str | None:
         return "stop" if len(ids) == [3, 1][index] else None
 
@@ -381,7 +382,7 @@ def test_each_search_is_told_to_end_by_its_own_prompt() -> None:
     assert lengths == {0: [3, 3], 1: [1, 1]}
 
 
-def test_a_search_that_is_told_to_end_gives_what_it_has() -> None:
+def test_search_stopped_by_time_returns_what_it_has() -> None:
     def finish(_: int, ids: Sequence[int]) -> str | None:
         return "time" if len(ids) == 2 else None
 

@@ -43,7 +43,7 @@ class Script:
 
 
 def by_the_paper(model: GPT2LMHeadModel, prompt: list[int], top_k: int, alpha: float, room: int) -> list[int]:
-    """Su et al. 2022, equation 5, everything computed anew for every candidate."""
+    """Return new ids by equation 5 of Su et al. 2022, with a full forward pass for every candidate."""
     ids = list(prompt)
     for _ in range(room):
         with torch.no_grad():
@@ -76,7 +76,7 @@ def test_ids_equal_the_paper(gpt2: GPT2, reference: GPT2LMHeadModel, top_k: int,
     assert list(written.values()) == [by_the_paper(reference, prompt, top_k, alpha, 12) for prompt in prompts]
 
 
-def test_without_weight_on_resemblance_it_is_greedy(gpt2: GPT2) -> None:
+def test_penalty_alpha_zero_is_greedy(gpt2: GPT2) -> None:
     prompt = [5, 9, 17]
     rows = new_context(gpt2, 20, keep_hidden=True)
     contrastive = [t.id for t in contrastive_search(rows, [prompt], [], 5, 0.0, finish_at(12))]  # type: ignore[arg-type]
@@ -84,16 +84,16 @@ def test_without_weight_on_resemblance_it_is_greedy(gpt2: GPT2) -> None:
     assert contrastive == [token.id for token in greedy]
 
 
-def test_a_banned_token_is_never_chosen(gpt2: GPT2) -> None:
-    """Even where the ban leaves fewer tokens than candidates are wanted."""
+def test_banned_token_is_never_chosen(gpt2: GPT2) -> None:
+    """Also if fewer tokens are allowed than `top_k` asks for."""
     only = [lambda x, _: filters.ban(x, range(len(x)), [i for i in range(300) if i not in (3, 4)])]
     rows = new_context(gpt2, 20, keep_hidden=True)
     tokens = contrastive_search(rows, [[5]], only, 8, 0.6, finish_at(10))  # type: ignore[arg-type]
     assert {token.id for token in tokens} <= {3, 4}
 
 
-def test_a_banned_token_is_not_chosen_for_saying_something_new() -> None:
-    """Tokens 1 and 2 say what the prompt says; 3 would be new, but is banned. All four are candidates."""
+def test_dissimilar_token_is_not_chosen_if_banned() -> None:
+    """Tokens 1 and 2 have the state of the prompt. Token 3 has another one, but is banned. All four are candidates."""
     logits = torch.tensor([0.0, 0.4, 0.6, 0.9]).log().repeat(4, 1)
     states = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
     banned = [lambda x, _: filters.ban(x, range(len(x)), [3])]
@@ -102,8 +102,8 @@ def test_a_banned_token_is_not_chosen_for_saying_something_new() -> None:
     assert token.logprob == pytest.approx(torch.tensor(0.6 / 1.9).log().item())
 
 
-def test_filters_and_ends_see_the_text_of_their_own_row() -> None:
-    """No token twice, 4 alone ends a text, the second text may have two tokens: all of it known without a model."""
+def test_filters_and_finish_see_the_text_of_their_own_row() -> None:
+    """No token may repeat, token 4 ends a text, and the second text has at most two tokens."""
     logits = torch.tensor([0.05, 0.1, 0.2, 0.4, 0.15, 0.1]).log().repeat(6, 1)
     once = [lambda x, texts: filters.no_repeat_ngram(x, [text.ids for text in texts], 1)]
     seen: list[tuple[int, list[int]]] = []
@@ -122,8 +122,8 @@ def test_filters_and_ends_see_the_text_of_their_own_row() -> None:
     assert seen == [(0, [3]), (1, [2]), (2, [3]), (0, [3, 2]), (1, [2, 4]), (2, [3, 4]), (0, [3, 2, 4])]
 
 
-def test_a_text_ends_where_all_its_candidates_are_banned() -> None:
-    """The first text has used up the vocabulary after two tokens, the other one after three."""
+def test_text_ends_when_all_its_candidates_are_banned() -> None:
+    """No token may repeat: the first text has used all after two tokens, the other one after three."""
     logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().repeat(4, 1)
     once = [lambda x, texts: filters.no_repeat_ngram(x, [text.ids for text in texts], 1)]
     tokens = list(contrastive_search(Script(logits, torch.eye(4)), [[0, 1], [1]], once, 3, 0.0, lambda *_: None))
@@ -135,7 +135,7 @@ def test_a_text_ends_where_all_its_candidates_are_banned() -> None:
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_logits_that_are_no_numbers_end_in_an_error_that_names_the_step(bad: float) -> None:
+def test_logits_that_are_not_finite_raise_and_name_the_step(bad: float) -> None:
     logits = torch.eye(4)[[1, 2, 3, 0]] * 9  # after 0 comes 1, after 1 comes 2
     logits[2, 0] = bad
     with pytest.raises(NotFiniteError, match="new token 3"):

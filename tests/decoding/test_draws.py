@@ -1,4 +1,4 @@
-"""What is drawn, against the exact distribution of every text there is.
+"""Drawn texts against the exact distribution over all texts.
 
 The distributions are computed here with plain numbers, from the definitions of the filters and of the strategies.
 """
@@ -35,12 +35,12 @@ TABLE = [
 
 
 def logits_after(ids: Sequence[int], vocabulary: int = len(TABLE)) -> list[float]:
-    """Those of the model after the prompt and these new ids. No two tokens, and no two texts, are equally probable."""
+    """Return the logits after the prompt and these new ids. No two tokens and no two texts are equally probable."""
     return TABLE[((ids or [1])[-1] + 3 * len(ids)) % len(TABLE)][:vocabulary]
 
 
 class Table:
-    """The model: a row of the table, chosen by the newest token and by how many there are."""
+    """A model that returns a row of the table, chosen by the newest token and the number of tokens."""
 
     def __init__(self, vocabulary: int = len(TABLE)) -> None:
         self._vocabulary = vocabulary
@@ -71,11 +71,11 @@ def filtered(
     typical_p: float | None = None,
     keep: int = 1,
 ) -> dict[int, float]:
-    """The logits that are left, by token: each filter as its paper defines it, in this order."""
+    """Return the remaining logits by token: each filter as its paper defines it, in this order."""
     left = {token: logit / temperature for token, logit in enumerate(logits)}
 
     def first(order: Sequence[int], enough: float) -> int:
-        """How many tokens in this order hold so much probability."""
+        """Return how many tokens, in this order, have a total probability of p."""
         share = probabilities(left)
         sums = itertools.accumulate(share[token] for token in order)
         return next((i for i, total in enumerate(sums, start=1) if total >= enough), len(order))
@@ -107,7 +107,7 @@ def probabilities(logits: Mapping[Hashable, float]) -> dict:
 
 
 def p_value(counts: Mapping[Hashable, int], expected: Mapping[Hashable, float]) -> float:
-    """How probable a chi-square statistic as large as that of the counts is; rare outcomes are taken together."""
+    """Return the p-value of a chi-square test of the counts, with rare outcomes taken together."""
     draws = sum(counts.values())
     assert sum(expected.values()) == pytest.approx(1)
     assert not set(counts) - set(expected), "something was drawn that has no probability"
@@ -120,18 +120,18 @@ def p_value(counts: Mapping[Hashable, int], expected: Mapping[Hashable, float]) 
     return torch.special.gammaincc(torch.tensor((len(pairs) - 1) / 2), torch.tensor(statistic / 2)).item()
 
 
-def test_the_p_value_is_that_of_the_standard_tables() -> None:
+def test_p_value_equals_the_standard_tables() -> None:
     """The upper 0.1 % point of chi-square with one degree of freedom is 10.828, with two 13.816."""
     two = p_value({"a": 1000 + 73.573, "b": 1000 - 73.573}, {"a": 0.5, "b": 0.5})
     three = p_value({"a": 1000 + 83.114, "b": 1000 - 83.114, "c": 1000}, {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3})
     assert (two, three) == pytest.approx((0.001, 0.001), rel=0.01)
 
 
-# --- one token after the other ------------------------------------------------------------------------------------
+# --- sampling token by token --------------------------------------------------------------------------------------
 
 
 def sampled_texts(room: int, **shape: float) -> dict[Ids, float]:
-    """The probability of every text."""
+    """Return the probability of every text."""
     texts: dict[Ids, float] = {}
 
     def write(ids: Ids, probability: float) -> None:
@@ -171,10 +171,10 @@ def sampled_texts(room: int, **shape: float) -> dict[Ids, float]:
 def test_sampled_texts_follow_the_exact_distribution(
     tokenizer: TextTokenizer, strategy: str, shape: dict[str, float]
 ) -> None:
-    """Texts of two tokens, or of one where that ends the text."""
+    """Texts have two tokens, or one that ends the text."""
     off = {"top_k": len(TABLE), "top_p": 1.0} if strategy in ("top_k", "top_p") else {}
     options = decoding_options({"decoding": strategy, "temperature": 1.0, **off, **shape})
-    chain = filter_chain(options, tokenizer, [END])
+    chain = filter_chain(options, tokenizer, [END]).filters
     draws, room = 5000, 2
     written: list[list[int]] = [[] for _ in range(draws)]
     draw = sampling.Draw([sampling.stream(1, 0, sample) for sample in range(draws)])
@@ -187,19 +187,19 @@ def test_sampled_texts_follow_the_exact_distribution(
     assert p_value(Counter(map(tuple, written)), sampled_texts(room, **shape)) > 0.001
 
 
-# --- beams that are drawn -----------------------------------------------------------------------------------------
+# --- beam sampling ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a search stands: its live and its finished texts, the best first, as (score, ids)."""
+    """The state of a search: its live and its finished texts, best first, as (score, ids)."""
 
     live: tuple[tuple[float, Ids], ...] = ((0.0, ()),)
     finished: tuple[tuple[float, Ids], ...] = ()
 
 
 def ordered_draws(shares: Mapping[Hashable, float], count: int) -> dict[tuple, float]:
-    """The probability of every sequence of draws without replacement, each in proportion to what is left."""
+    """Return the probability of every sequence of draws without replacement."""
     found: dict[tuple, float] = {}
     for drawn in itertools.permutations(shares, min(count, len(shares))):
         probability, left = 1.0, sum(shares.values())
@@ -213,7 +213,7 @@ def ordered_draws(shares: Mapping[Hashable, float], count: int) -> dict[tuple, f
 def searched_texts(
     vocabulary: int, beams: int, room: int, early_stopping: str, length_penalty: float, **shape: float
 ) -> dict[tuple[Ids, ...], float]:
-    """The probability of every outcome of beam_sample: its finished texts, the best first.
+    """Return the probability of every result of beam_sample: its finished texts, best first.
 
     At each step 2K continuations are drawn without replacement, in proportion to the probability of the whole text
     so far. Those among the first K that end are finished, the K best of the others live on.
@@ -240,7 +240,7 @@ def searched_texts(
 
 
 def continuations(ids: Ids, vocabulary: int, shape: Mapping[str, float]) -> dict[int, float]:
-    """The filtered log-probabilities of the next token."""
+    """Return the filtered log-probabilities of the next token."""
     shares = probabilities(dict(enumerate(logits_after(ids, vocabulary))))
     return filtered([math.log(share) for share in shares.values()], **shape, keep=2)  # type: ignore[arg-type]
 
@@ -276,7 +276,7 @@ def is_over(state: State, beams: int, early_stopping: str, length_penalty: float
 def test_searched_texts_follow_the_exact_distribution(
     tokenizer: TextTokenizer, vocabulary: int, early_stopping: str, length_penalty: float, shape: dict[str, float]
 ) -> None:
-    """Two beams, three steps, all the texts that a search ends with."""
+    """Two beams, three steps; a result is the list of all finished texts."""
     draws, beams, room = 1000, 2, 3
     options = decoding_options({"decoding": "beam_sample", "temperature": 1.0, "num_beams": beams, **shape})
     settings = beam.BeamSettings(beams, early_stopping=early_stopping, length_penalty=length_penalty)
@@ -288,7 +288,7 @@ def test_searched_texts_follow_the_exact_distribution(
         Table(vocabulary),
         [[1]] * draws,
         [room] * draws,
-        filter_chain(options, tokenizer, [END]),
+        filter_chain(options, tokenizer, [END]).filters,
         settings,
         [beam.DrawWithoutReplacement(sampling.stream(2, index, 0)) for index in range(draws)],
         finish,

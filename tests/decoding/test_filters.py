@@ -25,12 +25,12 @@ INF = torch.inf
 
 
 def logits_of(*probabilities: float) -> Tensor:
-    """A row of logits with exactly these probabilities. (1, V)"""
+    """Return logits with exactly these probabilities. (1, V)"""
     return torch.tensor([probabilities], dtype=torch.float64).log()
 
 
 def kept(logits: Tensor) -> list[int]:
-    """The tokens still alive in the one row."""
+    """Return the tokens that are not banned in the only row."""
     return (logits[0] > -INF).nonzero()[:, 0].tolist()
 
 
@@ -58,13 +58,13 @@ def test_top_p_keeps_the_smallest_set_that_holds_p(p: float, alive: list[int]) -
     assert kept(filters.top_p(logits_of(0.15, 0.5, 0.3, 0.05), p)) == alive
 
 
-def test_what_is_kept_keeps_its_logit() -> None:
+def test_kept_tokens_keep_their_logits() -> None:
     logits = logits_of(0.15, 0.5, 0.3, 0.05)
     filtered = filters.top_p(filters.top_k(logits, 3), 0.7)
     assert torch.equal(filtered[0, [1, 2]], logits[0, [1, 2]])
 
 
-def test_temperature_makes_odds_a_power() -> None:
+def test_temperature_raises_odds_to_a_power() -> None:
     halved = filters.temperature(logits_of(0.8, 0.2), 0.5).softmax(dim=1)
     torch.testing.assert_close(halved, torch.tensor([[16 / 17, 1 / 17]], dtype=torch.float64))
 
@@ -82,13 +82,13 @@ def test_temperature_makes_odds_a_power() -> None:
         (2, [4, 4], [4]),
     ],
 )
-def test_no_repeat_ngram_bans_what_would_complete_a_seen_one(size: int, history: list[int], banned: list[int]) -> None:
+def test_no_repeat_ngram_bans_tokens_that_repeat_an_ngram(size: int, history: list[int], banned: list[int]) -> None:
     filtered = filters.no_repeat_ngram(torch.zeros(1, 6), [history], size)
     assert [token for token in range(6) if token not in kept(filtered)] == banned
 
 
 def test_min_p_by_hand() -> None:
-    """A fifth of the best one's 0.5 is 0.1."""
+    """A fifth of the largest probability, 0.5, is 0.1."""
     assert kept(filters.min_p(logits_of(0.5, 0.3, 0.11, 0.09), 0.2)) == [0, 1, 2]
 
 
@@ -99,34 +99,34 @@ def test_min_p_at_its_ends(p: float, alive: list[int]) -> None:
     assert kept(filters.min_p(logits_of(0.5, 0.3, 0.11, 0.09), 1.0)) == [0]
 
 
-def test_typical_p_leaves_out_what_is_too_sure_and_too_strange() -> None:
-    """Entropy 1.0889 nats; surprises 0.511, 1.609, 2.303, 2.303: nearest is 0.2, then 0.6, then the two 0.1."""
+def test_typical_p_removes_too_probable_and_too_rare_tokens() -> None:
+    """Entropy 1.0889 nats; surprises 0.511, 1.609, 2.303, 2.303: the nearest is 0.2, then 0.6, then the two 0.1."""
     assert kept(filters.typical_p(logits_of(0.6, 0.2, 0.1, 0.1), 0.1)) == [1]
     assert kept(filters.typical_p(logits_of(0.6, 0.2, 0.1, 0.1), 0.3)) == [0, 1]
     assert kept(filters.typical_p(logits_of(0.6, 0.2, 0.1, 0.1), 0.9)) == [0, 1, 2, 3]
 
 
-def test_typical_p_stops_where_it_holds_p_exactly() -> None:
-    """Entropy 1.75 bits; surprises of 1, 2, 3 and 3 bits: the nearest is the second, which holds a quarter."""
+def test_typical_p_stops_at_exactly_p() -> None:
+    """Entropy 1.75 bits; surprises of 1, 2, 3 and 3 bits: the nearest is the second, with probability 0.25."""
     logits = logits_of(0.5, 0.25, 0.125, 0.125)
     assert kept(filters.typical_p(logits, 0.25)) == [1]
     assert kept(filters.typical_p(logits, 0.75)) == [0, 1]
 
 
 def test_typical_p_of_one_keeps_everything() -> None:
-    """Also where rounding leaves the sum of all probabilities below one."""
+    """Also if rounding makes the sum of all probabilities less than one."""
     logits = torch.randn(200, 40, generator=torch.Generator().manual_seed(1))
     assert torch.equal(filters.typical_p(logits, 1.0), logits)
 
 
-def test_repetition_penalty_by_hand_and_within_its_window() -> None:
+def test_repetition_penalty_by_hand_and_with_a_window() -> None:
     logits = torch.tensor([[2.0, -2.0, 3.0, 1.0]])
     everything = filters.repetition_penalty(logits, [[0, 1, 1]], 2.0, None)
     assert everything.tolist() == [[1.0, -4.0, 3.0, 1.0]]
     assert filters.repetition_penalty(logits, [[0, 1, 1]], 2.0, 2).tolist() == [[2.0, -4.0, 3.0, 1.0]]
 
 
-def test_presence_and_frequency_by_hand_and_within_their_window() -> None:
+def test_presence_and_frequency_by_hand_and_with_a_window() -> None:
     logits = torch.zeros(2, 4)
     histories = [[0, 1, 1], [3]]
     both = filters.presence_and_frequency(logits, histories, 0.5, 0.25, None)
@@ -135,13 +135,13 @@ def test_presence_and_frequency_by_hand_and_within_their_window() -> None:
     assert windowed.tolist() == [[0.0, -0.75, 0.0, 0.0], [0.0, 0.0, 0.0, -0.75]]
 
 
-def test_sequence_bias_waits_for_the_beginning_of_the_sequence() -> None:
+def test_sequence_bias_acts_after_the_rest_of_the_sequence() -> None:
     biases = {(2,): 1.5, (1, 3): -2.0, (0, 1, 0): 4.0}
     biased = filters.sequence_bias(torch.zeros(3, 4), [[0, 1], [1], [2]], biases)
     assert biased.tolist() == [[4.0, 0.0, 1.5, -2.0], [0.0, 0.0, 1.5, -2.0], [0.0, 0.0, 1.5, 0.0]]
 
 
-def test_ban_takes_tokens_from_the_rows_it_names() -> None:
+def test_ban_affects_only_the_given_rows() -> None:
     banned = filters.ban(torch.zeros(2, 3), [1], [0, 2])
     assert banned.tolist() == [[0.0, 0.0, 0.0], [-INF, 0.0, -INF]]
 
@@ -154,7 +154,7 @@ def test_ban_takes_tokens_from_the_rows_it_names() -> None:
         lambda x: filters.no_repeat_ngram(x, [[0, 1, 2]], 1),
     ],
 )
-def test_a_whole_vocabulary_can_be_banned(change: Callable[[Tensor], Tensor]) -> None:
+def test_whole_vocabulary_can_be_banned(change: Callable[[Tensor], Tensor]) -> None:
     assert change(torch.tensor([[0.5, 2.0, 1.0]])).tolist() == [[-INF, -INF, -INF]]
 
 
@@ -168,7 +168,7 @@ def test_a_whole_vocabulary_can_be_banned(change: Callable[[Tensor], Tensor]) ->
         lambda x: filters.typical_p(x, 0.9),
     ],
 )
-def test_a_row_without_tokens_disturbs_no_other_row(change: Callable[[Tensor], Tensor]) -> None:
+def test_row_with_all_tokens_banned_affects_no_other_row(change: Callable[[Tensor], Tensor]) -> None:
     row = torch.tensor([[0.5, 2.0, 1.0, -3.0]])
     both = change(torch.cat([torch.full((1, 4), -INF), row]))
     assert both[0].tolist() == [-INF] * 4
@@ -210,7 +210,7 @@ ORACLES: dict[str, tuple[Callable[[Tensor, list[list[int]]], Tensor], Callable]]
 
 @pytest.mark.parametrize("name", ORACLES)
 @pytest.mark.parametrize("kind", ["plain", "ties", "banned", "extreme"])
-def test_filters_equal_transformers_and_leave_their_input_alone(name: str, kind: str) -> None:
+def test_filters_equal_transformers_and_keep_their_input(name: str, kind: str) -> None:
     ours, theirs = ORACLES[name]
     generator = torch.Generator().manual_seed(7)
     logits = torch.randn(50, 40, generator=generator) * 4

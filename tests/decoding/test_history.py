@@ -1,4 +1,4 @@
-"""What a text holds, kept up to date, against counting it anew."""
+"""Incremental token counts and n-grams against a recount."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def followers_by_hand(history: Sequence[int], size: int) -> set[int]:
 
 
 @pytest.mark.parametrize("pieces", [(0, 1), (1, 1), (9, 1), (0, 3), (40, 17)])
-def test_what_grows_is_known_as_if_counted_anew(pieces: tuple[int, int]) -> None:
-    """Token by token, and several between two questions, as prompt lookup adds them."""
+def test_cached_counts_and_ngrams_equal_a_recount(pieces: tuple[int, int]) -> None:
+    """One token at a time, and several at once, as prompt lookup appends them."""
     prompt, step = pieces
     chance = random.Random(prompt)
     history = History(chance.choices(range(VOCABULARY), k=prompt))
@@ -56,8 +56,8 @@ def test_what_grows_is_known_as_if_counted_anew(pieces: tuple[int, int]) -> None
         history.extend(chance.choices(range(VOCABULARY), k=step))
 
 
-def test_texts_that_part_do_not_disturb_each_other() -> None:
-    """Beams: of each generation some go on, some twice, some not at all."""
+def test_diverging_copies_do_not_affect_each_other() -> None:
+    """As in beam search: of each step some texts go on once, some twice, some not at all."""
     chance = random.Random(3)
     texts = [Text.after([1, 2, 1, 2])]
     for _ in range(50):
@@ -70,7 +70,7 @@ def test_texts_that_part_do_not_disturb_each_other() -> None:
 
 @pytest.mark.parametrize("name", FILTERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
-def test_filters_give_the_same_bits_for_a_growing_text(name: str, dtype: torch.dtype) -> None:
+def test_cached_counts_give_bit_equal_results(name: str, dtype: torch.dtype) -> None:
     chance, change = random.Random(1), FILTERS[name]
     histories = [History(chance.choices(range(VOCABULARY), k=length)) for length in (0, 3, 30)]
     for step in range(30):
@@ -81,7 +81,7 @@ def test_filters_give_the_same_bits_for_a_growing_text(name: str, dtype: torch.d
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_a_growing_text_is_filtered_as_by_transformers(size: int) -> None:
+def test_growing_text_is_filtered_as_in_transformers(size: int) -> None:
     chance = random.Random(size)
     theirs = [RepetitionPenaltyLogitsProcessor(1.7), NoRepeatNGramLogitsProcessor(size)]
     histories = [History(chance.choices(range(30), k=5)) for _ in range(3)]
@@ -97,7 +97,7 @@ def test_a_growing_text_is_filtered_as_by_transformers(size: int) -> None:
 
 
 class Counted(History):
-    """Counts how many of its ids are looked at."""
+    """A history that counts how many of its ids are read."""
 
     looked_at = 0
 
@@ -112,7 +112,7 @@ class Counted(History):
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_a_step_looks_at_no_more_ids_of_a_long_text(name: str) -> None:
+def test_cost_per_step_does_not_grow_with_the_text(name: str) -> None:
     looked_at = []
     for length in (500, 6000):
         history = Counted(random.Random(1).choices(range(VOCABULARY), k=length))

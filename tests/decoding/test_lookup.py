@@ -1,4 +1,4 @@
-"""Several tokens for one reading of the model: the text must not show it."""
+"""Prompt lookup: several tokens per forward pass, and the same text as without."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ END = 0
 
 
 class Script:
-    """A model that knows a text by heart: after its first tokens the next one is probable. Counts its readings."""
+    """A model that has memorised a text: after each prefix the next token is probable. Records its forward passes."""
 
     def __init__(self, text: Sequence[int]) -> None:
         self.text = list(text)
@@ -32,7 +32,7 @@ class Script:
         self.readings: list[int] = []
 
     def _logits(self, length: int) -> Tensor:
-        """What follows so many tokens; after others than those of the text, what no text has."""
+        """Return the logits after so many tokens; after a wrong prefix, a token that is not in the text is probable."""
         logits = torch.linspace(0, 1, VOCABULARY)
         right = self.held[:length] == self.text[:length]
         logits[self.text[length] if right and length < len(self.text) else VOCABULARY - 1] = 9.0
@@ -62,7 +62,7 @@ class Script:
 
 
 def written(script: Script, prompt: int, room: int, longest: int = 10, filters: Sequence = ()) -> list[Token]:
-    """Tokens that follow the first `prompt` ones of a script."""
+    """Return the tokens that are generated after the first `prompt` tokens of a script."""
 
     def finish(sample: int, ids: Sequence[int]) -> str | None:
         return "eos" if ids[-1] == END else "length" if len(ids) == room else None
@@ -76,28 +76,28 @@ SONG = [*REFRAIN, 20, *REFRAIN, 21, *REFRAIN, 22, *REFRAIN, END]
 PROSE = [*range(1, 38), END]
 
 
-def test_the_script_is_written_to_its_end() -> None:
+def test_lookup_generates_the_whole_script() -> None:
     for text in (SONG, PROSE):
         tokens = written(Script(text), 1, room=100)
         assert [token.id for token in tokens] == text[1:]
         assert [token.finish_reason for token in tokens] == [None] * (len(text) - 2) + ["eos"]
 
 
-def test_a_refrain_is_read_in_fewer_goes_than_it_has_tokens() -> None:
+def test_repeated_refrain_is_read_in_fewer_passes() -> None:
     song = Script(SONG)
     written(song, 9, room=100)
     assert len(song.readings) < (len(SONG) - 9) / 2
     assert max(song.readings) > 5
 
 
-def test_text_that_never_repeats_itself_is_read_token_by_token() -> None:
+def test_text_without_repetition_is_read_token_by_token() -> None:
     prose = Script(PROSE)
     written(prose, 1, room=100)
     assert set(prose.readings) == {1}
     assert len(prose.readings) == len(PROSE) - 2
 
 
-def test_without_guesses_every_token_is_read_alone() -> None:
+def test_guess_length_zero_reads_token_by_token() -> None:
     song = Script(SONG)
     assert [token.id for token in written(song, 9, room=100, longest=0)] == SONG[9:]
     assert set(song.readings) == {1}
@@ -105,8 +105,8 @@ def test_without_guesses_every_token_is_read_alone() -> None:
 
 @pytest.mark.parametrize("longest", [1, 2, 3, 5, 10])
 @pytest.mark.parametrize("room", range(1, 28))
-def test_guesses_stay_within_the_room_and_their_length(room: int, longest: int) -> None:
-    """Neither the cache nor the positions hold more: the prompt, and all new tokens but the last."""
+def test_guesses_stay_within_both_limits(room: int, longest: int) -> None:
+    """The cache never holds more than the prompt and all new tokens but the last."""
     song = Script(SONG)
     longest_held = 0
     original = song.extend
@@ -125,15 +125,15 @@ def test_guesses_stay_within_the_room_and_their_length(room: int, longest: int) 
     assert max(song.readings, default=0) <= 1 + longest
 
 
-def test_a_guess_that_comes_half_true_is_taken_back_from_there() -> None:
+def test_guess_is_taken_back_from_its_first_wrong_token() -> None:
     text = [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 30, 31, 32, END]
     script = Script(text)
     assert [token.id for token in written(script, 9, room=20)] == text[9:]
     assert script.readings[0] > 1, "1 2 3 has stood there before: something was guessed"
 
 
-def test_a_guess_beyond_a_step_with_everything_banned_is_dropped() -> None:
-    """The refrain is guessed whole, but after its fourth token nothing may come."""
+def test_guess_is_dropped_after_a_step_with_all_tokens_banned() -> None:
+    """The whole refrain is guessed, but after its fourth token everything is banned."""
     script = Script(SONG)
     dead_end = [lambda x, texts: x.masked_fill(torch.tensor(texts[0].new_count == 4), -torch.inf)]
     tokens = written(script, 9, room=50, filters=dead_end)
@@ -141,8 +141,8 @@ def test_a_guess_beyond_a_step_with_everything_banned_is_dropped() -> None:
     assert tokens[-1].finish_reason == "banned"
 
 
-def test_the_end_inside_a_guess_that_is_right_ends_the_text() -> None:
-    """The end-of-text token stands between two texts of the prompt, so it is guessed together with what follows it."""
+def test_end_token_inside_a_right_guess_ends_the_text() -> None:
+    """The prompt has an end token between two texts, so it is guessed together with the tokens after it."""
     text = [1, 2, 3, 4, END, 1, 2, 3, 4, END, 1, 2, 3, 4, END, 1, 2]
     script = Script(text)
     tokens = written(script, 12, room=50)
@@ -151,7 +151,7 @@ def test_the_end_inside_a_guess_that_is_right_ends_the_text() -> None:
     assert script.readings[0] > 3, "the guess went on beyond the end"
 
 
-def test_filters_see_the_text_up_to_each_token_of_a_guess() -> None:
+def test_filters_see_the_text_before_each_guessed_token() -> None:
     seen: list[list[int]] = []
 
     def note(logits: Tensor, texts: Sequence[Text]) -> Tensor:
@@ -164,7 +164,7 @@ def test_filters_see_the_text_up_to_each_token_of_a_guess() -> None:
     assert seen == [SONG[:length] for length in range(9, len(SONG))]
 
 
-def test_what_is_no_number_is_refused_at_its_token_though_it_was_read_ahead() -> None:
+def test_nan_in_a_guess_is_reported_at_its_own_token() -> None:
     class Broken(Script):
         def _logits(self, length: int) -> Tensor:
             return torch.full((VOCABULARY,), torch.nan) if length == 13 else super()._logits(length)
@@ -175,17 +175,17 @@ def test_what_is_no_number_is_refused_at_its_token_though_it_was_read_ahead() ->
         next(tokens)
 
 
-# What is guessed
+# The guesser
 
 
-def test_the_longest_of_the_last_ngrams_decides_and_its_latest_place() -> None:
+def test_guess_follows_the_latest_match_of_the_longest_ngram() -> None:
     assert Guesser([1, 2, 3, 7, 9, 2, 3, 8, 1, 2, 3], 1).guess(9) == [7]
     assert Guesser([1, 2, 3, 7, 1, 2, 3, 8, 1, 2, 3], 1).guess(9) == [8]
     assert Guesser([5, 2, 3, 7, 6, 2, 3], 1).guess(9) == [7]
     assert Guesser([1, 2, 3, 4], 5).guess(9) == []
 
 
-def test_a_guess_is_no_longer_than_asked_for() -> None:
+def test_guess_is_no_longer_than_its_limits() -> None:
     sure = [1, 2, 3, 4, 5, 6, 7, 8] * 5
     assert Guesser(sure, 9).guess(99) == [*sure, 1][:9]
     assert Guesser(sure, 9).guess(2) == [1, 2]
@@ -193,13 +193,13 @@ def test_a_guess_is_no_longer_than_asked_for() -> None:
     assert Guesser(sure, 9).guess(0) == []
 
 
-def test_a_guess_beyond_the_end_of_the_text_goes_round() -> None:
+def test_guess_beyond_the_end_repeats_the_period() -> None:
     assert Guesser([1, 2, 3] * 10, 8).guess(99) == [1, 2, 3, 1, 2, 3, 1, 2]
     assert Guesser([5] * 10, 4).guess(99) == [5, 5, 5, 5]
 
 
 def lengths(guesser: Guesser, endings: Sequence[int]) -> list[int]:
-    """How far is guessed after a refrain, each time before another of these tokens follows it."""
+    """Return the length of the guess after each repetition of a refrain that one of these tokens follows."""
     found = []
     for token in endings:
         guesser.append([1, 2, 3])
@@ -208,25 +208,25 @@ def lengths(guesser: Guesser, endings: Sequence[int]) -> list[int]:
     return found
 
 
-def test_guesses_that_would_have_come_true_lengthen_the_next() -> None:
+def test_right_guesses_lengthen_later_ones() -> None:
     found = lengths(Guesser([1, 2, 3, 9], 8), [9] * 12)
     assert found == sorted(found)
     assert 0 < found[0] < found[-1] == 8
 
 
-def test_guesses_that_would_have_failed_shorten_the_next_until_none_is_made() -> None:
+def test_wrong_guesses_shorten_later_ones_to_none() -> None:
     found = lengths(Guesser([1, 2, 3, 9], 8), range(10, 40))
     assert found == sorted(found, reverse=True)
     assert found[0] > 0 == found[-1]
 
 
-def test_guesses_come_back_though_none_was_made() -> None:
+def test_guessing_resumes_once_guesses_would_be_right() -> None:
     guesser = Guesser([1, 2, 3, 9], 8)
     lengths(guesser, range(10, 40))
     assert lengths(guesser, [9] * 20)[-1] == 8
 
 
-def test_repeats_that_mislead_are_soon_read_token_by_token() -> None:
+def test_misleading_repeats_soon_stop_the_guessing() -> None:
     text = [token for other in range(10, 39) for token in (1, 2, other)] + [END]
     script = Script(text)
     assert [token.id for token in written(script, 1, room=100)] == text[1:]
@@ -244,8 +244,8 @@ def tiny() -> Generator:
 
 @pytest.fixture
 def readings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """How many tokens the model reads at once, after the prompt."""
-    from gpt2tg.engine.cpu.kernel_context import KernelContext
+    """The number of tokens in each forward pass after the prompt."""
+    from gpt2tg.engine.cpu.context import KernelContext
 
     noted: list[int] = []
     for kind in (TorchContext, KernelContext):
@@ -278,9 +278,7 @@ def both(tiny: Generator, prompt: str, wanted: DecodingOptions) -> tuple[list, l
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize("settings", GREEDY.values(), ids=GREEDY)
-def test_greedy_text_and_its_probability_are_those_without_guesses(
-    tiny: Generator, settings: dict, prompt: str
-) -> None:
+def test_prompt_lookup_does_not_change_greedy_samples(tiny: Generator, settings: dict, prompt: str) -> None:
     wanted = decoding_options({"decoding": "greedy", "max_new_tokens": 100, "prompt_lookup": 10, **settings})
     plain, guessed = both(tiny, prompt, wanted)
     assert [sample.ids for sample in guessed] == [sample.ids for sample in plain]
@@ -289,13 +287,13 @@ def test_greedy_text_and_its_probability_are_those_without_guesses(
 
 
 @pytest.mark.parametrize("decoding", ["sample", "top_p"])
-def test_a_drawn_text_is_the_same_with_guesses(tiny: Generator, decoding: str) -> None:
+def test_prompt_lookup_does_not_change_drawn_texts(tiny: Generator, decoding: str) -> None:
     settings = {"decoding": decoding, "seed": 5, "num_sequences": 1, "temperature": 0.3, "max_new_tokens": 80}
     plain, guessed = both(tiny, PROMPTS[1], decoding_options({**settings, "prompt_lookup": 6}))
     assert [sample.ids for sample in guessed] == [sample.ids for sample in plain]
 
 
-def test_text_with_repetition_takes_fewer_readings_than_tokens(tiny: Generator, readings: list[int]) -> None:
+def test_repetitive_text_takes_fewer_passes_than_tokens(tiny: Generator, readings: list[int]) -> None:
     wanted = decoding_options({"decoding": "greedy", "max_new_tokens": 150, "suppress_eos": True, "prompt_lookup": 10})
     (sample,) = tiny.generate(PROMPTS[1], wanted)
     assert len(sample.ids) == 150
@@ -303,7 +301,7 @@ def test_text_with_repetition_takes_fewer_readings_than_tokens(tiny: Generator, 
     assert sum(readings) >= 149
 
 
-def test_a_text_is_guessed_to_the_last_position(tiny: Generator, readings: list[int]) -> None:
+def test_guessing_works_to_the_last_position(tiny: Generator, readings: list[int]) -> None:
     positions = tiny.model.shape.n_positions
     settings = {"decoding": "greedy", "max_length": positions, "suppress_eos": True}
     prompt = " ".join(["run, run, and"] * (positions // 6))
@@ -313,8 +311,8 @@ def test_a_text_is_guessed_to_the_last_position(tiny: Generator, readings: list[
     assert max(readings) > 4
 
 
-def test_greedy_alone_is_the_loop_of_sampling(tiny: Generator) -> None:
-    """The same tokens and probabilities from the loop that knows nothing of guesses."""
+def test_prompt_lookup_equals_the_plain_loop(tiny: Generator) -> None:
+    """Against `sampling.decode`, which makes no guesses."""
     ids = tiny.encode(PROMPTS[0])
 
     def finish(sample: int, new: Sequence[int]) -> str | None:

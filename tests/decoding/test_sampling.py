@@ -1,4 +1,4 @@
-"""The loop and the draws, on scripted logits: no model is needed to know what must come out."""
+"""The decoding loop and the draws, on scripted logits with known results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ END = 0
 
 
 class Script:
-    """A model whose logits depend on the last token alone. Remembers what it was asked."""
+    """A model whose logits depend on the last token alone. Records its calls."""
 
     def __init__(self, table: Tensor) -> None:
         self.table = table
@@ -37,7 +37,7 @@ class Script:
 
 
 def countdown() -> Tensor:
-    """After token t comes t - 1, down to the end token."""
+    """Return logits with which token t is followed by t - 1, down to the end token."""
     table = torch.full((6, 6), -5.0)
     for token in range(1, 6):
         table[token, token - 1] = 5.0
@@ -65,7 +65,7 @@ def test_finished_samples_leave_the_batch() -> None:
     assert script.batch_sizes == [3, 2, 1, 1]
 
 
-def test_each_sample_ends_by_its_own_rule() -> None:
+def test_each_sample_has_its_own_finish() -> None:
     def finish(sample: int, ids: Sequence[int]) -> str | None:
         return "length" if len(ids) == [3, 1, 2][sample] else None
 
@@ -73,14 +73,14 @@ def test_each_sample_ends_by_its_own_rule() -> None:
     assert [ids_of(tokens, sample) for sample in range(3)] == [[4, 3, 2], [4], [4, 3]]
 
 
-def test_a_prompt_is_read_once_however_many_samples_continue_it() -> None:
+def test_prompt_is_prefilled_once_for_all_its_samples() -> None:
     script = Script(countdown())
     tokens = list(sampling.decode(script, [[3]], [0] * 20, [], sampling.most_probable, at_end))
     assert script.read == [[3]]
     assert all(ids_of(tokens, sample) == [2, 1, 0] for sample in range(20))
 
 
-def test_logprob_is_the_models_own_whatever_the_filters_do() -> None:
+def test_logprob_is_the_models_own_before_filters() -> None:
     table = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log().repeat(4, 1)
     (token,) = sampling.decode(
         Script(table), [[1]], [0], [lambda x, _: filters.top_k(x, 1)], sampling.most_probable, lambda *_: "length"
@@ -90,7 +90,7 @@ def test_logprob_is_the_models_own_whatever_the_filters_do() -> None:
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_logits_that_are_no_numbers_end_in_an_error_that_names_the_step(bad: float) -> None:
+def test_logits_that_are_not_finite_raise_and_name_the_step(bad: float) -> None:
     table = countdown()
     table[2, 4] = bad
     with pytest.raises(NotFiniteError, match="new token 3"):
@@ -102,12 +102,12 @@ def test_logits_that_are_no_numbers_end_in_an_error_that_names_the_step(bad: flo
     [(0.0, 1), (0.199, 1), (0.2, 2), (0.699, 2), (0.7, 4), (0.999999, 4)],
 )
 def test_inverse_distribution_by_hand(uniform: float, token: int) -> None:
-    """Probabilities 0, 0.2, 0.5, 0, 0.3: the borders lie at 0.2 and 0.7; the zeros are never drawn."""
+    """Probabilities 0, 0.2, 0.5, 0, 0.3: the borders are 0.2 and 0.7, and the zeros are never drawn."""
     probabilities = torch.tensor([[0.0, 0.2, 0.5, 0.0, 0.3]], dtype=torch.float64)
     assert sampling.inverse_distribution(probabilities, torch.tensor([uniform], dtype=torch.float64)).item() == token
 
 
-def test_the_largest_uniform_number_stays_inside_the_vocabulary() -> None:
+def test_largest_uniform_number_draws_a_valid_token() -> None:
     nearly_one = torch.tensor([1 - 2**-53], dtype=torch.float64)
     for size in (3, 7, 50257):
         probabilities = torch.full((1, size), 1 / size)
@@ -116,7 +116,7 @@ def test_the_largest_uniform_number_stays_inside_the_vocabulary() -> None:
 
 
 class Fixed(random.Random):
-    """A source of chance that always says the same."""
+    """A random number generator that always returns the same number."""
 
     def __init__(self, number: float) -> None:
         super().__init__()
@@ -126,15 +126,15 @@ class Fixed(random.Random):
         return self.number
 
 
-def test_a_draw_uses_the_uniform_number_as_it_is() -> None:
-    """Two tokens whose border lies within a rounding of 32 bits of the number, and the largest number there is."""
+def test_draw_uses_the_uniform_number_in_float64() -> None:
+    """float32 would round the numbers to the border between the two tokens; also the largest number."""
     border = 0.75
     logits = torch.tensor([[border, 1 - border]], dtype=torch.float64).log()
     for uniform, token in [(border - 1e-9, 0), (border + 1e-9, 1), (1 - 2**-53, 1)]:
         assert sampling.Draw([Fixed(uniform)])(logits, [0]).tolist() == [token]
 
 
-def test_streams_differ_by_seed_prompt_and_sample_and_come_back() -> None:
+def test_streams_depend_on_seed_prompt_and_sample_alone() -> None:
     first = {
         (seed, prompt, sample): sampling.stream(seed, prompt, sample).random()
         for seed in (0, 1, 11)
@@ -145,7 +145,7 @@ def test_streams_differ_by_seed_prompt_and_sample_and_come_back() -> None:
     assert all(sampling.stream(*key).random() == value for key, value in first.items())
 
 
-def test_a_sample_draws_the_same_alone_and_in_company() -> None:
+def test_draws_of_a_sample_do_not_depend_on_the_batch() -> None:
     table = torch.randn(8, 8, generator=torch.Generator().manual_seed(3))
     prompts = [[1], [2, 3], [4]]
 
@@ -164,8 +164,8 @@ def test_a_sample_draws_the_same_alone_and_in_company() -> None:
 
 
 @pytest.mark.parametrize("draws", [False, True])
-def test_a_text_ends_where_everything_is_banned(draws: bool) -> None:
-    """After token 2 nothing may come. Only the rows that come there end, and the others read on."""
+def test_text_ends_when_everything_is_banned(draws: bool) -> None:
+    """After token 2 everything is banned. Rows that reach it end, the others go on."""
     script = Script(countdown())
     dead_end = [lambda x, texts: filters.ban(x, [n for n, text in enumerate(texts) if text.ids[-1] == 2], range(6))]
     choose = sampling.Draw([random.Random(n) for n in range(3)]) if draws else sampling.most_probable

@@ -21,7 +21,7 @@ def tail(index: int, ids: Sequence[int], count: int) -> str:
         (["ab"], [4, 1, 2], True),  # spread over two tokens
         (["ab"], [3], True),
         (["b"], [4, 3], True),  # inside a token, with text before it
-        (["bc"], [3, 4], True),  # ends in another token than it begins
+        (["bc"], [3, 4], True),  # begins in one token and ends in the next
         (["abc"], [1, 2, 2], False),
         (["the end"], [1, 6, 7], True),
         (["\N{PILE OF POO}c"], [1, 5, 4], True),
@@ -39,7 +39,7 @@ def test_stop_strings_are_found_across_token_borders(strings: list[str], ids: li
     [
         ("one. two. three", [". "], "one", "one. "),
         ("one. two", ["two", "."], "one", "one."),
-        ("abc", ["bc", "b"], "a", "abc"),  # at the same place the longer one is kept
+        ("abc", ["bc", "b"], "a", "abc"),  # of two at the same place, the longer one is kept
         ("abc", ["x"], "abc", "abc"),
         ("abc", [], "abc", "abc"),
         ("stop", ["stop"], "", "stop"),
@@ -61,11 +61,11 @@ def test_text_is_cut_at_the_first_stop_string(text: str, strings: list[str], wit
         ("a", [], 0),
     ],
 )
-def test_what_may_begin_a_stop_string_is_held_back(text: str, strings: list[str], held: int) -> None:
+def test_possible_beginning_of_a_stop_string_is_held_back(text: str, strings: list[str], held: int) -> None:
     assert held_back(text, strings) == held
 
 
-def test_the_reason_to_end() -> None:
+def test_finish_reasons() -> None:
     late = False
     endings = Endings({9}, StopStrings(["ab"], tail), [3, 5], lambda: late)
     assert endings(0, [1]) is None
@@ -78,7 +78,7 @@ def test_the_reason_to_end() -> None:
     assert endings(1, [4, 4, 4, 4, 4]) == "length"
 
 
-def test_a_deadline_counts_from_its_making() -> None:
+def test_deadline_counts_from_its_creation() -> None:
     now = [100.0]
     deadline = Deadline(2.5, lambda: now[0])
     assert not deadline()

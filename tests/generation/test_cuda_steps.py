@@ -1,4 +1,4 @@
-"""Texts in captured steps are the texts of the ordinary path. The steps are taken one by one here, without a GPU."""
+"""Generation with CUDA graphs gives the texts of the ordinary path. Here the steps run one by one, without a GPU."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def in_steps(ordinary: Generator) -> Generator:
 
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[ContinuousBatch]:
-    """All that are made."""
+    """All batches that are created."""
     made: list[ContinuousBatch] = []
 
     class Noted(ContinuousBatch):
@@ -77,16 +77,16 @@ def requests_of(generator: Generator, settings: DecodingOptions, prompts: Sequen
     return [generator.fit(prompt, settings, index) for index, prompt in enumerate(prompts)]
 
 
-def told(samples: Sequence[Sample]) -> list[tuple]:
+def outcomes(samples: Sequence[Sample]) -> list[tuple]:
     return [(sample.prompt_index, sample.index, sample.ids, sample.completion, sample.finish_reason, sample.replay)
             for sample in samples]  # fmt: skip
 
 
 @pytest.mark.parametrize("settings", WRITTEN_IN_STEPS, ids=str)
-def test_texts_and_their_pieces_are_the_same(
+def test_chunks_equal_those_without_cuda_graphs(
     ordinary: Generator, in_steps: Generator, batches: list[ContinuousBatch], settings: dict[str, object]
 ) -> None:
-    """In the same order too, since every text has a row."""
+    """Also in the same order, since every text has a row of its own."""
     chosen = options(settings)
     requests = requests_of(ordinary, chosen)
     expected, found = (list(writer.stream_batch(requests, chosen)) for writer in (ordinary, in_steps))
@@ -94,17 +94,17 @@ def test_texts_and_their_pieces_are_the_same(
         (chunk.prompt_index, chunk.index, chunk.text) for chunk in expected
     ]
     finished, others = ([chunk.sample for chunk in chunks if chunk.sample] for chunks in (found, expected))
-    assert told(finished) == told(others)
+    assert outcomes(finished) == outcomes(others)
     assert [sample.logprob for sample in finished] == pytest.approx([sample.logprob for sample in others], abs=1e-3)
     assert len(batches) == 1
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 50])
 @pytest.mark.parametrize("settings", WRITTEN_IN_STEPS, ids=str)
-def test_many_prompts_come_in_their_order(
+def test_samples_come_in_the_order_of_the_prompts(
     ordinary: Generator, in_steps: Generator, settings: dict[str, object], batch_size: int
 ) -> None:
-    """Whatever takes the row of what: lengths are unequal, so that texts end in another order than they began."""
+    """Texts of unequal lengths end in another order than they began, and others take over their rows."""
     chosen = options(settings)
     requests = [
         ordinary.fit(prompt, options({**settings, "max_new_tokens": 2 + 11 * index % 26}), index)
@@ -112,22 +112,22 @@ def test_many_prompts_come_in_their_order(
     ]
     expected = ordinary.generate_batch(requests, chosen)
     found = list(in_steps.generate_each(requests, chosen, batch_size))
-    assert [told(samples) for samples in found] == [told(samples) for samples in expected]
+    assert [outcomes(samples) for samples in found] == [outcomes(samples) for samples in expected]
 
 
 @pytest.mark.parametrize("settings", WRITTEN_STEP_BY_STEP, ids=str)
-def test_other_texts_are_written_step_by_step(
+def test_other_texts_do_not_use_cuda_graphs(
     ordinary: Generator, in_steps: Generator, batches: list[ContinuousBatch], settings: dict[str, object]
 ) -> None:
     chosen = options(settings)
     requests = requests_of(ordinary, chosen, PROMPTS[-3:])
     expected = ordinary.generate_batch(requests, chosen)
     found = list(in_steps.generate_each(requests, chosen, 8))
-    assert [told(samples) for samples in found] == [told(samples) for samples in expected]
+    assert [outcomes(samples) for samples in found] == [outcomes(samples) for samples in expected]
     assert batches == []
 
 
-def test_the_batch_is_kept_for_texts_that_are_drawn_alike(in_steps: Generator, batches: list[ContinuousBatch]) -> None:
+def test_captured_batch_is_reused_for_equal_settings(in_steps: Generator, batches: list[ContinuousBatch]) -> None:
     for settings, made in [
         ({"decoding": "top_k", "top_k": 9, "seed": 1}, 1),
         ({"decoding": "top_k", "top_k": 9, "seed": 2, "stop": ("a",)}, 1),
@@ -140,7 +140,7 @@ def test_the_batch_is_kept_for_texts_that_are_drawn_alike(in_steps: Generator, b
         assert len(batches) == made, settings
 
 
-def test_two_texts_at_a_time_have_batches_of_their_own(in_steps: Generator, batches: list[ContinuousBatch]) -> None:
+def test_interleaved_streams_use_separate_batches(in_steps: Generator, batches: list[ContinuousBatch]) -> None:
     chosen = options({"decoding": "greedy"})
     streams = [in_steps.stream(prompt, chosen) for prompt in ("The owl", "Two bells argued")]
     pieces = ["", ""]
@@ -154,7 +154,7 @@ def test_two_texts_at_a_time_have_batches_of_their_own(in_steps: Generator, batc
     assert len(batches) == 2
 
 
-def test_a_time_limit_ends_texts(in_steps: Generator, batches: list[ContinuousBatch]) -> None:
+def test_max_time_ends_texts_with_cuda_graphs(in_steps: Generator, batches: list[ContinuousBatch]) -> None:
     chosen = options({"decoding": "greedy", "max_time": 1e-9})
     requests = requests_of(in_steps, chosen, PROMPTS[:4])
     found = [sample for samples in in_steps.generate_each(requests, chosen, 2) for sample in samples]
@@ -162,7 +162,7 @@ def test_a_time_limit_ends_texts(in_steps: Generator, batches: list[ContinuousBa
     assert batches
 
 
-def test_weights_that_are_no_numbers_are_named(in_steps: Generator) -> None:
+def test_broken_weights_raise_with_cuda_graphs(in_steps: Generator) -> None:
     broken = Generator(copy.copy(in_steps.model), in_steps.tokenizer)
     broken.captured_steps.are_used = True
     weights = broken.model.weights
@@ -172,7 +172,7 @@ def test_weights_that_are_no_numbers_are_named(in_steps: Generator) -> None:
             broken.generate("The owl", options(settings))
 
 
-def test_memory_that_runs_out_is_told_and_not_kept(in_steps: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_is_reported_and_frees_the_batch(in_steps: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_memory(*_: object) -> object:
         raise torch.OutOfMemoryError
 

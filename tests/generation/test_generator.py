@@ -1,4 +1,4 @@
-"""From prompt to text: against transformers' `generate`, and what must hold whatever the model says."""
+"""From prompt to text: against transformers' `generate`, and properties that hold for every model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gpt2tg.decoding.interface import Text
 from gpt2tg.engine.contexts import new_context
 from gpt2tg.engine.model import GPT2
 from gpt2tg.errors import RunError, UserError
-from gpt2tg.generation.filter_chain import filter_chain
+from gpt2tg.generation.filter_chain import FilterChain, filter_chain
 from gpt2tg.generation.generator import Generator, Sample, choose_device, load
 from gpt2tg.options import DecodingOptions, decoding_options
 
@@ -80,20 +80,20 @@ def test_completion_is_the_decoded_ids_without_the_end_token(generator: Generato
 
 
 @pytest.mark.parametrize("decoding", ["sample", "top_k", "top_p", "beam_sample"])
-def test_a_seed_fixes_the_text_and_another_changes_it(generator: Generator, decoding: str) -> None:
+def test_seed_determines_the_text(generator: Generator, decoding: str) -> None:
     wanted = options(decoding, seed=0, temperature=1.0, num_sequences=1)
     assert generator.generate("The", wanted) == generator.generate("The", wanted)
     others = [generator.generate("The", replace(wanted, seed=seed))[0].ids for seed in range(1, 6)]
     assert generator.generate("The", wanted)[0].ids not in others
 
 
-def test_without_a_seed_texts_differ(generator: Generator) -> None:
+def test_texts_differ_without_a_seed(generator: Generator) -> None:
     wanted = options("sample", temperature=1.0, num_sequences=1)
     texts = {generator.generate("The", wanted)[0].ids for _ in range(4)}
     assert len(texts) > 1
 
 
-def test_generation_does_not_touch_the_global_random_state(generator: Generator) -> None:
+def test_generation_leaves_the_global_random_state_alone(generator: Generator) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     generator.generate("The", options("top_p"))
@@ -101,7 +101,7 @@ def test_generation_does_not_touch_the_global_random_state(generator: Generator)
 
 
 @pytest.mark.parametrize("decoding", ["sample", "top_k", "top_p"])
-def test_a_sample_is_the_same_alone_and_among_others(generator: Generator, decoding: str) -> None:
+def test_sample_does_not_depend_on_other_samples(generator: Generator, decoding: str) -> None:
     several = generator.generate("The", options(decoding, seed=2, num_sequences=5))
     alone = generator.generate("The", options(decoding, seed=2, num_sequences=1))
     assert several[0].ids == alone[0].ids
@@ -134,7 +134,7 @@ def test_logprob_is_that_of_transformers(generator: Generator, reference: GPT2LM
         assert sample.logprob == pytest.approx(expected, abs=1e-3)
 
 
-def test_a_text_fills_the_model_to_its_last_position(generator: Generator, reference: GPT2LMHeadModel) -> None:
+def test_text_fills_the_context_window_completely(generator: Generator, reference: GPT2LMHeadModel) -> None:
     (sample,) = generator.generate("The", decoding_options({"decoding": "greedy", "max_length": 64}))
     ids = generator.encode("The")
     assert list(sample.ids) == transformers_ids(reference, ids, do_sample=False, max_length=64)
@@ -157,7 +157,7 @@ def test_max_length_counts_the_prompt(generator: Generator) -> None:
         ({"max_new_tokens": 64}, "max_new_tokens", ("64",)),
     ],
 )
-def test_lengths_that_do_not_fit_are_refused_before_the_model_runs(
+def test_lengths_over_the_context_window_are_refused_first(
     generator: Generator, settings: dict, option: str, numbers: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(GPT2, "hidden", lambda *_: pytest.fail("the model ran"))
@@ -167,12 +167,12 @@ def test_lengths_that_do_not_fit_are_refused_before_the_model_runs(
     assert all(number in str(caught.value) for number in numbers)
 
 
-def test_the_default_length_bends_to_a_small_model(generator: Generator) -> None:
+def test_default_length_is_limited_by_the_context_window(generator: Generator) -> None:
     (sample,) = generator.generate("The", decoding_options({"decoding": "greedy"}))
     assert len(generator.encode("The")) + len(sample.ids) <= 64
 
 
-def test_broken_weights_end_in_an_error_and_no_text(generator: Generator) -> None:
+def test_broken_weights_raise_and_generate_nothing(generator: Generator) -> None:
     broken = Generator(copy.copy(generator.model), generator.tokenizer)
     broken.model.weights = {**generator.model.weights, "ln_f.weight": torch.full((32,), torch.nan)}
     for decoding in ("greedy", "beam", "top_p"):
@@ -180,7 +180,7 @@ def test_broken_weights_end_in_an_error_and_no_text(generator: Generator) -> Non
             broken.generate("The", options(decoding))
 
 
-def test_a_device_that_is_not_there_is_refused() -> None:
+def test_missing_device_is_refused() -> None:
     missing = "mps" if not torch.backends.mps.is_available() else "cuda"
     with pytest.raises(UserError, match=f"{missing} asked for"):
         choose_device(missing)
@@ -195,10 +195,10 @@ def test_greedy_ids_on_a_gpu_equal_the_cpu(model_dir: Path, generator: Generator
 
 
 @pytest.mark.parametrize(("decoding", "alive"), [("top_k", 1), ("beam_sample", 2)])
-def test_a_beam_keeps_a_token_beside_the_one_that_ends_it(generator: Generator, decoding: str, alive: int) -> None:
+def test_beams_keep_a_token_besides_the_end_token(generator: Generator, decoding: str, alive: int) -> None:
     logits = torch.randn(1, 300, generator=torch.Generator().manual_seed(1))
-    for change in filter_chain(options(decoding, top_k=1), generator.tokenizer, (0,)):
-        logits = change(logits, [Text([5], 1)])
+    for change in filter_chain(options(decoding, top_k=1), generator.tokenizer, (0,)).filters:
+        logits = change(logits, [Text.after([5])])
     assert int(logits.isfinite().sum()) == alive
 
 
@@ -219,18 +219,18 @@ def test_a_beam_keeps_a_token_beside_the_one_that_ends_it(generator: Generator, 
         ("diverse_beam", {"diversity_penalty": 1e6}),
     ],
 )
-def test_the_ends_of_the_ranges_give_texts(generator: Generator, decoding: str, settings: dict[str, object]) -> None:
+def test_extreme_settings_generate_texts(generator: Generator, decoding: str, settings: dict[str, object]) -> None:
     for sample in generator.generate("The owl", options(decoding, seed=3, **settings)):
         assert len(sample.ids) == 20 or sample.finish_reason == "eos"
         assert sample.logprob > -torch.inf
 
 
-# However a text is read
+# The KV cache
 
 
 @pytest.fixture
 def exact(model_dir: Path) -> Generator:
-    """A generator of its own, whose cache holds nothing yet, and which computes to the same bit whatever is read."""
+    """A new generator with an empty cache, whose results are bit-equal however tokens are batched."""
     made = load(str(model_dir))
     kernels_here()
     assert new_context(made.model, 8).is_exact
@@ -240,10 +240,8 @@ def exact(model_dir: Path) -> Generator:
 @pytest.mark.parametrize(
     "decoding", ["greedy", "sample", "top_p", "beam", "beam_sample", "diverse_beam", "contrastive"]
 )
-def test_streamed_in_a_batch_and_after_other_texts_a_sample_is_the_same_to_the_last_bit(
-    exact: Generator, model_dir: Path, decoding: str
-) -> None:
-    """Ids and log-probability, from a cache that holds another text, a beginning of this one, or nothing."""
+def test_sample_is_bit_equal_alone_streamed_and_batched(exact: Generator, model_dir: Path, decoding: str) -> None:
+    """Ids and log-probability, with a cache that is empty, holds a prefix of the text, or another text."""
     wanted = options(decoding, seed=3, num_sequences=1)
     prompts = ["The fox counted", "The fox counted the stars twice", "Two bells"]
     fresh = [load(str(model_dir)).generate(prompt, wanted) for prompt in prompts]
@@ -251,13 +249,13 @@ def test_streamed_in_a_batch_and_after_other_texts_a_sample_is_the_same_to_the_l
         assert exact.generate(prompt, wanted) == expected
         assert [chunk.sample for chunk in exact.stream(prompt, wanted) if chunk.sample] == expected
     batch = exact.generate_batch([exact.fit(prompt, wanted, index) for index, prompt in enumerate(prompts)], wanted)
-    if decoding in ("greedy", "beam", "contrastive", "diverse_beam"):  # what is drawn depends on the prompt's number
+    if decoding in ("greedy", "beam", "contrastive", "diverse_beam"):  # draws depend on the index of the prompt
         assert [[replace(sample, prompt_index=0) for sample in samples] for samples in batch] == fresh
     assert batch[0] == fresh[0]
 
 
-def test_a_text_that_goes_on_reads_only_what_is_new(exact: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpt2tg.engine.cpu.kernel_context import KernelContext
+def test_common_prefix_is_read_from_the_kept_cache(exact: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpt2tg.engine.cpu.context import KernelContext
 
     read: list[int] = []
     original = KernelContext._read
@@ -277,7 +275,7 @@ def test_a_text_that_goes_on_reads_only_what_is_new(exact: Generator, monkeypatc
     assert read[0] == len(second) - common
 
 
-def test_two_texts_written_in_turns_do_not_disturb_each_other(exact: Generator) -> None:
+def test_interleaved_streams_do_not_affect_each_other(exact: Generator) -> None:
     wanted = options("greedy", suppress_eos=True)
     alone = [exact.generate(prompt, wanted) for prompt in ("The fox", "The fox counted")]
     streams = [exact.stream(prompt, wanted) for prompt in ("The fox", "The fox counted")]
@@ -290,7 +288,7 @@ def test_two_texts_written_in_turns_do_not_disturb_each_other(exact: Generator) 
     assert exact.generate("The fox", wanted) == alone[0]
 
 
-def test_a_text_that_is_left_in_the_middle_leaves_nothing_wrong(exact: Generator) -> None:
+def test_closing_a_stream_early_does_not_affect_later_texts(exact: Generator) -> None:
     wanted = options("greedy", suppress_eos=True)
     expected = exact.generate("The fox", wanted)
     stream = exact.stream("The fox", wanted)
@@ -299,18 +297,18 @@ def test_a_text_that_is_left_in_the_middle_leaves_nothing_wrong(exact: Generator
     assert exact.generate("The fox", wanted) == expected
 
 
-def test_many_texts_do_not_keep_their_cache(exact: Generator) -> None:
-    """As long as the model's positions allow, side by side: what a single text may leave is one row."""
+def test_cache_of_many_texts_is_not_kept(exact: Generator) -> None:
+    """Only the cache of a single text is kept: it has one row."""
     exact.generate("The", decoding_options({"decoding": "sample", "max_length": 64, "num_sequences": 8, "seed": 1}))
     exact.generate("The", decoding_options({"decoding": "beam", "max_length": 64}))
-    assert exact._spare is None
+    assert exact.caches.spare is None
     exact.generate("The", options("greedy"))
-    assert exact._spare._cache.shape[2] == 1
+    assert exact.caches.spare._cache.shape[2] == 1
 
 
 @pytest.mark.parametrize("decoding", [*STRATEGIES, "diverse_beam", "contrastive"])
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_every_strategy_writes_with_fewer_bits(model_dir: Path, precision: str, decoding: str) -> None:
+def test_every_strategy_works_in_fp16_and_int8(model_dir: Path, precision: str, decoding: str) -> None:
     narrow = load(str(model_dir), precision=precision)
     samples = narrow.generate("The fox", options(decoding, seed=4))
     assert samples
@@ -332,8 +330,8 @@ USED_UP = {"no_repeat_ngram": 1, "suppress_eos": True, "overflow": "slide", "max
     ],
     ids=str,
 )
-def test_a_text_ends_marked_once_every_token_is_banned(generator: Generator, settings: dict[str, object]) -> None:
-    """No token twice: at the end each of the vocabulary stands there once, but for the end of the text."""
+def test_text_ends_as_banned_once_all_tokens_are_banned(generator: Generator, settings: dict[str, object]) -> None:
+    """No token may repeat: at the end each token occurs once, except the end token."""
     options = decoding_options({**USED_UP, **settings})
     read = set(generator.encode("The fox"))
     chunks = list(generator.stream("The fox", options))
@@ -346,8 +344,8 @@ def test_a_text_ends_marked_once_every_token_is_banned(generator: Generator, set
         assert streamed == sample.completion == generator.tokenizer.decode(list(sample.ids))
 
 
-def test_one_text_of_a_batch_may_end_banned(generator: Generator) -> None:
-    """The shorter prompt has more of the vocabulary left, and its text is what it is alone."""
+def test_one_text_of_a_batch_can_end_as_banned(generator: Generator) -> None:
+    """The shorter prompt has more unused tokens left. Each text equals the one generated alone."""
     options = decoding_options({**USED_UP, "decoding": "greedy", "num_sequences": 1, "max_new_tokens": 292})
     prompts = ["The", "The owl sold silence by the ounce and kept the scales in a quiet room."]
     together = generator.generate_batch([generator.fit(p, options, n) for n, p in enumerate(prompts)], options)
@@ -356,13 +354,11 @@ def test_one_text_of_a_batch_may_end_banned(generator: Generator) -> None:
     assert [samples[0].ids for samples in together] == alone
 
 
-def test_a_text_that_may_not_even_begin_is_empty_and_marked(
-    generator: Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_text_is_empty_if_all_first_tokens_are_banned(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(logits: torch.Tensor, texts: object) -> torch.Tensor:
         return torch.full_like(logits, -torch.inf)
 
-    monkeypatch.setattr("gpt2tg.generation.generator.filter_chain", lambda *_: [nothing])
+    monkeypatch.setattr("gpt2tg.generation.generator.filter_chain", lambda *_: FilterChain([], [nothing], []))
     for settings in ({"decoding": "beam"}, {"decoding": "top_p", "seed": 1, "best_of": 3, "num_sequences": 1}):
         (sample,) = generator.generate("The fox", decoding_options(settings))
         assert (sample.completion, sample.ids, sample.finish_reason) == ("", (), "banned")

@@ -1,4 +1,4 @@
-"""What of a growing text is shown, and when."""
+"""Which part of a growing text is shown, and when."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_pieces_are_the_text_and_whole_characters(tokenizer: TextTokenizer, text: str) -> None:
+def test_pieces_are_whole_characters_and_join_to_the_text(tokenizer: TextTokenizer, text: str) -> None:
     visible = VisibleText(tokenizer)
     pieces = [visible.push(token) for token in tokenizer.encode(text)]
     pieces.append(visible.finish())
@@ -35,7 +35,7 @@ def test_pieces_are_the_text_and_whole_characters(tokenizer: TextTokenizer, text
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_nothing_is_added_to_a_character_that_was_shown(tokenizer: TextTokenizer, text: str) -> None:
+def test_shown_characters_are_never_extended(tokenizer: TextTokenizer, text: str) -> None:
     visible = VisibleText(tokenizer)
     for token in tokenizer.encode(text):
         visible.push(token)
@@ -43,7 +43,7 @@ def test_nothing_is_added_to_a_character_that_was_shown(tokenizer: TextTokenizer
         assert not rest or last_character(visible.shown + rest[0]) >= len(visible.shown)
 
 
-def test_text_is_not_held_back_longer_than_a_character(tokenizer: TextTokenizer) -> None:
+def test_at_most_one_character_is_held_back(tokenizer: TextTokenizer) -> None:
     visible = VisibleText(tokenizer)
     ids = tokenizer.encode("The owl sold silence by the ounce.")
     for count, token in enumerate(ids, start=1):
@@ -54,15 +54,18 @@ def test_text_is_not_held_back_longer_than_a_character(tokenizer: TextTokenizer)
 @pytest.mark.parametrize(
     ("text", "start"),
     [("", 0), ("ab", 1), ("ab ", 3), ("e\u0301", 0), ("xe\u0301\u0302", 1), ("a\U0001f1eb\U0001f1f7", 1),
-     ("\N{WOMAN}\u200d\N{PERSONAL COMPUTER}", 0), ("b\N{WAVING HAND SIGN}\N{EMOJI MODIFIER FITZPATRICK TYPE-5}", 1)],
+     ("\N{WOMAN}\u200d\N{PERSONAL COMPUTER}", 0), ("b\N{WAVING HAND SIGN}\N{EMOJI MODIFIER FITZPATRICK TYPE-5}", 1),
+     ("\u0915\u094d\u0937", 0), ("\u0915\u094d\u200d\u0937", 0), ("\u1112\u1161\u11ab\u1100\u1173", 3),
+     ("a1\ufe0f\u20e3", 1),
+     ("\U0001f1eb\U0001f1f7\U0001f1eb", 2), ("\u0e01\u0e33", 0), ("é ", 2), ("é\n", 2)],
 )  # fmt: skip
 def test_where_the_last_character_begins(text: str, start: int) -> None:
     assert last_character(text) == start
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_nothing_of_a_stop_string_is_shown_early(tokenizer: TextTokenizer, keep: bool) -> None:
-    """Random texts with the stop string at a random place; tokens end with the one that completes it."""
+def test_no_part_of_a_stop_string_is_shown(tokenizer: TextTokenizer, keep: bool) -> None:
+    """Random texts that end with the stop string."""
     chance = random.Random(5)
     for _ in range(100):
         before = "".join(chance.choice("the en\n—é猫") for _ in range(chance.randrange(30)))
@@ -106,8 +109,8 @@ def test_nothing_of_a_stop_string_is_shown_early(tokenizer: TextTokenizer, keep:
         ("It rained. At 5 p.m. he st", "It rained."),
     ],
 )
-def test_a_text_that_is_cut_short_ends_at_a_sentence(tokenizer: TextTokenizer, text: str, complete: str) -> None:
-    """What is shown while it grows is never taken back."""
+def test_text_that_is_cut_short_ends_at_a_sentence(tokenizer: TextTokenizer, text: str, complete: str) -> None:
+    """Text that has been shown is never taken back."""
     visible = VisibleText(tokenizer, sentences_after="")
     pieces = [visible.push(token) for token in tokenizer.encode(text)]
     pieces.append(visible.finish(is_cut_short=True))
@@ -118,7 +121,7 @@ def test_a_text_that_is_cut_short_ends_at_a_sentence(tokenizer: TextTokenizer, t
 
 
 @pytest.mark.parametrize("text", ["and so it we", "Mr. Fox", "3.5 feet", "", "J. Fox", "See www.example.com an"])
-def test_a_text_without_a_complete_sentence_stays(tokenizer: TextTokenizer, text: str) -> None:
+def test_text_without_a_complete_sentence_is_kept(tokenizer: TextTokenizer, text: str) -> None:
     visible = VisibleText(tokenizer, sentences_after="It rained. ")
     pieces = [visible.push(token) for token in tokenizer.encode(text)]
     pieces.append(visible.finish(is_cut_short=True))
@@ -126,7 +129,7 @@ def test_a_text_without_a_complete_sentence_stays(tokenizer: TextTokenizer, text
     assert visible.is_unfinished
 
 
-def test_the_prompt_tells_what_a_dot_means(tokenizer: TextTokenizer) -> None:
+def test_prompt_is_context_for_sentence_ends(tokenizer: TextTokenizer) -> None:
     for prompt, text, complete in (("He met Mr", ". Fox. He s", ". Fox."), ('He said: "Go.', '" Then he', '"')):
         visible = VisibleText(tokenizer, sentences_after=prompt)
         pieces = [*map(visible.push, tokenizer.encode(text)), visible.finish(is_cut_short=True)]

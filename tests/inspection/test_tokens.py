@@ -1,4 +1,4 @@
-"""Probabilities, ranks and entropies of tokens, against transformers and against what the decoders report."""
+"""Probabilities, ranks and entropies of tokens against transformers and against the decoders."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def generator(model_dir: Path) -> Generator:
 
 
 def distributions(reference: GPT2LMHeadModel, ids: list[int]) -> torch.Tensor:
-    """(T, V) log-probabilities after each of the ids, by transformers."""
+    """Return (T, V) log-probabilities of transformers after each of the ids."""
     with torch.inference_mode():
         return reference(torch.tensor([ids])).logits[0].double().log_softmax(dim=1)
 
 
-def test_each_token_has_what_transformers_gives_it(generator: Generator, reference: GPT2LMHeadModel) -> None:
+def test_inspected_tokens_equal_transformers(generator: Generator, reference: GPT2LMHeadModel) -> None:
     tokens = inspect_text(generator, TEXT, alternatives=3)
     ids = [token.id for token in tokens]
     assert ids == generator.tokenizer.encode(TEXT)
@@ -44,7 +44,7 @@ def test_each_token_has_what_transformers_gives_it(generator: Generator, referen
         assert token.alternatives[0].probability == pytest.approx(logprobs.max().exp().item(), abs=1e-5)
 
 
-def test_the_pieces_in_which_logits_come_change_nothing(
+def test_chunk_size_of_the_logits_changes_nothing(
     generator: Generator, reference: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = generator.tokenizer.encode(TEXT)
@@ -59,8 +59,8 @@ def test_the_pieces_in_which_logits_come_change_nothing(
 
 
 @pytest.mark.parametrize("decoding", STRATEGIES)
-def test_the_probabilities_of_a_sample_are_those_it_was_written_with(generator: Generator, decoding: str) -> None:
-    """The decoders sum them up while they write, token by token with a cache."""
+def test_inspected_logprobs_sum_to_the_logprob_of_the_sample(generator: Generator, decoding: str) -> None:
+    """The decoders sum them while generating with a KV cache."""
     options = decoding_options({"decoding": decoding, "max_new_tokens": 20, "seed": 3, "temperature": 1.3})
     for sample in generator.generate(PROMPT, options):
         tokens = inspect_sample(generator, sample)
@@ -70,7 +70,7 @@ def test_the_probabilities_of_a_sample_are_those_it_was_written_with(generator: 
 
 @pytest.mark.parametrize("prompt", [PROMPT, "", TEXT + TEXT])
 @pytest.mark.parametrize("overflow", ["slide", "truncate"])
-def test_the_same_beyond_the_positions_of_the_model(generator: Generator, prompt: str, overflow: str) -> None:
+def test_inspected_logprobs_match_beyond_the_context_window(generator: Generator, prompt: str, overflow: str) -> None:
     new = 40 if overflow == "truncate" else 150
     options = decoding_options(
         {"max_new_tokens": new, "seed": 3, "overflow": overflow, "num_sequences": 1, "suppress_eos": True}
@@ -80,18 +80,18 @@ def test_the_same_beyond_the_positions_of_the_model(generator: Generator, prompt
     assert sum(token.logprob for token in inspect_sample(generator, sample)) == pytest.approx(sample.logprob, abs=1e-3)
 
 
-def test_the_texts_of_the_tokens_are_the_text(generator: Generator) -> None:
+def test_token_texts_join_to_the_text(generator: Generator) -> None:
     text = "A café, 猫 and 🦉.\n"
     assert "".join(token.text for token in inspect_text(generator, text)) == text
     ids = generator.tokenizer.encode(text)
     assert token_texts(generator.tokenizer, [*ids, 0, *ids[:3]])[len(ids)] == "<|endoftext|>"
 
 
-def test_nothing_to_inspect(generator: Generator) -> None:
+def test_empty_text_has_no_tokens(generator: Generator) -> None:
     assert inspect_text(generator, "") == []
 
 
-def test_the_next_token(generator: Generator, reference: GPT2LMHeadModel) -> None:
+def test_next_token_equals_transformers(generator: Generator, reference: GPT2LMHeadModel) -> None:
     found = next_token(generator, PROMPT, 5)
     logprobs = distributions(reference, generator.encode(PROMPT))[-1]
     values, ids = logprobs.topk(5)
@@ -102,7 +102,7 @@ def test_the_next_token(generator: Generator, reference: GPT2LMHeadModel) -> Non
     assert sum(c.probability for c in next_token(generator, PROMPT, 1000).candidates) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_prompt_over_the_positions(generator: Generator) -> None:
+def test_prompt_over_the_context_window(generator: Generator) -> None:
     long = "fox " * 90
     with pytest.raises(UserError, match="over the 64 positions of the model: shorten it"):
         next_token(generator, long, 3)
@@ -119,7 +119,7 @@ def test_equally_probable_tokens_share_a_rank(model_dir: Path) -> None:
     assert {token.rank for token in inspect_text(flat, "owl")} == {1}
 
 
-def test_broken_weights_are_an_error_and_no_figure(model_dir: Path) -> None:
+def test_broken_weights_raise_an_error(model_dir: Path) -> None:
     broken = load(str(model_dir))
     broken.model.head = lambda hidden: torch.full((len(hidden), broken.model.shape.vocab_size), torch.nan)  # type: ignore[assignment]
     with pytest.raises(RunError, match="not finite at new token 1"):

@@ -1,4 +1,4 @@
-"""Where new text meets the prompt: nothing lost, nothing twice, whatever kind of tokenizer wrote it."""
+"""The boundary of prompt and completion: no space is lost or doubled, with any kind of tokenizer."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def metaspace(scheme: str) -> Tokenizer:
 
 
 def byte_fallback() -> Tokenizer:
-    """As Llama's: a space before the first word, and bytes for what the vocabulary lacks."""
+    """Return a tokenizer like Llama's: a space before the first word, and byte fallback."""
     names = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *sorted({"▁", *"".join(FABLES)} - {" "})]
     raw = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, [], unk_token="<unk>", byte_fallback=True))
     raw.add_special_tokens(SPECIAL)
@@ -82,7 +82,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_streamed_text_is_what_decoding_adds_to_the_prompt(kind: str) -> None:
-    """Random tokens, special ones and bytes that are no character among them, against transformers' decode."""
+    """Random tokens, including special ones and invalid bytes, against transformers' decode."""
     make, cleans_up = KINDS[kind]
     raw, chance = make(), random.Random(3)
     theirs = PreTrainedTokenizerFast(tokenizer_object=raw, clean_up_tokenization_spaces=cleans_up)
@@ -96,8 +96,8 @@ def test_streamed_text_is_what_decoding_adds_to_the_prompt(kind: str) -> None:
         assert "".join(pieces) + stream.finish() == whole[len(before) :] == ours.decode_after(prompt, new)
 
 
-def test_bytes_of_fallback_are_shown_when_their_run_ends() -> None:
-    """One bad byte makes every character of its run unreadable: until the next word none may be shown."""
+def test_byte_fallback_is_shown_when_its_run_ends() -> None:
+    """One invalid byte makes its whole run of bytes unreadable, so nothing is shown before the run ends."""
     tokenizer = TextTokenizer(byte_fallback(), 1)
     fox, broken = tokenizer.encode("🦊", continues=True), tokenizer.raw.token_to_id("<0xF0>")
     t = tokenizer.raw.token_to_id("t")
@@ -107,15 +107,15 @@ def test_bytes_of_fallback_are_shown_when_their_run_ends() -> None:
 
 
 @pytest.mark.parametrize("kind", ["always", "first", "never", "byte fallback"])
-def test_a_text_encoded_in_two_parts_is_the_same_text(kind: str) -> None:
-    """As a prompt and its completion are for training."""
+def test_text_encoded_in_two_parts_decodes_to_the_same(kind: str) -> None:
+    """Training encodes a prompt and its completion in this way."""
     tokenizer = TextTokenizer(KINDS[kind][0](), 1)
     for prompt, completion in [("The owl", " sold"), ("The ow", "l sold"), ("Two", " bells a"), ("the map", "")]:
         ids = [*tokenizer.encode(prompt), *tokenizer.encode(completion, continues=True)]
         assert tokenizer.decode(ids) == prompt + completion
 
 
-def test_what_follows_a_special_token_is_encoded_as_in_the_whole() -> None:
+def test_text_after_a_special_token_is_encoded_as_in_the_whole() -> None:
     tokenizer = TextTokenizer(metaspace("always"), 1)
     whole = tokenizer.encode("The owl</s>bells")
     assert [*tokenizer.encode("The ow"), *tokenizer.encode("l</s>bells", continues=True)][-2:] == whole[-2:]
@@ -126,7 +126,7 @@ def test_what_follows_a_special_token_is_encoded_as_in_the_whole() -> None:
 
 @pytest.fixture(scope="module")
 def spaced_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose tokenizer writes spaces as SentencePiece does."""
+    """A model whose tokenizer handles spaces as SentencePiece does."""
     directory = tmp_path_factory.mktemp("spaced")
     raw = metaspace("always")
     random_model(vocab_size=raw.get_vocab_size(), eos_token_id=1, bos_token_id=1).save_pretrained(directory)
@@ -162,7 +162,7 @@ def test_completions_keep_their_first_space(spaced: Generator, spaced_dir: Path,
     assert began_with_space
 
 
-def test_candidates_show_the_space_that_they_bring(spaced: Generator, spaced_dir: Path) -> None:
+def test_candidates_show_their_leading_space(spaced: Generator, spaced_dir: Path) -> None:
     theirs = PreTrainedTokenizerFast.from_pretrained(spaced_dir, local_files_only=True)
     ids = theirs("The owl")["input_ids"]
     for prompt, before in (("The owl", ids), ("", [1])):
@@ -173,7 +173,7 @@ def test_candidates_show_the_space_that_they_bring(spaced: Generator, spaced_dir
         assert shown.keys() <= {0, 1} or any(text.startswith(" ") for text in shown.values()) == (prompt != "")
 
 
-def test_a_stop_string_may_begin_with_the_space_of_the_first_token(spaced: Generator) -> None:
+def test_stop_string_may_begin_with_the_first_tokens_space(spaced: Generator) -> None:
     whole = (spaced.generate(prompt, options("greedy"))[0] for prompt in PROMPTS)
     sample = next(sample for sample in whole if sample.completion.startswith(" "))
     stop = sample.completion[:3]
@@ -181,8 +181,8 @@ def test_a_stop_string_may_begin_with_the_space_of_the_first_token(spaced: Gener
     assert (stopped.completion, stopped.finish_reason) == (stop, "stop")
 
 
-def test_a_session_goes_on_without_losing_spaces(spaced: Generator) -> None:
-    """A text that is written in two turns is the text that its tokens make, with the spaces between them."""
+def test_session_turns_keep_the_spaces_between_them(spaced: Generator) -> None:
+    """The text of two turns is what its tokens decode to, including the spaces between them."""
     said: list[str] = []
     lines = iter(["The owl", "/continue", "/quit"])
     front = Front(lambda: next(lines), lambda text: None, said.append, None, Style(), lambda: 80, True)
@@ -208,7 +208,7 @@ def test_words_are_banned_with_and_without_a_space(kind: str) -> None:
 
 @pytest.fixture(scope="module")
 def special_dir(model_dir: Path, tokenizer: TextTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with a special token of its own, id 300, that it likes to write."""
+    """A model with an additional special token, id 300, which it often generates."""
     directory = tmp_path_factory.mktemp("special")
     raw = Tokenizer.from_str(tokenizer.raw.to_str())
     raw.add_special_tokens([AddedToken("<sep>", special=True, normalized=False)])
@@ -224,7 +224,7 @@ def with_sep(special_dir: Path) -> Generator:
 
 
 def drawn_with_sep(generator: Generator) -> tuple[DecodingOptions, list[int]]:
-    """Options whose text has the special token amid it, and its ids."""
+    """Return options with which the special token occurs within the text, and the ids of the text."""
     for seed in range(300):
         given = options("sample", max_new_tokens=40, seed=seed)
         ids = list(generator.generate("The owl", given)[0].ids)
@@ -233,7 +233,7 @@ def drawn_with_sep(generator: Generator) -> tuple[DecodingOptions, list[int]]:
     raise AssertionError("no text has the token")
 
 
-def test_a_special_token_that_is_not_shown_stops_a_text(with_sep: Generator) -> None:
+def test_hidden_special_token_can_be_a_stop_string(with_sep: Generator) -> None:
     given, ids = drawn_with_sep(with_sep)
     first = ids.index(300)
     assert "<sep>" not in with_sep.generate("The owl", given)[0].completion
@@ -245,7 +245,7 @@ def test_a_special_token_that_is_not_shown_stops_a_text(with_sep: Generator) -> 
         assert "".join(chunk.text for chunk in with_sep.stream("The owl", stopping)) == sample.completion
 
 
-def test_a_stop_string_may_hold_text_beside_a_special_token(special_dir: Path) -> None:
+def test_stop_string_may_combine_text_and_a_special_token(special_dir: Path) -> None:
     tokenizer = load(str(special_dir)).tokenizer
     ids = tokenizer.encode("an owl<sep>a fox.<sep>Two")
     for stop, text in (("fox.<sep>", "an owla "), ("<sep>T", "an owla fox."), ("owl<sep>a", "an ")):
@@ -263,8 +263,8 @@ def test_special_tokens_show_their_names_in_tables(with_sep: Generator) -> None:
     assert (shown[300], shown[0]) == ("<sep>", "<|endoftext|>")
 
 
-def test_an_end_token_that_is_a_word_stays_in_the_text(model_dir: Path, tmp_path: Path) -> None:
-    """As in transformers: only special tokens leave no trace."""
+def test_end_token_that_is_a_word_stays_in_the_text(model_dir: Path, tmp_path: Path) -> None:
+    """As in transformers: only special tokens decode to nothing."""
     shutil.copytree(model_dir, tmp_path, dirs_exist_ok=True)
     free = load(str(model_dir)).generate("The owl", options("greedy"))[0]
     word = free.ids[4]

@@ -1,0 +1,59 @@
+"""Which kind of KV cache a batch of texts is generated in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gpt2tg.engine.cuda_graph import ContinuousBatch
+from gpt2tg.engine.model import GPT2, Context
+from gpt2tg.engine.sliding import SlidingRows
+from gpt2tg.generation.cuda_steps import CapturedSteps
+from gpt2tg.generation.requests import RequestBatch
+
+
+class Caches:
+    """Lends KV caches for generation, and keeps those that the next text can reuse."""
+
+    def __init__(self, model: GPT2, captured_steps: CapturedSteps) -> None:
+        self.spare: Context | None = None
+        """The cache of the last single text, while no text uses it."""
+        self._model = model
+        self._captured_steps = captured_steps
+
+    @contextmanager
+    def lend(self, batch: RequestBatch, rows: int | None = None) -> Iterator[Context | SlidingRows | ContinuousBatch]:
+        """Lend the cache that suits a batch.
+
+        Args:
+            rows: the number of rows if CUDA graphs are used; None is one row per text.
+        """
+        if self._captured_steps.suit(batch):
+            texts = batch.options.draws * len(batch.requests)
+            length = batch.longest if texts > 1 else self._model.shape.n_positions
+            with self._captured_steps.lend(batch, min(rows or texts, texts), length) as captured:
+                yield captured
+            return
+        self._captured_steps.drop()
+        context = self._context(batch)
+        try:
+            yield context
+        finally:
+            if isinstance(context, Context) and self._is_reusable(batch):
+                self.spare = context
+
+    def _context(self, batch: RequestBatch) -> Context | SlidingRows:
+        positions, longest = self._model.shape.n_positions, batch.longest
+        keep_hidden = batch.options.decoding == "contrastive"
+        if longest > positions:
+            return SlidingRows(self._model, keep_hidden)
+        if not self._is_reusable(batch):
+            return self._model.context(longest, keep_hidden)
+        # The text may begin like the last one, as in a session: the common prefix is in the spare cache already.
+        context, self.spare = self.spare, None
+        return self._model.context(positions) if context is None else context
+
+    def _is_reusable(self, batch: RequestBatch) -> bool:
+        """Whether the cache is kept: only that of a single text, because it has the full context length."""
+        one = len(batch.requests) == batch.options.draws == 1 and not batch.options.strategy.beams
+        return one and batch.options.decoding != "contrastive" and self._model.shares_memory
