@@ -354,13 +354,13 @@ def tune(given: dict[str, Any], name: str, option: str) -> None:
     from gpt2tg.checkpoint.tuned_settings import in_words, kept, write_defaults
     from gpt2tg.comparison import report, table
     from gpt2tg.generation.generator import new_seed
-    from gpt2tg.reading.readers import read_examples, require_table
+    from gpt2tg.reading.whole_files import check_text_column, read_examples
     from gpt2tg.tuning.tune import summary
     from gpt2tg.tuning.tune import tune as searching
 
     page = table.file_to_write(where.report, report.FORMATS, "report", where.overwrite, notice)
     human, column = Path(where.reference), given.get("text_column")
-    require_table(column, human)
+    check_text_column(column, human)
     examples = read_examples(human, "reference", where.examples, column, notice)
     name = chosen_model(given, name)
     if search.apply:

@@ -11,15 +11,15 @@ from typing import Any
 
 from gpt2tg.errors import UserError
 from gpt2tg.options import DecodingOptions, PromptOptions, plain_type
-from gpt2tg.reading.readers import (
+from gpt2tg.reading.whole_files import (
     FOR_PROMPTS,
+    check_text_column,
     is_json_lines,
     is_table,
     json_line,
     read_lines,
     read_stdin,
     read_table,
-    require_table,
 )
 
 
@@ -43,7 +43,7 @@ def read_prompts(options: PromptOptions, say: Callable[[str], None] = lambda _: 
     if options.prompts_file is None:
         return [Prompt(read_stdin("prompt").removesuffix("\n") if options.prompt == "-" else options.prompt)]
     path = Path(options.prompts_file)
-    require_table(options.text_column, path)
+    check_text_column(options.text_column, path)
     if is_json_lines(path):
         name = options.text_column or "prompt"
         lines = enumerate(read_lines(path, "prompts_file"), start=1)

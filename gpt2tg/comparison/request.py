@@ -12,7 +12,7 @@ from gpt2tg.comparison.compare import compare, human_text
 from gpt2tg.comparison.strategies import strategies_to_compare
 from gpt2tg.generation.generator import Generator, Sample, new_seed
 from gpt2tg.options import DEFAULT_REFERENCE_PROMPTS, CompareOptions, DecodingOptions, PromptOptions
-from gpt2tg.reading.readers import read_examples, require_table
+from gpt2tg.reading.whole_files import check_text_column, read_examples
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def read_request(
     page = table.file_to_write(where.report, report.FORMATS, "report", where.overwrite, say)
     files = [Path(file) for file in (where.reference, where.train_file) if file is not None]
     if files:
-        require_table(text_column, *files)
+        check_text_column(text_column, *files)
     examples: list[str] = []
     if where.reference is not None:
         examples = read_examples(Path(where.reference), "reference", where.examples, text_column, say)

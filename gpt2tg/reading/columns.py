@@ -32,7 +32,7 @@ TEXT_TO_NAME = 3
 MARKS_OF_TEXT = re.compile(r"""[\s,.!?;:"“”„«»…。、！？<>{}()\[\]]""")
 
 
-class BadRecord(ValueError):
+class TableError(ValueError):
     """A table that cannot be read; the message names the line or the columns."""
 
     def about(self, path: Path) -> str:
@@ -59,24 +59,24 @@ class Choice(NamedTuple):
         names = [name for name in there if _plain(name)]
         return tuple(names) if self.text_column is None and len(names) == 1 else ()
 
-    def refusal(self, there: list[str], hint: str = "") -> BadRecord:
+    def refusal(self, there: list[str], hint: str = "") -> TableError:
         """The error where no column can be chosen."""
         if self.text_column is not None:
-            return BadRecord(f"has no column {self.text_column}: it has {listed(there)}")
-        return BadRecord(f"has the columns {listed(there)}: say with --text_column which of them holds the text{hint}")
+            return TableError(f"has no column {self.text_column}: it has {listed(there)}")
+        return TableError(f"has the columns {listed(there)}: say with --text_column which of them holds the text{hint}")
 
 
 def _alike(column: str, there: list[str]) -> list[str]:
     """The columns that go by a name: written just so, or but for capitals and blanks.
 
     Raises:
-        BadRecord: several do.
+        TableError: several do.
     """
     if column in there:
         return [column]
     found = [name for name in there if _plain(name) == _plain(column)]
     if len(found) > 1:
-        raise BadRecord(f"has the columns {listed(found)}: say with --text_column which of them holds the text")
+        raise TableError(f"has the columns {listed(found)}: say with --text_column which of them holds the text")
     return found
 
 
@@ -100,16 +100,16 @@ def column_names(row: list[str], line: int) -> list[str]:
     """The names of the columns. Those without a name at the end are none.
 
     Raises:
-        BadRecord: no names, or two columns of one name.
+        TableError: no names, or two columns of one name.
     """
     names = [name.strip("\ufeff \t\r\n\xa0") for name in row]
     while names and not _plain(names[-1]):
         names.pop()
     if not names:
-        raise BadRecord(f"line {line} has no names of columns: write them above the first row")
+        raise TableError(f"line {line} has no names of columns: write them above the first row")
     for name in names:
         if _plain(name) and names.count(name) > 1:
-            raise BadRecord(f"line {line}: two columns are named {listed([name])}: rename or remove one")
+            raise TableError(f"line {line}: two columns are named {listed([name])}: rename or remove one")
     return names
 
 
@@ -117,7 +117,7 @@ def only_column(choice: Choice, names: list[str], line: int, texts: list[str]) -
     """The only column, where its name is one, and not the first text of a file without a line of names.
 
     Raises:
-        BadRecord: there are several columns, or the first line seems to be a text.
+        TableError: there are several columns, or the first line seems to be a text.
     """
     columns = choice.only(names)
     if not columns:
@@ -127,7 +127,7 @@ def only_column(choice: Choice, names: list[str], line: int, texts: list[str]) -
         return columns
     if MARKS_OF_TEXT.search(name) or (texts and median(map(len, texts)) < TEXT_TO_NAME * len(name)):
         as_flag = shlex.quote(name) if len(name) <= 40 else "NAME"
-        raise BadRecord(
+        raise TableError(
             f'line {line}: is "{listed([name])}" the name of the column, or the first text? '
             f"Write a line above it that says text, or name the file .txt, or say --text_column {as_flag}"
         )

@@ -11,19 +11,19 @@ from typing import Any, NamedTuple, TextIO
 
 from gpt2tg.reading.columns import (
     FOR_LEARNING,
-    BadRecord,
     Choice,
     Columns,
     Say,
+    TableError,
     announced,
     column_names,
     listed,
     only_column,
 )
 from gpt2tg.reading.delimiters import SPOKEN, declared_delimiter, find_delimiter, fits, is_blank
-from gpt2tg.reading.file_kinds import is_web_page
-from gpt2tg.reading.json_text import parse_json, refuse_half_characters
+from gpt2tg.reading.file_types import is_web_page
 from gpt2tg.reading.plain_text import Piece
+from gpt2tg.reading.strict_json import parse_json, refuse_half_characters
 
 JSON_SUFFIXES = (".jsonl", ".ndjson")
 
@@ -62,7 +62,7 @@ def record_pieces(file: TextIO, suffix: str, text_column: str | None, say: Say =
         say: takes a line on which column is read, and on what is passed over.
 
     Raises:
-        BadRecord: a row that is none, or no column to read from.
+        TableError: a row that is none, or no column to read from.
     """
     for row in read_rows(file, suffix, text_column, say):
         if row.prompt:
@@ -79,7 +79,7 @@ def read_rows(
         wanted: columns to read where none is named, the best first. Without any of them it is the only column.
 
     Raises:
-        BadRecord: a row that is none, no column to read from, or one that most rows lack.
+        TableError: a row that is none, no column to read from, or one that most rows lack.
     """
     choice = Choice(text_column, wanted)
     return _json_rows(file, choice, say) if suffix in JSON_SUFFIXES else _table_rows(file, suffix, choice, say)
@@ -120,7 +120,7 @@ def _table_rows(file: TextIO, suffix: str, choice: Choice, say: Say) -> Iterator
         if is_blank(row) and len(row) < len(names):
             continue
         if not fits(row, len(names)) or len(row) > longest:
-            raise BadRecord(f"line {line}: {_misfit(len(row), len(names), _spoken(delimiter))}")
+            raise TableError(f"line {line}: {_misfit(len(row), len(names), _spoken(delimiter))}")
         found = Row(line, _unix(row[prompt[0]]) if prompt else "", _unix(row[text]))
         empty += not found.text.strip()
         yield found if found.text.strip() else Row(line, "", "")
@@ -133,7 +133,7 @@ def _lines(file: TextIO) -> Iterator[str]:
     while line := file.readline(LONGEST_FIELD):
         number += 1
         if len(line) == LONGEST_FIELD and not line.endswith(("\n", "\r")):
-            raise BadRecord(f"line {number} is longer than {LONGEST_FIELD:,} characters: write a row a line")
+            raise TableError(f"line {number} is longer than {LONGEST_FIELD:,} characters: write a row a line")
         yield line
 
 
@@ -151,21 +151,21 @@ def _require_table(head: list[str], line: int) -> None:
     """Refuse what is something else by its first lines.
 
     Raises:
-        BadRecord: JSON, a web page, or a table of Markdown.
+        TableError: JSON, a web page, or a table of Markdown.
     """
     first = head[0]
     if first.lstrip().startswith(("{", "[")):
-        raise BadRecord(f"line {line} is JSON, not a line of column names: name the file .jsonl")
+        raise TableError(f"line {line} is JSON, not a line of column names: name the file .jsonl")
     if is_web_page(first):
-        raise BadRecord("is a web page, not a table: download the table itself")
+        raise TableError("is a web page, not a table: download the table itself")
     if any(MARKDOWN_RULE.fullmatch(row) for row in head[1:2]):
-        raise BadRecord(f"line {line + 1} is the rule of a Markdown table: export the table as .csv")
+        raise TableError(f"line {line + 1} is the rule of a Markdown table: export the table as .csv")
 
 
 def _has(choice: Choice, names: list[str]) -> bool:
     try:
         return bool(choice.named(names))
-    except BadRecord:
+    except TableError:
         return True
 
 
@@ -183,10 +183,10 @@ def _records(lines: Iterator[str], delimiter: str, skipped: int) -> Iterator[tup
         except StopIteration:
             return
         except csv.Error as error:
-            raise BadRecord(_csv_error(str(error), begin, reader.line_num + skipped)) from None
+            raise TableError(_csv_error(str(error), begin, reader.line_num + skipped)) from None
         end = reader.line_num + skipped
         if any(value[:1] in " \t" and value.lstrip()[:1] == '"' for value in row) and late_quote.search("".join(read)):
-            raise BadRecord(f"line {begin}: a quote after a blank would be part of the text: remove the blank")
+            raise TableError(f"line {begin}: a quote after a blank would be part of the text: remove the blank")
         if row:
             yield begin, row
 
@@ -252,7 +252,7 @@ def _json_rows(file: TextIO, choice: Choice, say: Say) -> Iterator[Row]:
     if lacking:
         missing = f"no {listed(columns[-1:])} in {lacking:,} of {rows:,} rows, such as {example}"
         if 2 * lacking > rows:
-            raise BadRecord(f"has {missing}: say with --text_column which column holds the text, or mend these rows")
+            raise TableError(f"has {missing}: say with --text_column which column holds the text, or mend these rows")
         say(f"{missing}: passed over")
     _say_empty(empty, say)
 
@@ -263,7 +263,7 @@ def _json_objects(file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         if is_first and line.strip() in ("[", "{"):
-            raise BadRecord(
+            raise TableError(
                 f"line {number} begins JSON that goes over several lines: write each object on a line of its own, "
                 f"for instance with: jq -c '{'.[]' if line.strip() == '[' else '.'}'"
             )
@@ -271,11 +271,11 @@ def _json_objects(file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             row = parse_json(line.rstrip("\r\n"))
         except ValueError as error:
-            raise BadRecord(f"line {number} {error}: {HOW_TO_WRITE_JSON}") from None
+            raise TableError(f"line {number} {error}: {HOW_TO_WRITE_JSON}") from None
         if not isinstance(row, dict):
             way_out = "write each of its objects on a line of its own, for instance with: jq -c '.[]'"
             is_list = isinstance(row, list) and row and isinstance(row[0], dict)
-            raise BadRecord(f"line {number} is no JSON object: {way_out if is_list else HOW_TO_WRITE_JSON}")
+            raise TableError(f"line {number} is no JSON object: {way_out if is_list else HOW_TO_WRITE_JSON}")
         yield number, row
 
 
@@ -284,11 +284,11 @@ def _json_text(row: dict[str, Any], column: str, line: int) -> str:
     if text is None:
         return ""
     if not isinstance(text, str):
-        raise BadRecord(f"line {line}: {column} is {str(text)[:40]}, expected a text")
+        raise TableError(f"line {line}: {column} is {str(text)[:40]}, expected a text")
     try:
         refuse_half_characters(text)
     except ValueError as error:
-        raise BadRecord(f"line {line}: {column} {error}") from None
+        raise TableError(f"line {line}: {column} {error}") from None
     return _unix(text)
 
 

@@ -12,7 +12,7 @@ from gpt2tg.checkpoint.find import find_checkpoint, is_directory, read_shape
 from gpt2tg.engine.cpu.startup import check_device
 from gpt2tg.errors import UserError
 from gpt2tg.options import BUNDLED_MODEL, EvaluationOptions, TrainingOptions
-from gpt2tg.training.data.sources import Sources, Survey, plan_evaluation, plan_sources
+from gpt2tg.training.data.sources import Corpus, Sources, plan_sources, scan_evaluation
 from gpt2tg.training.output.directory import check_resumable, is_search
 from gpt2tg.training.output.reservation import check_output
 from gpt2tg.training.processes import is_main_process
@@ -40,14 +40,14 @@ def check_training(options: TrainingOptions, model_name: str, device: str) -> So
     return sources
 
 
-def check_evaluation(options: EvaluationOptions, model_name: str, device: str) -> Survey:
+def check_evaluation(options: EvaluationOptions, model_name: str, device: str) -> Corpus:
     """Refuse what cannot be measured; returns the text as it was found.
 
     Raises:
         UserError: names the flag or the file, and the way out.
     """
     check_device(device)
-    found = plan_evaluation(options)
+    found = scan_evaluation(options)
     directory = find_checkpoint(model_name)
     check_stride(options.stride, read_shape(directory).n_positions)
     return found

@@ -16,8 +16,8 @@ from gpt2tg.options import EvaluationOptions
 from gpt2tg.training.callbacks import say
 from gpt2tg.training.checks import check_stride
 from gpt2tg.training.data.blocks import NO_LOSS
-from gpt2tg.training.data.sources import Survey, plan_evaluation
-from gpt2tg.training.data.tokens import Tokens, tokenize
+from gpt2tg.training.data.sources import Corpus, scan_evaluation
+from gpt2tg.training.data.token_cache import Tokens, tokenize
 from gpt2tg.training.model.build import existing_model
 
 
@@ -51,7 +51,7 @@ def perplexity(loss: float) -> float:
 
 
 def evaluate(
-    model_name: str, options: EvaluationOptions, device: torch.device, found: Survey | None = None
+    model_name: str, options: EvaluationOptions, device: torch.device, found: Corpus | None = None
 ) -> Evaluation:
     """Measure a model on a text file.
 
@@ -61,12 +61,12 @@ def evaluate(
     of a table of prompts and completions are context alone, as in training. The bytes are those of what counts.
 
     Args:
-        found: as `plan_evaluation` finds it, where the text has been looked through before.
+        found: as `scan_evaluation` finds it, where the text has been looked through before.
 
     Raises:
         UserError: no such model or file, or a stride that the positions do not allow.
     """
-    found = found or plan_evaluation(options)
+    found = found or scan_evaluation(options)
     for line in found.notices:
         say(line)
     model, tokenizer = existing_model(find_checkpoint(model_name))

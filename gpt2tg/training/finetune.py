@@ -60,10 +60,10 @@ from gpt2tg.training.model.build import (
     train_tokenizer,
     transformers_tokenizer,
 )
-from gpt2tg.training.model.cpu import keep_freed_memory
+from gpt2tg.training.model.copied_files import CopiedFiles, files_to_copy
+from gpt2tg.training.model.cpu_speedups import keep_freed_memory
 from gpt2tg.training.model.lora import base_reference, choose_weights
-from gpt2tg.training.model.memory import out_of_memory, smaller_batches
-from gpt2tg.training.model.side_files import SideFiles, side_files
+from gpt2tg.training.model.memory_estimate import out_of_memory, smaller_batches
 from gpt2tg.training.output.directory import RECORD_FILES, SAMPLES_FILE, STATE_FILE, RunDirectory, find_resumable
 from gpt2tg.training.output.identity import check_same_run, identity
 from gpt2tg.training.output.records import Records
@@ -312,11 +312,11 @@ class _Run:
         trainer.add_callback(Pace(measures, options.eval_steps, options.early_stopping_patience, trainer.agreement))
         self.trainer = trainer
 
-    def _side_files(self) -> SideFiles | transformers.PreTrainedTokenizerFast:
+    def _side_files(self) -> CopiedFiles | transformers.PreTrainedTokenizerFast:
         """What saves the tokenizer into each checkpoint, and what else the model to start from brought."""
         if self._start is None:
             return transformers_tokenizer(self._tokenizer, self._model.config.n_positions)
-        return side_files(self._start, read_shape(self._start), self._tokenizer)
+        return files_to_copy(self._start, read_shape(self._start), self._tokenizer)
 
     def _records(self) -> Records:
         return Records(self.directory, f"{self._name} on {_file_names(self.options)}")

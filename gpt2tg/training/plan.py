@@ -21,7 +21,7 @@ from gpt2tg.training.data.blocks import NO_LOSS, TrainingData
 from gpt2tg.training.devices import synchronize, undisturbed_randomness
 from gpt2tg.training.model.build import for_training
 from gpt2tg.training.model.lora import choose_weights
-from gpt2tg.training.model.memory import checkpoint_bytes, estimate, gigabytes
+from gpt2tg.training.model.memory_estimate import checkpoint_bytes, estimate, gigabytes
 
 # Around what carries no loss.
 MARKS = ("⟦", "⟧")

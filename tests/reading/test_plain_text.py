@@ -18,7 +18,7 @@ from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.reading import plain_text
 from gpt2tg.reading.plain_text import Piece, pieces
-from gpt2tg.training.data.sources import Reading, Survey, plan_sources
+from gpt2tg.training.data.sources import Corpus, Reading, plan_sources
 from gpt2tg.training.data.sources import survey as survey_files
 from gpt2tg.training.model.build import train_tokenizer
 
@@ -31,7 +31,7 @@ def write(directory: Path, content: str | bytes) -> Path:
     return path
 
 
-def survey(path: Path, mode: str, option: str) -> Survey:
+def survey(path: Path, mode: str, option: str) -> Corpus:
     return survey_files((str(path),), Reading(mode), option)
 
 

@@ -17,7 +17,7 @@ from gpt2tg.errors import RunError, UserError
 from gpt2tg.generation.generator import load
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.finetune import finetune
-from gpt2tg.training.model.memory import smaller_batches
+from gpt2tg.training.model.memory_estimate import smaller_batches
 from gpt2tg.training.trainer import LanguageTrainer
 
 pytestmark = [

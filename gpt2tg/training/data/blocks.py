@@ -19,7 +19,7 @@ from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.data.sources import TextSource
 from gpt2tg.training.data.split import ends_of
-from gpt2tg.training.data.tokens import Tokens, tokenize
+from gpt2tg.training.data.token_cache import Tokens, tokenize
 
 # Labels with this value carry no loss (torch's cross entropy and transformers agree on it).
 NO_LOSS = -100

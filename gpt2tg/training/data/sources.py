@@ -13,11 +13,11 @@ import numpy as np
 
 from gpt2tg.errors import UserError
 from gpt2tg.options import EvaluationOptions, TrainingOptions
-from gpt2tg.reading.columns import BadRecord, Say
-from gpt2tg.reading.file_kinds import HEAD_BYTES, is_table, misnamed, require_plain, require_table
+from gpt2tg.reading.columns import Say, TableError
+from gpt2tg.reading.file_types import HEAD_BYTES, check_text_column, is_table, misnamed, require_plain
 from gpt2tg.reading.plain_text import Piece, pieces, require_utf8
 from gpt2tg.reading.tables import record_pieces
-from gpt2tg.training.data.files import find_files
+from gpt2tg.training.data.input_files import find_files
 from gpt2tg.training.data.split import Split, choose
 
 # What is left where text was read in another encoding than it was written in.
@@ -38,7 +38,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Survey:
+class Corpus:
     """What a first walk through the files found."""
 
     files: tuple[Path, ...]
@@ -74,7 +74,7 @@ class Survey:
 class TextSource:
     """The examples of the files, or the part of them on one side of the split."""
 
-    found: Survey
+    found: Corpus
     split: Split = field(default_factory=Split)
     keep_held_out: bool = False
 
@@ -126,7 +126,7 @@ def plan_sources(options: TrainingOptions) -> Sources:
     return TextSource(found, split), TextSource(found, split, keep_held_out=True)
 
 
-def plan_evaluation(options: EvaluationOptions) -> Survey:
+def scan_evaluation(options: EvaluationOptions) -> Corpus:
     """Look through the files to measure on.
 
     Raises:
@@ -135,7 +135,7 @@ def plan_evaluation(options: EvaluationOptions) -> Survey:
     return survey(options.eval_file, Reading(options.examples, options.text_column), "eval_file")
 
 
-def survey(names: tuple[str, ...], reading: Reading, option: str, output: Path | None = None) -> Survey:
+def survey(names: tuple[str, ...], reading: Reading, option: str, output: Path | None = None) -> Corpus:
     """Walk through the files once: are they text, how many examples do they hold, and which are alike?
 
     Args:
@@ -148,7 +148,7 @@ def survey(names: tuple[str, ...], reading: Reading, option: str, output: Path |
         raise UserError("is required: give a text file", option)
     notices: list[str] = []
     files = find_files(names, option, output, notices.append)
-    require_table(reading.text_column, *files)
+    check_text_column(reading.text_column, *files)
     size = text_bytes = learned_bytes = empty = garbled = running = before = 0
     digest, digests, hashes, sizes = hashlib.sha256(), [], array("q"), array("q")
     told: dict[str, list[Path]] = {}
@@ -175,7 +175,7 @@ def survey(names: tuple[str, ...], reading: Reading, option: str, output: Path |
         where = files[0] if len(files) == 1 else f"none of {len(files)} files"
         raise UserError(f"{where} holds no text ({size} bytes): give a file with at least one example", option)
     notices += [f"{_file_names(paths)}: {what}" for what, paths in told.items()]
-    return Survey(
+    return Corpus(
         files,
         tuple(digests),
         option,
@@ -246,7 +246,7 @@ def _checked(stream: Iterator[Piece], path: Path, option: str) -> Iterator[Piece
     except (UnicodeDecodeError, _ZeroByteError):
         require_utf8(path, option)  # walks through the file again to name the byte
         raise
-    except BadRecord as error:
+    except TableError as error:
         raise UserError(error.about(path), option) from None
 
 

@@ -26,10 +26,10 @@ from gpt2tg.io.json_files import read_json
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.callbacks import say
 from gpt2tg.training.data.sources import TextSource
-from gpt2tg.training.model.cpu import ATTENTION, GELU, Dropout
+from gpt2tg.training.model.copied_files import eos_token_id
+from gpt2tg.training.model.cpu_speedups import ATTENTION, GELU, Dropout
 from gpt2tg.training.model.lora import plain_weights
 from gpt2tg.training.model.loss import next_token_loss
-from gpt2tg.training.model.side_files import eos_token_id
 
 
 def existing_model(directory: Path, dropout: float | None = None) -> tuple[GPT2LMHeadModel, TextTokenizer]:

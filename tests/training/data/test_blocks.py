@@ -27,11 +27,12 @@ from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.reading import plain_text
-from gpt2tg.training.data import blocks, tokens
+from gpt2tg.training.data import blocks
+from gpt2tg.training.data import token_cache as tokens
 from gpt2tg.training.data.blocks import Blocks, TrainingData, collate, load_data
-from gpt2tg.training.data.sources import Survey, plan_sources
-from gpt2tg.training.data.tokens import Tokens
-from gpt2tg.training.model import cpu
+from gpt2tg.training.data.sources import Corpus, plan_sources
+from gpt2tg.training.data.token_cache import Tokens
+from gpt2tg.training.model import cpu_speedups as cpu
 from gpt2tg.training.model.build import existing_model, for_training, train_tokenizer
 
 EXAMPLES = ["The owl sold silence.", "  indented, with an end  ", "naïve 猫 🦊 e\u0301", "x", "A fox counted. " * 30]
@@ -470,7 +471,7 @@ def tokenized(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     seen: list[Path] = []
     original = tokens.token_runs
 
-    def counted(found: Survey, tokenizer: TextTokenizer) -> Iterator[Any]:
+    def counted(found: Corpus, tokenizer: TextTokenizer) -> Iterator[Any]:
         seen.extend(found.files)
         return original(found, tokenizer)
 
@@ -587,7 +588,7 @@ def test_an_interrupted_run_leaves_no_half_of_the_data(
 ) -> None:
     path = write(tmp_path, numbered(20, "interrupted"))
 
-    def interrupted(found: Survey, tokenizer: TextTokenizer) -> Iterator[Any]:
+    def interrupted(found: Corpus, tokenizer: TextTokenizer) -> Iterator[Any]:
         yield next(found.pieces()), np.array([1] * 100)
         raise KeyboardInterrupt
 
@@ -711,7 +712,7 @@ def test_two_runs_at_once_tokenize_a_text_once(
     monkeypatch.setattr(tokens, "_say", lambda text: told.set())
     made = tokens.token_runs
 
-    def waited_for(found: Survey, tokenizer: TextTokenizer) -> Iterator[Any]:
+    def waited_for(found: Corpus, tokenizer: TextTokenizer) -> Iterator[Any]:
         assert told.wait(20)
         return made(found, tokenizer)
 

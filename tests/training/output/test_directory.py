@@ -14,7 +14,7 @@ import pytest
 from gpt2tg.checkpoint.runs import choose_checkpoint, listing, saved_checkpoints
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training.data.cache import writable
+from gpt2tg.training.data.cache_directory import writable
 from gpt2tg.training.output import durable, saved_state
 from gpt2tg.training.output.directory import RunDirectory, clear, find_resumable
 from gpt2tg.training.output.locks import locked

@@ -20,8 +20,8 @@ from gpt2tg.checkpoint.runs import MANIFEST
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import RunError
 from gpt2tg.reading.plain_text import Piece
-from gpt2tg.training.data.cache import writable
-from gpt2tg.training.data.sources import Survey
+from gpt2tg.training.data.cache_directory import writable
+from gpt2tg.training.data.sources import Corpus
 from gpt2tg.training.output.durable import damage, seal, sync
 
 CACHE = writable(Path(HF_HOME) / "gpt2tg" / "tokens")
@@ -58,7 +58,7 @@ class Tokens:
         return open_tokens, (Path(self.ids.filename).parent, self.ids.dtype)
 
 
-def tokenize(found: Survey, tokenizer: TextTokenizer) -> Tokens:
+def tokenize(found: Corpus, tokenizer: TextTokenizer) -> Tokens:
     """The tokens of all examples, from the cache where they are there as they were written.
 
     Raises:
@@ -86,7 +86,7 @@ def open_tokens(directory: Path, kind: np.dtype | type[np.unsignedinteger]) -> T
     )
 
 
-def _make(directory: Path, found: Survey, tokenizer: TextTokenizer) -> None:
+def _make(directory: Path, found: Corpus, tokenizer: TextTokenizer) -> None:
     """Tokenize into a folder of another name, sync it to the disk with its checksums, and only then give it its name.
 
     Of several runs that want the same tokens one makes them, and the others wait.
@@ -155,7 +155,7 @@ def _remove_leftovers() -> None:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def _write(directory: Path, found: Survey, tokenizer: TextTokenizer) -> None:
+def _write(directory: Path, found: Corpus, tokenizer: TextTokenizer) -> None:
     ends, length, all_learned = array("q"), 0, True
     with (directory / IDS).open("wb") as ids_file, (directory / LEARNED).open("wb") as learned_file:
         for piece, ids in token_runs(found, tokenizer):
@@ -170,7 +170,7 @@ def _write(directory: Path, found: Survey, tokenizer: TextTokenizer) -> None:
     np.save(directory / ENDS, np.array(ends))
 
 
-def token_runs(found: Survey, tokenizer: TextTokenizer) -> Iterator[tuple[Piece, np.ndarray]]:
+def token_runs(found: Corpus, tokenizer: TextTokenizer) -> Iterator[tuple[Piece, np.ndarray]]:
     """Each piece of text with its ids. An example begins with what the tokenizer puts before a text, and ends with the
     end-of-text token."""
     kind, begins = _id_type(tokenizer), True
@@ -215,7 +215,7 @@ def _id_type(tokenizer: TextTokenizer) -> type[np.unsignedinteger]:
     return np.uint16 if largest < 1 << 16 else np.uint32
 
 
-def _fingerprint(found: Survey, tokenizer: TextTokenizer) -> str:
+def _fingerprint(found: Corpus, tokenizer: TextTokenizer) -> str:
     """Names the tokens by all that they depend on, the text itself included."""
     digest = hashlib.sha256(repr((VERSION, found.digest, tokenizer.end_id)).encode())
     digest.update(tokenizer.raw.to_str().encode())

@@ -8,9 +8,9 @@ from conftest import kernels_here, random_model
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt2tg.training.model import cpu
+from gpt2tg.training.model import cpu_speedups as cpu
 from gpt2tg.training.model.build import for_training
-from gpt2tg.training.model.cpu import GELU, Dropout, attention, dropped, keep_freed_memory
+from gpt2tg.training.model.cpu_speedups import GELU, Dropout, attention, dropped, keep_freed_memory
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from gpt2tg.errors import UserError
-from gpt2tg.reading.columns import FOR_LEARNING, BadRecord, Columns
-from gpt2tg.reading.file_kinds import HEAD_BYTES, is_table, misnamed, require_plain, require_table
-from gpt2tg.reading.json_text import half_character, parse_json, refuse_half_characters
+from gpt2tg.reading.columns import FOR_LEARNING, Columns, TableError
+from gpt2tg.reading.file_types import HEAD_BYTES, check_text_column, is_table, misnamed, require_plain
 from gpt2tg.reading.plain_text import decode_utf8, pieces
+from gpt2tg.reading.strict_json import half_character, parse_json, refuse_half_characters
 from gpt2tg.reading.tables import JSON_SUFFIXES, Row, read_rows
 
 __all__ = [
+    "check_text_column",
     "examples_of",
     "is_json_lines",
     "is_table",
@@ -28,7 +29,6 @@ __all__ = [
     "read_stdin",
     "read_table",
     "read_text",
-    "require_table",
 ]
 
 Say = Callable[[str], None]
@@ -105,7 +105,7 @@ def read_table(
     try:
         rows = read_rows(file, path.suffix.lower(), text_column, about, wanted)
         return [row for row in rows if row.text]
-    except BadRecord as error:
+    except TableError as error:
         raise UserError(error.about(path), option) from None
 
 

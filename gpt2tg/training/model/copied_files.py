@@ -18,7 +18,7 @@ from gpt2tg.io.lfs import is_pointer, refuse_pointer
 TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 
 
-class SideFiles:
+class CopiedFiles:
     """The files of a model beside its weights and config.json, read before training and written into each checkpoint.
 
     The Trainer takes it for its tokenizer, of which it wants no more than that it saves itself.
@@ -33,7 +33,7 @@ class SideFiles:
             (Path(directory) / name).write_bytes(content)
 
 
-def side_files(directory: Path, shape: ModelShape, tokenizer: TextTokenizer) -> SideFiles:
+def files_to_copy(directory: Path, shape: ModelShape, tokenizer: TextTokenizer) -> CopiedFiles:
     """Read the files of a model. They stay as they are, but for end tokens that training does not end texts with."""
     where = tokenizer_directory(directory)
     there = [name for name in TOKENIZER_FILES if (where / name).is_file()]
@@ -46,7 +46,7 @@ def side_files(directory: Path, shape: ModelShape, tokenizer: TextTokenizer) -> 
         if tokenizer.end_id not in shape.end_ids:
             changed = {**read_json(settings), "eos_token_id": eos_token_id(shape, tokenizer)}
             files[GENERATION_CONFIG] = (json.dumps(changed, indent=2, sort_keys=True) + "\n").encode()
-    return SideFiles(files)
+    return CopiedFiles(files)
 
 
 def _with_all_templates(files: dict[str, bytes], directory: Path) -> dict[str, bytes]:

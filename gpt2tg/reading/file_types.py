@@ -109,7 +109,7 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in TABLE_SUFFIXES
 
 
-def require_table(text_column: str | None, *paths: Path) -> None:
+def check_text_column(text_column: str | None, *paths: Path) -> None:
     """Refuse the name of a column where no file has any.
 
     Raises:

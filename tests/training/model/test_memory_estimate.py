@@ -19,7 +19,7 @@ from gpt2tg.options import TrainingOptions
 from gpt2tg.training.model import loss
 from gpt2tg.training.model.build import for_training
 from gpt2tg.training.model.lora import choose_weights
-from gpt2tg.training.model.memory import estimate, out_of_memory, remedies
+from gpt2tg.training.model.memory_estimate import estimate, out_of_memory, remedies
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 

@@ -12,14 +12,14 @@ import pytest
 
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training.data.sources import Reading, Survey, plan_sources, survey
+from gpt2tg.training.data.sources import Corpus, Reading, plan_sources, survey
 
 
-def survey_of(*names: str | Path) -> Survey:
+def survey_of(*names: str | Path) -> Corpus:
     return survey(tuple(map(str, names)), Reading("line"), "train_file")
 
 
-def texts_of(found: Survey) -> list[str]:
+def texts_of(found: Corpus) -> list[str]:
     return [piece.text for piece in found.pieces()]
 
 

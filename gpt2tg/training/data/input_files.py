@@ -10,7 +10,7 @@ from pathlib import Path
 from gpt2tg.checkpoint.hub import ADAPTER_CONFIG, VOCABULARY_FILES, WEIGHT_FILES
 from gpt2tg.checkpoint.runs import LOG_FILE
 from gpt2tg.errors import UserError
-from gpt2tg.reading.file_kinds import TABLE_SUFFIXES
+from gpt2tg.reading.file_types import TABLE_SUFFIXES
 from gpt2tg.training.output.directory import is_ours
 
 # What is taken from a folder; a file that is named is read whatever its name.
