@@ -54,8 +54,8 @@ def ours(file: str, block_size: int) -> Callable[[], dict]:
     from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY, read_shape
     from gpt2tg.checkpoint.tokenizer import load_tokenizer
     from gpt2tg.options import TrainingOptions
-    from gpt2tg.training.data.blocks import load_data
     from gpt2tg.training.data.sources import plan_sources
+    from gpt2tg.training.data.training_data import load_data
 
     shape = read_shape(BUNDLED_DIRECTORY)
     tokenizer = load_tokenizer(BUNDLED_DIRECTORY, shape.vocab_size, shape.end_ids)

@@ -50,7 +50,7 @@ def _write_checkpoint(shape: str, directory: Path) -> None:
 
     from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
     from gpt2tg.checkpoint.tokenizer import load_tokenizer
-    from gpt2tg.training.model.build import transformers_tokenizer
+    from gpt2tg.training.model.new_tokenizer import transformers_tokenizer
 
     torch.manual_seed(SEED)
     config = GPT2Config(bos_token_id=0, eos_token_id=0, **SHAPES[shape])

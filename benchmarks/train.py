@@ -36,8 +36,9 @@ sys.path.insert(0, str(ROOT))
 
 from gpt2tg.checkpoint.find import find_checkpoint
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training.data.blocks import NO_LOSS, load_data
+from gpt2tg.training.data.blocks import NO_LOSS
 from gpt2tg.training.data.sources import plan_sources
+from gpt2tg.training.data.training_data import load_data
 from gpt2tg.training.finetune import finetune
 from gpt2tg.training.model.build import existing_model
 

@@ -354,7 +354,7 @@ def tune(given: dict[str, Any], name: str, option: str) -> None:
     from gpt2tg.checkpoint.tuned_settings import in_words, kept, write_defaults
     from gpt2tg.comparison import report, table
     from gpt2tg.generation.generator import new_seed
-    from gpt2tg.reading.whole_files import check_text_column, read_examples
+    from gpt2tg.reading import check_text_column, read_examples
     from gpt2tg.tuning.tune import summary
     from gpt2tg.tuning.tune import tune as searching
 

@@ -143,7 +143,7 @@ def test_scripts_are_never_imported() -> None:
         ("gpt2tg.cli", HEAVY),
         ("gpt2tg.commands", HEAVY),
         ("gpt2tg.engine.cpu.startup", HEAVY),
-        ("gpt2tg.reading.whole_files", HEAVY | {"numpy"}),
+        ("gpt2tg.reading", HEAVY | {"numpy"}),
         ("gpt2tg.generation.generator", {"transformers", "datasets", "accelerate", "peft"}),
         ("gpt2tg.session", {"transformers", "datasets", "accelerate", "peft", "prompt_toolkit", "platformdirs"}),
         ("gpt2tg.comparison", {"transformers", "datasets", "accelerate", "peft"}),

@@ -17,7 +17,7 @@ from gpt2tg.comparison.report import distances, probabilities
 from gpt2tg.comparison.strategies import strategies_to_compare
 from gpt2tg.comparison.table import terminal_table
 from gpt2tg.generation.generator import Generator
-from gpt2tg.reading.whole_files import examples_of, read_text
+from gpt2tg.reading import examples_of, read_text
 from gpt2tg.tuning.tune import summary, tune
 
 HERE = Path(__file__).resolve().parent

@@ -19,7 +19,7 @@ from gpt2tg.inspection.tokens import InspectedToken, inspect_text, next_token
 from gpt2tg.io.outputs import write_whole
 from gpt2tg.io.streams import write_out
 from gpt2tg.options import InspectionOptions, PromptOptions
-from gpt2tg.reading.whole_files import check_text_column, is_table, read_lines, read_stdin, read_table
+from gpt2tg.reading import check_text_column, is_table, read_lines, read_stdin, read_table
 
 HEADING = " line  tokens  log-probability  perplexity  text"
 

@@ -12,7 +12,7 @@ from gpt2tg.comparison.compare import compare, human_text
 from gpt2tg.comparison.strategies import strategies_to_compare
 from gpt2tg.generation.generator import Generator, Sample, new_seed
 from gpt2tg.options import DEFAULT_REFERENCE_PROMPTS, CompareOptions, DecodingOptions, PromptOptions
-from gpt2tg.reading.whole_files import check_text_column, read_examples
+from gpt2tg.reading import check_text_column, read_examples
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Files that hold no plain text in UTF-8: recognised by their first bytes, and named with the way out."""
+"""Recognise file types by name and first bytes: tables, and files that are not plain text in UTF-8."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from pathlib import Path
 from gpt2tg.errors import UserError
 from gpt2tg.io import lfs
 
-# Enough to recognise a file by.
+# How much of the beginning of a file is needed to recognise it.
 HEAD_BYTES = 1 << 13
+
+JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
+TABLE_SUFFIXES = (".csv", ".tsv", *JSON_LINES_SUFFIXES)
+
+# One JSON value over many lines: read as plain text, its braces would become text too.
+JSON_DOCUMENT_SUFFIXES = (".json", ".ipynb", ".geojson")
 
 UNPACK = "unpack it first"
 AS_TEXT = "save its text as a .txt, in UTF-8"
 AS_TABLE = "export it as .csv or .jsonl"
 
-# First bytes, what such a file is, the way out.
+# First bytes, what the file is, what to do.
 SIGNATURES = (
     (b"%PDF-", "a PDF", AS_TEXT),
     (b"{\\rtf", "an RTF document", AS_TEXT),
@@ -44,7 +50,7 @@ SIGNATURES = (
 
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 
-# What stands in a ZIP archive that is a document, and what it then is.
+# Names in a ZIP archive that show it to be a document, what it is, what to do.
 DOCUMENTS = (
     (b"word/", "a Word document", AS_TEXT),
     (b"xl/", "an Excel workbook", AS_TABLE),
@@ -55,10 +61,10 @@ DOCUMENTS = (
 )
 DOCUMENT_SUFFIXES = {".docx": DOCUMENTS[0], ".xlsx": DOCUMENTS[1], ".pptx": DOCUMENTS[2], ".epub": DOCUMENTS[3]}
 
-# A place holder that git-annex leaves where a large file was not fetched.
+# What git-annex leaves in place of a large file that was not fetched.
 ANNEX_POINTER = re.compile(rb"\S*/annex/objects/\S+\s*\Z")
 
-# The longer marks first: UTF-32 begins like UTF-16.
+# The longer marks first: the mark of UTF-32 begins with that of UTF-16.
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -67,108 +73,118 @@ BYTE_ORDER_MARKS = (
 )
 WIDE_ENCODINGS = ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE")
 
-# In text of any language, so much can be shown: the rest are marks such as the zero-width joiner.
+# The share of printable characters that text of any language has. The rest are marks such as the zero-width joiner.
 PRINTABLE_SHARE = 0.9
 
-# Files that are read row by row: whatever begins them is checked there.
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
-# JSON that is no object a line would be read as plain text, braces and all.
-WHOLE_JSON = (".json", ".ipynb", ".geojson")
+def is_table(path: Path) -> bool:
+    """Whether a file is a table (csv, tsv or jsonl), by its name."""
+    return path.suffix.lower() in TABLE_SUFFIXES
 
 
-def require_plain(path: Path, head: bytes, option: str | None) -> None:
-    """Refuse a file that is recognised as something else than plain text in UTF-8.
+def is_json_lines(path: Path) -> bool:
+    """Whether a file holds a JSON object per line, by its name."""
+    return path.suffix.lower() in JSON_LINES_SUFFIXES
 
-    Args:
-        head: its first `HEAD_BYTES`.
+
+def check_text_column(text_column: str | None, *paths: Path) -> None:
+    """Refuse the name of a column if none of the files is a table.
 
     Raises:
-        UserError: names what it is, and the way out.
+        UserError: a column is named, and all files are plain text.
     """
-    if path.suffix.lower() in WHOLE_JSON:
+    if text_column is not None and not any(map(is_table, paths)):
         raise UserError(
-            f"{path} would be read as plain text: write it as .jsonl, an object a line, or name it .txt", option
+            f"{text_column} names a column of a table ({', '.join(TABLE_SUFFIXES)}), but {paths[0]} is plain text: "
+            "leave the flag out, or give a table",
+            "text_column",
+        )
+
+
+def require_plain_text(path: Path, head: bytes, option: str | None) -> None:
+    """Refuse a file that its name or its first bytes show to be something else than plain text in UTF-8.
+
+    Args:
+        head: the first `HEAD_BYTES` of the file.
+        option: the flag that named the file, for errors.
+
+    Raises:
+        UserError: names the file type and what to do.
+    """
+    if path.suffix.lower() in JSON_DOCUMENT_SUFFIXES:
+        raise UserError(
+            f"{path} is JSON and would be read as plain text: write one object per line into a .jsonl, "
+            "or name the file .txt to train on it as it is",
+            option,
         )
     if lfs.begins_pointer(head):
         raise lfs.refusal(path, option)
     if len(head) < HEAD_BYTES and ANNEX_POINTER.match(head):
-        raise UserError(f"{path} is a git-annex pointer, not the file itself: fetch that with: git annex get", option)
-    if encoding := wide_encoding(head):
+        raise UserError(f"{path} is a git-annex pointer, not the file itself: run git annex get", option)
+    if encoding := detect_wide_encoding(head):
         source, target = shlex.quote(str(path)), shlex.quote(str(path.with_suffix(f".utf8{path.suffix}")))
         raise UserError(
             f"{path} is {encoding}, expected UTF-8; convert it with: iconv -f {encoding} -t UTF-8 {source} > {target}",
             option,
         )
-    for what, way_out in _signature(path, head):
-        raise UserError(f"{path} is {what}, not plain text: {way_out}", option)
+    if other := _recognise_other_type(path, head):
+        file_type, way_out = other
+        raise UserError(f"{path} is {file_type}, not plain text: {way_out}", option)
 
 
-def is_table(path: Path) -> bool:
-    """Whether a file holds its texts row by row, by its name."""
-    return path.suffix.lower() in TABLE_SUFFIXES
-
-
-def check_text_column(text_column: str | None, *paths: Path) -> None:
-    """Refuse the name of a column where no file has any.
-
-    Raises:
-        UserError: all are plain text.
-    """
-    if text_column is not None and not any(map(is_table, paths)):
-        raise UserError(f"{text_column} is for {', '.join(TABLE_SUFFIXES)}: {paths[0]} is plain text", "text_column")
-
-
-def _signature(path: Path, head: bytes) -> list[tuple[str, str]]:
+def _recognise_other_type(path: Path, head: bytes) -> tuple[str, str] | None:
+    """Return what a file is, and what to do, if its first bytes show that it is not plain text."""
     if head.startswith(ZIP):
-        found = [kind for kind in DOCUMENTS if kind[0] in head] or [
-            DOCUMENT_SUFFIXES.get(path.suffix.lower(), (b"", "a ZIP archive", UNPACK))
-        ]
-        return [found[0][1:]]
+        other_zip = DOCUMENT_SUFFIXES.get(path.suffix.lower(), (b"", "a ZIP archive", UNPACK))
+        return next((document for document in DOCUMENTS if document[0] in head), other_zip)[1:]
     if head[257:262] == b"ustar":
-        return [("a tar archive", UNPACK)]
-    return [(what, way_out) for start, what, way_out in SIGNATURES if head.startswith(start)]
+        return "a tar archive", UNPACK
+    return next(((what, way_out) for start, what, way_out in SIGNATURES if head.startswith(start)), None)
 
 
-def wide_encoding(head: bytes) -> str | None:
-    """UTF-16 or UTF-32, where the first bytes of a file are that: by a byte-order mark, or by how they read."""
+def detect_wide_encoding(head: bytes) -> str | None:
+    """Return the name of UTF-16 or UTF-32 if a file begins with its byte-order mark, or decodes to text in it."""
     for mark, name in BYTE_ORDER_MARKS:
         if head.startswith(mark):
             return name
     if b"\0" not in head:
         return None
-    return next((name for name in WIDE_ENCODINGS if _reads_as_text(head, name)), None)
+    return next((name for name in WIDE_ENCODINGS if _decodes_to_text(head, name)), None)
 
 
-def _reads_as_text(head: bytes, encoding: str) -> bool:
-    """Whether bytes make sense in an encoding. In the wrong byte order, blanks and line breaks are other signs."""
+def _decodes_to_text(head: bytes, encoding: str) -> bool:
+    """Whether bytes are plausible text in an encoding. In the wrong byte order, spaces and line breaks do not occur."""
     try:
-        text = codecs.getincrementaldecoder(encoding)().decode(head)  # the last character may be cut
+        text = codecs.getincrementaldecoder(encoding)().decode(head)  # incremental: the last character may be cut
     except UnicodeDecodeError:
         return False
-    if not text or "\0" in text or not (text.isascii() or any(blank in text for blank in " \n\t")):
+    if not text or "\0" in text or not (text.isascii() or any(space in text for space in " \n\t")):
         return False
     return sum(sign.isprintable() or sign.isspace() for sign in text) >= PRINTABLE_SHARE * len(text)
 
 
 def is_web_page(text: str) -> bool:
-    """Whether a text begins as HTML does."""
+    """Whether a text begins as an HTML page does."""
     return text.lstrip().lower().startswith(("<!doctype html", "<html"))
 
 
-def misnamed(path: Path, head: bytes) -> str | None:
-    """What to tell of plain text that looks like something that is read in another way; None where it does not."""
+def format_warning(path: Path, head: bytes) -> str | None:
+    """Return a warning if a plain-text file looks like JSON, a table, a web page or old Mac text; None if not.
+
+    Args:
+        head: the first `HEAD_BYTES` of the file.
+    """
     if is_table(path):
         return None
     if b"\r" in head.strip() and b"\n" not in head:
-        return "its lines end in CR alone, and are read as one line: convert them with: tr '\\r' '\\n'"
+        return "its lines end in CR alone, so it is read as one line: convert it with: tr '\\r' '\\n'"
     text = head.decode(errors="replace").removeprefix("\ufeff").lstrip()
     if is_web_page(text):
         return "looks like a web page: its tags are read as text too"
     first, *others = text.splitlines() or [""]
     if first.startswith("{") and first.endswith("}") and (not others or others[0].startswith("{")):
-        return "looks like JSON, and is read as plain text: name it .jsonl to read its texts alone"
+        return "looks like JSON but is read as plain text: name it .jsonl to read only its texts"
     names = {name.strip(' "').casefold() for name in re.split(r"[,;\t|]", first)}
     if len(names) > 1 and ("text" in names or {"prompt", "completion"} <= names):
-        return "looks like a table, and is read as plain text: name it .csv to read its texts alone"
+        return "looks like a table but is read as plain text: name it .csv to read only its texts"
     return None

@@ -1,4 +1,4 @@
-"""JSON as other people write it: what cannot be read, or would be read wrongly, is refused with the reason."""
+"""Parse JSON strictly: refuse what Python's json module would read wrongly or fail on without a clear reason."""
 
 from __future__ import annotations
 
@@ -7,63 +7,66 @@ import math
 import re
 from typing import Any
 
-# Python refuses to make an integer of more digits, and nobody means one.
-MOST_DIGITS = 4000
+# int() raises a ValueError for more digits than sys.get_int_max_str_digits(), 4,300 by default.
+MAX_DIGITS = 4000
 
-HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text.
+    """Return the value of a JSON text.
 
     Raises:
-        ValueError: says what is wrong, as the rest of a sentence about the text.
+        ValueError: the text is not JSON, or an object names a key twice. The message continues a sentence that begins
+            with where the text is.
     """
     try:
         return _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"is no JSON ({error.msg.removesuffix(' at')} at character {error.colno})") from None
+        reason = error.msg.removesuffix(" at")
+        raise ValueError(f"is not valid JSON ({reason} at character {error.colno})") from None
     except RecursionError:
-        raise ValueError("is no JSON that can be read (nested too deep)") from None
+        raise ValueError("is not valid JSON (nested too deeply)") from None
 
 
-def half_character(value: Any) -> str | None:
-    r"""A lone surrogate in the texts of a JSON value, as JSON writes it: `\ud83d` is half an emoji."""
-    waiting = [value]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, str) and (found := HALF_A_CHARACTER.search(part)):
+def lone_surrogate(value: Any) -> str | None:
+    r"""Return a lone surrogate in the strings of a JSON value, escaped as in JSON: `\ud83d` is half an emoji."""
+    pending = [value]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, str) and (found := SURROGATE.search(part)):
             return f"\\u{ord(found[0]):04x}"
         if isinstance(part, dict):
-            waiting += [*part.keys(), *part.values()]
+            pending += [*part.keys(), *part.values()]
         elif isinstance(part, list):
-            waiting += part
+            pending += part
     return None
 
 
-def refuse_half_characters(value: Any) -> None:
-    """Refuse a JSON value with a text that cannot be written as UTF-8.
+def refuse_lone_surrogates(value: Any) -> None:
+    """Refuse a JSON value with a string that cannot be written as UTF-8.
 
     Raises:
-        ValueError: says what is wrong, as the rest of a sentence about the value.
+        ValueError: a string holds a lone surrogate. The message continues a sentence that begins with where it is.
     """
-    if code := half_character(value):
-        raise ValueError(f"holds {code}, half of a character (an emoji cut in two): complete or remove it")
+    if escape := lone_surrogate(value):
+        raise ValueError(f"holds {escape}, half of a character (an emoji cut in two): complete or remove it")
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"has two values named {twice}: rename or remove one")
-    return found
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"has two values named {duplicate}: rename or remove one")
+    return result
 
 
-def _whole_number(digits: str) -> int | float:
-    if len(digits) <= MOST_DIGITS:
+def _integer(digits: str) -> int | float:
+    """Return the number, or an infinity for more digits than Python converts."""
+    if len(digits) <= MAX_DIGITS:
         return int(digits)
     return -math.inf if digits.startswith("-") else math.inf
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole_number)
+_DECODER = json.JSONDecoder(object_pairs_hook=_object_without_duplicates, parse_int=_integer)

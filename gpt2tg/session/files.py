@@ -12,7 +12,7 @@ from gpt2tg.batch.prompts import setting
 from gpt2tg.errors import UserError
 from gpt2tg.io.outputs import write_whole
 from gpt2tg.options import DecodingOptions
-from gpt2tg.reading.whole_files import json_line, read_lines
+from gpt2tg.reading import parse_json_line, read_lines
 from gpt2tg.session.state import Turn
 
 # The form of the file. A file of a later form is refused, not guessed at.
@@ -59,7 +59,7 @@ def load(path: Path) -> SavedSession:
     entries = []
     for number, line in enumerate(read_lines(path, None), start=1):
         if line:
-            entries.append(json_line(line, f"{path} line {number}", None, "/save writes sessions"))
+            entries.append(parse_json_line(line, f"{path} line {number}", None, "/save writes sessions"))
     if not entries or "gpt2tg_session" not in entries[0]:
         raise UserError(f"{path} is no session: /save writes one")
     first, *rest = entries

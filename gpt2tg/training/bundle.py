@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
-from gpt2tg.training.model.build import existing_model, transformers_tokenizer
+from gpt2tg.training.model.build import existing_model
+from gpt2tg.training.model.new_tokenizer import transformers_tokenizer
 from gpt2tg.training.output.directory import make_readable
 
 # What those who fine-tune the model get, however it was trained itself.

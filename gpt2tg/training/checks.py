@@ -12,7 +12,8 @@ from gpt2tg.checkpoint.find import find_checkpoint, is_directory, read_shape
 from gpt2tg.engine.cpu.startup import check_device
 from gpt2tg.errors import UserError
 from gpt2tg.options import BUNDLED_MODEL, EvaluationOptions, TrainingOptions
-from gpt2tg.training.data.sources import Corpus, Sources, plan_sources, scan_evaluation
+from gpt2tg.training.data.corpus import Corpus
+from gpt2tg.training.data.sources import Sources, plan_sources, scan_evaluation
 from gpt2tg.training.output.directory import check_resumable, is_search
 from gpt2tg.training.output.reservation import check_output
 from gpt2tg.training.processes import is_main_process

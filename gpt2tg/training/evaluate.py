@@ -16,7 +16,8 @@ from gpt2tg.options import EvaluationOptions
 from gpt2tg.training.callbacks import say
 from gpt2tg.training.checks import check_stride
 from gpt2tg.training.data.blocks import NO_LOSS
-from gpt2tg.training.data.sources import Corpus, scan_evaluation
+from gpt2tg.training.data.corpus import Corpus
+from gpt2tg.training.data.sources import scan_evaluation
 from gpt2tg.training.data.token_cache import Tokens, tokenize
 from gpt2tg.training.model.build import existing_model
 

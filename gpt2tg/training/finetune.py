@@ -46,24 +46,19 @@ from gpt2tg.training.callbacks import (
 )
 from gpt2tg.training.checks import check_existing, check_layers, check_processes, check_training_device
 from gpt2tg.training.data.advice import advice, counted
-from gpt2tg.training.data.blocks import TrainingData, collate, load_data
+from gpt2tg.training.data.batches import collate
 from gpt2tg.training.data.sources import Sources, plan_sources
+from gpt2tg.training.data.training_data import TrainingData, load_data
 from gpt2tg.training.devices import device_bytes
 from gpt2tg.training.evaluate import perplexity
 from gpt2tg.training.fields import trainer_fields, without_secrets
 from gpt2tg.training.interruption import Interruption
-from gpt2tg.training.model.build import (
-    existing_model,
-    new_model,
-    saved_tokenizer,
-    shape_of_model,
-    train_tokenizer,
-    transformers_tokenizer,
-)
+from gpt2tg.training.model.build import existing_model, new_model, shape_of_model
 from gpt2tg.training.model.copied_files import CopiedFiles, files_to_copy
 from gpt2tg.training.model.cpu_speedups import keep_freed_memory
 from gpt2tg.training.model.lora import base_reference, choose_weights
 from gpt2tg.training.model.memory_estimate import out_of_memory, smaller_batches
+from gpt2tg.training.model.new_tokenizer import saved_tokenizer, train_tokenizer, transformers_tokenizer
 from gpt2tg.training.output.directory import RECORD_FILES, SAMPLES_FILE, STATE_FILE, RunDirectory, find_resumable
 from gpt2tg.training.output.identity import check_same_run, identity
 from gpt2tg.training.output.records import Records
@@ -196,7 +191,7 @@ class _Run:
         self._device, self._arguments = device, arguments
         self._interruption, self._callbacks = interruption, callbacks
         self._sources = by_main_process(lambda: sources or plan_sources(options))
-        for line in dict.fromkeys(line for side in self._sources if side is not None for line in side.found.notices):
+        for line in dict.fromkeys(line for side in self._sources if side is not None for line in side.corpus.notices):
             say(line)
         self._checkpoint = checkpoint
         self._start = None if options.from_scratch else check_existing(options, model_name)

@@ -17,11 +17,12 @@ from gpt2tg.checkpoint.tokenizer import TextStream, TextTokenizer
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.callbacks import duration
 from gpt2tg.training.data.advice import counted
-from gpt2tg.training.data.blocks import NO_LOSS, TrainingData
+from gpt2tg.training.data.blocks import NO_LOSS
+from gpt2tg.training.data.training_data import TrainingData
 from gpt2tg.training.devices import synchronize, undisturbed_randomness
 from gpt2tg.training.model.build import for_training
 from gpt2tg.training.model.lora import choose_weights
-from gpt2tg.training.model.memory_estimate import checkpoint_bytes, estimate, gigabytes
+from gpt2tg.training.model.memory_estimate import checkpoint_bytes, estimate_memory, format_bytes
 
 # Around what carries no loss.
 MARKS = ("⟦", "⟧")
@@ -46,8 +47,8 @@ def plan(
     yield f"steps: {steps:,} of {counted(step_blocks, 'block')}"
     measured = measured_steps(options, steps, epoch) if blocks else set()
     size, kept = checkpoint_bytes(shape, options), most_checkpoints(options, steps, measured)
-    yield f"checkpoints: {kept:,} at most, of {gigabytes(size)}, in all {gigabytes(kept * size)} on disk"
-    memory = estimate(shape, options, fused_attention(config, options, device), processes)
+    yield f"checkpoints: {kept:,} at most, of {format_bytes(size)}, in all {format_bytes(kept * size)} on disk"
+    memory = estimate_memory(shape, options, fused_attention(config, options, device), processes)
     yield f"memory: about {memory} at its peak, libraries not counted"
     pace = measure_pace(options, config, device)
     # The first of the measurements is made before training.

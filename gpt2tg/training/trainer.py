@@ -24,7 +24,8 @@ from transformers.utils import PushInProgress
 from gpt2tg.errors import Interrupted, RunError, one_line
 from gpt2tg.io.json_files import read_object
 from gpt2tg.training.callbacks import Stopwatch, best_step, held_step, is_due, measuring_bar
-from gpt2tg.training.data.blocks import NO_LOSS, count_tokens
+from gpt2tg.training.data.batches import count_tokens
+from gpt2tg.training.data.blocks import NO_LOSS
 from gpt2tg.training.devices import memory_gb, undisturbed_randomness
 from gpt2tg.training.evaluate import perplexity
 from gpt2tg.training.interruption import Agreement, Interruption

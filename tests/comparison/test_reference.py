@@ -11,7 +11,7 @@ from conftest import FABLES
 from gpt2tg.comparison.reference import as_samples, pieces_of, spread
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import Generator, load
-from gpt2tg.reading.whole_files import examples_of, read_examples, read_text
+from gpt2tg.reading import examples_of, read_examples, read_text
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ import pytest
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
-from gpt2tg.reading import plain_text
+from gpt2tg.reading import plain_text, utf8
 from gpt2tg.reading.plain_text import Piece, pieces
-from gpt2tg.training.data.sources import Corpus, Reading, plan_sources
-from gpt2tg.training.data.sources import survey as survey_files
-from gpt2tg.training.model.build import train_tokenizer
+from gpt2tg.training.data.corpus import Corpus, TextFormat, scan_corpus
+from gpt2tg.training.data.sources import plan_sources
+from gpt2tg.training.model.new_tokenizer import train_tokenizer
 
 MODES = ("line", "paragraph", "file")
 
@@ -31,8 +31,8 @@ def write(directory: Path, content: str | bytes) -> Path:
     return path
 
 
-def survey(path: Path, mode: str, option: str) -> Corpus:
-    return survey_files((str(path),), Reading(mode), option)
+def scan(path: Path, mode: str, option: str) -> Corpus:
+    return scan_corpus((str(path),), TextFormat(mode), option)
 
 
 def pieces_of(path: Path, mode: str) -> Iterator[Piece]:
@@ -271,7 +271,7 @@ def test_no_long_example_loses_its_end(tmp_path: Path, monkeypatch: pytest.Monke
         path = write(tmp_path, content.replace("\n", end))
         for size in range(1, 12):
             monkeypatch.setattr(plain_text, "PIECE_CHARACTERS", size)
-            found, examples = survey(path, mode, "train_file"), [""]
+            found, examples = scan(path, mode, "train_file"), [""]
             for piece in found.pieces():
                 examples[-1] += piece.text
                 if piece.ends:
@@ -282,9 +282,9 @@ def test_no_long_example_loses_its_end(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_documents_of_over_a_mebibyte_are_examples(tmp_path: Path) -> None:
     document = ("word " * 220_000).strip()
-    assert survey(write(tmp_path, f"{document}\n\n{document}\n\nshort\n"), "paragraph", "train_file").examples == 3
+    assert scan(write(tmp_path, f"{document}\n\n{document}\n\nshort\n"), "paragraph", "train_file").examples == 3
     line = "a" * (plain_text.PIECE_CHARACTERS - 1)
-    assert survey(write(tmp_path, f"{line}\r\nshort\r\n"), "line", "train_file").examples == 2
+    assert scan(write(tmp_path, f"{line}\r\nshort\r\n"), "line", "train_file").examples == 2
 
 
 @pytest.fixture(scope="module")
@@ -342,7 +342,7 @@ def test_no_cut_before_control_characters(tmp_path: Path, monkeypatch: pytest.Mo
 def refusal(path: Path, mode: str = "line") -> UserError:
     """The refusal of a file, which must name the option and the path."""
     with pytest.raises(UserError) as caught:
-        survey(path, mode, "validation_file")
+        scan(path, mode, "validation_file")
     assert caught.value.option == "validation_file"
     assert str(path) in caught.value.message
     return caught.value
@@ -350,14 +350,14 @@ def refusal(path: Path, mode: str = "line") -> UserError:
 
 @pytest.mark.parametrize(("mode", "examples"), [("line", 3), ("paragraph", 2), ("file", 1)])
 def test_survey_counts_examples_and_bytes(tmp_path: Path, mode: str, examples: int) -> None:
-    found = survey(write(tmp_path, "Ä\n\n \nb\nc"), mode, "train_file")
+    found = scan(write(tmp_path, "Ä\n\n \nb\nc"), mode, "train_file")
     assert (found.examples, found.bytes) == (examples, 9)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_survey_counts_a_long_example_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     monkeypatch.setattr(plain_text, "PIECE_CHARACTERS", 4)
-    assert survey(write(tmp_path, "a very long example"), mode, "train_file").examples == 1
+    assert scan(write(tmp_path, "a very long example"), mode, "train_file").examples == 1
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
@@ -389,7 +389,7 @@ def test_file_without_text_is_refused(tmp_path: Path, mode: str, content: bytes,
 def test_binary_file_is_refused_with_the_zero_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, offset: int, chunk: int
 ) -> None:
-    monkeypatch.setattr(plain_text, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(utf8, "CHUNK_BYTES", chunk)
     message = refusal(write(tmp_path, content)).message
     assert "binary" in message
     assert re.search(rf"\bbyte {offset}\b", message)
@@ -415,7 +415,7 @@ def test_binary_file_is_refused_with_the_zero_byte(
 def test_other_encodings_are_refused_with_the_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, offset: int, chunk: int
 ) -> None:
-    monkeypatch.setattr(plain_text, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(utf8, "CHUNK_BYTES", chunk)
     message = refusal(write(tmp_path, content)).message
     assert "not UTF-8" in message
     assert re.search(rf"\bbyte {offset}\b", message)
@@ -423,8 +423,8 @@ def test_other_encodings_are_refused_with_the_byte(
 
 @pytest.mark.parametrize("chunk", range(1, 6))
 def test_characters_may_lie_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(plain_text, "CHUNK_BYTES", chunk)
-    found = survey(write(tmp_path, "é€🦊\n🦊€é\n"), "line", "train_file")
+    monkeypatch.setattr(utf8, "CHUNK_BYTES", chunk)
+    found = scan(write(tmp_path, "é€🦊\n🦊€é\n"), "line", "train_file")
     assert (found.examples, found.bytes) == (2, 20)
 
 
@@ -432,4 +432,4 @@ def test_a_pipe_is_refused(tmp_path: Path) -> None:
     """It could be read only once, and is read several times."""
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="is a pipe or a device"):
-        survey(tmp_path / "pipe", "line", "train_file")
+        scan(tmp_path / "pipe", "line", "train_file")

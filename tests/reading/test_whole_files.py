@@ -21,7 +21,7 @@ from gpt2tg.errors import UserError
 from gpt2tg.options import CompareOptions, PromptOptions
 from gpt2tg.session.files import load
 from gpt2tg.session.front import plain_front
-from gpt2tg.training.data.sources import Reading, survey
+from gpt2tg.training.data.corpus import TextFormat, scan_corpus
 
 Capture = pytest.CaptureFixture[str]
 
@@ -47,7 +47,7 @@ def as_training_text(path: Path) -> Sequence[str]:
 
 
 def as_examples(path: Path) -> Sequence[str]:
-    return [piece.text for piece in survey((str(path),), Reading("line"), "train_file").pieces()]
+    return [piece.text for piece in scan_corpus((str(path),), TextFormat("line"), "train_file").pieces()]
 
 
 READERS = {
@@ -89,10 +89,10 @@ def test_texts_are_the_same_wherever_they_are_read(tmp_path: Path, read: Read, n
     [
         ("t.txt", "The owl\n".encode("utf-16"), "is UTF-16, expected UTF-8; convert it with: iconv"),
         ("t.csv", "text\nThe owl\n".encode("utf-32"), "is UTF-32, expected UTF-8; convert it with: iconv"),
-        ("t.txt", b"The owl\0\n", "is a binary file: byte 7 is zero"),
+        ("t.txt", b"The owl\0\n", "is a binary file (byte 7 is zero)"),
         ("t.txt", b"caf\xe9\n", "is not UTF-8: byte 3"),
         ("t.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "is a Git LFS pointer"),
-        ("t.json", b'{"text": "The owl"}', "would be read as plain text: write it as .jsonl"),
+        ("t.json", b'{"text": "The owl"}', "would be read as plain text: write one object per line into a .jsonl"),
         ("t.pdf", b"%PDF-1.4\n", "is a PDF"),
         ("t.csv", b"text\nThe owl, old, slept.\n", "line 2: 3 values for 1 column"),
         (
@@ -118,7 +118,7 @@ def test_what_is_no_text_is_refused_wherever_it_is_read(
 def test_a_reference_has_the_examples_of_training(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "t.txt"
     path.write_bytes("\ufeffone\r\ntwo\r\n\r\n \t\r\n  three \r\n\r\n\r\nfour".encode())
-    found = survey((str(path),), Reading(mode), "train_file")
+    found = scan_corpus((str(path),), TextFormat(mode), "train_file")
     assert read_request(CompareOptions(reference=str(path), examples=mode), [], print).reference == tuple(
         piece.text for piece in found.pieces()
     )
@@ -163,7 +163,7 @@ def test_comparison_refuses_a_broken_table(tmp_path: Path, flag: str, capsys: Ca
     path.write_text('{"text": "a"}\n{"text": "b"\n')
     words = ["--compare", "--model_name", "gpt2-tiny", "--prompt", "The owl"]
     assert text_generation_demo.main([*words, flag, str(path)]) == 2
-    assert f"{flag} {path}, line 2 is no JSON" in capsys.readouterr().err
+    assert f"{flag} {path}, line 2 is not valid JSON" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--compare"], ["--tune"]])
@@ -181,7 +181,7 @@ def test_a_column_of_plain_prompts_is_refused(model_dir: Path, tmp_path: Path, c
     path = written(tmp_path / "t.txt", "prompt")
     words = ["--model_path", str(model_dir), "--prompts_file", str(path), "--text_column", "story"]
     assert generate_from_finetuned.main(words) == 2
-    assert "--text_column story is for .csv, .tsv, .jsonl, .ndjson: " in capsys.readouterr().err
+    assert "--text_column story names a column of a table (.csv, .tsv, .jsonl, .ndjson)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("line", [r'{"prompt": "\ud83d"}', r'{"prompt": "a", "stop": ["\udc00"]}'])

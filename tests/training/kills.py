@@ -34,7 +34,7 @@ import gpt2tg.training.finetune  # noqa: F401  imported once, here
 from gpt2tg.checkpoint.runs import saved_checkpoints
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.data.sources import plan_sources
-from gpt2tg.training.model.build import train_tokenizer, transformers_tokenizer
+from gpt2tg.training.model.new_tokenizer import train_tokenizer, transformers_tokenizer
 from gpt2tg.training.output.directory import STATE_FILES
 from gpt2tg.training.output.durable import UNFINISHED, damage
 

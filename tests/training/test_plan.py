@@ -19,8 +19,8 @@ from gpt2tg.options import TrainingOptions
 from gpt2tg.training import plan as planning
 from gpt2tg.training.data import advice as module
 from gpt2tg.training.data.advice import advice
-from gpt2tg.training.data.blocks import load_data
 from gpt2tg.training.data.sources import plan_sources
+from gpt2tg.training.data.training_data import load_data
 from gpt2tg.training.finetune import finetune
 from gpt2tg.training.plan import measure_pace, measured_steps, most_checkpoints, plan, show_blocks, total_steps
 

@@ -1,9 +1,9 @@
-"""Which files a name means: a file, a pattern, or a folder without what nobody meant to be read."""
+"""Find the text files that a name stands for: a file, a pattern, or a folder with its subfolders."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from glob import has_magic, iglob
 from pathlib import Path
 
@@ -11,77 +11,85 @@ from gpt2tg.checkpoint.hub import ADAPTER_CONFIG, VOCABULARY_FILES, WEIGHT_FILES
 from gpt2tg.checkpoint.runs import LOG_FILE
 from gpt2tg.errors import UserError
 from gpt2tg.reading.file_types import TABLE_SUFFIXES
+from gpt2tg.reading.table_row import Notify
 from gpt2tg.training.output.directory import is_ours
 
-# What is taken from a folder; a file that is named is read whatever its name.
+# What is read from a folder. A file that the user names is read whatever its suffix.
 TEXT_SUFFIXES = (".txt", ".md", *TABLE_SUFFIXES)
 
-# How editors call copies of a file, before its suffix or at its end.
+# Endings that editors give to backup copies, before the suffix or after it.
 BACKUP_ENDINGS = ("~", ".bak", ".orig", ".swp", ".swo")
 
-# Folders of programs; those with a hidden name are left out anyway.
+# Folders that programs make. Those with a hidden name are skipped anyway.
 PROGRAM_FOLDERS = ("__pycache__", "__MACOSX", "node_modules", "site-packages")
 
-# Files of which one makes a folder that of a model or of a virtual environment: their texts are not the user's.
+# Files that mark a folder as a model or a virtual environment, whose texts are not the user's.
 MODEL_FILES = (*WEIGHT_FILES, ADAPTER_CONFIG, *VOCABULARY_FILES)
 ENVIRONMENT_FILE = "pyvenv.cfg"
 
-Say = Callable[[str], None]
+
+def _ignore(notice: str) -> None:
+    pass
 
 
 def find_files(
-    names: tuple[str, ...], option: str, output: Path | None = None, say: Say = lambda _: None
+    names: tuple[str, ...], option: str, output: Path | None = None, notify: Notify = _ignore
 ) -> tuple[Path, ...]:
-    """The files that names mean, each once, in the order of the names.
+    """Return the files that the names stand for, each once, in the order of the names.
 
     Args:
-        output: a directory of which nothing is read, where it lies in a folder that is named.
-        say: takes a line on what is passed over.
+        option: the flag that gave the names, for errors.
+        output: a directory to leave out if it lies in one of the folders.
+        notify: called with each notice on files that are skipped.
 
     Raises:
-        UserError: a name that means no file.
+        UserError: a name stands for no file.
     """
-    found: dict[tuple[int, int], Path] = {}
-    for path in (path for name in names for path in _named(name, option, output, say)):
+    files: dict[tuple[int, int], Path] = {}
+    for path in (path for name in names for path in _files_of(name, option, output, notify)):
         status = path.stat()
-        known = found.setdefault((status.st_dev, status.st_ino), path)
+        known = files.setdefault((status.st_dev, status.st_ino), path)
         if known is not path:
-            say(f"{path} is read once, as {known}" if str(path) != str(known) else f"{path} is read once")
-    return tuple(found.values())
+            notify(f"{path} is read once, as {known}" if str(path) != str(known) else f"{path} is read once")
+    return tuple(files.values())
 
 
-def _named(name: str, option: str, output: Path | None, say: Say) -> list[Path]:
+def _files_of(name: str, option: str, output: Path | None, notify: Notify) -> list[Path]:
     path = Path(name).expanduser()
     if path.is_dir():
-        return _in_folder(path, option, output, say)
+        return _in_folder(path, option, output, notify)
     if not path.exists() and has_magic(name):
-        return _matching(name, path, option, output, say)
+        return _matching(name, path, option, output, notify)
     if not path.exists():
         raise UserError(f"{path} does not exist: give the path of a text file", option)
     if not path.is_file():
-        raise UserError(f"{path} is a pipe or a device, which can be read but once: save it to a file first", option)
+        raise UserError(f"{path} is a pipe or a device, but the text is read twice: save it to a file first", option)
     return [path]
 
 
-def _in_folder(folder: Path, option: str, output: Path | None, say: Say) -> list[Path]:
-    """The texts in a folder and below."""
+def _in_folder(folder: Path, option: str, output: Path | None, notify: Notify) -> list[Path]:
+    """Return the text files in a folder and its subfolders, sorted."""
     if is_ours(folder):
-        raise UserError(f"{folder} is the directory of a training run: its texts are not yours to train on", option)
-    found, other = [], []
-    for path in _walk(folder, option, output, say):
-        (found if path.suffix.lower() in TEXT_SUFFIXES else other).append(path)
-    kinds = f"({', '.join(TEXT_SUFFIXES)})"
-    if not found:
-        raise UserError(f"{folder} is a directory without a text file {kinds}", option)
-    if other:
-        endings = sorted({path.suffix.lower() or path.name for path in other})
+        raise UserError(
+            f"{folder} is the output directory of a training run: give the folder of your own texts", option
+        )
+    texts: list[Path] = []
+    others: list[Path] = []
+    for path in _walk(folder, option, output, notify):
+        (texts if path.suffix.lower() in TEXT_SUFFIXES else others).append(path)
+    suffixes = f"({', '.join(TEXT_SUFFIXES)})"
+    if not texts:
+        raise UserError(f"{folder} is a directory without a text file {suffixes}", option)
+    if others:
+        endings = sorted({path.suffix.lower() or path.name for path in others})
+        is_or_are = "is" if len(others) == 1 else "are"
         shown = ", ".join(endings[:5]) + (", ..." if len(endings) > 5 else "")
-        say(f"{folder}: {_counted(len(other))} passed over, which are none of {kinds}: {shown}")
-    return sorted(found)
+        notify(f"{folder}: skipped {_counted(len(others))} that {is_or_are} not text {suffixes}: {shown}")
+    return sorted(texts)
 
 
-def _walk(folder: Path, option: str, output: Path | None, say: Say) -> Iterator[Path]:
-    """The files in a folder and below, without those that nobody means: hidden ones, backups, what runs have made."""
+def _walk(folder: Path, option: str, output: Path | None, notify: Notify) -> Iterator[Path]:
+    """Yield the files in a folder and its subfolders, except hidden files, backups, and the output of runs."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}", option)
@@ -89,7 +97,7 @@ def _walk(folder: Path, option: str, output: Path | None, say: Say) -> Iterator[
     backups = 0
     for place, folders, names in os.walk(folder, onerror=refuse):
         here = Path(place)
-        kept = [name for name in folders if not name.startswith(".") and not _is_foreign(here / name, output, say)]
+        kept = [name for name in folders if not name.startswith(".") and not _is_foreign(here / name, output, notify)]
         folders[:] = sorted(kept)
         for path in (here / name for name in sorted(names) if not name.startswith(".")):
             if is_backup(path):
@@ -97,40 +105,41 @@ def _walk(folder: Path, option: str, output: Path | None, say: Say) -> Iterator[
             elif path.is_file():
                 yield path
             elif path.is_symlink() and not path.exists():
-                say(f"{path} passed over: a link to a file that is not there")
+                notify(f"skipped {path}: a link to a missing file")
     if backups:
-        say(f"{folder}: {_counted(backups)} passed over, by the name a backup")
+        notify(f"{folder}: skipped {_counted(backups)} named like a backup")
 
 
-def _matching(name: str, pattern: Path, option: str, output: Path | None, say: Say) -> list[Path]:
-    """The files that match a pattern. Backups and what runs have made count where nothing else matches."""
+def _matching(name: str, pattern: Path, option: str, output: Path | None, notify: Notify) -> list[Path]:
+    """Return the files that match a pattern, without backups and the output of runs if any other file matches."""
     fixed = Path(*_before_magic(pattern))
-    every = sorted(path for path in map(Path, iglob(str(pattern), recursive=True)) if path.is_file())
-    if not every:
-        raise UserError(f"{name} matches no file", option)
+    matches = sorted(path for path in map(Path, iglob(str(pattern), recursive=True)) if path.is_file())
+    if not matches:
+        raise UserError(f"{name} matches no file: check the pattern", option)
     foreign = {
-        folder: _is_foreign(folder, output, say)
-        for folder in dict.fromkeys(parent for path in every for parent in path.parents if fixed in parent.parents)
+        folder: _is_foreign(folder, output, notify)
+        for folder in dict.fromkeys(parent for path in matches for parent in path.parents if fixed in parent.parents)
     }
-    found = [path for path in every if not is_backup(path) and not any(map(foreign.get, path.parents))]
-    if found and (backups := sum(map(is_backup, every))):
-        say(f"{name}: {_counted(backups)} passed over, by the name a backup")
-    return found or every
+    texts = [path for path in matches if not is_backup(path) and not any(map(foreign.get, path.parents))]
+    if texts and (backups := sum(map(is_backup, matches))):
+        notify(f"{name}: skipped {_counted(backups)} named like a backup")
+    return texts or matches
 
 
 def _before_magic(pattern: Path) -> list[str]:
+    """Return the parts of a path before the first with a wildcard."""
     parts = list(pattern.parts)
     return parts[: next(number for number, part in enumerate(parts) if has_magic(part))]
 
 
-def _is_foreign(folder: Path, output: Path | None, say: Say) -> bool:
-    """Whether the texts of a folder are not the user's; those of runs and models are told."""
+def _is_foreign(folder: Path, output: Path | None, notify: Notify) -> bool:
+    """Whether the texts in a folder are not the user's. Skipped runs and models are reported, program folders not."""
     if folder.name in PROGRAM_FOLDERS or (folder / ENVIRONMENT_FILE).exists():
         return True
     is_output = output is not None and output.exists() and folder.exists() and folder.samefile(output)
-    # The log of a run tells of one that was cut short, or copied in part.
+    # A run that was cut short, or copied in part, may have left only its log.
     if is_output or is_ours(folder) or _holds_model(folder) or (folder / LOG_FILE).exists():
-        say(f"{folder} passed over: {'the output directory' if is_output else 'it holds a run or a model'}")
+        notify(f"skipped {folder}: {'the output directory' if is_output else 'it holds a run or a model'}")
         return True
     return False
 
@@ -140,11 +149,11 @@ def _holds_model(folder: Path) -> bool:
 
 
 def is_backup(path: Path) -> bool:
-    """Whether a file is called like a copy that an editor has left."""
+    """Whether a file is named like a backup copy of an editor."""
     name = path.name.lower()
-    before = name.removesuffix(path.suffix.lower())
+    stem = name.removesuffix(path.suffix.lower())
     is_marked = name.startswith("~$") or (name.startswith("#") and name.endswith("#"))
-    return is_marked or name.endswith(BACKUP_ENDINGS) or before.endswith(BACKUP_ENDINGS)
+    return is_marked or name.endswith(BACKUP_ENDINGS) or stem.endswith(BACKUP_ENDINGS)
 
 
 def _counted(number: int) -> str:

@@ -13,10 +13,12 @@ import pytest
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
-from gpt2tg.reading import tables
-from gpt2tg.training.data import blocks
-from gpt2tg.training.data.blocks import NO_LOSS, load_data
-from gpt2tg.training.data.sources import Reading, plan_sources, survey
+from gpt2tg.reading import table_row
+from gpt2tg.training.data import blocks, packing
+from gpt2tg.training.data.blocks import NO_LOSS
+from gpt2tg.training.data.corpus import TextFormat, scan_corpus
+from gpt2tg.training.data.sources import plan_sources
+from gpt2tg.training.data.training_data import load_data
 
 TEXTS = ['She said "no", twice.', "two\nlines, with a comma", "naïve 猫 🦊", "  indented\t", "x" * 200_000]
 
@@ -43,7 +45,7 @@ WRITERS: dict[str, Callable[[Path, list[dict[str, str]]], Path]] = {
 
 
 def examples_of(*names: str | Path, text_column: str | None = None) -> list[str]:
-    found = survey(tuple(map(str, names)), Reading("line", text_column), "train_file")
+    found = scan_corpus(tuple(map(str, names)), TextFormat("line", text_column), "train_file")
     texts = [piece.text for piece in found.pieces()]
     assert len(texts) == found.examples
     return texts
@@ -74,7 +76,8 @@ def test_the_only_column_needs_no_name(tmp_path: Path, name: str) -> None:
 def test_rows_without_text_are_counted_and_passed_over(tmp_path: Path, name: str) -> None:
     path = WRITERS[name](tmp_path / name, [{"text": text} for text in ("one", "", " \n", "two")])
     assert examples_of(path) == ["one", "two"]
-    assert f"{path}: 2 rows without text passed over" in survey((str(path),), Reading("line"), "train_file").notices
+    notices = scan_corpus((str(path),), TextFormat("line"), "train_file").notices
+    assert f"{path}: skipped 2 rows without text" in notices
 
 
 def test_windows_files_are_read_alike(tmp_path: Path) -> None:
@@ -86,15 +89,27 @@ def test_windows_files_are_read_alike(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.csv", "title,story\na,b\n", "has the columns title, story: say with --text_column"),
-        ("t.jsonl", '{"a": "x", "b": "y"}\n', "has the columns a, b: say with --text_column"),
-        ("t.jsonl", '{"text": "x"}\n{"text": 7}\n', "line 2: text is 7, expected a text"),
-        ("t.jsonl", '{"text": "x"}\n\n{"text": \n', r"line 3 is no JSON \(Expecting value at character 10\): write it"),
-        ("t.jsonl", "[" * 100_000 + "\n", "line 1 is no JSON .*: write it"),
-        ("t.json", '[{"text": "x"}]', "would be read as plain text: write it as .jsonl"),
-        ("t.jsonl", '["x"]\n', "line 1 is no JSON object"),
-        ("t.csv", 'text\n"never closed\n', "line 2: .* a quote that is not closed; a text with quotes is written"),
-        ("t.tsv", 'id\ttext\n1\t"No," said she.\n', "line 2: .* a text with quotes is written"),
+        (
+            "t.csv",
+            "title,story\na,b\n",
+            "has the columns title, story: choose the one that holds",
+        ),
+        (
+            "t.jsonl",
+            '{"a": "x", "b": "y"}\n',
+            "has the columns a, b: choose .* with --text_column",
+        ),
+        ("t.jsonl", '{"text": "x"}\n{"text": 7}\n', "line 2: text is 7, expected a string"),
+        (
+            "t.jsonl",
+            '{"text": "x"}\n\n{"text": \n',
+            r"line 3 is not valid JSON \(Expecting value at character 10\): write",
+        ),
+        ("t.jsonl", "[" * 100_000 + "\n", "line 1 is not valid JSON .*: write it"),
+        ("t.json", '[{"text": "x"}]', "would be read as plain text: write one object per line into a .jsonl"),
+        ("t.jsonl", '["x"]\n', "line 1 is not a JSON object"),
+        ("t.csv", 'text\n"never closed\n', "line 2: .* a quote that is not closed; write a text with quotes like"),
+        ("t.tsv", 'id\ttext\n1\t"No," said she.\n', "line 2: .* write a text with quotes like"),
         ("t.csv", "text\n", "holds no text"),
     ],
 )
@@ -108,10 +123,10 @@ def test_broken_tables_are_refused_with_the_place(tmp_path: Path, name: str, con
 
 def test_quotes_are_no_way_out_of_another_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = csv.field_size_limit()
-    monkeypatch.setattr(tables, "LONGEST_FIELD", 10)
+    monkeypatch.setattr(table_row, "MAX_FIELD_CHARACTERS", 10)
     (tmp_path / "t.csv").write_text("text\nlonger than it may be\n")
     try:
-        with pytest.raises(UserError, match=r"line 2 is longer than 10 characters: write a row a line$"):
+        with pytest.raises(UserError, match=r"line 2 is longer than 10 characters: write one row per line$"):
             examples_of(tmp_path / "t.csv")
     finally:
         csv.field_size_limit(limit)
@@ -165,7 +180,7 @@ def test_the_blocks_that_are_kept_are_those_with_loss(
     tmp_path: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch, alone: bool
 ) -> None:
     """Against the rows themselves, for blocks of all sizes; the tokens are looked at in many parts."""
-    monkeypatch.setattr(blocks, "PART_TOKENS", 7)
+    monkeypatch.setattr(blocks, "CHUNK_TOKENS", 7)
     chance = random.Random(5)
     rows = [
         {"prompt": "owl " * chance.choice([0, 1, 9, 40]), "completion": "ha" * chance.choice([1, 1, 5])}
@@ -181,7 +196,7 @@ def test_the_blocks_that_are_kept_are_those_with_loss(
         sources = plan_sources(options)
         kept = load_data(sources, tokenizer, options).train
         with monkeypatch.context() as patch:
-            patch.setattr(blocks, "_require_loss", lambda blocks: blocks)
+            patch.setattr(packing, "_drop_blocks_without_loss", lambda blocks: blocks)
             every = load_data(sources, tokenizer, options).train
         expected = [row for row in every if any(label != NO_LOSS for label in row["labels"][1:])]
         assert [row["input_ids"].tolist() for row in kept] == [row["input_ids"].tolist() for row in expected]

@@ -15,8 +15,8 @@ from gpt2tg.checkpoint.tokenizer import TextTokenizer, load_tokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import load
 from gpt2tg.options import NEWEST, TrainingOptions
-from gpt2tg.training.data.blocks import load_data
 from gpt2tg.training.data.sources import plan_sources
+from gpt2tg.training.data.training_data import load_data
 from gpt2tg.training.finetune import finetune
 
 pytestmark = pytest.mark.usefixtures("without_pictures")

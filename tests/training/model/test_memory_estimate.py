@@ -19,7 +19,7 @@ from gpt2tg.options import TrainingOptions
 from gpt2tg.training.model import loss
 from gpt2tg.training.model.build import for_training
 from gpt2tg.training.model.lora import choose_weights
-from gpt2tg.training.model.memory_estimate import estimate, out_of_memory, remedies
+from gpt2tg.training.model.memory_estimate import estimate_memory, out_of_memory, remedies
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 
@@ -96,7 +96,7 @@ def measured_peak(of: ModelShape, options: TrainingOptions, wrap: Callable[..., 
 def test_the_estimate_is_what_a_step_takes(settings: dict, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "ROWS", rows)
     options = TrainingOptions(**{"batch_size": 2, "block_size": 128, "dropout": 0.0, **settings})
-    found = estimate(SMALL, options, fused_attention=not options.dropout).peak
+    found = estimate_memory(SMALL, options, fused_attention=not options.dropout).peak
     assert found == pytest.approx(measured_peak(SMALL, options), rel=0.03)
 
 
@@ -110,32 +110,32 @@ def test_gradients_of_several_processes_are_counted_once(tmp_path: Path) -> None
     finally:
         dist.destroy_process_group()
     # One by one they are there twice for a moment, until they are copied into their buffer.
-    assert estimate(SMALL, options, processes=2).peak == pytest.approx(measured, rel=0.08)
+    assert estimate_memory(SMALL, options, processes=2).peak == pytest.approx(measured, rel=0.08)
 
 
 def test_the_estimate_with_an_adapter_is_not_too_low() -> None:
     """A frozen layer keeps a little less than one that learns; the arithmetic does not go into that."""
     options = TrainingOptions(batch_size=2, block_size=128, dropout=0.0, lora=True)
-    assert 1 <= estimate(SMALL, options).peak / measured_peak(SMALL, options) < 1.25
+    assert 1 <= estimate_memory(SMALL, options).peak / measured_peak(SMALL, options) < 1.25
 
 
 def test_gpt2_xl_with_an_adapter_fits_in_8_gb() -> None:
     options = TrainingOptions(
         lora=True, bf16=True, gradient_checkpointing=True, block_size=1024, batch_size=1, gradient_accumulation_steps=8
     )
-    assert 3.1e9 < estimate(GPT2_XL, options).peak < 5e9
-    assert estimate(GPT2_XL, replace(options, batch_size=3)).peak < 7.5e9
+    assert 3.1e9 < estimate_memory(GPT2_XL, options).peak < 5e9
+    assert estimate_memory(GPT2_XL, replace(options, batch_size=3)).peak < 7.5e9
 
 
 @pytest.mark.parametrize("settings", [{"gradient_checkpointing": True}, {"bf16": True}], ids=str)
 def test_all_of_gpt2_fits_in_8_gb(settings: dict) -> None:
     options = TrainingOptions(block_size=1024, batch_size=4, **settings)
-    assert 2e9 < estimate(GPT2, options).peak < 7.5e9
+    assert 2e9 < estimate_memory(GPT2, options).peak < 7.5e9
 
 
 def test_remedies_are_the_most_effective_first() -> None:
     options = TrainingOptions(block_size=1024, batch_size=8)
-    now = estimate(GPT2, options).peak
+    now = estimate_memory(GPT2, options).peak
     peaks = [memory.peak for _, memory in remedies(GPT2, options)]
     assert peaks == sorted(peaks)
     assert peaks[-1] < now

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from gpt2tg.errors import UserError
-from gpt2tg.training.data.sources import Reading, survey
+from gpt2tg.training.data.corpus import TextFormat, scan_corpus
 
 
 def read(path: Path, content: str | bytes, text_column: str | None = None) -> tuple[list[str], list[str]]:
     """The examples in a file of this content, and what is told of it."""
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    found = survey((str(path),), Reading("line", text_column), "train_file")
+    found = scan_corpus((str(path),), TextFormat("line", text_column), "train_file")
     examples, parts = [], ""
     for piece in found.pieces():
         parts += piece.text
@@ -80,16 +80,16 @@ def test_delimiters_in_random_tables(tmp_path: Path) -> None:
         ("id;text\n1;The owl; she slept.\n", "line 2: 3 values for 2 columns; put texts that contain semicolons"),
         ("id,text\n1,Roses are red,\n", "line 2: 3 values for 2 columns"),
         ("id,text\n1,a\n\n2\n", "line 4: 1 value for 2 columns"),
-        ("id,text\n1,one line\nanother\n", "line 3: 1 value for 2 columns; put a text with line breaks in quotes"),
+        ("id,text\n1,one line\nanother\n", "line 3: 1 value for 2 columns; put texts with line breaks in quotes"),
         ("text,text\na,b\n", "line 1: two columns are named text"),
         ("id,text\n1,\"never\n2,closed\n", "line 2: the row that begins here has a quote that is not closed"),
-        ("id,text\n1,\"never\n2,\"closed\"\n", "line 3: a quote that is not doubled, or not closed in the row"),
-        ('id, text\n1, "quoted"\n', "line 2: a quote after a blank would be part of the text"),
-        (",,\n1,2,3\n", "line 1 has no names of columns"),
+        ("id,text\n1,\"never\n2,\"closed\"\n", "line 3: a quote is not doubled or not closed in the row"),
+        ('id, text\n1, "quoted"\n', "line 2: a space before the opening quote makes it part of the text"),
+        (",,\n1,2,3\n", "line 1 has no column names"),
         ('{"text": "The owl, who"}\n', "line 1 is JSON, not a line of column names: name the file .jsonl"),
-        ("| id | text |\n|---|:---|\n| 1 | The owl |\n", "line 2 is the rule of a Markdown table"),
+        ("| id | text |\n|---|:---|\n| 1 | The owl |\n", "line 2 belongs to a Markdown table"),
         ("<!DOCTYPE html>\n<html></html>\n", "is a web page, not a table"),
-        ("1,The owl slept.\n2,The fox ran.\n", "if line 1 is no line of names, write one above it"),
+        ("1,The owl slept.\n2,The fox ran.\n", "If line 1 does not hold column names, write some above it"),
     ],
 )  # fmt: skip
 def test_a_table_of_another_form_is_refused(tmp_path: Path, content: str, message: str) -> None:
@@ -140,7 +140,7 @@ def test_untidy_tables_are_read(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
 def test_the_first_text_is_not_taken_for_a_name(tmp_path: Path, lines: list[str], name: str) -> None:
     message = refusal(tmp_path / name, "\n".join(lines) + "\n")
-    assert f'line 1: is "{lines[0]}" the name of the column, or the first text?' in message
+    assert f'line 1: is "{lines[0]}" the column name or the first text?' in message
     assert "--text_column" in message
 
 
@@ -173,14 +173,14 @@ def test_the_column_that_is_read_is_told(tmp_path: Path, name: str, content: str
 def test_many_tables_alike_are_told_once(tmp_path: Path) -> None:
     for n in range(5):
         (tmp_path / f"{n}.csv").write_text("text\na\n")
-    found = survey((str(tmp_path),), Reading("line"), "train_file")
+    found = scan_corpus((str(tmp_path),), TextFormat("line"), "train_file")
     assert found.notices == (f'5 files, such as {tmp_path / "0.csv"}: reading the column "text"',)
 
 
 @pytest.mark.parametrize("content", ["Text,TEXT\na,b\n", '{"Text": "a", "TEXT": "b"}\n'])
 def test_two_names_alike_are_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / ("t.jsonl" if content.startswith("{") else "t.csv")
-    assert "has the columns Text, TEXT: say with --text_column" in refusal(path, content)
+    assert "has the columns Text, TEXT: choose the one that holds the text with --text_column" in refusal(path, content)
 
 
 # ---- jsonl ----
@@ -195,8 +195,8 @@ def test_rows_with_other_columns_are_told(tmp_path: Path) -> None:
     texts, notices = read(tmp_path / "t.jsonl", content)
     assert texts == ["a", "b"]
     assert notices[1:] == [
-        "no text in 1 of 4 rows, such as line 1, which has content: passed over",
-        "1 row without text passed over",
+        "skipped rows with no text in 1 of 4 rows, such as line 1, which has content",
+        "skipped 1 row without text",
     ]
 
 
@@ -217,13 +217,13 @@ def test_a_named_column_may_begin_later(tmp_path: Path) -> None:
         (r'{"text": "whole \ud83e\udd8a"}' + "\n" + r'{"text": "cut \ud83e"}', r"line 2: text holds \ud83e, half of a"),
         (r'{"prompt": "\udd8a", "completion": "a"}', r"line 1: prompt holds \udd8a, half of a character"),
         ('{"text": "a", "text": "b"}', "line 1 has two values named text"),
-        ('{"text": ' + "9" * 5000 + "}", "line 1: text is inf, expected a text"),
-        ('{"text": NaN}', "line 1: text is nan, expected a text"),
-        ('[{"text": "a"}]', "line 1 is no JSON object: write each of its objects on a line of its own"),
-        ('[\n{"text": "a"}\n]', "line 1 begins JSON that goes over several lines"),
-        ('{\n"text": "a"\n}', "line 1 begins JSON that goes over several lines"),
-        ("[" * 100_000, "line 1 is no JSON that can be read (nested too deep)"),
-        ('{"text": "a"} {"text": "b"}', "line 1 is no JSON (Extra data at character 15)"),
+        ('{"text": ' + "9" * 5000 + "}", "line 1: text is inf, expected a string"),
+        ('{"text": NaN}', "line 1: text is nan, expected a string"),
+        ('[{"text": "a"}]', "line 1 is not a JSON object: write each object on a line of its own"),
+        ('[\n{"text": "a"}\n]', "line 1 begins JSON that spans several lines"),
+        ('{\n"text": "a"\n}', "line 1 begins JSON that spans several lines"),
+        ("[" * 100_000, "line 1 is not valid JSON (nested too deeply)"),
+        ('{"text": "a"} {"text": "b"}', "line 1 is not valid JSON (Extra data at character 15)"),
     ],
 )
 def test_broken_json_is_named(tmp_path: Path, content: str, message: str) -> None:
@@ -236,7 +236,7 @@ def test_what_is_not_read_may_be_odd(tmp_path: Path) -> None:
 
 
 def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt2tg.reading.tables.LONGEST_FIELD", 1000)
+    monkeypatch.setattr("gpt2tg.reading.table_row.MAX_FIELD_CHARACTERS", 1000)
     assert "line 2 is longer than 1,000 characters" in refusal(tmp_path / "t.jsonl", '{"text": "a"}\n' + "x" * 5000)
 
 
