@@ -22,7 +22,7 @@ MANY_COPIES, MANY_LONG, MUCH_PADDING = 0.01, 0.05, 0.1
 SPLIT_TOLERANCE = 2
 
 # More validation tokens hardly make the loss more exact, and take long to measure.
-MANY_VALIDATION_TOKENS = 1_000_000
+MANY_MEASURED = 1_000_000
 
 
 def advice(sources: Sources, data: TrainingData, options: TrainingOptions) -> Iterator[str]:
@@ -31,7 +31,7 @@ def advice(sources: Sources, data: TrainingData, options: TrainingOptions) -> It
     yield from _on_the_text(source.corpus, options)
     if validation_source is not None and (known := _count_known(source, validation_source)):
         yield (
-            f"{known:,} of {counted(validation_source.count, 'held-out example')} are trained on too: "
+            f"{known:,} of {counted(validation_source.count, 'held-out example')} are learned from too: "
             "the validation loss looks better than it is"
         )
     yield from _on_the_split(data, options)
@@ -41,8 +41,8 @@ def advice(sources: Sources, data: TrainingData, options: TrainingOptions) -> It
 def _on_the_text(corpus: Corpus, options: TrainingOptions) -> Iterator[str]:
     if corpus.garbled:
         yield (
-            f"{counted(corpus.garbled, 'example')} with characters garbled by an earlier conversion, "
-            "\N{REPLACEMENT CHARACTER} or Ã¤ for ä: convert the text again from its source"
+            f"{counted(corpus.garbled, 'example')} with letters that an earlier conversion broke, "
+            "\N{REPLACEMENT CHARACTER} or Ã¤ for ä: convert the text anew from its source"
         )
     if (corpus.examples > 1 or options.examples != "file") and corpus.examples < FEW_EXAMPLES:
         yield (
@@ -62,7 +62,7 @@ def _on_the_split(data: TrainingData, options: TrainingOptions) -> Iterator[str]
     requested = options.validation_split
     if data.validation is None:
         if requested and not options.validation_file and data.train_examples > 1:
-            yield "nothing is held out, because all examples are copies of one text: give a --validation_file"
+            yield "nothing is held out: the examples are copies of one another; give a --validation_file"
         return
     held_out, total = data.validation_tokens, data.validation_tokens + data.train_tokens
     is_near = requested / SPLIT_TOLERANCE <= held_out / total <= requested * SPLIT_TOLERANCE
@@ -72,8 +72,8 @@ def _on_the_split(data: TrainingData, options: TrainingOptions) -> Iterator[str]
             "there are few examples, or their lengths differ much. A --validation_file is used as it is"
         )
     tokens = len(data.validation) * data.block_size
-    if tokens > MANY_VALIDATION_TOKENS:
-        enough = f"--validation_split {_round_down(requested * MANY_VALIDATION_TOKENS / tokens)}"
+    if tokens > MANY_MEASURED:
+        enough = f"--validation_split {_round_down(requested * MANY_MEASURED / tokens)}"
         way_out = "a shorter --validation_file" if options.validation_file else enough
         yield (
             f"{tokens:,} tokens are held out and measured before training, after each epoch and at the end, "

@@ -68,7 +68,7 @@ def cut_stream(starts: np.ndarray, ends: np.ndarray, block_size: int) -> tuple[n
     edges = np.union1d(run_edges, block_edges)
     run = np.searchsorted(run_edges, edges[:-1], side="right") - 1
     span_starts = run_starts[run] + edges[:-1] - run_edges[run]
-    first: np.ndarray = np.searchsorted(edges, block_edges)
+    first = np.asarray(np.searchsorted(edges, block_edges))
     return span_starts, span_starts + np.diff(edges), first
 
 

@@ -41,7 +41,7 @@ def ids_of(dataset: Dataset | None) -> list[int]:
 
 
 def texts_of(dataset: Dataset | None, tokenizer: TextTokenizer) -> list[str]:
-    """The examples that were packed."""
+    """Return the examples that were packed."""
     return tokenizer.raw.decode(ids_of(dataset), skip_special_tokens=False).split("<|endoftext|>")[:-1]
 
 
@@ -67,7 +67,7 @@ def held_out_texts(path: Path, seed: int) -> list[str]:
 
 
 def stories(directory: Path, lengths: list[int]) -> tuple[Path, list[str]]:
-    """Files of so many words each, no two alike."""
+    """Write files of these numbers of words, all different."""
     rng = random.Random(1)
     texts = [" ".join(str(rng.randrange(1000)) for _ in range(length)) + "\n" for length in lengths]
     for number, content in enumerate(texts):

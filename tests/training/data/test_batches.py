@@ -26,15 +26,15 @@ def test_rows_need_no_attention_mask() -> None:
     assert batch["input_ids"].tolist() == batch["labels"].tolist() == [[5, 6, 7], [8, 9, 0]]
 
 
-def test_padding_stands_on_the_right() -> None:
+def test_padding_is_on_the_right() -> None:
     batch = collate(4, pad_id=1)([{"input_ids": [5, 6, 7, 8]}, {"input_ids": [9, 3]}])
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [9, 3, 1, 1]]
     assert set(batch) == {"input_ids", "labels"}
 
 
 @pytest.mark.parametrize("learns", [False, True])
-def test_a_padded_batch_has_the_loss_of_its_rows_without_padding(learns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By transformers, each row alone; attention with dropout and without is computed in two ways."""
+def test_padding_does_not_change_the_loss(learns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compares with transformers on each row alone. Attention with dropout takes another path than without."""
     monkeypatch.setattr(cpu_speedups, "dropped", lambda x, share: x)
     theirs, ours = random_model(), for_training(random_model()).train(learns)
     texts = [[5, 6, 7, 8, 9, 10], [9, 3, 0], [4, 11]]
@@ -55,8 +55,8 @@ def test_a_real_token_that_equals_the_pad_id_is_learned() -> None:
     assert batch["labels"].tolist() == [[5, 0, 0, -100]]
 
 
-def test_tokens_of_a_batch_are_those_of_its_rows() -> None:
-    """Prompts at the end of a row and end-of-text tokens in it are none of its padding."""
+def test_count_tokens_leaves_out_padding() -> None:
+    """A prompt at the end of a row and end-of-text tokens are not padding."""
     rows = [
         {"input_ids": np.array(ids), "labels": np.array(labels)}
         for ids, labels in [([5, 0, 6, 7], [-100, -100, 6, 7]), ([5, 0], [5, 0]), ([0, 5, 9], [0, -100, -100])]
@@ -64,7 +64,7 @@ def test_tokens_of_a_batch_are_those_of_its_rows() -> None:
     assert batches.count_tokens(collate(6, pad_id=0)(rows), pad_id=0).item() == 4 + 2 + 3
 
 
-def test_batches_are_of_whole_numbers() -> None:
+def test_batches_hold_int64() -> None:
     batch = collate(4, pad_id=0)([{"input_ids": [5, 0, 0]}])
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
 

@@ -23,8 +23,8 @@ from gpt2tg.training.data.blocks import BlockRange, Blocks
 from gpt2tg.training.data.token_cache import Tokens
 
 
-def test_fingerprints_name_what_the_blocks_hold(tmp_path: Path, tokenizer: TextTokenizer) -> None:
-    """Whatever the file is called; with anything that changes a block, they change."""
+def test_fingerprints_change_with_the_blocks(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    """The file name does not matter; everything that changes a block does."""
 
     def fingerprints(name: str = "a.txt", words: str = "fable", **settings: Any) -> tuple[str | None, ...]:
         path = write(tmp_path, numbered(40, words), name)
@@ -40,7 +40,7 @@ def test_fingerprints_name_what_the_blocks_hold(tmp_path: Path, tokenizer: TextT
 
 
 def test_fingerprints_of_many_blocks_take_little_memory() -> None:
-    """A single stream is named by the numbers of its blocks, as in earlier versions."""
+    """The fingerprint of a range hashes the list of its block numbers, as in earlier versions."""
     count = 150_000
     nothing = Tokens(np.zeros(1, np.uint16), None, np.ones(1, np.int64), "name")
     edges = np.arange(count + 1)
@@ -57,8 +57,8 @@ def test_fingerprints_of_many_blocks_take_little_memory() -> None:
 
 
 @pytest.mark.parametrize("alone", [False, True])
-def test_workers_open_the_tokens_by_their_name(tmp_path: Path, tokenizer: TextTokenizer, alone: bool) -> None:
-    """Where processes are started anew, data and collator are pickled: the tokens must not travel."""
+def test_workers_map_the_tokens_instead_of_copying_them(tmp_path: Path, tokenizer: TextTokenizer, alone: bool) -> None:
+    """Spawned workers get pickled data and collator: the tokens themselves must not be pickled."""
     loaded = load(write(tmp_path, [f"worker {n} " + "x" * 500 for n in range(300)]), tokenizer, no_cross_examples=alone)
     sent = pickle.dumps((loaded.train, collate(128, tokenizer.end_id)))
     assert len(sent) < loaded.train.tokens.ids.nbytes / 4

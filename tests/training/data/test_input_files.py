@@ -1,4 +1,4 @@
-"""Which files a folder and a pattern mean, and files that are no plain text."""
+"""Which files a folder or a pattern stands for, and files that are not plain text."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write(path: Path, text: str = "not this\n") -> Path:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A folder as it looks after some work: texts, and what nobody means to be learned."""
+    """A folder after some work: texts among hidden files, backups and a virtual environment."""
     write(tmp_path / "a.txt", "from a\n")
     write(tmp_path / "below" / "b.md", "from b\n")
     for hidden in (".git/x.txt", ".ipynb_checkpoints/a-checkpoint.txt", ".a.txt.swp", "._a.txt", "below/.#b.md"):
@@ -47,7 +47,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_hidden_files_and_backups_are_no_texts(project: Path) -> None:
+def test_hidden_files_and_backups_are_skipped(project: Path) -> None:
     found = scan(project)
     assert texts_of(found) == ["from a", "from b"]
     assert any("skipped 7 files named like a backup" in notice for notice in found.notices)
@@ -58,7 +58,7 @@ def test_backups_that_are_named_are_read(project: Path) -> None:
     assert texts_of(scan(project / "*.bak")) == ["not this"]
 
 
-def test_a_pattern_passes_over_backups(project: Path) -> None:
+def test_a_pattern_skips_backups(project: Path) -> None:
     assert texts_of(scan(project / "a*")) == ["from a"]
 
 
@@ -72,7 +72,7 @@ def output_of_a_run(directory: Path) -> None:
 
 @pytest.mark.parametrize("names", [".", "**/*.*"])
 def test_a_folder_is_read_without_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: str) -> None:
-    """The output of this run and of others, and models of anybody."""
+    """Skips the output of this run and of others, and any model."""
     monkeypatch.chdir(tmp_path)
     write(Path("texts/a.txt"), "from a\n")
     write(Path("out/notes.md"))
@@ -117,7 +117,7 @@ def test_a_file_that_is_named_twice_is_read_once(tmp_path: Path) -> None:
     assert any("is read once" in notice for notice in found.notices)
 
 
-def test_what_is_passed_over_is_told(tmp_path: Path) -> None:
+def test_skipped_files_are_reported(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", "from a\n")
     write(tmp_path / "b.docx")
     (tmp_path / "c.txt").symlink_to(tmp_path / "nowhere.txt")
@@ -128,7 +128,7 @@ def test_what_is_passed_over_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
+def test_file_without_read_permission_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.txt").chmod(0)
     with pytest.raises(UserError, match="cannot be read: Permission denied"):
         scan(tmp_path / "a.txt")
@@ -151,8 +151,8 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
         ("utf-32-be", "UTF-32BE"),
     ],
 )
-def test_wide_encodings_are_named_with_the_way_out(tmp_path: Path, text: str, encoding: str, name: str) -> None:
-    """The command is run, and its result is the text."""
+def test_error_for_utf16_and_utf32_gives_a_working_command(tmp_path: Path, text: str, encoding: str, name: str) -> None:
+    """Runs the command, and reads its output."""
     path = tmp_path / "my text.txt"
     path.write_bytes(text.encode(encoding))
     with pytest.raises(UserError, match=f"is {name}, expected UTF-8; convert it with: ") as caught:
@@ -189,7 +189,7 @@ def test_a_git_lfs_pointer_is_never_text(tmp_path: Path, name: str, end: str) ->
         ("t.ipynb", b'{"cells": []}', "write one object per line into a .jsonl"),
     ],
 )
-def test_documents_and_archives_are_named(tmp_path: Path, name: str, content: bytes, what: str) -> None:
+def test_errors_name_documents_and_archives(tmp_path: Path, name: str, content: bytes, what: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=what):
         scan(tmp_path / name)
@@ -203,7 +203,7 @@ def test_documents_and_archives_are_named(tmp_path: Path, name: str, content: by
         ("t.zip", "t.txt", "a ZIP archive, not plain text: unpack it"),
     ],
 )
-def test_zipped_documents_are_named(tmp_path: Path, name: str, inside: str, what: str) -> None:
+def test_errors_name_zipped_documents(tmp_path: Path, name: str, inside: str, what: str) -> None:
     with zipfile.ZipFile(tmp_path / name, "w") as archive:
         archive.writestr(inside, "The owl slept.")
     with pytest.raises(UserError, match=what):

@@ -48,7 +48,7 @@ def test_a_file_survives_packing(tmp_path: Path, tokenizer: TextTokenizer) -> No
 def test_long_examples_survive_packing(
     tmp_path: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    """Read in many pieces, encoded in many batches: the end-of-text token still comes once per example."""
+    """Examples in many pieces and many batches still get one end-of-text token each."""
     monkeypatch.setattr(plain_text, "PIECE_CHARACTERS", 10)
     monkeypatch.setattr(tokenization, "BATCH_CHARACTERS", 25)
     lines = ["A fox counted   the stars twice. " * 9, "x", "Two bells  argued. " * 7]
@@ -76,7 +76,7 @@ def test_no_empty_block_follows_full_ones(tmp_path: Path, tokenizer: TextTokeniz
 def test_no_block_is_a_single_token(
     tmp_path: Path, tokenizer: TextTokenizer, block_size: int, lengths: list[int]
 ) -> None:
-    """A single token has nothing to be predicted from: 43 ids in blocks of 7, 6 and 42 would leave one."""
+    """A single token has no context to be predicted from. 43 ids in blocks of 7, 6 and 42 would leave one."""
     lines = ["x"] * 20 + ["xx"]  # two ids each with the end-of-text token, and three
     packed = load(write(tmp_path, lines), tokenizer, block_size=block_size).train
     assert [len(row) for row in rows(packed)] == lengths
@@ -88,10 +88,10 @@ def test_fewer_ids_than_a_block_are_kept(tmp_path: Path, tokenizer: TextTokenize
     assert rows(packed) == [[*tokenizer.encode("x"), tokenizer.end_id]]
 
 
-def test_the_loss_of_a_packed_batch_is_that_of_its_examples_one_by_one(
+def test_packed_batch_has_the_loss_of_its_examples_alone(
     tmp_path: Path, tokenizer: TextTokenizer, reference: GPT2LMHeadModel, model_dir: Path
 ) -> None:
-    """The mean over all tokens of the examples, each computed alone by transformers; some are cut, some padded."""
+    """Compares with the mean over all tokens of the examples, each alone in transformers. Some are cut, some padded."""
     rng = random.Random(3)
     lines = [" ".join(rng.choices(["owl", "fox", "stars", "bell", "ink"], k=rng.randint(1, 25))) for _ in range(30)]
     blocks = load(write(tmp_path, lines), tokenizer, block_size=48, no_cross_examples=True).train
@@ -111,7 +111,7 @@ def test_the_loss_of_a_packed_batch_is_that_of_its_examples_one_by_one(
             assert model(**batch).loss.item() == pytest.approx(total / count, abs=1e-5)
 
 
-def test_what_an_example_gives_depends_on_no_neighbour(
+def test_logits_do_not_depend_on_other_examples_in_the_block(
     tmp_path: Path, tokenizer: TextTokenizer, reference: GPT2LMHeadModel
 ) -> None:
     def logits_of_the_last(neighbour: str) -> torch.Tensor:
@@ -126,7 +126,9 @@ def test_what_an_example_gives_depends_on_no_neighbour(
 
 
 @pytest.mark.parametrize("block_size", [4, 7, 64])
-def test_examples_that_do_not_cross_survive_packing(tmp_path: Path, tokenizer: TextTokenizer, block_size: int) -> None:
+def test_every_id_survives_packing_of_separate_examples(
+    tmp_path: Path, tokenizer: TextTokenizer, block_size: int
+) -> None:
     lines = [*EXAMPLES, *numbered(50)]
     packed = load(write(tmp_path, lines), tokenizer, block_size=block_size, no_cross_examples=True).train
     assert sorted(ids_of(packed)) == sorted(encode_by_hand(lines, tokenizer))

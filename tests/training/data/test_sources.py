@@ -1,4 +1,4 @@
-"""Tables, folders and patterns: which texts are found in them, what of them is learned, what is refused."""
+"""Tables, folders and patterns as training text: what is read, what carries loss, what is refused."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def examples_of(*names: str | Path, text_column: str | None = None) -> list[str]
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_each_row_of_a_table_is_an_example(tmp_path: Path, name: str) -> None:
-    """Quotes, line breaks and commas inside a text are the text's own."""
+    """Quotes, line breaks and commas inside a text belong to the text."""
     path = WRITERS[name](tmp_path / name, [{"id": str(i), "text": text} for i, text in enumerate(TEXTS)])
     assert examples_of(path) == TEXTS
 
@@ -73,14 +73,14 @@ def test_the_only_column_needs_no_name(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_rows_without_text_are_counted_and_passed_over(tmp_path: Path, name: str) -> None:
+def test_rows_without_text_are_skipped_and_counted(tmp_path: Path, name: str) -> None:
     path = WRITERS[name](tmp_path / name, [{"text": text} for text in ("one", "", " \n", "two")])
     assert examples_of(path) == ["one", "two"]
     notices = scan_corpus((str(path),), TextFormat("line"), "train_file").notices
     assert f"{path}: skipped 2 rows without text" in notices
 
 
-def test_windows_files_are_read_alike(tmp_path: Path) -> None:
+def test_windows_files_give_the_same_texts(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes('\ufefftext,n\r\n"one\r\ntwo",1\r\n'.encode())
     (tmp_path / "t.jsonl").write_bytes('\ufeff{"text": "one\\r\\ntwo"}\r\n'.encode())
     assert examples_of(tmp_path / "t.csv") == examples_of(tmp_path / "t.jsonl") == ["one\ntwo"]
@@ -113,7 +113,7 @@ def test_windows_files_are_read_alike(tmp_path: Path) -> None:
         ("t.csv", "text\n", "holds no text"),
     ],
 )
-def test_broken_tables_are_refused_with_the_place(tmp_path: Path, name: str, content: str, message: str) -> None:
+def test_malformed_table_error_names_the_line(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message) as caught:
         examples_of(tmp_path / name)
@@ -121,7 +121,7 @@ def test_broken_tables_are_refused_with_the_place(tmp_path: Path, name: str, con
     assert str(tmp_path / name) in caught.value.message
 
 
-def test_quotes_are_no_way_out_of_another_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overlong_line_error_does_not_advise_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = csv.field_size_limit()
     monkeypatch.setattr(table_row, "MAX_FIELD_CHARACTERS", 10)
     (tmp_path / "t.csv").write_text("text\nlonger than it may be\n")
@@ -132,13 +132,13 @@ def test_quotes_are_no_way_out_of_another_error(tmp_path: Path, monkeypatch: pyt
         csv.field_size_limit(limit)
 
 
-def test_a_column_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_missing_column_is_refused(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "t.csv", [{"text": "x", "title": "y"}])
     with pytest.raises(UserError, match="has no column story: it has text, title"):
         examples_of(path, text_column="story")
 
 
-def test_a_column_of_plain_text_is_refused(text_file: Path) -> None:
+def test_text_column_for_plain_text_is_refused(text_file: Path) -> None:
     with pytest.raises(UserError, match="is plain text") as caught:
         examples_of(text_file, text_column="story")
     assert caught.value.option == "text_column"
@@ -149,7 +149,7 @@ def test_a_column_of_plain_text_is_refused(text_file: Path) -> None:
 
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
 @pytest.mark.parametrize("alone", [False, True])
-def test_the_completion_alone_carries_loss(tmp_path: Path, tokenizer: TextTokenizer, name: str, alone: bool) -> None:
+def test_only_the_completion_carries_loss(tmp_path: Path, tokenizer: TextTokenizer, name: str, alone: bool) -> None:
     rows = [{"prompt": f"The owl {n}:", "completion": f" counted {n} stars."} for n in range(5)]
     path = WRITERS[name](tmp_path / name, rows)
     options = TrainingOptions(train_file=str(path), validation_split=0, block_size=512, no_cross_examples=alone)
@@ -163,8 +163,8 @@ def test_the_completion_alone_carries_loss(tmp_path: Path, tokenizer: TextTokeni
     assert block["labels"].tolist() == expected_labels
 
 
-def test_blocks_of_prompts_alone_are_left_out(tmp_path: Path, tokenizer: TextTokenizer) -> None:
-    """Their loss would be a mean over nothing."""
+def test_blocks_without_loss_are_dropped(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    """Their mean loss would be 0 / 0."""
     rows = [{"prompt": "The owl counted the stars. " * 20, "completion": "Twice."}]
     options = TrainingOptions(
         train_file=str(write_jsonl(tmp_path / "t.jsonl", rows)), validation_split=0, block_size=16
@@ -176,10 +176,10 @@ def test_blocks_of_prompts_alone_are_left_out(tmp_path: Path, tokenizer: TextTok
 
 
 @pytest.mark.parametrize("alone", [False, True])
-def test_the_blocks_that_are_kept_are_those_with_loss(
+def test_exactly_the_blocks_with_loss_are_kept(
     tmp_path: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch, alone: bool
 ) -> None:
-    """Against the rows themselves, for blocks of all sizes; the tokens are looked at in many parts."""
+    """Compares with a look at every row, for several block sizes and many chunks of tokens."""
     monkeypatch.setattr(blocks, "CHUNK_TOKENS", 7)
     chance = random.Random(5)
     rows = [
@@ -223,11 +223,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_folder_means_the_texts_in_it(folder: Path) -> None:
+def test_a_folder_stands_for_its_text_files(folder: Path) -> None:
     assert examples_of(folder) == ["from a", "from b", "from c"]
 
 
-def test_a_pattern_means_the_files_that_match(folder: Path) -> None:
+def test_a_pattern_stands_for_matching_files(folder: Path) -> None:
     assert examples_of(folder / "*.txt") == ["from b"]
     assert examples_of(folder / "**" / "*.txt") == ["from b", "from c"]
 

@@ -34,7 +34,7 @@ from gpt2tg.training.data.sources import plan_sources
 def test_a_share_of_the_examples_is_held_out(
     tmp_path: Path, tokenizer: TextTokenizer, examples: int, share: float, held_out: int
 ) -> None:
-    """At least one, but never all."""
+    """At least one example is held out, but never all."""
     loaded = load(write(tmp_path, numbered(examples)), tokenizer, validation_split=share)
     assert len(texts_of(loaded.validation, tokenizer)) == held_out
     assert len(texts_of(loaded.train, tokenizer)) == examples - held_out
@@ -137,7 +137,7 @@ def test_no_split_keeps_a_single_stream_whole(tmp_path: Path, tokenizer: TextTok
 def test_few_files_hold_out_their_share_of_the_tokens(
     tmp_path: Path, tokenizer: TextTokenizer, lengths: list[int], share: float
 ) -> None:
-    """Never a whole book, whatever the seed: what is held out stands at the end of files, and the rest is learned."""
+    """For any seed, only the ends of files are held out, never a whole book, and the rest is trained on."""
     folder, texts = stories(tmp_path, lengths)
     total = len(encode_by_hand(texts, tokenizer))
     for seed in (42, 1, 2, 3):
@@ -158,7 +158,7 @@ def test_a_very_long_line_is_not_held_out_whole(tmp_path: Path, tokenizer: TextT
         assert 0.05 * total <= len(ids_of(found.validation)) <= 0.2 * total
 
 
-def test_of_a_long_completion_both_sides_learn_a_part(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+def test_long_completion_is_cut_into_both_sides(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     rows = [{"prompt": "count " * 200, "completion": f" {n} owl" * 100} for n in range(2)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = load(tmp_path / "t.jsonl", tokenizer, validation_split=0.2, block_size=16)
@@ -168,8 +168,8 @@ def test_of_a_long_completion_both_sides_learn_a_part(tmp_path: Path, tokenizer:
     assert len(ids_of(found.validation)) == pytest.approx(0.2 * total, rel=0.1)
 
 
-def test_examples_of_like_length_are_held_out_by_number(tmp_path: Path) -> None:
-    """As in earlier versions, whose runs can be resumed."""
+def test_examples_of_similar_length_are_drawn_by_number(tmp_path: Path) -> None:
+    """Same split as in earlier versions, whose runs can be resumed."""
     chosen = random.Random(7).sample(range(200), 10)
     assert held_out_texts(write(tmp_path, numbered(200)), seed=7) == [f"fable {n}" for n in sorted(chosen)]
 
@@ -198,7 +198,7 @@ def test_copies_of_a_book_hold_out_the_same_end(tmp_path: Path, tokenizer: TextT
         assert found.train_examples == 3
 
 
-def test_nothing_is_held_out_of_one_text_in_many_copies(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+def test_nothing_is_held_out_of_copies_of_one_text(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     found = load(write(tmp_path, ["the same"] * 50), tokenizer, validation_split=0.05, block_size=8)
     assert (found.validation, found.train_examples) == (None, 50)
 
@@ -210,7 +210,7 @@ def test_a_training_file_is_required() -> None:
 
 
 @pytest.mark.parametrize("option", ["train_file", "validation_file"])
-def test_a_refused_file_is_named_by_its_option(tmp_path: Path, text_file: Path, option: str) -> None:
+def test_error_names_the_option_of_the_file(tmp_path: Path, text_file: Path, option: str) -> None:
     missing = tmp_path / "nowhere.txt"
     with pytest.raises(UserError) as caught:
         plan_sources(TrainingOptions(**{"train_file": str(text_file), option: str(missing)}))

@@ -37,7 +37,7 @@ from gpt2tg.training.model.new_tokenizer import train_tokenizer
 
 @pytest.fixture
 def tokenized(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files that were tokenized, one entry per time."""
+    """The files that were tokenized, one entry each time."""
     seen: list[Path] = []
     original = token_cache.encode_corpus
 
@@ -49,7 +49,7 @@ def tokenized(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return seen
 
 
-def test_the_same_text_is_tokenized_once_however_it_is_split_and_cut(
+def test_split_and_block_size_do_not_retokenize(
     tmp_path: Path, tokenizer: TextTokenizer, tokenized: list[Path]
 ) -> None:
     path = write(tmp_path, numbered(20, "once,"))
@@ -61,9 +61,7 @@ def test_the_same_text_is_tokenized_once_however_it_is_split_and_cut(
     assert rows(load(path, tokenizer).train) == rows(first.train)
 
 
-def test_the_same_text_under_another_name_is_tokenized_once(
-    tmp_path: Path, tokenizer: TextTokenizer, tokenized: list[Path]
-) -> None:
+def test_renamed_file_is_not_retokenized(tmp_path: Path, tokenizer: TextTokenizer, tokenized: list[Path]) -> None:
     lines = numbered(20, "moved")
     load(write(tmp_path, lines), tokenizer)
     moved = load(write(tmp_path, lines, "other.txt"), tokenizer)
@@ -71,9 +69,7 @@ def test_the_same_text_under_another_name_is_tokenized_once(
     assert texts_of(moved.train, tokenizer) == lines
 
 
-def test_changed_text_of_the_same_name_size_and_time_is_tokenized_anew(
-    tmp_path: Path, tokenizer: TextTokenizer
-) -> None:
+def test_changed_text_of_equal_size_and_time_is_retokenized(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     path = write(tmp_path, numbered(20, "before"))
     load(path, tokenizer)
     before = path.stat()
@@ -83,27 +79,27 @@ def test_changed_text_of_the_same_name_size_and_time_is_tokenized_anew(
     assert texts_of(load(path, tokenizer).train, tokenizer) == numbered(20, "behind")
 
 
-def test_another_block_size_is_packed_anew(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+def test_another_block_size_repacks(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     path = write(tmp_path, numbered(20))
     load(path, tokenizer, block_size=8)
     expected = cut_by_hand(encode_by_hand(numbered(20), tokenizer), 16)
     assert rows(load(path, tokenizer, block_size=16).train) == expected
 
 
-def test_another_way_of_reading_is_packed_anew(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+def test_another_example_mode_repacks(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     path = write(tmp_path, ["one", "two"])
     load(path, tokenizer, examples="line")
     assert texts_of(load(path, tokenizer, examples="paragraph").train, tokenizer) == ["one\ntwo"]
 
 
-def test_another_seed_is_packed_anew(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+def test_another_seed_repacks(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     path = write(tmp_path, numbered(200))
     load(path, tokenizer, validation_split=0.05, seed=7)
     loaded = load(path, tokenizer, validation_split=0.05, seed=8)
     assert texts_of(loaded.validation, tokenizer) == held_out_texts(path, seed=8)
 
 
-def test_another_tokenizer_is_packed_anew(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+def test_another_tokenizer_repacks(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     path = write(tmp_path, numbered(20))
     load(path, tokenizer)
     source, _ = plan_sources(TrainingOptions(train_file=str(path), validation_split=0))
@@ -113,14 +109,14 @@ def test_another_tokenizer_is_packed_anew(tmp_path: Path, tokenizer: TextTokeniz
     assert ids_of(load(path, other).train) == expected
 
 
-def test_another_end_of_text_is_packed_anew(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+def test_another_end_of_text_token_repacks(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     path = write(tmp_path, numbered(20))
     load(path, tokenizer)
     other = TextTokenizer(tokenizer.raw, end_id=5)
     assert ids_of(load(path, other).train) == encode_by_hand(numbered(20), other)
 
 
-def test_an_interrupted_run_leaves_no_half_of_the_data(
+def test_interrupted_run_leaves_no_partial_tokens(
     tmp_path: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path, numbered(20, "interrupted"))
@@ -152,14 +148,14 @@ def flip_a_bit(file: Path) -> None:
 
 @pytest.mark.parametrize("harm", [cut_in_half, fill_with_zeros, flip_a_bit, Path.unlink])
 @pytest.mark.parametrize("name", ["ids.bin", "ends.npy", "learned.bin"])
-def test_damaged_tokens_are_made_anew(
+def test_damaged_cache_is_rebuilt(
     tmp_path: Path,
     tokenizer: TextTokenizer,
     capsys: pytest.CaptureFixture[str],
     harm: Callable[[Path], None],
     name: str,
 ) -> None:
-    """A crash may leave them cut or full of zeros, and a disk may lose a bit."""
+    """A crash may leave files truncated or full of zeros, and a disk may flip a bit."""
     rows_of_table = [{"prompt": f"{harm} {name}", "completion": f" {n} owls."} for n in range(50)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_of_table))
     before = load(tmp_path / "t.jsonl", tokenizer, block_size=16)
@@ -172,8 +168,8 @@ def test_damaged_tokens_are_made_anew(
     assert after.fingerprints == before.fingerprints
 
 
-def test_tokens_of_an_earlier_version_are_made_anew(tmp_path: Path, tokenizer: TextTokenizer) -> None:
-    """They had no checksums."""
+def test_cache_of_an_earlier_version_is_rebuilt(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    """Earlier versions wrote no checksums."""
     path = write(tmp_path, numbered(30, "earlier"))
     before = load(path, tokenizer)
     folder = Path(before.train.tokens.ids.filename).parent
@@ -184,7 +180,7 @@ def test_tokens_of_an_earlier_version_are_made_anew(tmp_path: Path, tokenizer: T
     assert after.fingerprints == before.fingerprints  # a run that was started with them can be resumed
 
 
-def test_tokens_are_synced_before_they_get_their_name(
+def test_tokens_are_synced_before_they_are_renamed(
     tmp_path: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     happened: list[int | str] = []
@@ -210,10 +206,10 @@ def test_tokens_are_synced_before_they_get_their_name(
     ],
     ids=["other words", "longer", "shorter", "no text", "zeros", "gone"],
 )
-def test_text_that_changes_while_it_is_read_is_refused(
+def test_text_that_changes_between_reads_is_refused(
     tmp_path: Path, tokenizer: TextTokenizer, change: Callable[[Path], object], message: str
 ) -> None:
-    """It is read twice. What was read the second time must not be kept as that of the first."""
+    """Text is read twice. The second read must not be cached under the digest of the first."""
     lines = [f"alpha {tmp_path.name}", *["alpha"] * 19]
     path = write(tmp_path, lines)
     options = TrainingOptions(train_file=str(path), validation_split=0)
@@ -229,7 +225,7 @@ def test_text_that_changes_while_it_is_read_is_refused(
 
 
 def test_leftovers_of_killed_runs_are_removed(tmp_path: Path, tokenizer: TextTokenizer) -> None:
-    """Not of one that is still at work, whose lock is held."""
+    """Drafts of a run that still holds its lock stay."""
     left, older, at_work = (token_cache.CACHE / f"unfinished-{name}" for name in ("ab12-xyz", "q8w_3k", "cd34-uvw"))
     for folder in (left, older, at_work):
         (folder / "whole").mkdir(parents=True)
