@@ -126,7 +126,7 @@ def test_logits_do_not_depend_on_other_examples_in_the_block(
 
 
 @pytest.mark.parametrize("block_size", [4, 7, 64])
-def test_every_id_survives_packing_of_separate_examples(
+def test_every_id_survives_packing_separately(
     tmp_path: Path, tokenizer: TextTokenizer, block_size: int
 ) -> None:
     lines = [*EXAMPLES, *numbered(50)]
