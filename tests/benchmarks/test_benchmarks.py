@@ -1,4 +1,4 @@
-"""The measuring programs: what they count, what they write into the page, and that rivals do the same work."""
+"""The benchmark programs: what they count, what they write into the page, and that rivals do the same work."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ MACHINE = {"processor": "A processor", "cores": 2, "memory_gb": 8.0, "versions":
 
 
 def speed(median: float, **more: object) -> dict:
-    """Figures of one rival."""
+    """Return figures of one rival."""
     return {"tokens_per_second": {"median": median, "min": median - 1, "max": median + 1}, **more}
 
 
 def decode_results() -> dict:
-    """What decode.py prints of two rivals at two kinds of work."""
+    """Return the output of decode.py for two rivals at two kinds of work."""
     greedy = {
         "gpt2tg-fp32": speed(50.0, times_reference=2.5, gb_per_second=20.0, equal_texts=3, texts=3),
         "transformers-eager": speed(20.0, times_reference=1.0, gb_per_second=8.0, equal_texts=3, texts=3),
@@ -56,7 +56,7 @@ def decode_results() -> dict:
 
 
 def page(directory: Path) -> Path:
-    """A page with a place for every table, and text around them."""
+    """A page with marks for every table, and text around them."""
     names = ("decode", "bandwidth", "ids", "startup", "scaling")
     path = directory / "page.md"
     path.write_text("\n".join(f"before {n}\n<!-- {n} -->\nold\n<!-- end of {n} -->" for n in names), encoding="utf-8")
@@ -64,7 +64,7 @@ def page(directory: Path) -> Path:
 
 
 def run_chart(monkeypatch: pytest.MonkeyPatch, results: Path, page: Path) -> Path:
-    """chart.py as a user starts it; the picture it is to draw."""
+    """Run chart.py as a user would, and return the path of its chart."""
     picture = page.with_suffix(".png")
     flags = ["--results", str(results), "--page", str(page), "--picture", str(picture)]
     monkeypatch.setattr(sys, "argv", ["chart.py", *flags])
@@ -97,7 +97,7 @@ def test_prompts_are_equal_in_runs_and_differ_in_repetitions() -> None:
 
 @pytest.mark.parametrize("name", ["gpt2tg-fp32", "transformers-eager"])
 def test_timed_generation_matches_transformers(name: str, tmp_path: Path) -> None:
-    """On the bundled model. The other rivals round, compile or want files converted: decode.py compares their texts."""
+    """On the bundled model. The other rivals round, compile or need converted files: decode.py compares their texts."""
     model = GPT2LMHeadModel.from_pretrained(formats.checkpoint("gpt2-tiny"), local_files_only=True).eval()
     prompts = [[11, 22, 33], [44, 55, 66]]
     rival = rivals.ENTRIES[name].make("gpt2-tiny", tmp_path)
@@ -123,7 +123,7 @@ def test_rival_that_cannot_be_loaded_is_left_out(tmp_path: Path, capfd: pytest.C
 
 
 class Turns:
-    """A worker that answers at once and remembers what it was asked."""
+    """A worker that answers at once and records its jobs."""
 
     def __init__(self, name: str, asked: list[tuple[str, int]], refuses: bool = False) -> None:
         self.name, self.asked, self.refuses = name, asked, refuses
@@ -215,7 +215,7 @@ def test_prepared_text_has_the_length_and_no_repeated_line(tmp_path: Path) -> No
 
 
 def test_bandwidth_limit_of_a_gpu() -> None:
-    """gpt2 has 124 million weights of 2 bytes: 4.3 TB/s read them 17,000 times a second, and gpt2-xl's 1,380 times."""
+    """gpt2 has 124 million weights of 2 bytes: 4.3 TB/s read them 17,000 times per second, and gpt2-xl's 1,380 times."""
     assert gpu.roof_of("gpt2", 1, 16, 4.3e12) == pytest.approx(17_300, rel=0.02)
     assert gpu.roof_of("gpt2-xl", 1, 16, 4.3e12) == pytest.approx(1_380, rel=0.02)
     assert gpu.roof_of("gpt2", 256, 510, 4.3e12) == pytest.approx(217_000, rel=0.02)
@@ -229,7 +229,7 @@ def test_first_difference_of_a_rounded_text() -> None:
 
 
 def test_perplexity_per_precision_matches_transformers(model_dir: Path, reference: GPT2LMHeadModel) -> None:
-    """Shorter than the model's positions, so that one window holds the text."""
+    """The text is shorter than the context length, so that one window holds it."""
     ids = [(7 * n) % 299 + 1 for n in range(60)]
     model = precision.load(str(model_dir), "cpu", precision="fp32").model
     with torch.no_grad():
@@ -255,7 +255,7 @@ def test_repeated_sentences_are_found(text: str, repeats: bool) -> None:
 
 @pytest.fixture
 def training() -> Callable[[str], dict]:
-    """A short run of one of the two that train.py compares."""
+    """Run one of the two trainers of train.py for a few steps."""
     settings = dict(model="gpt2-tiny", train_file=str(ROOT / "sample_data.txt"), block_size=32, batch_size=2, steps=8)
     settings |= dict(bf16=False, compile="off", dropout=0.0, logging_steps=1)
     return lambda name: train.run(Namespace(only=name, **settings))

@@ -154,9 +154,7 @@ def small_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_that_runs_out_is_said_with_numbers_and_flags(
     text_file: Path, model_dir: Path, tmp_path: Path, small_device: None
 ) -> None:
-    with pytest.raises(
-        RunError, match=r"a step takes about .*, the device has .*; most .*--batch_size 1"
-    ):
+    with pytest.raises(RunError, match=r"a step takes about .*, the device has .*; most .*--batch_size 1"):
         finetune(quick(text_file, tmp_path / "out"), str(model_dir))
 
 

@@ -126,9 +126,7 @@ def test_logits_do_not_depend_on_other_examples_in_the_block(
 
 
 @pytest.mark.parametrize("block_size", [4, 7, 64])
-def test_every_id_survives_packing_separately(
-    tmp_path: Path, tokenizer: TextTokenizer, block_size: int
-) -> None:
+def test_every_id_survives_packing_separately(tmp_path: Path, tokenizer: TextTokenizer, block_size: int) -> None:
     lines = [*EXAMPLES, *numbered(50)]
     packed = load(write(tmp_path, lines), tokenizer, block_size=block_size, no_cross_examples=True).train
     assert sorted(ids_of(packed)) == sorted(encode_by_hand(lines, tokenizer))
