@@ -4,9 +4,9 @@
     python benchmarks/stories.py --file held-out.txt --model gpt2-tiny my_model --fine_tune
 
 The file holds stories that no model was trained on, one paragraph per line and a blank line between stories. Every
-model continues the same prompts with the same seeds. `--fine_tune` also fine-tunes each model on sample_data.txt, with the
-flags of `make demo`, and reports the held-out perplexity before and after. A table and three texts of each model go to
-stderr, JSON to the last line of stdout.
+model continues the same prompts with the same seeds. `--fine_tune` also fine-tunes each model on sample_data.txt, with
+the flags of `make demo`, and reports the held-out perplexity before and after. A table and three texts of each model
+go to stderr, JSON to the last line of stdout.
 """
 
 from __future__ import annotations

@@ -215,7 +215,7 @@ def test_prepared_text_has_the_length_and_no_repeated_line(tmp_path: Path) -> No
 
 
 def test_bandwidth_limit_of_a_gpu() -> None:
-    """gpt2 has 124 million weights of 2 bytes: 4.3 TB/s read them 17,000 times per second, and gpt2-xl's 1,380 times."""
+    """4.3 TB/s read gpt2's 124 million weights of 2 bytes 17,000 times per second, and gpt2-xl's 1,380 times."""
     assert gpu.roof_of("gpt2", 1, 16, 4.3e12) == pytest.approx(17_300, rel=0.02)
     assert gpu.roof_of("gpt2-xl", 1, 16, 4.3e12) == pytest.approx(1_380, rel=0.02)
     assert gpu.roof_of("gpt2", 256, 510, 4.3e12) == pytest.approx(217_000, rel=0.02)
