@@ -126,9 +126,7 @@ def scan_corpus(names: tuple[str, ...], text_format: TextFormat, option: str, ou
         file_digests.append(file.digest)
         digest.update(repr((file.digest, _format_key(path, text_format))).encode())
     if not tally.hashes:
-        where = str(files[0]) if len(files) == 1 else f"none of the {len(files)} files"
-        holds = "holds no text" if len(files) == 1 else "holds text"
-        raise UserError(f"{where} {holds} ({size} bytes): give a file with at least one example", option)
+        raise _empty_error(files, size, option)
     notices += [f"{_file_names(paths)}: {notice}" for notice, paths in by_notice.items()]
     return Corpus(
         files,
@@ -145,6 +143,11 @@ def scan_corpus(names: tuple[str, ...], text_format: TextFormat, option: str, ou
         sizes=np.array(tally.sizes),
         notices=tuple(notices),
     )
+
+
+def _empty_error(files: tuple[Path, ...], size: int, option: str) -> UserError:
+    what = f"{files[0]} holds no text" if len(files) == 1 else f"none of {len(files)} files holds text"
+    return UserError(f"{what} ({size} bytes): give a file with at least one example", option)
 
 
 def _file_names(paths: list[Path]) -> str:
