@@ -25,7 +25,7 @@ _NAMES = """
 """
 COMMON_NAMES = frozenset(_NAMES.split())
 
-# A first line is a column name if the texts below it are at least so many times as long.
+# A first line is a column name if the texts below it are at least this many times as long.
 TEXT_TO_NAME = 3
 
 # Characters that occur in texts, but not in column names.

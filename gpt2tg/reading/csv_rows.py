@@ -15,7 +15,7 @@ from gpt2tg.reading.delimiters import DELIMITER_NAMES, declared_delimiter, detec
 from gpt2tg.reading.file_types import is_web_page
 from gpt2tg.reading.table_row import Notify, TableError, TableRow, bounded_lines, notify_empty, row_or_empty
 
-# The delimiter is detected from so many lines or characters, whichever is reached first.
+# The delimiter is detected from this many lines or characters, whichever is reached first.
 HEAD_LINES, HEAD_CHARACTERS = 500, 1 << 18
 
 HOW_TO_QUOTE = 'write a text with quotes like "so ""quoted"" here"'

@@ -252,16 +252,16 @@ def test_overlong_line_is_refused_before_it_fills_the_memory(tmp_path: Path, mon
     ],
 )
 def test_plain_text_that_looks_like_another_format_is_reported(tmp_path: Path, content: str, notice: str) -> None:
-    texts, (told,) = read(tmp_path / "t.txt", content)
+    texts, (warning,) = read(tmp_path / "t.txt", content)
     assert texts == content.splitlines()
-    assert told.startswith(notice)
+    assert warning.startswith(notice)
 
 
 def test_lines_that_end_in_cr_alone_are_reported(tmp_path: Path) -> None:
     for content in ("The owl\rA fox\r", "The owl\rA fox"):
-        texts, (told,) = read(tmp_path / "t.txt", content)
+        texts, (warning,) = read(tmp_path / "t.txt", content)
         assert texts == [content]
-        assert "lines end in CR alone" in told
+        assert "lines end in CR alone" in warning
     for content in ("The owl\r\nA fox\r\n", "The owl\r", "The\rowl\nA fox\n", "The owl"):
         assert read(tmp_path / "t.txt", content)[1] == []
 

@@ -18,7 +18,7 @@ FEW_EXAMPLES = 1000
 # Smaller shares of copies, of overlong examples and of padding are not reported.
 MANY_COPIES, MANY_LONG, MUCH_PADDING = 0.01, 0.05, 0.1
 
-# The held-out share may be so many times larger or smaller than requested.
+# The held-out share may be this many times larger or smaller than requested.
 SPLIT_TOLERANCE = 2
 
 # More validation tokens hardly make the loss more exact, and take long to measure.

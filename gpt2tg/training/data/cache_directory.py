@@ -1,4 +1,4 @@
-"""Choose the directory of the token cache: beside the hub's models, or the first other place that is writable."""
+"""Choose the directory of the token cache: next to the models of the hub, or the first other place that is writable."""
 
 from __future__ import annotations
 

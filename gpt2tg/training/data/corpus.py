@@ -183,7 +183,7 @@ def _open_checked(path: Path, option: str, notify: Notify) -> HashedFile:
 
 
 def _format_key(path: Path, text_format: TextFormat) -> tuple[str | None, ...]:
-    """Return what the examples of a file depend on beside its content."""
+    """Return what the examples of a file depend on besides its content."""
     suffix = path.suffix.lower()
     return (suffix, text_format.text_column, TABLE_VERSION) if is_table(path) else (text_format.examples,)
 

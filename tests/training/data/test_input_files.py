@@ -208,3 +208,10 @@ def test_errors_name_zipped_documents(tmp_path: Path, name: str, inside: str, wh
         archive.writestr(inside, "The owl slept.")
     with pytest.raises(UserError, match=what):
         scan(tmp_path / name)
+
+
+def test_several_files_without_text_are_refused_together(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", "\n")
+    write(tmp_path / "b.txt", " \n")
+    with pytest.raises(UserError, match=r"none of 2 files holds text \(3 bytes\): give a file with at least one"):
+        scan(tmp_path / "a.txt", tmp_path / "b.txt")

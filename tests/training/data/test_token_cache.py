@@ -241,12 +241,12 @@ def test_leftovers_of_killed_runs_are_removed(tmp_path: Path, tokenizer: TextTok
 def test_two_runs_at_once_tokenize_a_text_once(
     tmp_path: Path, tokenizer: TextTokenizer, tokenized: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, told = write(tmp_path, numbered(20, "at once")), threading.Event()
-    monkeypatch.setattr(token_cache, "_log", lambda text: told.set())
+    path, is_waiting = write(tmp_path, numbered(20, "at once")), threading.Event()
+    monkeypatch.setattr(token_cache, "_log", lambda text: is_waiting.set())
     made = token_cache.encode_corpus
 
     def waited_for(found: Corpus, tokenizer: TextTokenizer) -> Iterator[Any]:
-        assert told.wait(20)
+        assert is_waiting.wait(20)
         return made(found, tokenizer)
 
     monkeypatch.setattr(token_cache, "encode_corpus", waited_for)

@@ -129,7 +129,7 @@ def test_end_token_of_the_tokenizer_ends_generated_texts(
     (base / "generation_config.json").unlink()
     if has_generation_config:
         (base / "generation_config.json").write_text(json.dumps({"eos_token_id": word, "top_k": 7}))
-    assert 0 in learned(load_tokenizer(base, 300, [word]), text_file)
+    assert 0 in training_ids(load_tokenizer(base, 300, [word]), text_file)
     finetune(quick(text_file, out, max_steps=1), str(base))
     theirs = AutoModelForCausalLM.from_pretrained(out, local_files_only=True)
     assert theirs.config.eos_token_id == theirs.generation_config.eos_token_id == 0
@@ -138,7 +138,7 @@ def test_end_token_of_the_tokenizer_ends_generated_texts(
         assert theirs.generation_config.top_k == 7
 
 
-def learned(tokenizer: TextTokenizer, path: Path, **settings: object) -> list[int]:
+def training_ids(tokenizer: TextTokenizer, path: Path, **settings: object) -> list[int]:
     """Return the ids of a file as training packs them."""
     options = quick(path, Path("-"), block_size=64, **settings)
     return load_data(plan_sources(options), tokenizer, options).train[0]["input_ids"].tolist()
@@ -149,7 +149,7 @@ def test_examples_begin_with_the_prefix_of_the_tokenizer(tokenizer: TextTokenize
     raw.add_special_tokens(["<s>"])
     raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 300)])
     (tmp_path / "t.txt").write_text("an owl\ntwo bells\n")
-    ids = learned(TextTokenizer(raw, 0), tmp_path / "t.txt", examples="line")
+    ids = training_ids(TextTokenizer(raw, 0), tmp_path / "t.txt", examples="line")
     assert ids == [300, *tokenizer.encode("an owl"), 0, 300, *tokenizer.encode("two bells"), 0]
 
 
@@ -162,7 +162,7 @@ def test_completion_is_encoded_as_a_continuation(tmp_path: Path) -> None:
     raw.pre_tokenizer, raw.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     tokenizer = TextTokenizer(raw, 1)
     (tmp_path / "t.jsonl").write_text(json.dumps({"prompt": "the ow", "completion": "l the"}) + "\n")
-    ids = learned(tokenizer, tmp_path / "t.jsonl")
+    ids = training_ids(tokenizer, tmp_path / "t.jsonl")
     assert tokenizer.decode(ids) == "the owl the"
     assert ids[-1] == 1
 
@@ -171,5 +171,5 @@ def test_special_token_in_a_text_is_encoded_as_one_token(tokenizer: TextTokenize
     raw = Tokenizer.from_str(tokenizer.raw.to_str())
     raw.add_special_tokens(["<sep>"])
     (tmp_path / "t.txt").write_text("an<sep>owl\n")
-    ids = learned(TextTokenizer(raw, 0), tmp_path / "t.txt", examples="line")
+    ids = training_ids(TextTokenizer(raw, 0), tmp_path / "t.txt", examples="line")
     assert ids == [*tokenizer.encode("an"), 300, *tokenizer.encode("owl"), 0]

@@ -8,7 +8,7 @@ from conftest import kernels_here, random_model
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt2tg.training.model import cpu_speedups as cpu
+from gpt2tg.training.model import cpu_speedups
 from gpt2tg.training.model.build import for_training
 from gpt2tg.training.model.cpu_speedups import GELU, Dropout, attention, dropped, keep_freed_memory
 
@@ -65,7 +65,7 @@ def test_gelu_and_its_gradient_match_fp64(size: tuple[int, ...]) -> None:
     x = (5 * x.flatten().index_fill(0, torch.tensor([0]), -40.0)).view(size).requires_grad_()
     exact = x.detach().double().requires_grad_()
     expected, found = F.gelu(exact, approximate="tanh"), GELU()(x)
-    assert isinstance(found.grad_fn, cpu.GELUWithSlope._backward_cls)
+    assert isinstance(found.grad_fn, cpu_speedups.GELUWithSlope._backward_cls)
     near = dict(rtol=1e-5, atol=1e-6, check_dtype=False)
     torch.testing.assert_close(found, expected, **near)
     (mine,), (theirs,) = (torch.autograd.grad(y, z, gradient.to(z.dtype)) for y, z in ((found, x), (expected, exact)))
@@ -103,7 +103,7 @@ def test_gelu_saves_no_slope_without_gradients() -> None:
 
 
 def test_gelu_falls_back_to_torch_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu.kernels, "load", lambda: None)
+    monkeypatch.setattr(cpu_speedups.kernels, "load", lambda: None)
     x = torch.randn(40, requires_grad=True)
     assert torch.equal(GELU()(x), F.gelu(x, approximate="tanh"))
     assert torch.equal(GELU()(x.bfloat16()), F.gelu(x.bfloat16(), approximate="tanh"))
@@ -143,7 +143,7 @@ def documents_apart(length: int) -> Tensor:
 def test_attention_without_dropping_matches_torch(
     monkeypatch: pytest.MonkeyPatch, mask: Tensor | None, kind: torch.dtype
 ) -> None:
-    monkeypatch.setattr(cpu, "dropped", lambda weights, share: weights)
+    monkeypatch.setattr(cpu_speedups, "dropped", lambda weights, share: weights)
     query, key, value = (torch.randn(2, 4, 9, 8, dtype=kind).requires_grad_() for _ in range(3))
     found, _ = attention(torch.nn.Module(), query, key, value, mask, dropout=0.1, scaling=0.3)
     expected = F.scaled_dot_product_attention(
@@ -157,6 +157,14 @@ def test_attention_without_dropping_matches_torch(
         strict=True,
     ):
         torch.testing.assert_close(mine, theirs, **near)
+
+
+def test_attention_scales_by_the_head_width_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_speedups, "dropped", lambda weights, share: weights)
+    query, key, value = (torch.randn(2, 4, 9, 8) for _ in range(3))
+    found, _ = attention(torch.nn.Module(), query, key, value, None, dropout=0.1)
+    expected = F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_loss_with_dropout_depends_only_on_the_seed() -> None:
@@ -185,11 +193,11 @@ def test_glibc_is_set_to_keep_freed_memory(monkeypatch: pytest.MonkeyPatch, most
             taken[setting] = value
             return 1
 
-    monkeypatch.setattr(cpu.platform, "libc_ver", lambda: ("glibc", "2.36"))
-    monkeypatch.setattr(cpu.ctypes, "CDLL", lambda name: Libc())
+    monkeypatch.setattr(cpu_speedups.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(cpu_speedups.ctypes, "CDLL", lambda name: Libc())
     keep_freed_memory()
     assert taken == {m_trim_threshold: 2**31 - 1, m_mmap_threshold: most}
     taken.clear()
-    monkeypatch.setattr(cpu.platform, "libc_ver", lambda: ("", ""))  # macOS, Windows, musl
+    monkeypatch.setattr(cpu_speedups.platform, "libc_ver", lambda: ("", ""))  # macOS, Windows, musl
     keep_freed_memory()
     assert not taken

@@ -55,7 +55,7 @@ def starts_with(directory: Path) -> Tensor:
         return model.eval()(IDS).logits[0]
 
 
-def learned(start: Path, text_file: Path, output: Path, **settings: object) -> Path:
+def fine_tuned(start: Path, text_file: Path, output: Path, **settings: object) -> Path:
     """Train for one step with a learning rate too small to change anything."""
     quick = dict(block_size=16, batch_size=1, max_steps=1, save_steps=1, learning_rate=1e-12, validation_split=0)
     options = TrainingOptions(train_file=str(text_file), output_dir=str(output), **{**quick, **settings})
@@ -85,7 +85,7 @@ def test_each_note_on_the_files_is_printed_once(
     if command == "generate":
         model_loader({}, "model_name")(name)
     elif command == "train":
-        learned(checkpoint, text_file, tmp_path / "out")
+        fine_tuned(checkpoint, text_file, tmp_path / "out")
     else:
         evaluate({"model_name": name, "eval_file": (str(text_file),)})
     err = capsys.readouterr().err
@@ -113,7 +113,7 @@ def test_untied_head_is_trained_and_kept(
     save_file({**weights, HEAD: weights[WTE].roll(1, 0)}, checkpoint / "model.safetensors", {"format": "pt"})
     expected = theirs(checkpoint)
     torch.testing.assert_close(starts_with(checkpoint), expected, atol=1e-4, rtol=0)
-    output = learned(checkpoint, text_file, tmp_path / "out", **settings)
+    output = fine_tuned(checkpoint, text_file, tmp_path / "out", **settings)
     assert "lm_head.weight differs from wte.weight" in capsys.readouterr().err
     torch.testing.assert_close(theirs(output), expected, atol=1e-4, rtol=0)
     found = load(str(output)).model.context(64).start(IDS.tolist())[0]
@@ -127,7 +127,7 @@ def test_rows_without_a_token_are_kept_and_counted(
     weights[WTE] = torch.cat([weights[WTE], torch.ones(20, 32)])
     save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
     configure(checkpoint, vocab_size=320)
-    output = learned(checkpoint, text_file, tmp_path / "out")
+    output = fine_tuned(checkpoint, text_file, tmp_path / "out")
     assert "20 of the model's 320 embedding rows" in capsys.readouterr().err
     torch.testing.assert_close(theirs(output), theirs(checkpoint), atol=1e-4, rtol=0)
 

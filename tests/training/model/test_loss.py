@@ -29,9 +29,9 @@ def example(seed: int, share_without: float = 0.3) -> tuple[Tensor, Tensor, Tens
 def whole(hidden: Tensor, weight: Tensor, labels: Tensor, count: Tensor | None) -> Tensor:
     """Return the loss of all logits by torch, in fp64."""
     logits = (hidden.double() @ weight.double().T)[:, :-1].flatten(0, 1)
-    told = labels[:, 1:].flatten()
-    total = F.cross_entropy(logits, told, ignore_index=NO_LOSS, reduction="sum")
-    return total / ((told != NO_LOSS).sum() if count is None else count)
+    targets = labels[:, 1:].flatten()
+    total = F.cross_entropy(logits, targets, ignore_index=NO_LOSS, reduction="sum")
+    return total / ((targets != NO_LOSS).sum() if count is None else count)
 
 
 @pytest.mark.parametrize("rows", [1, 4, 7, 20, 21, 100])
@@ -127,7 +127,7 @@ def test_model_has_loss_and_gradients_of_transformers(tied: bool) -> None:
     gradients = {name: weight.grad for name, weight in ours.named_parameters()}
     for name, weight in theirs.named_parameters():
         torch.testing.assert_close(
-            gradients[name], weight.grad, rtol=1e-4, atol=1e-6, msg=lambda said, n=name: f"{n}: {said}"
+            gradients[name], weight.grad, rtol=1e-4, atol=1e-6, msg=lambda message, n=name: f"{n}: {message}"
         )
 
 
