@@ -52,7 +52,7 @@ def decode_utf8(content: bytes, path: Path, option: str | None) -> str:
 
 
 def _binary_error(path: Path, offset: int, option: str | None) -> UserError:
-    return UserError(f"{path} is a binary file (byte {offset} is zero): give a text file in UTF-8", option)
+    return UserError(f"{path} is a binary file: byte {offset} is zero; give a text file in UTF-8", option)
 
 
 def _encoding_error(path: Path, offset: int, option: str | None) -> UserError:

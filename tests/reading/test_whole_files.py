@@ -89,7 +89,7 @@ def test_every_command_reads_the_same_texts(tmp_path: Path, read: Read, name: st
     [
         ("t.txt", "The owl\n".encode("utf-16"), "is UTF-16, expected UTF-8; convert it with: iconv"),
         ("t.csv", "text\nThe owl\n".encode("utf-32"), "is UTF-32, expected UTF-8; convert it with: iconv"),
-        ("t.txt", b"The owl\0\n", "is a binary file (byte 7 is zero)"),
+        ("t.txt", b"The owl\0\n", "is a binary file: byte 7 is zero"),
         ("t.txt", b"caf\xe9\n", "is not UTF-8: byte 3"),
         ("t.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "is a Git LFS pointer"),
         ("t.json", b'{"text": "The owl"}', "would be read as plain text: write one object per line into a .jsonl"),
