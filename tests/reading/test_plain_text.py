@@ -336,7 +336,7 @@ def test_no_cut_before_control_characters(tmp_path: Path, monkeypatch: pytest.Mo
     assert separately == tokenizer.encode(f"!{separator}a")
 
 
-# ---- survey ----
+# ---- scan ----
 
 
 def refusal(path: Path, mode: str = "line") -> UserError:
