@@ -1,10 +1,10 @@
-"""Draws the bar chart of docs/benchmarks.md and fills its tables from what the measurements printed.
+"""Draw the bar chart of docs/benchmarks.md, and fill its tables from the results of the benchmarks.
 
     python benchmarks/decode.py > benchmarks/results/decode.json
     python benchmarks/chart.py
 
-A file of results that is not there leaves its tables as they are. What is measured in several runs may lie in
-several files, decode.json, decode-medium.json and so on: their tables are put together.
+Tables without a results file stay as they are. The results of several runs may be in several files, decode.json,
+decode-medium.json and so on: their tables are merged.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OURS, OTHERS, INK, PALE = "#2a7f8e", "#b9c2c9", "#1f2d3a", "#6b7680"
 
 
 def readable(rival: str) -> str:
-    """The name of a rival as the page has it."""
+    """Return the name of a rival on the page."""
     names = {
         "ctranslate2": "CTranslate2",
         "onnxruntime": "ONNX Runtime",
@@ -47,7 +47,7 @@ def readable(rival: str) -> str:
 
 
 def better_library(rivals: dict[str, dict]) -> dict[str, dict]:
-    """CTranslate2 once for each precision: with the library of matrix products that is the faster one here."""
+    """Keep CTranslate2 once per precision, with the matrix library that is faster here."""
     best: dict[str, dict] = {}
     for name, figures in rivals.items():
         short = re.sub("-(mkl|onednn)$", "", name)
@@ -57,7 +57,7 @@ def better_library(rivals: dict[str, dict]) -> dict[str, dict]:
 
 
 def draw(tables: list[dict], output: Path) -> None:
-    """Bars of tokens a second at gpt2's shape after the shortest prompt, a panel for each kind of work."""
+    """Draw bars of tokens per second for gpt2's shape and the shortest prompt, one panel per kind of work."""
     tables = [table for table in tables if table["shape"] == "gpt2" and table["work"] in PANELS]
     prompt = min(table["prompt"] for table in tables)
     shown = {table["work"]: better_library(table["rivals"]) for table in tables if table["prompt"] == prompt}
@@ -76,7 +76,7 @@ def draw(tables: list[dict], output: Path) -> None:
 
 
 def _draw_panel(axis: Axes, title: str, figures: list[dict | None], names: list[str]) -> None:
-    """A bar for each rival, with the spread as a line and the number at its end; none where it has no such thing."""
+    """Draw a bar per rival, with its spread and its number; none if the rival cannot do the work."""
     axis.set_title(title, loc="left", fontsize=9.5, fontweight="bold", color=INK)
     longest = max(found["tokens_per_second"]["max"] for found in figures if found)
     for row, (name, found) in enumerate(zip(names, figures, strict=True)):
@@ -95,7 +95,7 @@ def _draw_panel(axis: Axes, title: str, figures: list[dict | None], names: list[
 
 
 def decode_tables(told: dict) -> str:
-    """A table for each shape and prompt: rivals down, works across; tokens a second and the ratio to transformers."""
+    """Return a table per shape and prompt, a row per rival: tokens per second and the ratio to transformers."""
     groups: dict[tuple[str, int], dict[str, dict]] = {}
     for table in told["results"]:
         if table["work"] != "lookup":
@@ -114,7 +114,7 @@ def decode_tables(told: dict) -> str:
 
 
 def bandwidth_table(told: dict) -> str:
-    """Bytes of weights that one greedy text reads a second, beside what the memory gives."""
+    """Return the bytes of weights read per second by one greedy text, beside the memory bandwidth."""
     roof = told["bandwidth_gb_per_second"]
     tables = [table for table in told["results"] if table["work"] == "greedy-1"]
     shortest = min(table["prompt"] for table in tables)
@@ -128,7 +128,7 @@ def bandwidth_table(told: dict) -> str:
 
 
 def ids_table(told: dict) -> str:
-    """How many texts equal those of transformers, over all greedy and beam work of a shape."""
+    """Return how many texts equal those of transformers, over all greedy and beam work of a shape."""
     counts: dict[tuple[str, str], list[int]] = {}
     for table in told["results"]:
         for name, found in table["rivals"].items():
@@ -140,7 +140,7 @@ def ids_table(told: dict) -> str:
 
 
 def startup_table(told: dict) -> str:
-    """Whole processes: seconds and peak memory."""
+    """Return the table of whole processes: seconds and peak memory."""
     names = told["results"][0]["rivals"]
     rows = []
     for name in names:
@@ -154,7 +154,7 @@ def startup_table(told: dict) -> str:
 
 
 def scaling_table(told: dict) -> str:
-    """Milliseconds of a step in each case."""
+    """Return the table of milliseconds per step in each case."""
     names = list(dict.fromkeys(name for case in told["results"] for name in case["rivals"]))
     rows = [
         [case["shape"], str(case["context"]), str(case["rows"])]
@@ -166,7 +166,7 @@ def scaling_table(told: dict) -> str:
 
 
 def together(runs: list[dict]) -> dict:
-    """The results of several runs as those of one."""
+    """Merge the results of several runs."""
     repeats = sorted({told.get("repeats") or told.get("runs") for told in runs})
     versions = {name: version for told in runs for name, version in told["machine"]["versions"].items()}
     return {
@@ -179,7 +179,7 @@ def together(runs: list[dict]) -> dict:
 
 
 def machine_line(told: dict) -> str:
-    """What it ran on."""
+    """Return a description of the machine."""
     machine = told["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     counted = f" Medians of {told['repeats']} runs in turn." if told["repeats"] != "1" else " One run of each."
@@ -187,13 +187,13 @@ def machine_line(told: dict) -> str:
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A table."""
+    """Return a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def fill(page: str, name: str, content: str) -> str:
-    """Put the content between the two marks of this name."""
+    """Replace the text between the two marks of this name."""
     start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     if page.count(start) != 1 or page.count(end) != 1:
         raise SystemExit(f"{PAGE} has no place for {name}: it wants {start} and {end}")
@@ -213,7 +213,7 @@ def _speed(found: dict) -> float:
 
 
 def main() -> None:
-    """Read what there is, draw, and fill the page."""
+    """Read the results, draw the chart, and fill the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the json files")
     parser.add_argument("--page", type=Path, default=PAGE)

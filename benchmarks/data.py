@@ -1,17 +1,16 @@
-"""Preparing a text for training, from the file to blocks of ids: ours beside `datasets`, as run_clm uses it.
+"""Measure how fast a text is prepared for training, from file to blocks of ids: ours and `datasets` as run_clm uses it.
 
     python benchmarks/data.py                       # 50 MB made of sample_data.txt
     python benchmarks/data.py --file stories.txt --block_size 256
 
-Each line is an example, and both use the bundled tokenizer. gpt2tg looks through the file, tokenises and cuts it into
-blocks; run_clm, the example of transformers, loads the lines with their line breaks and maps over them twice, once to
-tokenise and once to group, in batches of 1000, each of which loses its last ids. So the two make nearly the same
-tokens: an end-of-text token after each example there, a line break here.
+Each line is an example, and both use the bundled tokenizer. gpt2tg scans the file, tokenizes it and cuts it into
+blocks. run_clm, the example of transformers, loads the lines with their line breaks and maps over them twice, to
+tokenize and to group, in batches of 1000, each of which loses its last ids. So both make nearly the same tokens: ours
+have an end-of-text token after each example, the others a line break.
 
-Each run is a process of its own with an empty cache, then a second one that finds what the first one left. The rivals
-take turns. Times are those of the work, imports and the loading of the tokenizer left out; the peak of memory is that
-of the process, with its libraries and the mapped files it has read. The table goes to stderr, JSON to the last line of
-stdout.
+Each run is a process with an empty cache, and then a second process with the cache of the first. The rivals take
+turns. Times leave out imports and the loading of the tokenizer. Peak memory is that of the process, libraries and
+memory-mapped files included. The table goes to stderr, JSON to the last line of stdout.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "datasets", "pyarrow
 
 
 def write_text(path: Path, size: int) -> None:
-    """At least `size` bytes of the sample, again and again, each line with a number, so that no two are alike."""
+    """Write the sample repeatedly, at least `size` bytes, with a number on each line so that no two are equal."""
     lines = SAMPLE.read_text(encoding="utf-8").splitlines()
     written = number = 0
     with path.open("w", encoding="utf-8", newline="\n") as file:
@@ -50,13 +49,12 @@ def write_text(path: Path, size: int) -> None:
 
 
 def ours(file: str, block_size: int) -> Callable[[], dict]:
-    """gpt2tg, ready to prepare the file."""
-    from gpt2tg.checkpoint.config import read_shape
-    from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
-    from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer
+    """Return a function that prepares the file with gpt2tg."""
+    from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY, read_shape
+    from gpt2tg.checkpoint.tokenizer import load_tokenizer
     from gpt2tg.options import TrainingOptions
-    from gpt2tg.training.data.blocks import load_data
     from gpt2tg.training.data.sources import plan_sources
+    from gpt2tg.training.data.training_data import load_data
 
     shape = read_shape(BUNDLED_DIRECTORY)
     tokenizer = load_tokenizer(BUNDLED_DIRECTORY, shape.vocab_size, shape.end_ids)
@@ -74,7 +72,7 @@ def ours(file: str, block_size: int) -> Callable[[], dict]:
 
 
 def run_clm(file: str, block_size: int) -> Callable[[], dict]:
-    """`datasets`, ready to prepare the file with one map each for tokenising and grouping."""
+    """Return a function that prepares the file with `datasets`, with one map for tokenizing and one for grouping."""
     import datasets
     from transformers import AutoTokenizer
 
@@ -113,7 +111,7 @@ RIVALS = {"gpt2tg": ours, "run_clm": run_clm}
 
 
 def work(name: str, file: str, block_size: int) -> dict:
-    """What one process does and measures."""
+    """Prepare the file in this process, and measure it."""
     prepare = RIVALS[name](file, block_size)
     libraries = _peak_memory()
     told = prepare()
@@ -126,13 +124,13 @@ def work(name: str, file: str, block_size: int) -> dict:
 
 
 def _peak_memory() -> int:
-    """Bytes that this process has held at most."""
+    """Return the peak memory of this process, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def measure(name: str, file: Path, block_size: int) -> dict:
-    """A run that starts with an empty cache, and under `again` the one after it."""
+    """Run once with an empty cache, and once more, under `again`, with that cache."""
     with tempfile.TemporaryDirectory(prefix="gpt2tg-benchmark-") as cache:
         environment = {**os.environ, "HF_HOME": cache, "HF_HUB_OFFLINE": "1"}
         for variable in ("HF_DATASETS_CACHE", "HF_HUB_CACHE"):
@@ -146,7 +144,7 @@ def measure(name: str, file: Path, block_size: int) -> dict:
 
 
 def race(file: Path, block_size: int, runs: int) -> dict[str, list[dict]]:
-    """The runs of each rival, in turns. The first of each only warms the file cache of the system."""
+    """Return the runs of each rival, made in turns. The first of each only warms the system's file cache."""
     measured: dict[str, list[dict]] = {name: [] for name in RIVALS}
     for run in range(runs + 1):
         for name, kept in measured.items():
@@ -157,7 +155,7 @@ def race(file: Path, block_size: int, runs: int) -> dict[str, list[dict]]:
 
 
 def summary(runs: list[dict], megabytes: float) -> dict:
-    """Median and ends of what the runs of a rival measured."""
+    """Return the median, minimum and maximum of a rival's runs."""
     return {
         "tokens": runs[0]["tokens"],
         "blocks": runs[0]["blocks"],
@@ -172,7 +170,7 @@ def summary(runs: list[dict], megabytes: float) -> dict:
 
 
 def line(name: str, figures: dict) -> str:
-    """A rival's figures for people."""
+    """Return a rival's figures as text."""
     speed, seconds, memory = (figures[key] for key in ("mb_per_second", "seconds", "peak_mb"))
     steps = ", ".join(f"{step} {taken['median']:.2f}" for step, taken in figures["steps"].items())
     return (
@@ -184,11 +182,11 @@ def line(name: str, figures: dict) -> str:
 
 
 def parsed() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     text = parser.add_mutually_exclusive_group()
-    text.add_argument("--file", type=Path, help="a text of your own, each line an example")
-    text.add_argument("--megabytes", type=float, default=50, help="size of the text that is made (default: 50)")
+    text.add_argument("--file", type=Path, help="your own text, one example per line")
+    text.add_argument("--megabytes", type=float, default=50, help="size of the generated text (default: 50)")
     parser.add_argument("--block_size", type=int, default=128, help="ids of a block (default: 128)")
     parser.add_argument("--runs", type=int, default=5, help="counted runs of each (default: 5)")
     parser.add_argument("--only", choices=RIVALS, help=argparse.SUPPRESS)  # what one process is started with

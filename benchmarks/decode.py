@@ -1,12 +1,13 @@
-"""Tokens a second of gpt2tg beside its peers: every rival in a process of its own, taking turns in one run.
+"""Measure tokens per second of gpt2tg and its rivals, each in a process of its own, taking turns in one run.
 
     python benchmarks/decode.py                                  # everything: hours
     python benchmarks/decode.py --quick                          # a first look: minutes
     python benchmarks/decode.py --rivals gpt2tg transformers-eager --work greedy-1 beam-5 --shape gpt2
 
-Models have random weights (see formats.py), and end-of-text is off, so that all write the same number of tokens. A
-figure is the median of repetitions in turn, after one that is not counted; what is timed is the call that makes ids of
-ids. Prompt lookup runs on the bundled model, which is trained. Tables go to stderr, JSON to the last line of stdout.
+Models have random weights (see formats.py), and end-of-text is off, so that all generate the same number of tokens. A
+figure is the median of several turns, after a warm-up turn. Timed is the call from prompt ids to new ids, prefill
+included. Prompt lookup runs on the bundled model, which is trained. Tables go to stderr, JSON to the last line of
+stdout.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from workers import Team, report, spread
 
 @dataclass(frozen=True)
 class Work:
-    """A row of the tables: how many texts are written, how, and of how many prompts."""
+    """A row of the tables: how many texts are generated, how, and from how many prompts."""
 
     kind: str
     rows: int = 1
     only_prompt: bool = False
-    """Whether one new token is enough, since it is the reading of the prompt that counts."""
+    """Whether one new token is enough, because the prefill is measured."""
 
 
 WORKS = {
@@ -49,7 +50,7 @@ LOOKUP_PROMPT, LOOKUP_TOKENS = "Once upon a time", 200
 
 
 def prompts(rows: int, tokens: int, repeat: int = 0) -> list[list[int]]:
-    """Random ids, the same in each run, the end-of-text token not among them."""
+    """Return random ids without the end-of-text token, the same in each run."""
     draw = random.Random(f"{tokens}/{repeat}")
     return [[draw.randrange(1, formats.VOCABULARY) for _ in range(tokens)] for _ in range(rows)]
 
@@ -90,7 +91,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line, `--quick` filled in."""
+    """Parse the command line, and apply `--quick`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rivals", nargs="+", metavar="NAME", help=f"names or their beginnings: {', '.join(ENTRIES)}")
     parser.add_argument("--work", nargs="+", choices=WORKS, help="what to measure (default: all)")
@@ -111,7 +112,7 @@ def parse() -> argparse.Namespace:
 
 
 def chosen_rivals(beginnings: list[str] | None) -> list[str]:
-    """Names that begin so and are installed; for the others a line says why not."""
+    """Return the rivals whose names begin like this and that are installed; print why others are not."""
     names = [name for name in ENTRIES if not beginnings or name.startswith(tuple(beginnings))]
     for name in names:
         if why := missing(name):
@@ -120,7 +121,7 @@ def chosen_rivals(beginnings: list[str] | None) -> list[str]:
 
 
 def measure(team: Team, name: str, shape: str, tokens: int, options: argparse.Namespace) -> dict:
-    """One table: every rival of the team at one work."""
+    """Measure one table: every rival at one kind of work."""
     work = WORKS[name]
     new = 1 if work.only_prompt else options.new_tokens
     table = {"shape": shape, "work": name, "prompt": tokens, "new_tokens": new, "rows": work.rows}
@@ -129,7 +130,7 @@ def measure(team: Team, name: str, shape: str, tokens: int, options: argparse.Na
         lambda repeat: Job(work.kind, prompts(work.rows, tokens, repeat), new, lookup=0), options.repeats
     )
     reference = answers.get(REFERENCE)
-    # A drawn text depends on the generator of random numbers; the others must write what transformers writes.
+    # A drawn text depends on the random number generator; all other texts must equal those of transformers.
     expected = texts_of(reference) if reference and work.kind != "top_p" else None
     counted = work.rows * (tokens if work.only_prompt else new)
     table["rivals"] = {
@@ -143,7 +144,7 @@ def measure(team: Team, name: str, shape: str, tokens: int, options: argparse.Na
 def figures(
     answers: list[dict], tokens: int, expected: list | None, reference: list[dict] | None, read: float | None
 ) -> dict:
-    """Speed and its spread, the ratio to the reference, how many texts agree with it, and bytes read per second."""
+    """Return speed and spread, the ratio to the reference, how many texts agree with it, and bytes read per second."""
     seconds = spread([answer["seconds"] for answer in answers])
     found = {
         "tokens_per_second": {
@@ -162,12 +163,12 @@ def figures(
 
 
 def texts_of(answers: list[dict]) -> list[list[int]]:
-    """All texts of all repetitions."""
+    """Return all texts of all repetitions."""
     return [text for answer in answers for text in answer["result"]]
 
 
 def agreement(texts: list[list[int]], expected: list[list[int]]) -> dict:
-    """How many texts equal those of transformers, and the earliest token at which one does not (None: nowhere)."""
+    """Return how many texts equal those of transformers, and the first token that differs in any (None: none does)."""
     first = [
         next((place for place, pair in enumerate(zip(text, other, strict=False)) if pair[0] != pair[1]), None)
         if len(text) == len(other)
@@ -183,14 +184,14 @@ def agreement(texts: list[list[int]], expected: list[list[int]]) -> dict:
 
 
 def read_bytes(rival: str, shape: str) -> float:
-    """What one token reads: every matrix once, the table of positions and the caches left out."""
+    """Return the bytes read per token: every matrix once, without position embeddings and KV cache."""
     sizes = formats.SHAPES[shape]
     weights = sizes["n_embd"] * (formats.VOCABULARY + 12 * sizes["n_layer"] * sizes["n_embd"])
     return weights * ENTRIES[rival].bytes_per_weight
 
 
 def show(rivals: dict[str, dict], reference: str = "transformers") -> None:
-    """The table for people."""
+    """Return the table as text."""
     for name, found in rivals.items():
         speed = found["tokens_per_second"]
         line = f"{name:>26} {speed['median']:8.1f} tokens/s ({speed['min']:.1f} to {speed['max']:.1f})"
@@ -206,7 +207,7 @@ def show(rivals: dict[str, dict], reference: str = "transformers") -> None:
 
 
 def lookup(options: argparse.Namespace) -> list[dict]:
-    """Prompt lookup on the bundled model against plain greedy, on text that repeats itself and on text that may not."""
+    """Compare prompt lookup with plain greedy decoding on the bundled model, on repetitive text and on other text."""
     from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
     from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer
     from gpt2tg.options import DecodingOptions

@@ -1,7 +1,7 @@
-"""One random GPT-2 of a shape, in the file format of each rival. Written once into a cache folder, then found there.
+"""Write one random GPT-2 of each shape in the file format of each rival, once, into a cache folder.
 
-The weights are those that transformers draws for a new model, from a fixed seed: speed does not depend on what a model
-has learnt, and all rivals read the same numbers, so that their greedy texts can be compared.
+The weights are those of a new transformers model with a fixed seed. Speed does not depend on training, and all rivals
+read the same numbers, so that their greedy texts can be compared.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LLAMA_TYPES = ("F32", "F16", "Q8_0")
 
 
 def checkpoint(shape: str, cache: Path = CACHE) -> Path:
-    """A checkpoint of this shape as transformers saves it, with a stand-in tokenizer.
+    """Return a checkpoint of this shape as transformers saves it, with a placeholder tokenizer.
 
     Args:
         shape: a key of SHAPES, or `gpt2-tiny`, the bundled model, which is trained.
@@ -40,7 +40,7 @@ def checkpoint(shape: str, cache: Path = CACHE) -> Path:
 
 
 def positions(shape: str, cache: Path = CACHE) -> int:
-    """The longest text of the model."""
+    """Return the context length of the model."""
     return json.loads((checkpoint(shape, cache) / "config.json").read_text(encoding="utf-8"))["n_positions"]
 
 
@@ -49,8 +49,8 @@ def _write_checkpoint(shape: str, directory: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
-    from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer
-    from gpt2tg.training.model.build import transformers_tokenizer
+    from gpt2tg.checkpoint.tokenizer import load_tokenizer
+    from gpt2tg.training.model.new_tokenizer import transformers_tokenizer
 
     torch.manual_seed(SEED)
     config = GPT2Config(bos_token_id=0, eos_token_id=0, **SHAPES[shape])
@@ -59,7 +59,7 @@ def _write_checkpoint(shape: str, directory: Path) -> None:
 
 
 def ctranslate2(source: Path) -> Path:
-    """The checkpoint as CTranslate2 reads it, in fp32; its runtime quantizes while it loads."""
+    """Return the checkpoint for CTranslate2, in fp32; its runtime quantizes while it loads."""
 
     def convert(directory: Path) -> None:
         from ctranslate2.converters import TransformersConverter
@@ -79,7 +79,7 @@ def ctranslate2(source: Path) -> Path:
 
 
 def llama(source: Path, kind: str) -> Path:
-    """The checkpoint as a GGUF file of llama.cpp, without a vocabulary: ids in, ids out.
+    """Return the checkpoint as a GGUF file for llama.cpp, without a vocabulary: ids in, ids out.
 
     Matrices are stored as `kind`, biases, norms and positions in fp32, as llama.cpp's own converter does.
     """
@@ -123,7 +123,7 @@ def llama(source: Path, kind: str) -> Path:
 
 
 def onnx(source: Path) -> Path:
-    """The checkpoint as an ONNX graph of one forward pass: ids and past keys and values in, logits of the last out."""
+    """Return the checkpoint as an ONNX graph of one forward pass: ids and KV cache in, logits of the last token out."""
 
     def convert(directory: Path) -> None:
         import torch
@@ -153,7 +153,7 @@ def onnx(source: Path) -> Path:
 
 
 def _once(directory: Path, write: Callable[[Path], None]) -> Path:
-    """Write a folder beside its place and move it there whole, unless it is there already."""
+    """Write a folder under another name and rename it when it is complete, unless it exists already."""
     if not directory.exists():
         directory.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(dir=directory.parent))

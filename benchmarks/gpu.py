@@ -1,17 +1,16 @@
-"""Tokens a second on a CUDA GPU, fp16, beside transformers' own loop and the roofs of the machine.
+"""Measure tokens per second on a CUDA GPU in fp16, beside transformers' own loop and the limits of the machine.
 
     python benchmarks/gpu.py                                # gpt2 and gpt2-xl, 1 and 256 rows
     python benchmarks/gpu.py --shape gpt2 --rows 1 --repeats 3
 
-Models have random weights, and end-of-text is off, so that all write the same number of tokens. Ours are measured
-twice: `captured` is the call that makes ids of ids, `step by step` the same steps without graphs. All take turns in one
-run, after one turn that is not counted.
+Models have random weights, and end-of-text is off, so that all generate the same number of tokens. Ours is measured
+twice: `captured` is the call from prompt ids to new ids, `step by step` the same steps without CUDA graphs. All take
+turns in one run, after a warm-up turn.
 
-A roof is what would be reached if memory alone set the pace: each step reads every weight, and the keys and values of
-all rows, at the length that they have halfway. Memory's speed is measured by a copy. At 4.3 TB/s, as an H200 copies,
-that is 17,000 tokens/s for one row of gpt2, 1,380 of gpt2-xl, and 217,000 for 256 rows of gpt2 at 510 tokens
-(`--rows 256 --new_tokens 988`). Tables go to stderr, JSON to the last line of stdout. Without a CUDA GPU there is one
-line and no more.
+A roof is the speed if memory bandwidth alone limited it: each step reads every weight, and the KV cache of all rows at
+half of its final length. The bandwidth is measured by a copy. At 4.3 TB/s, as an H200 copies, that is 17,000 tokens/s
+for one row of gpt2, 1,380 of gpt2-xl, and 217,000 for 256 rows of gpt2 at 510 tokens (`--rows 256 --new_tokens 988`).
+Tables go to stderr, JSON to the last line of stdout. Without a CUDA GPU it prints one line and ends.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from gpt2tg.generation.cuda_steps import choice
 formats.SHAPES["gpt2-xl"] = dict(n_embd=1600, n_layer=48, n_head=25)
 BYTES = 2  # of a weight, a key, a value
 
-# Makes ids of ids: the prompts and how many new tokens each gets.
+# Generates new ids: takes the prompts and the number of new tokens.
 Write = Callable[[list[list[int]], int], list[list[int]]]
 
 
@@ -63,7 +62,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", nargs="+", choices=formats.SHAPES, default=["gpt2", "gpt2-xl"])
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 256])
@@ -75,14 +74,14 @@ def parse() -> argparse.Namespace:
 
 
 def copied_bytes_per_second(size: int = 2**30, repeats: int = 20) -> float:
-    """Bytes read and written while 1 GiB is copied, the best of some turns."""
+    """Return the bytes per second read and written while 1 GiB is copied, the best of several turns."""
     source = torch.ones(size, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     return 2 * size / min(seconds_of(lambda: target.copy_(source)) for _ in range(repeats))
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """From a device that is idle to one that is idle again."""
+    """Return the seconds of a call, from an idle device to an idle device."""
     torch.cuda.synchronize()
     start = time.perf_counter()
     work()
@@ -91,7 +90,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def measure(shape: str, rows: int, bandwidth: float, options: argparse.Namespace) -> dict:
-    """One table."""
+    """Measure one table."""
     new = options.new_tokens
     report(f"\n{shape}, greedy, {rows} rows, prompts of {options.prompt} tokens, {new} new ones, fp16")
     rivals = rivals_of(shape, rows, options)
@@ -116,7 +115,7 @@ def measure(shape: str, rows: int, bandwidth: float, options: argparse.Namespace
 
 
 def roof_of(shape: str, rows: int, length: int, bandwidth: float) -> float:
-    """Tokens a second at which memory alone would let `rows` texts of this length grow."""
+    """Return the tokens per second of `rows` texts of this length if only memory bandwidth limited them."""
     width, layers = formats.SHAPES[shape]["n_embd"], formats.SHAPES[shape]["n_layer"]
     weights = width * (formats.VOCABULARY + 12 * layers * width)
     cache = 2 * layers * width * length * rows
@@ -124,7 +123,7 @@ def roof_of(shape: str, rows: int, length: int, bandwidth: float) -> float:
 
 
 def rivals_of(shape: str, rows: int, options: argparse.Namespace) -> dict[str, Write]:
-    """What takes turns."""
+    """Return the generators that take turns."""
     directory = formats.checkpoint(shape, options.cache)
     checkpoint = read_checkpoint(directory)
     model = GPT2(stream_weights(checkpoint), checkpoint.shape, torch.device("cuda"), "fp16")
@@ -137,7 +136,7 @@ def rivals_of(shape: str, rows: int, options: argparse.Namespace) -> dict[str, W
 
 
 def ours(batch: ContinuousBatch) -> Write:
-    """Our rows."""
+    """Return our generator."""
 
     def write(work: list[list[int]], new: int) -> list[list[int]]:
         texts: list[list[int]] = [[] for _ in work]
@@ -150,7 +149,7 @@ def ours(batch: ContinuousBatch) -> Write:
 
 
 def transformers(directory: Path) -> Write:
-    """Its `generate`, as it comes."""
+    """Return `generate` of transformers with its defaults."""
     from transformers import GPT2LMHeadModel
 
     model = GPT2LMHeadModel.from_pretrained(directory, dtype=torch.float16).eval().to("cuda")

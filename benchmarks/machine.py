@@ -1,4 +1,4 @@
-"""What a measurement ran on, and how fast its memory is read."""
+"""Describe the machine of a measurement, and measure its memory bandwidth."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "ctranslate2",
 
 
 def cores() -> int:
-    """Physical cores that this process may use."""
+    """Return the number of physical cores that this process may use."""
     physical = psutil.cpu_count(logical=False) or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
     return min(physical, allowed)
 
 
 def description(packages: Iterable[str] = PACKAGES) -> dict:
-    """Processor, cores, memory, system and versions."""
+    """Return processor, cores, memory, system and versions."""
     return {
         "processor": _processor(),
         "cores": cores(),
@@ -34,9 +34,10 @@ def description(packages: Iterable[str] = PACKAGES) -> dict:
 
 
 def read_bandwidth(threads: int, repeats: int = 7) -> float:
-    """Bytes a second that all cores read together: 1 GiB of fp32 summed, and multiplied by a vector, the best of both.
+    """Return the bytes per second that all cores read while they sum 1 GiB of fp32 or multiply it by a vector.
 
-    The product is split along its inner side, as one product of a matrix and a vector waits for a core, not for memory.
+    The better of the two counts. The product is split along its inner dimension, because a single matrix-vector product
+    is limited by a core, not by memory.
     """
     import torch
 

@@ -1,6 +1,6 @@
-"""GPT-2's forward pass as a torch module that exports to ONNX with keys and values as inputs and outputs.
+"""GPT-2's forward pass as a torch module that exports to ONNX, with the KV cache as input and output.
 
-The exporter that turns transformers' own models into ONNX (optimum) does not install beside transformers 5.
+optimum, the exporter for transformers' own models, cannot be installed together with transformers 5.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from transformers import GPT2LMHeadModel
 
 
 class Forward(nn.Module):
-    """Rows of equal length; letters as in gpt2tg's engine: B rows, T new tokens, N tokens so far, H heads, D width."""
+    """GPT-2 for rows of equal length: B rows, T new tokens, N tokens so far, H heads of width D, vocabulary V."""
 
     def __init__(self, model: GPT2LMHeadModel) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Forward(nn.Module):
         self.heads = model.config.n_head
 
     def forward(self, ids: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-        """(B, T) ids, and keys and values of each layer (B, H, N, D) -> (B, V) logits, and (B, H, N + T, D) each."""
+        """(B, T) ids, keys and values per layer (B, H, N, D) -> (B, V) logits, keys and values (B, H, N + T, D)."""
         body = self.model.transformer
         before, new = past[0].shape[2], ids.shape[1]
         positions = torch.arange(before, before + new)
@@ -51,7 +51,7 @@ class Forward(nn.Module):
         return x @ conv1d.weight + conv1d.bias
 
     def example(self) -> tuple[tuple[Tensor, ...], list[str]]:
-        """Inputs to trace with, and the names of the keys and values."""
+        """Return inputs to trace with, and the names of the keys and values."""
         config = self.model.config
         past = torch.zeros(2, config.n_head, 3, config.n_embd // config.n_head)
         names = [f"{layer}.{part}" for layer in range(config.n_layer) for part in ("key", "value")]

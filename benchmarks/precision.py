@@ -1,11 +1,11 @@
-"""What fewer bits cost: perplexity on a text, and where greedy text first differs from that of fp32.
+"""Measure what fewer bits cost: perplexity on a text, and where greedy texts first differ from those of fp32.
 
     python benchmarks/precision.py --file held-out.txt
     python benchmarks/precision.py --file held-out.txt --model gpt2 --tokens 100000
 
-The text is one that the model was not trained on. Its perplexity is measured in windows of all the model's positions,
-half of them new in each; prompts for the greedy texts are taken from it at even distances. A table goes to stderr,
-JSON to the last line of stdout.
+Give a text that the model was not trained on. Its perplexity is measured in windows of the context length that slide by
+half of it; the prompts of the greedy texts are taken from it at even distances. A table goes to stderr, JSON to the
+last line of stdout.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ PRECISIONS = ("fp32", "fp16", "int8")
 
 
 def perplexity(model: GPT2, ids: Sequence[int]) -> float:
-    """Of all tokens but the first, each after at least half of the model's positions where the text has so many.
+    """Return the perplexity of all tokens but the first, with at least half a context length before each if possible.
 
-    Read as a text is that is being written, since what is kept of it may be rounded as well.
+    The text is fed in as in generation, because the KV cache may be rounded too.
     """
     loss, done = 0.0, 1
     context = new_context(model, model.shape.n_positions)
@@ -51,25 +51,25 @@ def perplexity(model: GPT2, ids: Sequence[int]) -> float:
 
 
 def greedy(generator: Generator, prompts: Sequence[str], length: int) -> list[tuple[int, ...]]:
-    """Greedy ids after each prompt."""
+    """Return the greedy ids after each prompt."""
     wanted = decoding_options({"decoding": "greedy", "max_new_tokens": length, "suppress_eos": True})
     return [generator.generate(prompt, wanted)[0].ids for prompt in prompts]
 
 
 def first_difference(ids: Sequence[int], exact: Sequence[int]) -> int | None:
-    """The number of the first token that is another one, counted from 1."""
+    """Return the number of the first token that differs, counted from 1."""
     pairs = zip(ids, exact, strict=True)
     return next((number for number, (one, other) in enumerate(pairs, 1) if one != other), None)
 
 
 def prompts_from(generator: Generator, ids: Sequence[int], count: int, length: int) -> list[str]:
-    """Pieces of the text, at even distances."""
+    """Return pieces of the text at even distances."""
     distance = (len(ids) - length) // max(1, count - 1)
     return [generator.tokenizer.decode(list(ids[n * distance :][:length])) for n in range(count)]
 
 
 def compared(texts: Sequence[tuple[int, ...]], exact: Sequence[tuple[int, ...]]) -> dict:
-    """How many texts differ from those of fp32, and where they begin to."""
+    """Return how many texts differ from those of fp32, and where they first do."""
     places = [place for pair in zip(texts, exact, strict=True) if (place := first_difference(*pair))]
     return {
         "texts_that_differ": len(places),

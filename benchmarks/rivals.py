@@ -1,9 +1,9 @@
-"""The rivals: each loads one checkpoint and writes ids to ids. Also the program that a rival's own process runs.
+"""The rivals: each loads one checkpoint and generates ids from ids. Also the program that a rival's process runs.
 
     python benchmarks/rivals.py NAME SHAPE CACHE THREADS      # jobs in, results out, a line of JSON each
 
-A rival's libraries, threads and memory are its own: no two rivals share a process, and one that waits for its next job
-sleeps on its input.
+No two rivals share a process, so each has its own libraries, threads and memory. A rival that waits for a job sleeps on
+its input.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ BEAMS = 5
 
 @dataclass(frozen=True)
 class Job:
-    """Something to write: `kind` is greedy, beam, top_p or steps."""
+    """A generation job: `kind` is greedy, beam, top_p or steps."""
 
     kind: str
     prompts: Ids
     """Rows of equal length."""
     new_tokens: int
     lookup: int | None = None
-    """`prompt_lookup` of gpt2tg: 0 turns it off, None leaves it to gpt2tg; the other rivals have none."""
+    """`prompt_lookup` of gpt2tg: 0 turns it off, None is its default. The other rivals have none."""
     no_repeat_ngram: int = 0
 
 
@@ -47,19 +47,19 @@ class NotOffered(Exception):
 
 
 class Rival(Protocol):
-    """What a rival must do. What it does not, it refuses with `NotOffered`."""
+    """The interface of a rival. It raises `NotOffered` for jobs that it cannot do."""
 
     def write(self, job: Job) -> Ids:
-        """The new ids of each row; of beams, those of the best."""
+        """Return the new ids of each row; for beam search, those of the best beam."""
         ...
 
     def steps(self, job: Job) -> list[float]:
-        """Seconds of each of the new tokens, one row after the other growing by one."""
+        """Return the seconds of each decode step: each adds one token to every row."""
         ...
 
 
 class Ours:
-    """gpt2tg, through what a Python program would call. Decodes to text as well, since its generator always does."""
+    """gpt2tg, through its Python API. It also decodes to text, as its generator always does."""
 
     def __init__(self, shape: str, cache: Path, precision: str) -> None:
         from gpt2tg.generation.generator import load
@@ -105,7 +105,7 @@ class Ours:
 
 
 class Transformers:
-    """`generate` of transformers, as it comes or with a static cache and a compiled forward pass."""
+    """`generate` of transformers, with its defaults or with a static KV cache and a compiled forward pass."""
 
     def __init__(self, shape: str, cache: Path, compiled: bool) -> None:
         import torch
@@ -154,7 +154,7 @@ class Transformers:
 
 
 class CTranslate2:
-    """CTranslate2; its environment chooses the library of its matrix products before it is loaded."""
+    """CTranslate2. An environment variable chooses its matrix library before it is loaded."""
 
     def __init__(self, shape: str, cache: Path, compute_type: str) -> None:
         import ctranslate2
@@ -188,7 +188,7 @@ class CTranslate2:
 
 
 class Llama:
-    """llama.cpp through its C interface; greedy choice by numpy, which is quicker than its own sampler."""
+    """llama.cpp through its C interface, with numpy's argmax, which is faster than its own greedy sampler."""
 
     def __init__(self, shape: str, cache: Path, kind: str) -> None:
         import llama_cpp
@@ -242,7 +242,7 @@ class Llama:
         return written, seconds[1:] if job.kind == "steps" else seconds
 
     def _context(self, rows: int, longest: int) -> object:
-        """Room for the rows, empty. Made anew only where the room changes, so in runs that are not counted."""
+        """Return an empty context for the rows. It is allocated again only if its size changes, in warm-up runs."""
         api, settings = self.api, self.api.llama_context_default_params()
         room = -(-longest // 256) * 256  # each sequence has whole blocks of 256
         if self.context and self.room == (rows, longest):
@@ -278,7 +278,7 @@ class Llama:
 
 
 class OnnxRuntime:
-    """ONNX Runtime over a graph with keys and values as inputs and outputs, bound in place of copied."""
+    """ONNX Runtime with the KV cache as input and output of the graph, bound instead of copied."""
 
     def __init__(self, shape: str, cache: Path) -> None:
         import onnxruntime
@@ -332,10 +332,10 @@ class Entry:
     """How to start a rival."""
 
     needs: tuple[str, ...]
-    """Modules it cannot do without."""
+    """The modules that it needs."""
     make: Callable[[str, Path], Rival]
     bytes_per_weight: float
-    """What one decoded token reads of each weight."""
+    """The bytes that a decode step reads per weight."""
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -366,14 +366,14 @@ ENTRIES = _entries()
 
 
 def precisions_of_ours() -> tuple[str, ...]:
-    """What `load` can be asked for; none before it had the choice, and then it is fp32."""
+    """Return the precisions of `load`; none in versions without the choice, which compute in fp32."""
     from gpt2tg.generation.generator import load
 
     return ("fp32", "fp16", "int8") if "precision" in inspect.signature(load).parameters else ()
 
 
 def missing(name: str) -> str | None:
-    """Why a rival cannot take part here; None when it can."""
+    """Return why a rival cannot run here; None if it can."""
     for module in ENTRIES[name].needs:
         if find_spec(module) is None:
             return f"{module} is not installed"

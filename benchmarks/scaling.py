@@ -1,10 +1,10 @@
-"""Milliseconds a token against the length of the context, the number of rows and the size of the model.
+"""Measure milliseconds per token against the length of the context, the number of rows and the size of the model.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --rivals gpt2tg transformers-eager --repeats 3
 
-Each figure is the median over the single steps of repetitions in turn, the reading of the prompt left out. Random
-weights, rivals in processes of their own, as in decode.py. Tables go to stderr, JSON to the last line of stdout.
+Each figure is the median over the decode steps of several turns, without prefill. Random weights, and rivals in
+processes of their own, as in decode.py. Tables go to stderr, JSON to the last line of stdout.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PLAIN = dict(shape="gpt2", context=50, rows=1)
 
 
 def plan(shapes: list[str]) -> list[dict]:
-    """What is measured: one of the three changes, the others stay as in PLAIN."""
+    """Return the cases: in each, one of the three changes, and the others stay as in PLAIN."""
     cases = [PLAIN | dict(context=context) for context in CONTEXTS]
     cases += [PLAIN | dict(rows=rows) for rows in ROWS]
     cases += [PLAIN | dict(shape=shape) for shape in SHAPES]
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def measure(team: Team, case: dict, options: argparse.Namespace) -> dict[str, dict]:
-    """One case: milliseconds of a step of all rows, by rival."""
+    """Measure one case: milliseconds of a step of all rows, by rival."""
     report(f"\n{case['shape']}, {case['rows']} rows, {case['context']} tokens of context")
     vocabulary = 1000 if case["shape"] == "gpt2-tiny" else formats.VOCABULARY
     context = min(case["context"], formats.positions(case["shape"], options.cache) - options.steps)

@@ -1,9 +1,9 @@
-"""Time to the first token and to the last of one-shot generation: ours beside a short transformers script.
+"""Measure the time to the first and the last token of a whole process: ours and a short transformers script.
 
     python benchmarks/startup.py                      # gpt2's shape with random weights
     python benchmarks/startup.py --model gpt2-tiny
 
-Each run is a whole process, started anew. The rivals take turns; the table goes to stderr, JSON to stdout.
+Each run starts a new process. The rivals take turns; the table goes to stderr, JSON to stdout.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ model.generate(**inputs, max_new_tokens=int(sys.argv[3]), min_new_tokens=int(sys
 
 
 def commands(model: str, tokens: int) -> dict[str, list[str]]:
-    """The rivals as command lines; all write greedily and may not end the text early."""
+    """Return the command line of each rival; all decode greedily and cannot end the text early."""
     script = str(formats.ROOT / "generate_from_finetuned.py")
     ours = [sys.executable, script, "--model_path", model, "--prompt", PROMPT]
     ours += ["--decoding", "greedy", "--suppress_eos", "--max_new_tokens", str(tokens)]
@@ -43,7 +43,7 @@ def commands(model: str, tokens: int) -> dict[str, list[str]]:
 
 
 def measure(command: list[str]) -> tuple[float, float]:
-    """Wall seconds of a whole process, and its peak memory in MB."""
+    """Return wall seconds of a whole process, and its peak memory in MB."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     script = (
         "import resource, subprocess, sys, time; start = time.perf_counter(); "

@@ -1,12 +1,12 @@
-"""How well a small story model writes: bits per byte, repeated sentences, and greedy texts that end in a loop.
+"""Measure how well a small story model writes: bits per byte, repeated sentences, and greedy texts that end in a loop.
 
     python benchmarks/stories.py --file held-out.txt
     python benchmarks/stories.py --file held-out.txt --model gpt2-tiny my_model --fine_tune
 
-The file holds stories that no model was trained on, a paragraph a line and a blank line between stories. Every model
-continues the same prompts with the same seeds. `--fine_tune` also fine-tunes each model on sample_data.txt, with the
-flags of `make demo`, and reports the held-out perplexity before and after. A table and three texts of each model go to
-stderr, JSON to the last line of stdout.
+The file holds stories that no model was trained on, one paragraph per line and a blank line between stories. Every
+model continues the same prompts with the same seeds. `--fine_tune` also fine-tunes each model on sample_data.txt, with
+the flags of `make demo`, and reports the held-out perplexity before and after. A table and three texts of each model
+go to stderr, JSON to the last line of stdout.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ PROMPTS = (
 DRAWN_TEXTS = 50
 SHOWN_TEXTS = 3
 
-# Shorter ones ("Yes," he said.) come back in any dialogue.
+# Shorter ones ("Yes," he said.) recur in any dialogue.
 SHORTEST_SENTENCE = 4
 SENTENCE_ENDS = re.compile(r"(?<=[.!?])[\"')]*\s+|\n+")
 
@@ -67,7 +67,7 @@ FINE_TUNING = ("--epochs", "3", "--learning_rate", "1e-3")
 
 
 def repeats_sentence(text: str) -> bool:
-    """Whether a sentence of at least four words stands in the text twice; case and marks do not count."""
+    """Whether a sentence of at least four words occurs twice in the text, whatever its case and punctuation."""
     sentences = [
         tuple(word for word in split_words(sentence) if word[0].isalnum()) for sentence in SENTENCE_ENDS.split(text)
     ]
@@ -76,13 +76,13 @@ def repeats_sentence(text: str) -> bool:
 
 
 def greedy_texts(generator: Generator) -> list[str]:
-    """A greedy completion of each prompt, of the default length."""
+    """Return a greedy completion of each prompt, of the default length."""
     options = DecodingOptions(decoding="greedy", num_sequences=1)
     return [generator.generate(prompt, options)[0].completion for prompt in PROMPTS]
 
 
 def drawn_texts(generator: Generator, count: int = DRAWN_TEXTS) -> list[tuple[str, str]]:
-    """Prompts and top_p completions at the defaults. Text i continues prompt i (they go round) with seed i."""
+    """Return prompts with top_p completions at the defaults. Text i has seed i, and the prompts take turns."""
     prompts = [PROMPTS[number % len(PROMPTS)] for number in range(count)]
     return [
         (prompt, generator.generate(prompt, DecodingOptions(num_sequences=1, seed=seed))[0].completion)
@@ -91,8 +91,7 @@ def drawn_texts(generator: Generator, count: int = DRAWN_TEXTS) -> list[tuple[st
 
 
 def bits_per_byte(model: str, file: Path) -> float:
-    """That of `--task evaluate`: a context that slides by half its length."""
-    from gpt2tg.checkpoint.checkpoint import resolve_checkpoint
+    """Return the evaluation of `--task evaluate`, whose windows slide by half of the context length."""
     from gpt2tg.training.evaluate import evaluate
 
     options = EvaluationOptions(eval_file=(str(file),), examples="paragraph")
@@ -100,7 +99,7 @@ def bits_per_byte(model: str, file: Path) -> float:
 
 
 def fine_tuned(model: str) -> dict[str, float]:
-    """Held-out perplexity of the fables before and after `make demo`'s training, and the seconds that it took."""
+    """Return the held-out perplexity of the fables before and after the training of `make demo`, and its seconds."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         command = (sys.executable, "finetune_gpt2.py", "--model_name", model, "--train_file", "sample_data.txt")
@@ -118,7 +117,7 @@ def fine_tuned(model: str) -> dict[str, float]:
 
 
 def measure(model: str, file: Path | None) -> dict:
-    """All figures of a model, and the texts that are shown."""
+    """Return all figures of a model, and the texts to show."""
     generator = load(model, "cpu", precision="fp32")
     greedy, drawn = greedy_texts(generator), drawn_texts(generator)
     return {

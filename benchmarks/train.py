@@ -1,12 +1,12 @@
-"""Training speed: ours beside transformers' plain Trainer at its defaults, on the same blocks in the same order.
+"""Measure training speed: ours and transformers' plain Trainer at its defaults, on the same blocks in the same order.
 
     python benchmarks/train.py                                       # gpt2-tiny on sample_data.txt
     python benchmarks/train.py --model gpt2 --block_size 1024 --batch_size 16 --bf16 --steps 100      # on a GPU
 
 Both start from the same weights with the same seed and take turns, each run in a process of its own. They are timed
-with dropout, as GPT-2 comes, and without; the timed runs log every 500 steps, as the plain Trainer does. Before them
-each runs once without dropout and logs every step, so that their losses can be compared. The table goes to stderr, and
-then JSON to stdout.
+with dropout, GPT-2's default, and without. The timed runs log every 500 steps, as the plain Trainer does. Before that,
+each runs once without dropout and logs every step, so that the losses can be compared. The table goes to stderr, then
+JSON to stdout.
 """
 
 from __future__ import annotations
@@ -36,20 +36,21 @@ sys.path.insert(0, str(ROOT))
 
 from gpt2tg.checkpoint.checkpoint import resolve_checkpoint
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training.data.blocks import NO_LOSS, load_data
+from gpt2tg.training.data.blocks import NO_LOSS
 from gpt2tg.training.data.sources import plan_sources
+from gpt2tg.training.data.training_data import load_data
 from gpt2tg.training.finetune import finetune
 from gpt2tg.training.model.build import existing_model
 
-# nanoGPT's README and the discussions of its repository, for gpt2 at block 1,024: tokens a second on one A100.
+# nanoGPT's README and the discussions of its repository, for gpt2 at block size 1,024: tokens per second on one A100.
 NANOGPT_A100 = 107_000
 
-# Steps at the beginning that no speed is taken from.
+# Warm-up steps, which are not timed.
 WARM_UP = 5
 
 
 class Clock(TrainerCallback):
-    """When each step ended, and its loss."""
+    """Records when each step ended, and its loss."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -72,19 +73,19 @@ class Clock(TrainerCallback):
             self.losses.append(logs["loss"])
 
     def tokens_per_second(self, tokens: int) -> float:
-        """Of the steps after those for warming up."""
+        """Tokens per second after the warm-up steps."""
         return (len(self.ends) - WARM_UP) * tokens / (self.ends[-1] - self.ends[WARM_UP - 1])
 
 
 def ours(options: TrainingOptions, model: str, place: str) -> Clock:
-    """A run as a user starts it."""
+    """Train as a user would."""
     clock = Clock()
     finetune(replace(options, output_dir=place), model, callbacks=[clock])
     return clock
 
 
 def plain(options: TrainingOptions, model: str, place: str) -> Clock:
-    """transformers' Trainer as its documentation shows it, on the same blocks in the same order."""
+    """Train with transformers' Trainer as its documentation shows it, on the same blocks in the same order."""
     clock = Clock()
     checkpoint = resolve_checkpoint(model)
     data = load_data(plan_sources(options), existing_model(checkpoint)[1], options)
@@ -103,7 +104,7 @@ def plain(options: TrainingOptions, model: str, place: str) -> Clock:
         whole = len({len(row["input_ids"]) for row in rows}) == 1
         return transformers.default_data_collator(rows) if whole else padded(rows)
 
-    # The Trainer divides by all labels, also by that of a block's first token, which nothing tells: it gets none.
+    # The Trainer divides by the number of labels, and the first token of a block carries no loss: give it no label.
     ids = [row["input_ids"].tolist() for row in data.train]
     rows = [{"input_ids": block, "labels": [NO_LOSS, *block[1:]]} for block in ids]
     arguments = TrainingArguments(
@@ -135,7 +136,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dropout", type=float, default=0.1, help="where there is any (default: 0.1, as in GPT-2)")
+    parser.add_argument("--dropout", type=float, default=0.1, help="of the runs that have it (default: 0.1)")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--compile", default="auto", choices=("auto", "on", "off"))
     parser.add_argument("--only", choices=RIVALS, help=argparse.SUPPRESS)  # one run, in this process
@@ -144,7 +145,7 @@ def parse() -> argparse.Namespace:
 
 
 def run(given: argparse.Namespace) -> dict[str, float | list[float]]:
-    """One run of one rival: its tokens a second, and the losses that it logged."""
+    """Run one rival once; return its tokens per second and the losses that it logged."""
     if not torch.cuda.is_available():
         torch.set_num_threads(machine.cores())
     options = TrainingOptions(
@@ -159,7 +160,7 @@ def run(given: argparse.Namespace) -> dict[str, float | list[float]]:
 
 
 def started(name: str, dropout: float, logging_steps: int) -> dict[str, Any]:
-    """The same in a process of its own."""
+    """Run one rival once in a process of its own."""
     flags = ["--only", name, "--dropout", str(dropout), "--logging_steps", str(logging_steps)]
     command = [sys.executable, __file__, *sys.argv[1:], *flags]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
@@ -169,7 +170,7 @@ def started(name: str, dropout: float, logging_steps: int) -> dict[str, Any]:
 
 
 def race(dropout: float, rounds: int) -> dict[str, dict[str, float]]:
-    """Tokens a second of both, in turns; the first of each is not counted."""
+    """Return tokens per second of both, measured in turns; the first of each is not counted."""
     speeds: dict[str, list[float]] = {name: [] for name in RIVALS}
     for number in range(rounds + 1):
         for name, values in speeds.items():

@@ -23,7 +23,7 @@ NOISE = 0.15  # of a core; more than this by other programs during a run spoils 
 
 
 class WorkerDied(Exception):
-    """The rival's process ended; the message has the end of what it said."""
+    """The rival's process ended; the message is the end of its output."""
 
 
 class Worker:
@@ -53,13 +53,13 @@ class Worker:
             raise
 
     def run(self, job: Job) -> dict:
-        """`seconds` and `result`, or `refused` where the rival has no such thing."""
+        """Return `seconds` and `result`, or `refused` if the rival cannot do the job."""
         assert self._process.stdin
         print(json.dumps(dataclasses.asdict(job)), file=self._process.stdin, flush=True)
         return self._answer()
 
     def processor_seconds(self) -> float:
-        """What its threads have computed so far."""
+        """Return the CPU seconds of its threads so far."""
         used = psutil.Process(self._process.pid).cpu_times()
         return used.user + used.system
 
@@ -89,14 +89,14 @@ class Worker:
 
 
 class Team:
-    """The rivals of a shape, all loaded; a rival that fails is left out with one line."""
+    """Load the rivals of a shape; a rival that fails is left out, and one line says why."""
 
     def __init__(self, names: list[str], shape: str, cache: Path, threads: int) -> None:
         self.workers: list[Worker] = []
         self.idle_share = 0.0
-        """The most that all waiting rivals together computed during a run, as a share of one core."""
+        """Return the most that all waiting rivals together computed during a run, as a share of one core."""
         self.foreign_share = 0.0
-        """The most that anything else on the machine computed during a run: the measurement wants a quiet one."""
+        """Return the most that other processes computed during a run, as a check that the machine was idle."""
         for name in names:
             try:
                 self.workers.append(Worker(name, shape, cache, threads))
@@ -113,14 +113,14 @@ class Team:
             report(f"\nother programs computed {self.foreign_share:.0%} of a core during a run: measure again in quiet")
 
     def race(self, job: Callable[[int], Job], repeats: int) -> dict[str, list[dict]]:
-        """Every rival does a job once unmeasured, then all take turns.
+        """Let every rival do a job once as a warm-up, then take turns.
 
         Args:
-            job: what to write in repetition -1, the unmeasured one, 0, 1 and so on. Prompts should differ, since a
-                rival may remember what it has read.
+            job: returns the job of repetition -1, the warm-up, 0, 1 and so on. Prompts should differ, because a rival
+                may cache what it has read.
 
         Returns:
-            The answers by name; who refuses the job is not among them.
+            The answers by name, without rivals that refused the job.
         """
         answers: dict[str, list[dict]] = {}
         for repeat in range(-1, repeats):
@@ -160,16 +160,16 @@ class Team:
 
 
 def _machine_seconds() -> float:
-    """What all processors have spent so far, on whatever process; on a virtual machine, what its host took too."""
+    """Return the CPU seconds of the whole machine so far; in a virtual machine also those that its host took."""
     times = psutil.cpu_times()
     return times.user + times.system + getattr(times, "nice", 0.0) + getattr(times, "steal", 0.0)
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median and ends."""
+    """Return median, minimum and maximum."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def report(line: str) -> None:
-    """For people."""
+    """Return the spread as text."""
     print(line, file=sys.stderr, flush=True)

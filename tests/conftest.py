@@ -33,7 +33,7 @@ from gpt2tg.engine.cpu import compiler, kernels
 from gpt2tg.engine.model import GPT2
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.data.sources import plan_sources
-from gpt2tg.training.model.build import train_tokenizer, transformers_tokenizer
+from gpt2tg.training.model.new_tokenizer import train_tokenizer, transformers_tokenizer
 from gpt2tg.training.output import records
 
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)

@@ -11,15 +11,15 @@ from typing import Any
 
 from gpt2tg.errors import UserError
 from gpt2tg.options import DecodingOptions, PromptOptions, plain_type
-from gpt2tg.reading.readers import (
-    FOR_PROMPTS,
+from gpt2tg.reading import (
+    PROMPT_COLUMNS,
+    check_text_column,
     is_json_lines,
     is_table,
-    json_line,
+    parse_json_line,
     read_lines,
     read_stdin,
     read_table,
-    require_table,
 )
 
 
@@ -43,13 +43,13 @@ def read_prompts(options: PromptOptions, say: Callable[[str], None] = lambda _: 
     if options.prompts_file is None:
         return [Prompt(read_stdin("prompt").removesuffix("\n") if options.prompt == "-" else options.prompt)]
     path = Path(options.prompts_file)
-    require_table(options.text_column, path)
+    check_text_column(options.text_column, path)
     if is_json_lines(path):
         name = options.text_column or "prompt"
         lines = enumerate(read_lines(path, "prompts_file"), start=1)
         prompts = [_from_json(line, f"{path} line {number}", name) for number, line in lines if line.strip()]
     elif is_table(path):
-        rows = read_table(path, "prompts_file", options.text_column, say, FOR_PROMPTS)
+        rows = read_table(path, "prompts_file", options.text_column, say, PROMPT_COLUMNS)
         prompts = [Prompt(row.text) for row in rows]
     else:
         prompts = [Prompt(line) for line in read_lines(path, "prompts_file", say) if line.strip()]
@@ -73,7 +73,7 @@ def trailing_spaces(prompts: Sequence[str]) -> str | None:
 
 
 def _from_json(line: str, where: str, name: str) -> Prompt:
-    entry = json_line(line, where, "prompts_file", 'write {"prompt": "..."}')
+    entry = parse_json_line(line, where, "prompts_file", 'write {"prompt": "..."}')
     text = entry.pop(name, None)
     if not isinstance(text, str):
         raise UserError(f'{where} has no string "{name}": write {{"{name}": "..."}}', "prompts_file")

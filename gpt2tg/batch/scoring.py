@@ -20,7 +20,7 @@ from gpt2tg.inspection.tokens import InspectedToken, inspect_text, next_token
 from gpt2tg.io.outputs import write_whole
 from gpt2tg.io.streams import write_out
 from gpt2tg.options import InspectionOptions, PromptOptions
-from gpt2tg.reading.readers import is_table, read_lines, read_stdin, read_table, require_table
+from gpt2tg.reading import check_text_column, is_table, read_lines, read_stdin, read_table
 
 HEADING = " line  tokens  log-probability  perplexity  text"
 
@@ -60,7 +60,7 @@ def lines_to_score(
     if source != "-" and is_table(path):
         found = [(row.line, row.prompt + row.text) for row in read_table(path, "score", text_column, say)]
     else:
-        require_table(text_column, path)
+        check_text_column(text_column, path)
         lines = read_stdin("score").split("\n") if source == "-" else read_lines(path, "score", say)
         found = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if not found:

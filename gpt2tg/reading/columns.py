@@ -1,134 +1,136 @@
-"""Which columns of a table hold the texts, and whether its first line has names of columns at all."""
+"""Choose the columns of a table that hold the texts, and check that its first line has column names at all."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Iterable
 from statistics import median
 from typing import NamedTuple
 
-Say = Callable[[str], None]
+from gpt2tg.reading.table_row import TableError
+
 Columns = tuple[str, ...]
 
-# The columns to read where none is named: the first of these that are there. Of two the last is learned.
-FOR_LEARNING = (("prompt", "completion"), ("text",))
+# The columns to read if none is named: the first entry that the table has. Of two columns, the first is the prompt.
+TRAINING_COLUMNS: tuple[Columns, ...] = (("prompt", "completion"), ("text",))
 
-# What people call the only column of a table. Any other first line may be the first text of a file without names.
-NAMES_IN_USE = """
+# Usual names for the only column of a table. Any other first line may be the first text of a file without names.
+_NAMES = """
     text texts content contents body document doc story stories poem poems poetry lyrics song verse verses quote quotes
     quotation sentence sentences line lines paragraph passage chapter article post comment review tweet message email
     headline title titles name names word words joke jokes recipe description summary abstract question answer prompt
     completion response output input transcript caption note notes value data essay letter dialogue example examples
     texte phrase texto frase testo frasi tekst satz sätze geschichte gedicht
 """
-USUAL_NAMES = frozenset(NAMES_IN_USE.split())
+COMMON_NAMES = frozenset(_NAMES.split())
 
-# In characters: the texts below a name are so many times as long.
+# A first line is a column name if the texts below it are at least this many times as long.
 TEXT_TO_NAME = 3
 
-# What a text has and the name of a column has not.
-MARKS_OF_TEXT = re.compile(r"""[\s,.!?;:"“”„«»…。、！？<>{}()\[\]]""")
+# Characters that occur in texts, but not in column names.
+TEXT_CHARACTERS = re.compile(r"""[\s,.!?;:"“”„«»…。、！？<>{}()\[\]]""")
+
+HOW_TO_CHOOSE = "choose the one that holds the text with --text_column"
 
 
-class BadRecord(ValueError):
-    """A table that cannot be read; the message names the line or the columns."""
-
-    def about(self, path: Path) -> str:
-        """The message, with the file it is about."""
-        return f"{path}, {self}" if str(self).startswith("line") else f"{path} {self}"
-
-
-class Choice(NamedTuple):
-    """How the columns to read are chosen."""
+class ColumnChoice(NamedTuple):
+    """How to choose the columns to read: by the name that the user gave, else the first of `preferred` that exists."""
 
     text_column: str | None
-    wanted: tuple[Columns, ...]
+    preferred: tuple[Columns, ...]
 
-    def named(self, there: list[str]) -> Columns:
-        """The columns that are asked for by name, as the table writes them; none where they are not there."""
-        for columns in self.wanted if self.text_column is None else ((self.text_column,),):
-            found = tuple(name for column in columns for name in _alike(column, there)[:1])
-            if len(found) == len(columns):
-                return found
+    def by_name(self, available: list[str]) -> Columns:
+        """Return the wanted columns, spelled as in the table; an empty tuple if the table has none of them.
+
+        Raises:
+            TableError: several columns match the same name.
+        """
+        for columns in self.preferred if self.text_column is None else ((self.text_column,),):
+            matches = tuple(name for column in columns for name in _match(column, available)[:1])
+            if len(matches) == len(columns):
+                return matches
         return ()
 
-    def only(self, there: list[str]) -> Columns:
-        """The only column, where none is asked for."""
-        names = [name for name in there if _plain(name)]
+    def only_one(self, available: list[str]) -> Columns:
+        """Return the only column of the table, if the user named none; else an empty tuple."""
+        names = [name for name in available if _normalized(name)]
         return tuple(names) if self.text_column is None and len(names) == 1 else ()
 
-    def refusal(self, there: list[str], hint: str = "") -> BadRecord:
-        """The error where no column can be chosen."""
+    def error(self, available: list[str], hint: str = "") -> TableError:
+        """Return the error for a table in which no column can be chosen."""
         if self.text_column is not None:
-            return BadRecord(f"has no column {self.text_column}: it has {listed(there)}")
-        return BadRecord(f"has the columns {listed(there)}: say with --text_column which of them holds the text{hint}")
+            return TableError(f"has no column {self.text_column}: it has {join_names(available)}")
+        return TableError(f"has the columns {join_names(available)}: {HOW_TO_CHOOSE}{hint}")
 
 
-def _alike(column: str, there: list[str]) -> list[str]:
-    """The columns that go by a name: written just so, or but for capitals and blanks.
+def _match(column: str, available: list[str]) -> list[str]:
+    """Return the column with exactly this name, or else those that differ only in case and surrounding spaces.
 
     Raises:
-        BadRecord: several do.
+        TableError: several columns differ only in these.
     """
-    if column in there:
+    if column in available:
         return [column]
-    found = [name for name in there if _plain(name) == _plain(column)]
-    if len(found) > 1:
-        raise BadRecord(f"has the columns {listed(found)}: say with --text_column which of them holds the text")
-    return found
+    matches = [name for name in available if _normalized(name) == _normalized(column)]
+    if len(matches) > 1:
+        raise TableError(f"has the columns {join_names(matches)}: {HOW_TO_CHOOSE}")
+    return matches
 
 
-def _plain(name: str) -> str:
+def _normalized(name: str) -> str:
     return name.strip("\ufeff\u200b \t\r\n\xa0").casefold()
 
 
-def listed(columns: Iterable[str]) -> str:
-    """Names of columns, fit for a message."""
-    names = ["".join(sign for sign in name if sign.isprintable())[:40] for name in columns if _plain(name)]
+def join_names(columns: Iterable[str]) -> str:
+    """Return column names for a message: printable, at most 40 characters each, at most eight of them."""
+    names = ["".join(sign for sign in name if sign.isprintable())[:40] for name in columns if _normalized(name)]
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "none"
 
 
-def announced(columns: Columns) -> str:
-    """What is told of the columns that are read."""
-    names = " and ".join(f'"{listed([name])}"' for name in columns)
+def reading_notice(columns: Columns) -> str:
+    """Return the notice that names the columns being read."""
+    names = " and ".join(f'"{join_names([name])}"' for name in columns)
     return f"reading the column{'' if len(columns) == 1 else 's'} {names}"
 
 
-def column_names(row: list[str], line: int) -> list[str]:
-    """The names of the columns. Those without a name at the end are none.
+def parse_header(row: list[str], line: int) -> list[str]:
+    """Return the column names in the first row, without the empty ones at its end.
 
     Raises:
-        BadRecord: no names, or two columns of one name.
+        TableError: there are no names, or two columns have the same one.
     """
     names = [name.strip("\ufeff \t\r\n\xa0") for name in row]
-    while names and not _plain(names[-1]):
+    while names and not _normalized(names[-1]):
         names.pop()
     if not names:
-        raise BadRecord(f"line {line} has no names of columns: write them above the first row")
+        raise TableError(f"line {line} has no column names: write them above the first row")
     for name in names:
-        if _plain(name) and names.count(name) > 1:
-            raise BadRecord(f"line {line}: two columns are named {listed([name])}: rename or remove one")
+        if _normalized(name) and names.count(name) > 1:
+            raise TableError(f"line {line}: two columns are named {join_names([name])}: rename or remove one")
     return names
 
 
-def only_column(choice: Choice, names: list[str], line: int, texts: list[str]) -> Columns:
-    """The only column, where its name is one, and not the first text of a file without a line of names.
+def only_column(choice: ColumnChoice, names: list[str], line: int, texts: list[str]) -> Columns:
+    """Return the only column, after checking that the first line is its name and not the first text.
+
+    Args:
+        line: number of the line with the column names.
+        texts: the lines below it, to compare their length with that of the name.
 
     Raises:
-        BadRecord: there are several columns, or the first line seems to be a text.
+        TableError: there are several columns, or the first line seems to be a text.
     """
-    columns = choice.only(names)
+    columns = choice.only_one(names)
     if not columns:
-        raise choice.refusal(names, f"; if line {line} is no line of names, write one above it")
+        raise choice.error(names, f". If line {line} does not hold column names, write some above it")
     (name,) = columns
-    if _plain(name) in USUAL_NAMES:
+    if _normalized(name) in COMMON_NAMES:
         return columns
-    if MARKS_OF_TEXT.search(name) or (texts and median(map(len, texts)) < TEXT_TO_NAME * len(name)):
+    if TEXT_CHARACTERS.search(name) or (texts and median(map(len, texts)) < TEXT_TO_NAME * len(name)):
         as_flag = shlex.quote(name) if len(name) <= 40 else "NAME"
-        raise BadRecord(
-            f'line {line}: is "{listed([name])}" the name of the column, or the first text? '
-            f"Write a line above it that says text, or name the file .txt, or say --text_column {as_flag}"
+        raise TableError(
+            f'line {line}: is "{join_names([name])}" the column name or the first text? If it is a text, write a line '
+            f'"text" above it, or name the file .txt; if it is the name, add --text_column {as_flag}'
         )
     return columns

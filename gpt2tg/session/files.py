@@ -59,7 +59,7 @@ def load_session(path: Path) -> SavedSession:
     entries = []
     for number, line in enumerate(read_lines(path, None), start=1):
         if line:
-            entries.append(json_line(line, f"{path} line {number}", None, "/save writes sessions"))
+            entries.append(parse_json_line(line, f"{path} line {number}", None, "/save writes sessions"))
     if not entries or "gpt2tg_session" not in entries[0]:
         raise UserError(f"{path} is not a saved session: /save writes one")
     first, *rest = entries

@@ -16,8 +16,9 @@ from gpt2tg.options import EvaluationOptions
 from gpt2tg.training.checks import check_stride
 from gpt2tg.training.console import log
 from gpt2tg.training.data.blocks import NO_LOSS
-from gpt2tg.training.data.sources import Survey, plan_evaluation
-from gpt2tg.training.data.tokens import Tokens, tokenize
+from gpt2tg.training.data.corpus import Corpus
+from gpt2tg.training.data.sources import scan_evaluation
+from gpt2tg.training.data.token_cache import Tokens, tokenize
 from gpt2tg.training.model.build import existing_model
 
 # Start, end and first counted token of a window.
@@ -69,7 +70,7 @@ def evaluate(
     Raises:
         UserError: no such model or file, or a stride that is not shorter than the context length.
     """
-    found = found or plan_evaluation(options)
+    found = found or scan_evaluation(options)
     for line in found.notices:
         log.info(line)
     model, tokenizer = existing_model(find_checkpoint(model_name))

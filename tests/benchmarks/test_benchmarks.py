@@ -1,4 +1,4 @@
-"""The measuring programs: what they count, what they write into the page, and that rivals do the same work."""
+"""The benchmark programs: what they count, what they write into the page, and that rivals do the same work."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ MACHINE = {"processor": "A processor", "cores": 2, "memory_gb": 8.0, "versions":
 
 
 def speed(median: float, **more: object) -> dict:
-    """Figures of one rival."""
+    """Return figures of one rival."""
     return {"tokens_per_second": {"median": median, "min": median - 1, "max": median + 1}, **more}
 
 
 def decode_results() -> dict:
-    """What decode.py prints of two rivals at two kinds of work."""
+    """Return the output of decode.py for two rivals at two kinds of work."""
     greedy = {
         "gpt2tg-fp32": speed(50.0, times_reference=2.5, gb_per_second=20.0, equal_texts=3, texts=3),
         "transformers-eager": speed(20.0, times_reference=1.0, gb_per_second=8.0, equal_texts=3, texts=3),
@@ -56,7 +56,7 @@ def decode_results() -> dict:
 
 
 def page(directory: Path) -> Path:
-    """A page with a place for every table, and text around them."""
+    """A page with marks for every table, and text around them."""
     names = ("decode", "bandwidth", "ids", "startup", "scaling")
     path = directory / "page.md"
     path.write_text("\n".join(f"before {n}\n<!-- {n} -->\nold\n<!-- end of {n} -->" for n in names), encoding="utf-8")
@@ -64,7 +64,7 @@ def page(directory: Path) -> Path:
 
 
 def run_chart(monkeypatch: pytest.MonkeyPatch, results: Path, page: Path) -> Path:
-    """chart.py as a user starts it; the picture it is to draw."""
+    """Run chart.py as a user would, and return the path of its chart."""
     picture = page.with_suffix(".png")
     flags = ["--results", str(results), "--page", str(page), "--picture", str(picture)]
     monkeypatch.setattr(sys, "argv", ["chart.py", *flags])
@@ -77,7 +77,7 @@ def test_texts_are_compared_token_by_token() -> None:
     assert said == {"equal_texts": 1, "texts": 4, "first_difference": 1}
 
 
-def test_speed_is_that_of_the_median_run() -> None:
+def test_speed_is_the_median_of_runs() -> None:
     def runs(*seconds: float) -> list[dict]:
         return [{"seconds": second, "result": [[5, 6]]} for second in seconds]
 
@@ -88,7 +88,7 @@ def test_speed_is_that_of_the_median_run() -> None:
     assert found["gb_per_second"] == 150
 
 
-def test_prompts_are_the_same_in_each_run_and_others_in_each_repetition() -> None:
+def test_prompts_are_equal_in_runs_and_differ_in_repetitions() -> None:
     first, again, later = (decode.prompts(8, 16, repeat) for repeat in (0, 0, 1))
     assert first == again != later
     assert [len(row) for row in first] == [16] * 8
@@ -96,8 +96,8 @@ def test_prompts_are_the_same_in_each_run_and_others_in_each_repetition() -> Non
 
 
 @pytest.mark.parametrize("name", ["gpt2tg-fp32", "transformers-eager"])
-def test_what_is_timed_writes_what_transformers_writes(name: str, tmp_path: Path) -> None:
-    """On the bundled model. The other rivals round, compile or want files converted: decode.py compares their texts."""
+def test_timed_generation_matches_transformers(name: str, tmp_path: Path) -> None:
+    """On the bundled model. The other rivals round, compile or need converted files: decode.py compares their texts."""
     model = GPT2LMHeadModel.from_pretrained(formats.checkpoint("gpt2-tiny"), local_files_only=True).eval()
     prompts = [[11, 22, 33], [44, 55, 66]]
     rival = rivals.ENTRIES[name].make("gpt2-tiny", tmp_path)
@@ -116,14 +116,14 @@ def test_what_is_timed_writes_what_transformers_writes(name: str, tmp_path: Path
     assert len(rival.steps(rivals.Job("steps", prompts, 4))) == 4
 
 
-def test_a_rival_that_cannot_be_loaded_is_left_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_rival_that_cannot_be_loaded_is_left_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with workers.Team(["gpt2tg-fp32"], "no such shape", tmp_path, 1) as team:
         assert team.workers == []
     assert "gpt2tg-fp32 is left out: KeyError: 'no such shape'" in capfd.readouterr().err
 
 
 class Turns:
-    """A worker that answers at once and remembers what it was asked."""
+    """A worker that answers at once and records its jobs."""
 
     def __init__(self, name: str, asked: list[tuple[str, int]], refuses: bool = False) -> None:
         self.name, self.asked, self.refuses = name, asked, refuses
@@ -139,7 +139,7 @@ class Turns:
         pass
 
 
-def test_rivals_take_turns_and_the_first_turn_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rivals_take_turns_after_a_warm_up_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "SETTLE", 0)
     asked: list[tuple[str, int]] = []
     team = workers.Team([], "gpt2", tmp_path, 1)
@@ -167,7 +167,7 @@ def test_the_page_is_filled_and_the_chart_drawn(tmp_path: Path, monkeypatch: pyt
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_results_of_several_runs_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_several_runs_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = decode_results()
     medium = [{**table, "shape": "gpt2-medium"} for table in told["results"]]
     (tmp_path / "decode-1.json").write_text(json.dumps(told), encoding="utf-8")
@@ -205,7 +205,7 @@ def test_each_case_of_scaling_is_measured_once() -> None:
     assert {case["shape"] for case in scaling.plan(["gpt2-medium"])} == {"gpt2-medium"}
 
 
-def test_the_text_that_is_prepared_is_as_long_as_asked_and_repeats_no_line(tmp_path: Path) -> None:
+def test_prepared_text_has_the_length_and_no_repeated_line(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     twice = 2 * data.SAMPLE.stat().st_size
     data.write_text(path, twice)
@@ -214,22 +214,22 @@ def test_the_text_that_is_prepared_is_as_long_as_asked_and_repeats_no_line(tmp_p
     assert len(set(lines)) == len(lines)
 
 
-def test_the_roof_of_a_gpu_is_that_of_its_memory() -> None:
-    """gpt2 has 124 million weights of 2 bytes: 4.3 TB/s read them 17,000 times a second, and gpt2-xl's 1,380 times."""
+def test_bandwidth_limit_of_a_gpu() -> None:
+    """4.3 TB/s read gpt2's 124 million weights of 2 bytes 17,000 times per second, and gpt2-xl's 1,380 times."""
     assert gpu.roof_of("gpt2", 1, 16, 4.3e12) == pytest.approx(17_300, rel=0.02)
     assert gpu.roof_of("gpt2-xl", 1, 16, 4.3e12) == pytest.approx(1_380, rel=0.02)
     assert gpu.roof_of("gpt2", 256, 510, 4.3e12) == pytest.approx(217_000, rel=0.02)
 
 
-def test_where_a_rounded_text_leaves_the_exact_one() -> None:
+def test_first_difference_of_a_rounded_text() -> None:
     exact = [(1, 2, 3), (4, 5, 6), (7, 8, 9), (1, 1, 1)]
     said = precision.compared([(1, 2, 3), (4, 0, 6), (0, 8, 9), (1, 1, 0)], exact)
     assert said == {"texts_that_differ": 3, "first_difference_earliest": 1, "first_difference_median": 2}
     assert precision.compared(exact, exact)["first_difference_median"] is None
 
 
-def test_perplexity_under_a_precision_is_that_of_transformers(model_dir: Path, reference: GPT2LMHeadModel) -> None:
-    """Shorter than the model's positions, so that one window holds the text."""
+def test_perplexity_per_precision_matches_transformers(model_dir: Path, reference: GPT2LMHeadModel) -> None:
+    """The text is shorter than the context length, so that one window holds it."""
     ids = [(7 * n) % 299 + 1 for n in range(60)]
     model = precision.load(str(model_dir), "cpu", precision="fp32").model
     with torch.no_grad():
@@ -255,14 +255,14 @@ def test_repeated_sentences_are_found(text: str, repeats: bool) -> None:
 
 @pytest.fixture
 def training() -> Callable[[str], dict]:
-    """A short run of one of the two that train.py compares."""
+    """Run one of the two trainers of train.py for a few steps."""
     settings = dict(model="gpt2-tiny", train_file=str(ROOT / "sample_data.txt"), block_size=32, batch_size=2, steps=8)
     settings |= dict(bf16=False, compile="off", dropout=0.0, logging_steps=1)
     return lambda name: train.run(Namespace(only=name, **settings))
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory'")  # what the plain Trainer says at its defaults
-def test_both_trainers_learn_the_same(training: Callable[[str], dict]) -> None:
+def test_both_trainers_reach_the_same_loss(training: Callable[[str], dict]) -> None:
     ours, plain = training("gpt2tg"), training("plain Trainer")
     assert len(ours["losses"]) == 8
     assert ours["losses"] == pytest.approx(plain["losses"], abs=1e-3)

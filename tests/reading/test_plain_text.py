@@ -1,4 +1,4 @@
-"""Reading examples from text files: what is kept, what is dropped, what is refused."""
+"""Split plain text into examples: what is kept, dropped and refused."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import pytest
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
-from gpt2tg.reading import plain_text
+from gpt2tg.reading import plain_text, utf8
 from gpt2tg.reading.plain_text import Piece, pieces
-from gpt2tg.training.data.sources import Reading, Survey, plan_sources
-from gpt2tg.training.data.sources import survey as survey_files
-from gpt2tg.training.model.build import train_tokenizer
+from gpt2tg.training.data.corpus import Corpus, TextFormat, scan_corpus
+from gpt2tg.training.data.sources import plan_sources
+from gpt2tg.training.model.new_tokenizer import train_tokenizer
 
 MODES = ("line", "paragraph", "file")
 
@@ -31,8 +31,8 @@ def write(directory: Path, content: str | bytes) -> Path:
     return path
 
 
-def survey(path: Path, mode: str, option: str) -> Survey:
-    return survey_files((str(path),), Reading(mode), option)
+def scan(path: Path, mode: str, option: str) -> Corpus:
+    return scan_corpus((str(path),), TextFormat(mode), option)
 
 
 def pieces_of(path: Path, mode: str) -> Iterator[Piece]:
@@ -41,7 +41,7 @@ def pieces_of(path: Path, mode: str) -> Iterator[Piece]:
 
 
 def pieces_by_example(path: Path, mode: str) -> list[list[str]]:
-    """The pieces of each example; the last one must say that it ends it."""
+    """Return the pieces of each example, after checking that only the last piece ends it."""
     found: list[list[str]] = [[]]
     for piece in pieces_of(path, mode):
         found[-1].append(piece.text)
@@ -114,7 +114,7 @@ def test_crlf_is_read_as_lf(tmp_path: Path, mode: str, expected: list[str]) -> N
 
 
 @pytest.mark.parametrize("size", range(1, 9))
-def test_crlf_is_found_across_the_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_crlf_across_reads_is_read_as_lf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr(plain_text, "PIECE_CHARACTERS", size)
     assert read(write(tmp_path, "abc d\r\nef \r\n\r\ng\r\n"), "file") == ["abc d\nef \n\ng\n"]
 
@@ -145,7 +145,7 @@ def test_only_lf_breaks_a_line(tmp_path: Path, mark: str) -> None:
     ],
 )
 @pytest.mark.parametrize("mode", MODES)
-def test_scripts_are_left_as_they_are(tmp_path: Path, mode: str, content: str) -> None:
+def test_text_of_any_script_is_unchanged(tmp_path: Path, mode: str, content: str) -> None:
     assert read(write(tmp_path, content), mode) == [content]
 
 
@@ -162,7 +162,7 @@ def test_scripts_are_left_as_they_are(tmp_path: Path, mode: str, content: str) -
         pytest.param("file", "some\nwords\n\n" * 500, id="file of many lines"),
     ],
 )
-def test_long_examples_come_in_bounded_pieces(
+def test_long_examples_are_split_into_bounded_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, content: str
 ) -> None:
     monkeypatch.setattr(plain_text, "PIECE_CHARACTERS", 50)
@@ -211,7 +211,7 @@ def test_a_very_long_line_of_white_space_is_blank(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_very_long_word_stays_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+def test_a_very_long_word_is_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     monkeypatch.setattr(plain_text, "PIECE_CHARACTERS", 4)
     content = f"a {'x' * 99} b {'語' * 99}"
     assert read(write(tmp_path, content), mode) == [content]
@@ -219,10 +219,10 @@ def test_a_very_long_word_stays_whole(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("character", ["語", " ", "\n"])
-def test_work_grows_with_the_length_of_a_text_without_words(
+def test_text_without_words_is_read_in_linear_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, character: str
 ) -> None:
-    """Counted in calls, not in seconds: four times the text may take about four times the calls, not sixteen."""
+    """Counts calls, not seconds: four times the text may take about four times the calls, not sixteen."""
     monkeypatch.setattr(plain_text, "PIECE_CHARACTERS", 10)
 
     def calls(characters: int) -> int:
@@ -243,7 +243,7 @@ WORDS = ["the", "it's", "'", "!?", "12", "x1", "Ärger", "猫である", "🦊",
 
 
 def random_text(rng: random.Random) -> str:
-    """Words with runs of white space between, before and after them."""
+    """Return words with runs of white space between, before and after them."""
     stretches = []
     for _ in range(rng.randrange(1, 12)):
         stretches += rng.choices(SPACES, k=rng.choice((0, 1, 1, 2, 5)))
@@ -252,7 +252,7 @@ def random_text(rng: random.Random) -> str:
 
 
 def split_by_hand(content: str, mode: str) -> list[str]:
-    """The same three readings, of a text that is in memory."""
+    """Return the examples of a text, by a plain implementation of the three modes."""
     content = content.replace("\r\n", "\n")
     if mode == "file":
         return [content] if content.strip() else []
@@ -265,13 +265,13 @@ def split_by_hand(content: str, mode: str) -> list[str]:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_no_long_example_loses_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, end: str) -> None:
-    """A piece may be cut before the line break that ends the example; what follows it is another example."""
+    """No piece is cut before the line break that ends an example: the next piece would look like another example."""
     contents = ["a b\n\nc d\n", "aa bb cc\n\nd\n", "aa\nbb\ncc\n\nd\n\n\ne f\n", "aaaa bbbb\n", "ab\ncd\n\n"]
     for content in contents:
         path = write(tmp_path, content.replace("\n", end))
         for size in range(1, 12):
             monkeypatch.setattr(plain_text, "PIECE_CHARACTERS", size)
-            found, examples = survey(path, mode, "train_file"), [""]
+            found, examples = scan(path, mode, "train_file"), [""]
             for piece in found.pieces():
                 examples[-1] += piece.text
                 if piece.ends:
@@ -280,16 +280,16 @@ def test_no_long_example_loses_its_end(tmp_path: Path, monkeypatch: pytest.Monke
             assert found.examples == len(examples) - 1
 
 
-def test_documents_of_over_a_mebibyte_are_examples(tmp_path: Path) -> None:
+def test_documents_over_a_mebibyte_are_one_example_each(tmp_path: Path) -> None:
     document = ("word " * 220_000).strip()
-    assert survey(write(tmp_path, f"{document}\n\n{document}\n\nshort\n"), "paragraph", "train_file").examples == 3
+    assert scan(write(tmp_path, f"{document}\n\n{document}\n\nshort\n"), "paragraph", "train_file").examples == 3
     line = "a" * (plain_text.PIECE_CHARACTERS - 1)
-    assert survey(write(tmp_path, f"{line}\r\nshort\r\n"), "line", "train_file").examples == 2
+    assert scan(write(tmp_path, f"{line}\r\nshort\r\n"), "line", "train_file").examples == 2
 
 
 @pytest.fixture(scope="module")
 def spaces_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
-    """A tokenizer that knows runs of white space, so that a cut through one would show in the ids."""
+    """A tokenizer with tokens for runs of white space, so that a cut through a run changes the ids."""
     rng = random.Random(0)
     path = write(tmp_path_factory.mktemp("spaces"), "".join(random_text(rng) for _ in range(500)))
     source, _ = plan_sources(TrainingOptions(train_file=str(path), examples="file", validation_split=0))
@@ -309,7 +309,7 @@ def test_pieces_join_to_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_pieces_encode_to_the_ids_of_the_whole(
+def test_pieces_have_the_same_ids_as_the_whole_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spaces_tokenizer: TextTokenizer, mode: str
 ) -> None:
     rng = random.Random(2)
@@ -326,7 +326,7 @@ def test_pieces_encode_to_the_ids_of_the_whole(
 
 @pytest.mark.parametrize("separator", ["\x1c", "\x1d", "\x1e", "\x1f"])
 def test_no_cut_before_control_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separator: str) -> None:
-    """Python calls these four white space, the tokenizer does not: it joins them with the sign before."""
+    """These four are white space for Python, but the tokenizer joins them with the character before."""
     path = write(tmp_path, f"!{separator} " * 20)
     source, _ = plan_sources(TrainingOptions(train_file=str(path), validation_split=0))
     tokenizer = train_tokenizer(source, 300)
@@ -336,28 +336,28 @@ def test_no_cut_before_control_characters(tmp_path: Path, monkeypatch: pytest.Mo
     assert separately == tokenizer.encode(f"!{separator}a")
 
 
-# ---- survey ----
+# ---- scan ----
 
 
 def refusal(path: Path, mode: str = "line") -> UserError:
-    """The refusal of a file, which must name the option and the path."""
+    """Return the error for a file, after checking that it names the option and the path."""
     with pytest.raises(UserError) as caught:
-        survey(path, mode, "validation_file")
+        scan(path, mode, "validation_file")
     assert caught.value.option == "validation_file"
     assert str(path) in caught.value.message
     return caught.value
 
 
 @pytest.mark.parametrize(("mode", "examples"), [("line", 3), ("paragraph", 2), ("file", 1)])
-def test_survey_counts_examples_and_bytes(tmp_path: Path, mode: str, examples: int) -> None:
-    found = survey(write(tmp_path, "Ä\n\n \nb\nc"), mode, "train_file")
+def test_scan_counts_examples_and_bytes(tmp_path: Path, mode: str, examples: int) -> None:
+    found = scan(write(tmp_path, "Ä\n\n \nb\nc"), mode, "train_file")
     assert (found.examples, found.bytes) == (examples, 9)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_survey_counts_a_long_example_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+def test_scan_counts_a_long_example_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     monkeypatch.setattr(plain_text, "PIECE_CHARACTERS", 4)
-    assert survey(write(tmp_path, "a very long example"), mode, "train_file").examples == 1
+    assert scan(write(tmp_path, "a very long example"), mode, "train_file").examples == 1
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
@@ -386,10 +386,10 @@ def test_file_without_text_is_refused(tmp_path: Path, mode: str, content: bytes,
 
 @pytest.mark.parametrize("chunk", [1, 4, 5, 1 << 20])
 @pytest.mark.parametrize(("content", "offset"), [(b"\0", 0), (b"abcd\0ef\0", 4), ("é€🦊".encode() + b"\0", 9)])
-def test_binary_file_is_refused_with_the_zero_byte(
+def test_binary_file_error_names_the_zero_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, offset: int, chunk: int
 ) -> None:
-    monkeypatch.setattr(plain_text, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(utf8, "CHUNK_BYTES", chunk)
     message = refusal(write(tmp_path, content)).message
     assert "binary" in message
     assert re.search(rf"\bbyte {offset}\b", message)
@@ -412,24 +412,24 @@ def test_binary_file_is_refused_with_the_zero_byte(
         pytest.param(b"abcdef\xf4\x90\x80\x80", 6, id="beyond Unicode"),
     ],
 )
-def test_other_encodings_are_refused_with_the_byte(
+def test_encoding_error_names_the_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, offset: int, chunk: int
 ) -> None:
-    monkeypatch.setattr(plain_text, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(utf8, "CHUNK_BYTES", chunk)
     message = refusal(write(tmp_path, content)).message
     assert "not UTF-8" in message
     assert re.search(rf"\bbyte {offset}\b", message)
 
 
 @pytest.mark.parametrize("chunk", range(1, 6))
-def test_characters_may_lie_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(plain_text, "CHUNK_BYTES", chunk)
-    found = survey(write(tmp_path, "é€🦊\n🦊€é\n"), "line", "train_file")
+def test_characters_split_between_chunks_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(utf8, "CHUNK_BYTES", chunk)
+    found = scan(write(tmp_path, "é€🦊\n🦊€é\n"), "line", "train_file")
     assert (found.examples, found.bytes) == (2, 20)
 
 
 def test_a_pipe_is_refused(tmp_path: Path) -> None:
-    """It could be read only once, and is read several times."""
+    """Training reads a file several times, and a pipe can be read once."""
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="is a pipe or a device"):
-        survey(tmp_path / "pipe", "line", "train_file")
+        scan(tmp_path / "pipe", "line", "train_file")

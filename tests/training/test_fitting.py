@@ -18,7 +18,7 @@ from gpt2tg.errors import RunError, UserError
 from gpt2tg.generation.generator import load
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.finetune import finetune
-from gpt2tg.training.model.memory import smaller_batches
+from gpt2tg.training.model.memory_estimate import smaller_batches
 from gpt2tg.training.trainer import LanguageTrainer
 
 pytestmark = [
@@ -151,7 +151,7 @@ def small_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_out_of_memory_names_sizes_and_flags(
     text_file: Path, model_dir: Path, tmp_path: Path, small_device: None
 ) -> None:
-    with pytest.raises(RunError, match=r"a step takes about .* are there; most effective first: .*--batch_size 1"):
+    with pytest.raises(RunError, match=r"a step takes about .*, the device has .*; most .*--batch_size 1"):
         finetune(quick(text_file, tmp_path / "out"), str(model_dir))
 
 

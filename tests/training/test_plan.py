@@ -16,6 +16,7 @@ from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.data.blocks import load_data
 from gpt2tg.training.data.sources import plan_sources
+from gpt2tg.training.data.training_data import load_data
 from gpt2tg.training.finetune import finetune
 from gpt2tg.training.plan import evaluated_steps, most_checkpoints, plan, total_steps
 

@@ -1,4 +1,4 @@
-"""What is worth saying about the data before a run, in a line each."""
+"""Advice on the training data, printed before a run: one line for each likely problem."""
 
 from __future__ import annotations
 
@@ -8,94 +8,106 @@ from decimal import ROUND_FLOOR, Context
 import numpy as np
 
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training.data.blocks import TrainingData
-from gpt2tg.training.data.sources import TextSource
+from gpt2tg.training.data.corpus import Corpus
+from gpt2tg.training.data.sources import Sources, TextSource
+from gpt2tg.training.data.training_data import TrainingData
 
-# Fewer examples than this and a model learns them by heart before it learns their style.
+# With fewer examples a model overfits before it learns their style.
 FEW_EXAMPLES = 1000
 
-# Shares below which a thing is not worth a line.
+# Smaller shares of copies, of overlong examples and of padding are not reported.
 MANY_COPIES, MANY_LONG, MUCH_PADDING = 0.01, 0.05, 0.1
 
-# How many times as much, or as little, may be held out as was asked for.
-FAR_FROM_ASKED = 2
+# The held-out share may be this many times larger or smaller than requested.
+SPLIT_TOLERANCE = 2
 
-# A validation loss from more tokens than this is hardly more exact, and takes long to measure.
+# More validation tokens hardly make the loss more exact, and take long to measure.
 MANY_MEASURED = 1_000_000
 
 
-def advice(
-    sources: tuple[TextSource, TextSource | None], data: TrainingData, options: TrainingOptions
-) -> Iterator[str]:
-    """Lines of advice, none where all is well."""
-    found, measured = sources[0].found, sources[1]
-    if found.garbled:
+def advice(sources: Sources, data: TrainingData, options: TrainingOptions) -> Iterator[str]:
+    """Yield lines of advice; none if all is well."""
+    source, validation_source = sources
+    yield from _on_the_text(source.corpus, options)
+    if validation_source is not None and (known := _count_known(source, validation_source)):
         yield (
-            f"{counted(found.garbled, 'example')} with letters that an earlier conversion broke, "
-            "\N{REPLACEMENT CHARACTER} or Ã¤ for ä: convert the text anew from its source"
-        )
-    if (found.examples > 1 or options.examples != "file") and found.examples < FEW_EXAMPLES:
-        yield (
-            f"{counted(found.examples, 'example')} is little, {FEW_EXAMPLES:,} or more is better: "
-            "watch the validation loss, and train fewer --epochs when it rises"
-        )
-    copies = int((np.diff(np.sort(found.hashes)) == 0).sum())
-    if copies > MANY_COPIES * found.examples:
-        yield f"{_share(copies, found.examples)} of the examples are copies of others, and are learned by heart first"
-    if measured is not None and (known := _known(sources[0], measured)):
-        yield (
-            f"{known:,} of {counted(measured.count, 'held-out example')} are learned from too: "
+            f"{known:,} of {counted(validation_source.count, 'held-out example')} are learned from too: "
             "the validation loss looks better than it is"
         )
     yield from _on_the_split(data, options)
-    if data.overlong > (0 if options.no_cross_examples else MANY_LONG * found.examples) and found.examples > 1:
+    yield from _on_the_blocks(source.corpus, data, options)
+
+
+def _on_the_text(corpus: Corpus, options: TrainingOptions) -> Iterator[str]:
+    if corpus.garbled:
         yield (
-            f"{counted(data.overlong, 'example')} longer than a block of {options.block_size} tokens, the longest of "
-            f"{data.longest:,}: the model never sees them whole, unless you raise --block_size"
+            f"{counted(corpus.garbled, 'example')} with letters that an earlier conversion broke, "
+            "\N{REPLACEMENT CHARACTER} or Ã¤ for ä: convert the text anew from its source"
         )
-    if data.validation is not None and (tokens := len(data.validation) * data.block_size) > MANY_MEASURED:
-        enough = options.validation_split * MANY_MEASURED / tokens
-        split = f"--validation_split {_rounded_down(enough)}"
-        way_out = "a shorter --validation_file" if options.validation_file else split
+    if (corpus.examples > 1 or options.examples != "file") and corpus.examples < FEW_EXAMPLES:
+        yield (
+            f"{counted(corpus.examples, 'example')} is little, {FEW_EXAMPLES:,} or more is better: "
+            "watch the validation loss, and use fewer --epochs if it rises"
+        )
+    copies = int((np.diff(np.sort(corpus.hashes)) == 0).sum())
+    if copies > MANY_COPIES * corpus.examples:
+        yield (
+            f"{_percent(copies, corpus.examples)} of the examples are copies of others, which the model memorises "
+            "first: remove them"
+        )
+
+
+def _on_the_split(data: TrainingData, options: TrainingOptions) -> Iterator[str]:
+    """Yield advice if nothing is held out, much more or less than requested, or too much to measure quickly."""
+    requested = options.validation_split
+    if data.validation is None:
+        if requested and not options.validation_file and data.train_examples > 1:
+            yield "nothing is held out: the examples are copies of one another; give a --validation_file"
+        return
+    held_out, total = data.validation_tokens, data.validation_tokens + data.train_tokens
+    is_near = requested / SPLIT_TOLERANCE <= held_out / total <= requested * SPLIT_TOLERANCE
+    if requested and not options.validation_file and not is_near:
+        yield (
+            f"{_percent(held_out, total)} of the tokens are held out, not the {requested:.3g} of --validation_split: "
+            "there are few examples, or their lengths differ much. A --validation_file is used as it is"
+        )
+    tokens = len(data.validation) * data.block_size
+    if tokens > MANY_MEASURED:
+        enough = f"--validation_split {_round_down(requested * MANY_MEASURED / tokens)}"
+        way_out = "a shorter --validation_file" if options.validation_file else enough
         yield (
             f"{tokens:,} tokens are held out and measured before training, after each epoch and at the end, "
             f"which takes long: {way_out} is enough"
+        )
+
+
+def _on_the_blocks(corpus: Corpus, data: TrainingData, options: TrainingOptions) -> Iterator[str]:
+    """Yield advice on a block size that is too small for the examples, or too large."""
+    tolerated = 0 if options.no_cross_examples else MANY_LONG * corpus.examples
+    if corpus.examples > 1 and data.overlong > tolerated:
+        yield (
+            f"{counted(data.overlong, 'example')} longer than a block of {options.block_size} tokens, the longest "
+            f"{data.longest:,}: the model never sees them whole; raise --block_size"
         )
     if data.padding > MUCH_PADDING:
         yield f"{data.padding:.0%} of the blocks is padding, which costs time and teaches nothing: lower --block_size"
 
 
-def _on_the_split(data: TrainingData, options: TrainingOptions) -> Iterator[str]:
-    """What was held out, where that is not what was asked for."""
-    asked = options.validation_split
-    if options.validation_file or not asked:
-        return
-    if data.validation is None:
-        if data.train_examples > 1:
-            yield "nothing is held out: the examples are copies of one another; name a --validation_file to measure on"
-        return
-    held_out, total = data.validation_tokens, data.validation_tokens + data.train_tokens
-    if not asked / FAR_FROM_ASKED <= held_out / total <= asked * FAR_FROM_ASKED:
-        yield (
-            f"{_share(held_out, total)} of the tokens are held out, not the {asked:.3g} of --validation_split: "
-            "examples are few or of very different lengths, and a --validation_file would be measured on as it is"
-        )
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: 1 block, 2 blocks."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def counted(number: int, what: str) -> str:
-    """1 block, 2 blocks."""
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
-
-
-def _share(part: int, whole: int) -> str:
+def _percent(part: int, whole: int) -> str:
     return f"{part / whole:.0%}" if part / whole >= 0.01 else f"{part / whole:.1%}"
 
 
-def _rounded_down(share: float) -> str:
-    """To one significant digit. More than the share would be too much still."""
+def _round_down(share: float) -> str:
+    """Return the share with one significant digit. Rounded up, it would be too much still."""
     return f"{Context(prec=1, rounding=ROUND_FLOOR).create_decimal_from_float(share):f}"
 
 
-def _known(learned: TextSource, measured: TextSource) -> int:
-    """How many of the examples to measure on are among those to learn from."""
-    return int(np.isin(measured.found.hashes[measured.chosen], learned.found.hashes[learned.chosen]).sum())
+def _count_known(source: TextSource, validation: TextSource) -> int:
+    """Return how many of the validation examples are also trained on."""
+    held_out = validation.corpus.hashes[validation.chosen]
+    return int(np.isin(held_out, source.corpus.hashes[source.chosen]).sum())

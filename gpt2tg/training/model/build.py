@@ -1,44 +1,39 @@
-"""The model to train, as transformers has it: an existing one read from its files, or a new one."""
+"""Build the transformers model to train, from a checkpoint or from scratch, and adapt it for training."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
-from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.modeling_outputs import CausalLMOutput
-from transformers.utils import ModelOutput
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+from transformers.utils.generic import ModelOutput
 
-from gpt2tg.checkpoint.checkpoint import Checkpoint
-from gpt2tg.checkpoint.config import shape_of
-from gpt2tg.checkpoint.find import base_directory
-from gpt2tg.checkpoint.shape import ModelShape
-from gpt2tg.checkpoint.tensor_names import HEAD
-from gpt2tg.checkpoint.tokenizer import TextTokenizer
-from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer, note_on_unused, unused_ids
+from gpt2tg.checkpoint.find import ModelShape, base_directory, read_shape, shape_of
+from gpt2tg.checkpoint.tokenizer import TextTokenizer, load_tokenizer, note_on_unused, unused_ids
+from gpt2tg.checkpoint.weight_files import HEAD
 from gpt2tg.checkpoint.weights import stream_weights
 from gpt2tg.engine.model import GPT2
 from gpt2tg.errors import UserError, one_line
-from gpt2tg.io.json_files import read_json
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training.console import log
-from gpt2tg.training.data.sources import TextSource
-from gpt2tg.training.model.cpu import ATTENTION, GELU, Dropout
+from gpt2tg.training.callbacks import say
+from gpt2tg.training.model.copied_files import eos_token_id
+from gpt2tg.training.model.cpu_speedups import ATTENTION, GELU, Dropout
 from gpt2tg.training.model.lora import plain_weights
 from gpt2tg.training.model.loss import next_token_loss
-from gpt2tg.training.model.side_files import eos_token_id
 
 
-def existing_model(checkpoint: Checkpoint, dropout: float | None = None) -> tuple[GPT2LMHeadModel, TextTokenizer]:
-    """Read a model through the same checks that generation uses; weights in fp32, dropout its own unless given.
+def existing_model(directory: Path, dropout: float | None = None) -> tuple[GPT2LMHeadModel, TextTokenizer]:
+    """Load a model in fp32 and its tokenizer, with the same checks as for generation. Notes on them go to stderr.
 
-    What the user should know about its files is printed on stderr.
+    Args:
+        dropout: replaces the dropout rates of the config, unless it is None.
+
+    Raises:
+        UserError: a file is missing or damaged, or transformers refuses the config.
     """
     directory, shape = checkpoint.directory, checkpoint.shape
     stored = stream_weights(checkpoint)
@@ -61,15 +56,15 @@ def existing_model(checkpoint: Checkpoint, dropout: float | None = None) -> tupl
 
 
 def _read_config(directory: Path, shape: ModelShape, is_tied: bool) -> GPT2Config:
-    """The config as transformers reads it, with the shape that the weights turned out to have.
+    """Read the config by transformers, and set the shape that the weights turned out to have.
 
     Raises:
-        UserError: transformers refuses a field of it.
+        UserError: transformers refuses a field.
     """
     where = _config_directory(directory)
     try:
         config = GPT2Config.from_pretrained(where, local_files_only=True)
-    except Exception as error:  # its check of types has an error of its own for each kind
+    except Exception as error:  # its type checks raise many classes
         raise UserError(f"{where / 'config.json'} is refused by transformers: {_last_line(error)}") from None
     for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
         if not 0 <= getattr(config, name) <= 1:
@@ -84,14 +79,14 @@ def _last_line(error: Exception) -> str:
 
 
 def _config_directory(directory: Path) -> Path:
-    """Where the config of a model stands: an adapter may leave it to its model."""
+    """Return the directory with the config.json of a model: that of the base model if an adapter has none."""
     while not (directory / "config.json").is_file():
         directory = base_directory(directory)
     return directory
 
 
 def new_model(tokenizer: TextTokenizer, options: TrainingOptions) -> GPT2LMHeadModel:
-    """A GPT-2 with random weights for a tokenizer."""
+    """Return a GPT-2 with random weights and the vocabulary of a tokenizer."""
     config = GPT2Config(
         vocab_size=tokenizer.raw.get_vocab_size(),
         n_positions=options.n_positions,
@@ -106,62 +101,35 @@ def new_model(tokenizer: TextTokenizer, options: TrainingOptions) -> GPT2LMHeadM
     return for_training(GPT2LMHeadModel(config))
 
 
-def saved_tokenizer(checkpoint: Path) -> TextTokenizer:
-    """The tokenizer in a checkpoint of a run from scratch, as `train_tokenizer` had made it.
-
-    What transformers adds when it saves one, a post-processor that does nothing, is left out: its tokens were cached
-    under a name without it.
-    """
-    content = read_json(checkpoint / "tokenizer.json")
-    raw = Tokenizer.from_str(json.dumps({**content, "post_processor": None}))
-    return TextTokenizer(raw, raw.token_to_id(END_OF_TEXT))
-
-
-def train_tokenizer(source: TextSource, vocab_size: int) -> TextTokenizer:
-    """Byte-pair encoding after Sennrich et al. 2016, over bytes as in GPT-2 (Radford et al. 2019)."""
-    raw = byte_level(BPE())
-    trainer = BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    raw.train_from_iterator((piece.text for piece in source), trainer)
-    return TextTokenizer(raw, raw.token_to_id(END_OF_TEXT))
-
-
 def engine_model(model: GPT2LMHeadModel, end_id: int) -> GPT2:
-    """The model in training as our engine computes it, dropout left out; nothing is copied where it is in fp32."""
+    """Return the model in training as a model of our engine, without dropout. Weights in fp32 are not copied."""
     return GPT2(plain_weights(model), shape_of_model(model, end_id), model.device)
 
 
 def shape_of_model(model: GPT2LMHeadModel, end_id: int) -> ModelShape:
-    """The shape of a model of transformers."""
+    """Return the shape of a transformers model."""
     return shape_of({**model.config.to_dict(), "model_type": "gpt2"}, Path("the model in training"), (end_id,))
 
 
-def transformers_tokenizer(tokenizer: TextTokenizer, positions: int) -> PreTrainedTokenizerFast:
-    """The same tokenizer as transformers saves and loads it."""
-    end = tokenizer.raw.id_to_token(tokenizer.end_id)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.raw, bos_token=end, eos_token=end, unk_token=end, model_max_length=positions
-    )
-
-
 def for_training(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
-    """Mend some things of transformers, for training alone: the config, and so the checkpoint, stays as it is."""
-    # The Trainer counts the labels that carry loss, and counts one too many a block unless it knows this loss.
+    """Replace the loss, attention, dropout and GELU of a transformers model by ours, in place, and return it.
+
+    The config stays as it is, and so do the checkpoints.
+    """
+    # Without this name the Trainer counts one label too many per block as carrying loss.
     model.loss_type = "ForCausalLM"
     model.forward = MethodType(_forward, model)
     model.set_attn_implementation(ATTENTION)
     config, network = model.config, model.transformer
     network.drop = Dropout(config.embd_pdrop)
     for block in network.h:
+        assert isinstance(block, GPT2Block)
         block.attn.resid_dropout, block.mlp.dropout = Dropout(config.resid_pdrop), Dropout(config.resid_pdrop)
-        # In one operation: spelled out in eight, GPT-2's tanh GELU costs a quarter of a training step on a CPU.
+        # transformers computes the tanh GELU in eight operations, a quarter of a training step on a CPU.
         if config.activation_function == "gelu_new":
             block.mlp.act = GELU()
-    return model.train(model.training)
+    model.train(model.training)  # the new modules get the mode of the model
+    return model
 
 
 def _forward(
@@ -173,9 +141,10 @@ def _forward(
     num_items_in_batch: Tensor | int | None = None,
     **others: Any,
 ) -> ModelOutput:
-    """As in transformers; where there are labels, the loss is all that comes back, and the logits are never whole."""
-    seen = dict(attention_mask=attention_mask, position_ids=position_ids, **others)
+    """Replace GPT2LMHeadModel.forward: with labels, return only the loss, without ever holding all logits."""
+    inputs = dict(attention_mask=attention_mask, position_ids=position_ids, **others)
     if labels is None:
-        return GPT2LMHeadModel.forward(model, input_ids, **seen)
-    hidden = model.transformer(input_ids, **seen).last_hidden_state
+        output: ModelOutput = GPT2LMHeadModel.forward(model, input_ids, **inputs)
+        return output
+    hidden = model.transformer(input_ids, **inputs).last_hidden_state
     return CausalLMOutput(next_token_loss(hidden, model.lm_head.weight, labels, num_items_in_batch))

@@ -1,4 +1,4 @@
-"""What is trained of a model: all of it, its upper layers, or a low-rank adapter by peft."""
+"""Choose which weights are trained: all of them, the upper layers, or a low-rank adapter (LoRA, Hu et al. 2021)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
@@ -17,65 +17,72 @@ from gpt2tg.training.checks import check_layers
 
 
 def choose_weights(model: GPT2LMHeadModel, options: TrainingOptions, base: str) -> GPT2LMHeadModel | PeftModel:
-    """Settle which weights learn.
+    """Freeze the weights that are not trained, and add the adapter if there is one.
 
-    With `lora` the model itself is frozen, in 16 bits where it is computed in those: it needs no better copy. The
-    adapter stays in fp32. With `freeze_layers` the lowest layers and the embeddings are frozen, and so is the output
-    layer where it is the same matrix as the embeddings.
+    With `lora` the whole model is frozen, and kept in 16 bits if it computes in 16 bits: nothing updates it. The
+    adapter stays in fp32. With `freeze_layers` the lowest layers and the embeddings are frozen, and with them the
+    output layer if it is tied to the embeddings.
 
     Args:
-        base: how the model is to be found by those who load the adapter.
+        base: the name or path under which the adapter will find its base model.
 
     Raises:
-        UserError: more layers frozen than there are.
+        UserError: `freeze_layers` is more than the model has.
     """
     check_layers(options, model.config.n_layer)
     if options.freeze_layers:
         _freeze(model, options.freeze_layers)
-    if not options.lora:
-        return model
+    return _with_adapter(model, options, base) if options.lora else model
+
+
+def _freeze(model: GPT2LMHeadModel, layers: int) -> None:
+    for part in (model.transformer.wte, model.transformer.wpe, *model.transformer.h[:layers]):
+        part.requires_grad_(False)
+
+
+def _with_adapter(model: GPT2LMHeadModel, options: TrainingOptions, base: str) -> PeftModel:
     if options.bf16 or options.fp16:
-        model.to(torch.bfloat16 if options.bf16 else torch.float16)
+        half = torch.bfloat16 if options.bf16 else torch.float16
+        model.to(half)  # type: ignore[arg-type]  # transformers' wrapper of `to` has the wrong signature
     model.name_or_path = base
     settings = LoraConfig(
         r=options.lora_rank,
-        lora_alpha=options.lora_alpha,
+        lora_alpha=options.lora_alpha,  # type: ignore[arg-type]  # peft divides it by the rank: fractions work
         lora_dropout=options.lora_dropout,
         target_modules=list(options.lora_targets),
         fan_in_fan_out=True,
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
     )
-    with warnings.catch_warnings():  # peft asks transformers by a name that is on its way out
+    with warnings.catch_warnings():  # peft uses a deprecated name of transformers
         warnings.simplefilter("ignore", FutureWarning)
         adapted = get_peft_model(model, settings)
-    adapted.loss_type = model.loss_type
-    # Else each saving asks the network whether the vocabulary has grown.
-    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
+    adapted.loss_type = model.loss_type  # type: ignore[assignment]  # nn.Module allows any attribute
+    # By default every save asks the hub whether the vocabulary was resized.
+    save = partial(adapted.save_pretrained, save_embedding_layers=False)
+    adapted.save_pretrained = save  # type: ignore[method-assign]  # of this instance alone
     return adapted
 
 
 def plain_weights(model: GPT2LMHeadModel | PeftModel) -> dict[str, Tensor]:
-    """The weights by their plain names, `h.0.attn.c_attn.weight`, an adapter added."""
+    """Return the weights under plain names like `h.0.attn.c_attn.weight`, with the adapter merged in if there is one.
+
+    With an adapter, the weights are copies in fp32.
+    """
     if not isinstance(model, PeftModel):
         return {name.removeprefix("transformer."): weight.detach() for name, weight in model.state_dict().items()}
-    found = {}
+    weights: dict[str, Tensor] = {}
     for name, weight in model.get_base_model().state_dict().items():
         if "lora_" not in name:
-            found[name.removeprefix("transformer.").replace(".base_layer.", ".")] = weight.detach().float()
+            weights[name.removeprefix("transformer.").replace(".base_layer.", ".")] = weight.detach().float()
     for name, layer in model.get_base_model().named_modules():
-        if isinstance(layer, LoraLayer):
+        if isinstance(layer, LoraLinear):
             key = f"{name.removeprefix('transformer.')}.weight"
-            found[key] = found[key] + layer.get_delta_weight("default").detach().float()
-    return found
+            weights[key] = weights[key] + layer.get_delta_weight("default").detach().float()
+    return weights
 
 
 def base_reference(model_name: str, directory: Path) -> str:
-    """How an adapter names its model: as on the hub, or where it lies on this machine."""
+    """Return how an adapter refers to its base model: the name on the hub, or the absolute path on this machine."""
     given = Path(model_name).expanduser()
     return str(directory.resolve()) if model_name != BUNDLED_MODEL and given.exists() else model_name
-
-
-def _freeze(model: GPT2LMHeadModel, layers: int) -> None:
-    for part in (model.transformer.wte, model.transformer.wpe, *model.transformer.h[:layers]):
-        part.requires_grad_(False)

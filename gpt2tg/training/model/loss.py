@@ -1,8 +1,11 @@
-"""The loss of a language model without its logits: cross entropy in pieces, with the gradients made on the way.
+"""Cross entropy of a language model in chunks of rows, without ever holding all logits.
 
-The logits of a batch, a number for each token and each entry of the vocabulary, are by far the largest tensor of a
-step, and torch would hold it three times: as it is, as log-probabilities, and as a gradient. Here a piece of the rows
-is taken at a time, and only what it adds to the two gradients is kept. As in Liger Kernel (Hsu et al. 2024).
+The logits of a batch, tokens times vocabulary, are by far the largest tensor of a training step, and torch would hold
+them three times: as logits, as log-probabilities and as gradients. Here the forward pass takes a chunk of the rows at
+a time, computes the gradients at once, and keeps only those of the hidden states and the output layer. The method is
+that of Liger Kernel (Hsu et al. 2024).
+
+Shapes: N rows (tokens), R rows of a chunk, W width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,42 +19,49 @@ from torch.nn import functional as F
 
 from gpt2tg.training.data.blocks import NO_LOSS
 
-# Rows whose logits are there at a time: 206 MB for GPT-2's vocabulary, and products that keep a GPU busy.
+# Rows of a chunk: 206 MB of logits for GPT-2's vocabulary in fp32, and matrix products that keep a GPU busy.
 ROWS = 1024
 
-# In 16 bits a GPU multiplies fast only where the vocabulary is a multiple of this, which 50,257 is not.
-MULTIPLE = 64
+# In 16 bits, GPUs multiply fast only if the vocabulary is a multiple of this. GPT-2's 50,257 is not.
+VOCABULARY_MULTIPLE = 64
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch does not annotate it
 def next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor, count: Tensor | int | None = None) -> Tensor:
-    """Cross entropy of the next tokens in nats: the sum divided by `count`, or the mean where that is None.
+    """Return the cross entropy of the next tokens in nats: the sum divided by `count`, or the mean if that is None.
 
-    torch.compile leaves it as it is: it makes its gradients in place, and is products for the most part.
+    Not compiled: torch.compile would gain little, and cannot trace gradients that are computed in place.
 
     Args:
-        hidden: (B, T, W) what the output layer reads.
+        hidden: (B, T, W) the input of the output layer.
         weight: (V, W) the output layer.
-        labels: (B, T) not shifted; NO_LOSS where a token carries none.
+        labels: (B, T) the tokens themselves, not shifted; NO_LOSS for those that carry no loss.
+
+    Returns:
+        ()
     """
-    told = F.pad(labels[:, 1:], (0, 1), value=NO_LOSS).flatten()  # (B·T,)
+    targets = F.pad(labels[:, 1:], (0, 1), value=NO_LOSS).flatten()  # (B·T,)
     if count is None:
-        count = (told != NO_LOSS).sum()
-    return LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, told, torch.is_grad_enabled()) / count
+        count = (targets != NO_LOSS).sum()
+    total: Tensor = LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch does not annotate it
+        hidden.flatten(0, 1), weight, targets, torch.is_grad_enabled()
+    )
+    return total / count
 
 
 class LinearCrossEntropy(torch.autograd.Function):
     """The sum of -log softmax(hidden @ weight.T)[label] over the rows that have a label.
 
-    Where autocast is on, what is multiplied is in its 16 bits. Probabilities, the loss and the weight's gradient are in
-    32: that gradient is made before the loss is scaled, so that a smaller scale could not save it from an overflow.
+    Under autocast the factors of matrix products are in 16 bits. Probabilities, loss and the gradient of the weight
+    are in fp32: that gradient is computed before the loss is scaled, so a smaller loss scale could not prevent its
+    overflow.
     """
 
     @staticmethod
-    def forward(context: Any, hidden: Tensor, weight: Tensor, labels: Tensor, learns: bool) -> Tensor:
+    def forward(context: Any, hidden: Tensor, weight: Tensor, labels: Tensor, needs_gradients: bool) -> Tensor:
         """hidden: (N, W), weight: (V, W), labels: (N,) → ()"""
-        context.types, context.vocabulary = (hidden.dtype, weight.dtype), len(weight)
-        wanted = [learns and needed for needed in context.needs_input_grad[:2]]
+        context.dtypes, context.vocabulary = (hidden.dtype, weight.dtype), len(weight)
+        wanted = [needs_gradients and needed for needed in context.needs_input_grad[:2]]
         device = hidden.device.type
         if torch.is_autocast_enabled(device):
             half = torch.get_autocast_dtype(device)
@@ -66,80 +76,91 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Both are there already, and large: they are scaled in place."""
+        """Scale the gradients of the forward pass, in place because they are large."""
         to_hidden, to_weight = (
-            None if made is None else made.to(kind).mul_(gradient)
-            for made, kind in zip(context.saved_tensors, context.types, strict=True)
+            None if saved is None else saved.to(dtype).mul_(gradient)
+            for saved, dtype in zip(context.saved_tensors, context.dtypes, strict=True)
         )
         return to_hidden, None if to_weight is None else to_weight[: context.vocabulary], None, None
 
 
 def padding(vocabulary: int, device: str) -> int:
-    """Rows of zeros that are added to the output layer while the loss is computed."""
-    return -vocabulary % MULTIPLE if device == "cuda" else 0
+    """Return how many rows of zeros to add to the output layer while the loss is computed."""
+    return -vocabulary % VOCABULARY_MULTIPLE if device == "cuda" else 0
 
 
 def _loss_and_gradients(
     hidden: Tensor, weight: Tensor, labels: Tensor, vocabulary: int, to_hidden: bool, to_weight: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The loss, and the gradients that are wanted. Rows of the weight beyond the vocabulary are padding."""
-    loss = torch.zeros((), dtype=_exact(hidden), device=hidden.device)
+    """Return the summed loss and the requested gradients, one chunk of rows at a time.
+
+    Args:
+        hidden: (N, W)
+        weight: (V, W); rows from `vocabulary` on are padding.
+        labels: (N,)
+    """
+    loss = torch.zeros((), dtype=_sum_dtype(hidden), device=hidden.device)
     hidden_gradient = torch.empty_like(hidden) if to_hidden else None
     weight_gradient = None
     for start in range(0, len(hidden), ROWS):
-        piece = slice(start, start + ROWS)
-        log_probabilities = _log_probabilities(hidden[piece], weight, vocabulary)
-        loss += F.nll_loss(log_probabilities, labels[piece], ignore_index=NO_LOSS, reduction="sum")
+        chunk = slice(start, start + ROWS)
+        log_probabilities = _log_probabilities(hidden[chunk], weight, vocabulary)
+        loss += F.nll_loss(log_probabilities, labels[chunk], ignore_index=NO_LOSS, reduction="sum")
         if not (to_hidden or to_weight):
             continue
-        errors = _errors(log_probabilities, labels[piece]).to(hidden.dtype)
+        logit_gradient = _logit_gradient(log_probabilities, labels[chunk]).to(hidden.dtype)
         del log_probabilities
-        has_label = (labels[piece] != NO_LOSS)[:, None]
+        has_label = (labels[chunk] != NO_LOSS)[:, None]
         if hidden_gradient is not None:
-            torch.mm(errors, weight, out=hidden_gradient[piece]).mul_(has_label)
+            torch.mm(logit_gradient, weight, out=hidden_gradient[chunk]).mul_(has_label)
         if to_weight:
-            weight_gradient = _added(weight_gradient, errors.T, hidden[piece] * has_label)
-        del errors
+            weight_gradient = _add_product(weight_gradient, logit_gradient.T, hidden[chunk] * has_label)
+        del logit_gradient
     return loss, hidden_gradient, weight_gradient
 
 
-def _exact(x: Tensor) -> torch.dtype:
-    """What sums over many tokens are kept in: 32 bits, or more."""
+def _sum_dtype(x: Tensor) -> torch.dtype:
+    """Return the type for sums over many tokens: fp32, or fp64 if x is fp64."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def _log_probabilities(hidden: Tensor, weight: Tensor, vocabulary: int) -> Tensor:
-    """(R, V) of each token at each row, in 32 bits."""
+    """Return the log-probabilities of all tokens for each row in fp32, (R, V).
+
+    Args:
+        hidden: (R, W)
+        weight: (V, W)
+    """
     logits = hidden @ weight.T
     logits[:, vocabulary:] = -torch.inf
     if logits.device.type == "cpu":  # there log_softmax would make the same copy and keep both
-        logits = logits.to(_exact(logits))
-    return F.log_softmax(logits, dim=1, dtype=_exact(logits))
+        logits = logits.to(_sum_dtype(logits))
+    return F.log_softmax(logits, dim=1, dtype=_sum_dtype(logits))
 
 
-def _errors(log_probabilities: Tensor, labels: Tensor) -> Tensor:
-    """The gradient at the logits, made in place: (R, V). Rows without a label are not zero."""
-    errors = log_probabilities.exp_()
-    errors[torch.arange(len(labels), device=labels.device), labels.clamp(min=0)] -= 1
-    return errors
+def _logit_gradient(log_probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Turn log-probabilities into the gradient of the logits, in place, (R, V). Rows without a label are not zero."""
+    gradient = log_probabilities.exp_()
+    gradient[torch.arange(len(labels), device=labels.device), labels.clamp(min=0)] -= 1
+    return gradient
 
 
-def _added(total: Tensor | None, errors: Tensor, hidden: Tensor) -> Tensor:
-    """What the pieces so far add to the weight's gradient, and what this one does.
+def _add_product(total: Tensor | None, logit_gradient: Tensor, hidden: Tensor) -> Tensor:
+    """Add the gradient of the weight from one chunk to the total.
 
     Args:
-        total: (V, W) in 32 bits; changed.
-        errors: (V, R) the gradient at the logits.
+        total: (V, W) in fp32, changed in place; None before the first chunk.
+        logit_gradient: (V, R)
         hidden: (R, W)
     """
-    if errors.dtype == _exact(errors):
-        return errors @ hidden if total is None else total.addmm_(errors, hidden)
-    part = _product_in_32_bits(errors, hidden)
-    return part if total is None else total.add_(part)
+    if logit_gradient.dtype == _sum_dtype(logit_gradient):
+        return logit_gradient @ hidden if total is None else total.addmm_(logit_gradient, hidden)
+    product = _product_in_fp32(logit_gradient, hidden)
+    return product if total is None else total.add_(product)
 
 
-def _product_in_32_bits(a: Tensor, b: Tensor) -> Tensor:
-    """Of matrices in 16 bits. A frequent token's sum over a thousand rows may be more than fp16 can hold."""
+def _product_in_fp32(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply 16-bit matrices and sum in fp32: the sum over all rows with a frequent token can overflow fp16."""
     if a.is_cuda and torch.version.hip is None:
         return torch.mm(a, b, out_dtype=torch.float32)
     if a.dtype == torch.float16:

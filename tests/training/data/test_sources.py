@@ -1,4 +1,4 @@
-"""Tables, folders and patterns: which texts are found in them, what of them is learned, what is refused."""
+"""Tables, folders and patterns as training text: what is read, what carries loss, what is refused."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import pytest
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
-from gpt2tg.reading import tables
-from gpt2tg.training.data import blocks
-from gpt2tg.training.data.blocks import NO_LOSS, load_data
-from gpt2tg.training.data.sources import Reading, plan_sources, survey
+from gpt2tg.reading import table_row
+from gpt2tg.training.data import blocks, packing
+from gpt2tg.training.data.blocks import NO_LOSS
+from gpt2tg.training.data.corpus import TextFormat, scan_corpus
+from gpt2tg.training.data.sources import plan_sources
+from gpt2tg.training.data.training_data import load_data
 
 TEXTS = ['She said "no", twice.', "two\nlines, with a comma", "naïve 猫 🦊", "  indented\t", "x" * 200_000]
 
@@ -43,7 +45,7 @@ WRITERS: dict[str, Callable[[Path, list[dict[str, str]]], Path]] = {
 
 
 def examples_of(*names: str | Path, text_column: str | None = None) -> list[str]:
-    found = survey(tuple(map(str, names)), Reading("line", text_column), "train_file")
+    found = scan_corpus(tuple(map(str, names)), TextFormat("line", text_column), "train_file")
     texts = [piece.text for piece in found.pieces()]
     assert len(texts) == found.examples
     return texts
@@ -54,7 +56,7 @@ def examples_of(*names: str | Path, text_column: str | None = None) -> list[str]
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_each_row_of_a_table_is_an_example(tmp_path: Path, name: str) -> None:
-    """Quotes, line breaks and commas inside a text are the text's own."""
+    """Quotes, line breaks and commas inside a text belong to the text."""
     path = WRITERS[name](tmp_path / name, [{"id": str(i), "text": text} for i, text in enumerate(TEXTS)])
     assert examples_of(path) == TEXTS
 
@@ -71,13 +73,14 @@ def test_the_only_column_needs_no_name(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_rows_without_text_are_counted_and_passed_over(tmp_path: Path, name: str) -> None:
+def test_rows_without_text_are_skipped_and_counted(tmp_path: Path, name: str) -> None:
     path = WRITERS[name](tmp_path / name, [{"text": text} for text in ("one", "", " \n", "two")])
     assert examples_of(path) == ["one", "two"]
-    assert f"{path}: 2 rows without text passed over" in survey((str(path),), Reading("line"), "train_file").notices
+    notices = scan_corpus((str(path),), TextFormat("line"), "train_file").notices
+    assert f"{path}: skipped 2 rows without text" in notices
 
 
-def test_windows_files_are_read_alike(tmp_path: Path) -> None:
+def test_windows_files_give_the_same_texts(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes('\ufefftext,n\r\n"one\r\ntwo",1\r\n'.encode())
     (tmp_path / "t.jsonl").write_bytes('\ufeff{"text": "one\\r\\ntwo"}\r\n'.encode())
     assert examples_of(tmp_path / "t.csv") == examples_of(tmp_path / "t.jsonl") == ["one\ntwo"]
@@ -86,19 +89,31 @@ def test_windows_files_are_read_alike(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.csv", "title,story\na,b\n", "has the columns title, story: say with --text_column"),
-        ("t.jsonl", '{"a": "x", "b": "y"}\n', "has the columns a, b: say with --text_column"),
-        ("t.jsonl", '{"text": "x"}\n{"text": 7}\n', "line 2: text is 7, expected a text"),
-        ("t.jsonl", '{"text": "x"}\n\n{"text": \n', r"line 3 is no JSON \(Expecting value at character 10\): write it"),
-        ("t.jsonl", "[" * 100_000 + "\n", "line 1 is no JSON .*: write it"),
-        ("t.json", '[{"text": "x"}]', "would be read as plain text: write it as .jsonl"),
-        ("t.jsonl", '["x"]\n', "line 1 is no JSON object"),
-        ("t.csv", 'text\n"never closed\n', "line 2: .* a quote that is not closed; a text with quotes is written"),
-        ("t.tsv", 'id\ttext\n1\t"No," said she.\n', "line 2: .* a text with quotes is written"),
+        (
+            "t.csv",
+            "title,story\na,b\n",
+            "has the columns title, story: choose the one that holds",
+        ),
+        (
+            "t.jsonl",
+            '{"a": "x", "b": "y"}\n',
+            "has the columns a, b: choose .* with --text_column",
+        ),
+        ("t.jsonl", '{"text": "x"}\n{"text": 7}\n', "line 2: text is 7, expected a string"),
+        (
+            "t.jsonl",
+            '{"text": "x"}\n\n{"text": \n',
+            r"line 3 is not valid JSON \(Expecting value at character 10\): write",
+        ),
+        ("t.jsonl", "[" * 100_000 + "\n", "line 1 is not valid JSON .*: write it"),
+        ("t.json", '[{"text": "x"}]', "would be read as plain text: write one object per line into a .jsonl"),
+        ("t.jsonl", '["x"]\n', "line 1 is not a JSON object"),
+        ("t.csv", 'text\n"never closed\n', "line 2: .* a quote that is not closed; write a text with quotes like"),
+        ("t.tsv", 'id\ttext\n1\t"No," said she.\n', "line 2: .* write a text with quotes like"),
         ("t.csv", "text\n", "holds no text"),
     ],
 )
-def test_broken_tables_are_refused_with_the_place(tmp_path: Path, name: str, content: str, message: str) -> None:
+def test_malformed_table_error_names_the_line(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message) as caught:
         examples_of(tmp_path / name)
@@ -106,24 +121,24 @@ def test_broken_tables_are_refused_with_the_place(tmp_path: Path, name: str, con
     assert str(tmp_path / name) in caught.value.message
 
 
-def test_quotes_are_no_way_out_of_another_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overlong_line_error_does_not_advise_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = csv.field_size_limit()
-    monkeypatch.setattr(tables, "LONGEST_FIELD", 10)
+    monkeypatch.setattr(table_row, "MAX_FIELD_CHARACTERS", 10)
     (tmp_path / "t.csv").write_text("text\nlonger than it may be\n")
     try:
-        with pytest.raises(UserError, match=r"line 2 is longer than 10 characters: write a row a line$"):
+        with pytest.raises(UserError, match=r"line 2 is longer than 10 characters: write one row per line$"):
             examples_of(tmp_path / "t.csv")
     finally:
         csv.field_size_limit(limit)
 
 
-def test_a_column_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_missing_column_is_refused(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "t.csv", [{"text": "x", "title": "y"}])
     with pytest.raises(UserError, match="has no column story: it has text, title"):
         examples_of(path, text_column="story")
 
 
-def test_a_column_of_plain_text_is_refused(text_file: Path) -> None:
+def test_text_column_for_plain_text_is_refused(text_file: Path) -> None:
     with pytest.raises(UserError, match="is plain text") as caught:
         examples_of(text_file, text_column="story")
     assert caught.value.option == "text_column"
@@ -134,7 +149,7 @@ def test_a_column_of_plain_text_is_refused(text_file: Path) -> None:
 
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
 @pytest.mark.parametrize("alone", [False, True])
-def test_the_completion_alone_carries_loss(tmp_path: Path, tokenizer: TextTokenizer, name: str, alone: bool) -> None:
+def test_only_the_completion_carries_loss(tmp_path: Path, tokenizer: TextTokenizer, name: str, alone: bool) -> None:
     rows = [{"prompt": f"The owl {n}:", "completion": f" counted {n} stars."} for n in range(5)]
     path = WRITERS[name](tmp_path / name, rows)
     options = TrainingOptions(train_file=str(path), validation_split=0, block_size=512, no_cross_examples=alone)
@@ -148,8 +163,8 @@ def test_the_completion_alone_carries_loss(tmp_path: Path, tokenizer: TextTokeni
     assert block["labels"].tolist() == expected_labels
 
 
-def test_blocks_of_prompts_alone_are_left_out(tmp_path: Path, tokenizer: TextTokenizer) -> None:
-    """Their loss would be a mean over nothing."""
+def test_blocks_without_loss_are_dropped(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    """Their mean loss would be 0 / 0."""
     rows = [{"prompt": "The owl counted the stars. " * 20, "completion": "Twice."}]
     options = TrainingOptions(
         train_file=str(write_jsonl(tmp_path / "t.jsonl", rows)), validation_split=0, block_size=16
@@ -161,11 +176,11 @@ def test_blocks_of_prompts_alone_are_left_out(tmp_path: Path, tokenizer: TextTok
 
 
 @pytest.mark.parametrize("alone", [False, True])
-def test_the_blocks_that_are_kept_are_those_with_loss(
+def test_exactly_the_blocks_with_loss_are_kept(
     tmp_path: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch, alone: bool
 ) -> None:
-    """Against the rows themselves, for blocks of all sizes; the tokens are looked at in many parts."""
-    monkeypatch.setattr(blocks, "PART_TOKENS", 7)
+    """Compares with a look at every row, for several block sizes and many chunks of tokens."""
+    monkeypatch.setattr(blocks, "CHUNK_TOKENS", 7)
     chance = random.Random(5)
     rows = [
         {"prompt": "owl " * chance.choice([0, 1, 9, 40]), "completion": "ha" * chance.choice([1, 1, 5])}
@@ -181,7 +196,7 @@ def test_the_blocks_that_are_kept_are_those_with_loss(
         sources = plan_sources(options)
         kept = load_data(sources, tokenizer, options).train
         with monkeypatch.context() as patch:
-            patch.setattr(blocks, "_require_loss", lambda blocks: blocks)
+            patch.setattr(packing, "_drop_blocks_without_loss", lambda blocks: blocks)
             every = load_data(sources, tokenizer, options).train
         expected = [row for row in every if any(label != NO_LOSS for label in row["labels"][1:])]
         assert [row["input_ids"].tolist() for row in kept] == [row["input_ids"].tolist() for row in expected]
@@ -208,11 +223,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_folder_means_the_texts_in_it(folder: Path) -> None:
+def test_a_folder_stands_for_its_text_files(folder: Path) -> None:
     assert examples_of(folder) == ["from a", "from b", "from c"]
 
 
-def test_a_pattern_means_the_files_that_match(folder: Path) -> None:
+def test_a_pattern_stands_for_matching_files(folder: Path) -> None:
     assert examples_of(folder / "*.txt") == ["from b"]
     assert examples_of(folder / "**" / "*.txt") == ["from b", "from c"]
 

@@ -1,4 +1,4 @@
-"""The loss without logits, against torch's cross entropy on whole ones and its automatic gradients."""
+"""The chunked loss, compared with torch's cross entropy of all logits and its gradients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BATCH, TIME, WIDTH, VOCABULARY = 3, 7, 8, 31
 
 
 def example(seed: int, share_without: float = 0.3) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states, an output layer, and labels of which some carry no loss."""
+    """Return hidden states, an output layer, and labels, some of which carry no loss."""
     random = torch.Generator().manual_seed(seed)
     hidden = torch.randn(BATCH, TIME, WIDTH, generator=random).requires_grad_()
     weight = torch.randn(VOCABULARY, WIDTH, generator=random).requires_grad_()
@@ -27,18 +27,16 @@ def example(seed: int, share_without: float = 0.3) -> tuple[Tensor, Tensor, Tens
 
 
 def whole(hidden: Tensor, weight: Tensor, labels: Tensor, count: Tensor | None) -> Tensor:
-    """What torch makes of all logits in 64 bits."""
+    """Return the loss of all logits by torch, in fp64."""
     logits = (hidden.double() @ weight.double().T)[:, :-1].flatten(0, 1)
-    told = labels[:, 1:].flatten()
-    total = F.cross_entropy(logits, told, ignore_index=NO_LOSS, reduction="sum")
-    return total / ((told != NO_LOSS).sum() if count is None else count)
+    targets = labels[:, 1:].flatten()
+    total = F.cross_entropy(logits, targets, ignore_index=NO_LOSS, reduction="sum")
+    return total / ((targets != NO_LOSS).sum() if count is None else count)
 
 
 @pytest.mark.parametrize("rows", [1, 4, 7, 20, 21, 100])
 @pytest.mark.parametrize("count", [None, torch.tensor(50)], ids=["mean", "over 50"])
-def test_value_and_gradients_are_those_of_whole_logits(
-    monkeypatch: pytest.MonkeyPatch, rows: int, count: Tensor | None
-) -> None:
+def test_loss_and_gradients_match_full_logits(monkeypatch: pytest.MonkeyPatch, rows: int, count: Tensor | None) -> None:
     monkeypatch.setattr(loss, "ROWS", rows)
     hidden, weight, labels = example(rows)
     expected = whole(hidden, weight, labels, count)
@@ -52,7 +50,7 @@ def test_value_and_gradients_are_those_of_whole_logits(
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_labels_that_carry_no_loss_leave_no_trace() -> None:
+def test_ignored_labels_contribute_nothing() -> None:
     hidden, weight, labels = example(1, share_without=0)
     labels[1] = NO_LOSS
     found = next_token_loss(hidden, weight, labels, 10)
@@ -63,7 +61,7 @@ def test_labels_that_carry_no_loss_leave_no_trace() -> None:
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])
-def test_what_is_frozen_gets_no_gradient(frozen: str) -> None:
+def test_frozen_tensors_get_no_gradient(frozen: str) -> None:
     hidden, weight, labels = example(2)
     learning = weight if frozen == "hidden" else hidden
     (hidden if frozen == "hidden" else weight).requires_grad_(False)
@@ -75,7 +73,7 @@ def test_what_is_frozen_gets_no_gradient(frozen: str) -> None:
 
 
 @pytest.mark.parametrize("extra", [0, 33])
-def test_in_16_bits_it_is_near_and_padding_changes_nothing(monkeypatch: pytest.MonkeyPatch, extra: int) -> None:
+def test_loss_in_bf16_is_close_with_and_without_padding(monkeypatch: pytest.MonkeyPatch, extra: int) -> None:
     monkeypatch.setattr(loss, "padding", lambda vocabulary, device: extra)
     monkeypatch.setattr(loss, "ROWS", 5)
     hidden, weight, labels = example(3)
@@ -91,8 +89,8 @@ def test_in_16_bits_it_is_near_and_padding_changes_nothing(monkeypatch: pytest.M
         torch.testing.assert_close(mine, theirs, rtol=0.1, atol=0.02)
 
 
-def test_many_tokens_overflow_no_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thousand times the same next token, told by large numbers, adds up to more than fp16 can hold."""
+def test_sum_over_many_tokens_does_not_overflow_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient of a token that follows a thousand large hidden states exceeds the range of fp16."""
     hidden, weight = torch.full((1, 1025, WIDTH), 90.0), torch.zeros(VOCABULARY, WIDTH)
     hidden.requires_grad_(), weight.requires_grad_()
     labels = torch.full((1, 1025), 3)
@@ -104,15 +102,15 @@ def test_many_tokens_overflow_no_16_bits(monkeypatch: pytest.MonkeyPatch) -> Non
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=10)
 
 
-def test_only_the_16_bits_of_a_gpu_are_padded() -> None:
+def test_vocabulary_is_padded_on_a_gpu_alone() -> None:
     assert loss.padding(50257, "cuda") == 47
     assert loss.padding(50304, "cuda") == 0
     assert loss.padding(50257, "cpu") == 0
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_model_learns_what_it_learns_in_transformers(tied: bool) -> None:
-    """Loss and every gradient, with tied weights too, and the logits never leave it."""
+def test_model_has_loss_and_gradients_of_transformers(tied: bool) -> None:
+    """Compares the loss and every gradient, with tied weights too; no logits are returned."""
 
     def model() -> GPT2LMHeadModel:
         return random_model(tie_word_embeddings=tied, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0).train()
@@ -129,11 +127,11 @@ def test_a_model_learns_what_it_learns_in_transformers(tied: bool) -> None:
     gradients = {name: weight.grad for name, weight in ours.named_parameters()}
     for name, weight in theirs.named_parameters():
         torch.testing.assert_close(
-            gradients[name], weight.grad, rtol=1e-4, atol=1e-6, msg=lambda said, n=name: f"{n}: {said}"
+            gradients[name], weight.grad, rtol=1e-4, atol=1e-6, msg=lambda message, n=name: f"{n}: {message}"
         )
 
 
-def test_without_labels_a_model_gives_its_logits() -> None:
+def test_model_returns_logits_without_labels() -> None:
     model = random_model().eval()
     ids = torch.arange(6)[None]
     with torch.no_grad():

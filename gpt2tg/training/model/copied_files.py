@@ -1,4 +1,4 @@
-"""What a fine-tuned model keeps of the one it began as: the tokenizer, chat template and generation settings."""
+"""Copy files of the base model into each checkpoint: the tokenizer, chat templates and generation settings."""
 
 from __future__ import annotations
 
@@ -15,31 +15,37 @@ from gpt2tg.checkpoint.tokenizer_files import tokenizer_directory
 from gpt2tg.io.json_files import read_json
 from gpt2tg.io.lfs import is_pointer, refuse_pointer
 
-# Where transformers keeps the default chat template, and others beside it.
+# Where transformers keeps the default chat template, and the directory of the others.
 TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 
 
-class SideFiles:
-    """The files of a model beside its weights and config.json, read before training and written into each checkpoint.
+class CopiedFiles:
+    """Files of a base model, read before training and written into each checkpoint.
 
-    The Trainer takes it for its tokenizer, of which it wants no more than that it saves itself.
+    The Trainer gets it as its `processing_class`, of which it only calls `save_pretrained`.
     """
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         self._files = dict(files)
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write the files."""
+        """Write the files into a directory."""
         for name, content in self._files.items():
             (Path(directory) / name).write_bytes(content)
 
 
-def side_files(directory: Path, shape: ModelShape, tokenizer: TextTokenizer) -> SideFiles:
-    """Read the files of a model. They stay as they are, but for end tokens that training does not end texts with."""
+def files_to_copy(directory: Path, shape: ModelShape, tokenizer: TextTokenizer) -> CopiedFiles:
+    """Read the files of a base model that its checkpoints keep.
+
+    Only the end tokens change: if training ends its examples with another token, generation stops at that one.
+
+    Raises:
+        UserError: a file that is needed is missing or a Git LFS pointer.
+    """
     where = tokenizer_directory(directory)
-    there = [name for name in TOKENIZER_FILES if (where / name).is_file()]
-    # A vocabulary that nobody reads may be a pointer of Git LFS.
-    files = {name: (where / name).read_bytes() for name in there if not is_pointer(where / name)}
+    existing = [name for name in TOKENIZER_FILES if (where / name).is_file()]
+    # A vocabulary that the tokenizer does not need may be a Git LFS pointer: it is left out.
+    files = {name: (where / name).read_bytes() for name in existing if not is_pointer(where / name)}
     files = _with_all_templates(files, where)
     settings = _generation_config(directory)
     if settings is not None:
@@ -47,34 +53,35 @@ def side_files(directory: Path, shape: ModelShape, tokenizer: TextTokenizer) -> 
         if tokenizer.end_id not in shape.end_ids:
             changed = {**read_json(settings), "eos_token_id": eos_token_id(shape, tokenizer)}
             files[GENERATION_CONFIG] = (json.dumps(changed, indent=2, sort_keys=True) + "\n").encode()
-    return SideFiles(files)
+    return CopiedFiles(files)
 
 
 def _with_all_templates(files: dict[str, bytes], directory: Path) -> dict[str, bytes]:
-    """The files, with all chat templates in tokenizer_config.json where the directory has further ones.
+    """Move all chat templates into tokenizer_config.json, if the base model has more than the default one.
 
-    Transformers reads them there too, unless the default one has a file, and a checkpoint of ours has no directories.
+    Our checkpoints have no subdirectories. Transformers reads the templates from tokenizer_config.json too, unless the
+    default template has a file of its own, so that file is left out.
     """
     templates = sorted((directory / TEMPLATES).glob("*.jinja"))
     for path in templates:
         refuse_pointer(path)
-    found = {path.stem: path.read_text(encoding="utf-8") for path in templates}
-    if not found:
+    by_name = {path.stem: path.read_text(encoding="utf-8") for path in templates}
+    if not by_name:
         return files
     config = json.loads(files.get(TOKENIZER_CONFIG, b"{}"))
     default = files[TEMPLATE].decode() if TEMPLATE in files else config.get("chat_template")
     if isinstance(default, str):
-        found["default"] = default
-    config["chat_template"] = [{"name": name, "template": template} for name, template in found.items()]
+        by_name["default"] = default
+    config["chat_template"] = [{"name": name, "template": template} for name, template in by_name.items()]
     content = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
     return {**{name: files[name] for name in files if name != TEMPLATE}, TOKENIZER_CONFIG: content}
 
 
 def eos_token_id(shape: ModelShape, tokenizer: TextTokenizer) -> int | list[int]:
-    """The ids that end the texts of a fine-tuned model, as config.json has it.
+    """Return the ids that end the texts of the fine-tuned model, in the form of config.json.
 
-    They are those of the model it began as, if the token that ended the examples is among them. Otherwise they are
-    that token, and of the others those that are no ordinary words.
+    They are those of the base model if they include the token that ended the training examples. If not, they are that
+    token and those of the others that are special tokens, not ordinary words.
     """
     known = list(shape.end_ids)
     if tokenizer.end_id not in known:
@@ -83,7 +90,7 @@ def eos_token_id(shape: ModelShape, tokenizer: TextTokenizer) -> int | list[int]
 
 
 def _generation_config(directory: Path) -> Path | None:
-    """Where the generation settings are: an adapter may leave them to its model."""
+    """Return the generation settings of a model; those of the base model if an adapter has none."""
     if (directory / GENERATION_CONFIG).is_file():
         return directory / GENERATION_CONFIG
     has_config = (directory / "config.json").is_file()

@@ -1,4 +1,4 @@
-"""Which files a folder and a pattern mean, and files that are no plain text."""
+"""Which files a folder or a pattern stands for, and files that are not plain text."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import pytest
 
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training.data.sources import Reading, Survey, plan_sources, survey
+from gpt2tg.training.data.corpus import Corpus, TextFormat, scan_corpus
+from gpt2tg.training.data.sources import plan_sources
 
 
-def survey_of(*names: str | Path) -> Survey:
-    return survey(tuple(map(str, names)), Reading("line"), "train_file")
+def scan(*names: str | Path) -> Corpus:
+    return scan_corpus(tuple(map(str, names)), TextFormat("line"), "train_file")
 
 
-def texts_of(found: Survey) -> list[str]:
+def texts_of(found: Corpus) -> list[str]:
     return [piece.text for piece in found.pieces()]
 
 
@@ -34,7 +35,7 @@ def write(path: Path, text: str = "not this\n") -> Path:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A folder as it looks after some work: texts, and what nobody means to be learned."""
+    """A folder after some work: texts among hidden files, backups and a virtual environment."""
     write(tmp_path / "a.txt", "from a\n")
     write(tmp_path / "below" / "b.md", "from b\n")
     for hidden in (".git/x.txt", ".ipynb_checkpoints/a-checkpoint.txt", ".a.txt.swp", "._a.txt", "below/.#b.md"):
@@ -46,19 +47,19 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_hidden_files_and_backups_are_no_texts(project: Path) -> None:
-    found = survey_of(project)
+def test_hidden_files_and_backups_are_skipped(project: Path) -> None:
+    found = scan(project)
     assert texts_of(found) == ["from a", "from b"]
-    assert any("7 files passed over, by the name a backup" in notice for notice in found.notices)
+    assert any("skipped 7 files named like a backup" in notice for notice in found.notices)
 
 
 def test_backups_that_are_named_are_read(project: Path) -> None:
-    assert texts_of(survey_of(project / "a.bak")) == ["not this"]
-    assert texts_of(survey_of(project / "*.bak")) == ["not this"]
+    assert texts_of(scan(project / "a.bak")) == ["not this"]
+    assert texts_of(scan(project / "*.bak")) == ["not this"]
 
 
-def test_a_pattern_passes_over_backups(project: Path) -> None:
-    assert texts_of(survey_of(project / "a*")) == ["from a"]
+def test_a_pattern_skips_backups(project: Path) -> None:
+    assert texts_of(scan(project / "a*")) == ["from a"]
 
 
 def output_of_a_run(directory: Path) -> None:
@@ -71,7 +72,7 @@ def output_of_a_run(directory: Path) -> None:
 
 @pytest.mark.parametrize("names", [".", "**/*.*"])
 def test_a_folder_is_read_without_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: str) -> None:
-    """The output of this run and of others, and models of anybody."""
+    """Skips the output of this run and of others, and any model."""
     monkeypatch.chdir(tmp_path)
     write(Path("texts/a.txt"), "from a\n")
     write(Path("out/notes.md"))
@@ -84,8 +85,8 @@ def test_a_folder_is_read_without_its_runs(tmp_path: Path, monkeypatch: pytest.M
     write(Path("bert/config.json"), "{}")
     write(Path("bert/vocab.txt"))
     source, _ = plan_sources(TrainingOptions(train_file=names, output_dir="./out"))
-    assert texts_of(source.found) == ["from a"]
-    assert {notice.partition(" passed")[0] for notice in source.found.notices} >= {
+    assert texts_of(source.corpus) == ["from a"]
+    assert {notice.removeprefix("skipped ").partition(":")[0] for notice in source.corpus.notices} >= {
         "out",
         "earlier",
         "gpt2",
@@ -97,13 +98,13 @@ def test_a_folder_is_read_without_its_runs(tmp_path: Path, monkeypatch: pytest.M
 def test_texts_inside_the_output_directory_may_be_named(tmp_path: Path) -> None:
     write(tmp_path / "out" / "texts" / "a.txt", "from a\n")
     options = TrainingOptions(train_file=str(tmp_path / "out" / "texts"), output_dir=str(tmp_path / "out"))
-    assert texts_of(plan_sources(options)[0].found) == ["from a"]
+    assert texts_of(plan_sources(options)[0].corpus) == ["from a"]
 
 
 def test_the_directory_of_a_run_is_refused(tmp_path: Path) -> None:
     output_of_a_run(tmp_path)
-    with pytest.raises(UserError, match="is the directory of a training run"):
-        survey_of(tmp_path)
+    with pytest.raises(UserError, match="is the output directory of a training run"):
+        scan(tmp_path)
 
 
 def test_a_file_that_is_named_twice_is_read_once(tmp_path: Path) -> None:
@@ -111,26 +112,26 @@ def test_a_file_that_is_named_twice_is_read_once(tmp_path: Path) -> None:
     write(tmp_path / "b.txt", "from b\n")
     (tmp_path / "c.txt").symlink_to(path)
     os.link(path, tmp_path / "d.txt")
-    found = survey_of(path, tmp_path / "*.txt", tmp_path)
+    found = scan(path, tmp_path / "*.txt", tmp_path)
     assert texts_of(found) == ["from a", "from b"]
     assert any("is read once" in notice for notice in found.notices)
 
 
-def test_what_is_passed_over_is_told(tmp_path: Path) -> None:
+def test_skipped_files_are_reported(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", "from a\n")
     write(tmp_path / "b.docx")
     (tmp_path / "c.txt").symlink_to(tmp_path / "nowhere.txt")
-    notices = "\n".join(survey_of(tmp_path).notices)
-    assert "1 file passed over, which are none of" in notices
+    notices = "\n".join(scan(tmp_path).notices)
+    assert "skipped 1 file that is not text" in notices
     assert ".docx" in notices
-    assert f"{tmp_path / 'c.txt'} passed over: a link to a file that is not there" in notices
+    assert f"skipped {tmp_path / 'c.txt'}: a link to a missing file" in notices
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
+def test_file_without_read_permission_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.txt").chmod(0)
     with pytest.raises(UserError, match="cannot be read: Permission denied"):
-        survey_of(tmp_path / "a.txt")
+        scan(tmp_path / "a.txt")
 
 
 # ---- what is no plain text ----
@@ -150,14 +151,14 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
         ("utf-32-be", "UTF-32BE"),
     ],
 )
-def test_wide_encodings_are_named_with_the_way_out(tmp_path: Path, text: str, encoding: str, name: str) -> None:
-    """The command is run, and its result is the text."""
+def test_error_for_utf16_and_utf32_gives_a_working_command(tmp_path: Path, text: str, encoding: str, name: str) -> None:
+    """Runs the command, and reads its output."""
     path = tmp_path / "my text.txt"
     path.write_bytes(text.encode(encoding))
     with pytest.raises(UserError, match=f"is {name}, expected UTF-8; convert it with: ") as caught:
-        survey_of(path)
+        scan(path)
     subprocess.run(caught.value.message.partition("convert it with: ")[2], shell=True, check=True)
-    assert texts_of(survey_of(tmp_path / "my text.utf8.txt")) == text.splitlines()
+    assert texts_of(scan(tmp_path / "my text.utf8.txt")) == text.splitlines()
 
 
 def pointer(end: str) -> bytes:
@@ -171,7 +172,7 @@ def test_a_git_lfs_pointer_is_never_text(tmp_path: Path, name: str, end: str) ->
     (tmp_path / name).write_bytes(pointer(end))
     for named in (tmp_path / name, tmp_path):
         with pytest.raises(UserError, match=r"is a Git LFS pointer, not the file itself: .* git lfs pull"):
-            survey_of(named)
+            scan(named)
 
 
 @pytest.mark.parametrize(
@@ -184,14 +185,14 @@ def test_a_git_lfs_pointer_is_never_text(tmp_path: Path, name: str, end: str) ->
         ("t.txt", b"{\\rtf1\\ansi The owl slept.}", "RTF"),
         ("t.doc", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1\0", "Word or Excel"),
         ("t.parquet", b"PAR1\x15\x04PAR1", "Parquet"),
-        ("t.json", b'[{"text": "The owl"}]', "write it as .jsonl"),
-        ("t.ipynb", b'{"cells": []}', "write it as .jsonl"),
+        ("t.json", b'[{"text": "The owl"}]', "write one object per line into a .jsonl"),
+        ("t.ipynb", b'{"cells": []}', "write one object per line into a .jsonl"),
     ],
 )
-def test_documents_and_archives_are_named(tmp_path: Path, name: str, content: bytes, what: str) -> None:
+def test_errors_name_documents_and_archives(tmp_path: Path, name: str, content: bytes, what: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=what):
-        survey_of(tmp_path / name)
+        scan(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -202,8 +203,15 @@ def test_documents_and_archives_are_named(tmp_path: Path, name: str, content: by
         ("t.zip", "t.txt", "a ZIP archive, not plain text: unpack it"),
     ],
 )
-def test_zipped_documents_are_named(tmp_path: Path, name: str, inside: str, what: str) -> None:
+def test_errors_name_zipped_documents(tmp_path: Path, name: str, inside: str, what: str) -> None:
     with zipfile.ZipFile(tmp_path / name, "w") as archive:
         archive.writestr(inside, "The owl slept.")
     with pytest.raises(UserError, match=what):
-        survey_of(tmp_path / name)
+        scan(tmp_path / name)
+
+
+def test_several_files_without_text_are_refused_together(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", "\n")
+    write(tmp_path / "b.txt", " \n")
+    with pytest.raises(UserError, match=r"none of 2 files holds text \(3 bytes\): give a file with at least one"):
+        scan(tmp_path / "a.txt", tmp_path / "b.txt")

@@ -1,4 +1,4 @@
-"""The form of a table is checked before it is believed: no text is lost, or learned with what is none."""
+"""Read tables: a malformed table is refused, so that no text is lost and nothing else is read as text."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from gpt2tg.errors import UserError
-from gpt2tg.training.data.sources import Reading, survey
+from gpt2tg.training.data.corpus import TextFormat, scan_corpus
 
 
 def read(path: Path, content: str | bytes, text_column: str | None = None) -> tuple[list[str], list[str]]:
-    """The examples in a file of this content, and what is told of it."""
+    """Return the examples in a file with this content, and the notices on it."""
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    found = survey((str(path),), Reading("line", text_column), "train_file")
+    found = scan_corpus((str(path),), TextFormat("line", text_column), "train_file")
     examples, parts = [], ""
     for piece in found.pieces():
         parts += piece.text
@@ -43,7 +43,7 @@ TEXTS = ["The owl, who was old; slept.", 'She said "no",\ntwice.', "a|b", "tab\t
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("start", ["", "\ufeff"])
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".CSV"])
-def test_the_delimiter_is_found(tmp_path: Path, delimiter: str, end: str, start: str, suffix: str) -> None:
+def test_delimiter_is_detected(tmp_path: Path, delimiter: str, end: str, start: str, suffix: str) -> None:
     written = io.StringIO(newline="")
     writer = csv.writer(written, delimiter=delimiter, lineterminator=end)
     writer.writerows([["id", "text", "note"], *([n, text, ""] for n, text in enumerate(TEXTS))])
@@ -51,12 +51,12 @@ def test_the_delimiter_is_found(tmp_path: Path, delimiter: str, end: str, start:
 
 
 @pytest.mark.parametrize("first", ["sep=;\r\n", '"sep=;"\r\n', "\ufeffSEP=;\r\n"])
-def test_a_declared_delimiter_is_used_and_is_no_text(tmp_path: Path, first: str) -> None:
+def test_declared_delimiter_is_used_and_not_read_as_text(tmp_path: Path, first: str) -> None:
     assert read(tmp_path / "t.csv", f"{first}text;a,b\r\nOne, two;1\r\n")[0] == ["One, two"]
 
 
-def test_delimiters_in_random_tables(tmp_path: Path) -> None:
-    """Against Python's own writer, which quotes what has to be."""
+def test_delimiter_of_random_tables_is_detected(tmp_path: Path) -> None:
+    """Compares with Python's csv writer, which quotes where necessary."""
     chance = random.Random(3)
     for _ in range(60):
         delimiter = chance.choice(",;\t|")
@@ -80,19 +80,19 @@ def test_delimiters_in_random_tables(tmp_path: Path) -> None:
         ("id;text\n1;The owl; she slept.\n", "line 2: 3 values for 2 columns; put texts that contain semicolons"),
         ("id,text\n1,Roses are red,\n", "line 2: 3 values for 2 columns"),
         ("id,text\n1,a\n\n2\n", "line 4: 1 value for 2 columns"),
-        ("id,text\n1,one line\nanother\n", "line 3: 1 value for 2 columns; put a text with line breaks in quotes"),
+        ("id,text\n1,one line\nanother\n", "line 3: 1 value for 2 columns; put texts with line breaks in quotes"),
         ("text,text\na,b\n", "line 1: two columns are named text"),
         ("id,text\n1,\"never\n2,closed\n", "line 2: the row that begins here has a quote that is not closed"),
-        ("id,text\n1,\"never\n2,\"closed\"\n", "line 3: a quote that is not doubled, or not closed in the row"),
-        ('id, text\n1, "quoted"\n', "line 2: a quote after a blank would be part of the text"),
-        (",,\n1,2,3\n", "line 1 has no names of columns"),
+        ("id,text\n1,\"never\n2,\"closed\"\n", "line 3: a quote is not doubled or not closed in the row"),
+        ('id, text\n1, "quoted"\n', "line 2: a space before the opening quote makes it part of the text"),
+        (",,\n1,2,3\n", "line 1 has no column names"),
         ('{"text": "The owl, who"}\n', "line 1 is JSON, not a line of column names: name the file .jsonl"),
-        ("| id | text |\n|---|:---|\n| 1 | The owl |\n", "line 2 is the rule of a Markdown table"),
+        ("| id | text |\n|---|:---|\n| 1 | The owl |\n", "line 2 belongs to a Markdown table"),
         ("<!DOCTYPE html>\n<html></html>\n", "is a web page, not a table"),
-        ("1,The owl slept.\n2,The fox ran.\n", "if line 1 is no line of names, write one above it"),
+        ("1,The owl slept.\n2,The fox ran.\n", "If line 1 does not hold column names, write some above it"),
     ],
 )  # fmt: skip
-def test_a_table_of_another_form_is_refused(tmp_path: Path, content: str, message: str) -> None:
+def test_malformed_table_is_refused(tmp_path: Path, content: str, message: str) -> None:
     assert message in refusal(tmp_path / "t.csv", content)
 
 
@@ -101,8 +101,8 @@ def test_a_table_without_rows_holds_no_text(tmp_path: Path, content: str) -> Non
     assert "holds no text" in refusal(tmp_path / "t.csv", content)
 
 
-def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
-    """Behind a declared delimiter, blank lines and texts of several lines."""
+def test_line_numbers_are_those_of_an_editor(tmp_path: Path) -> None:
+    """After a declared delimiter, blank lines and texts of several lines."""
     content = 'sep=,\n\nid,text\n1,"one\ntwo"\n\n2,three,four\n'
     assert "line 7: 3 values" in refusal(tmp_path / "t.csv", content)
 
@@ -140,7 +140,7 @@ def test_untidy_tables_are_read(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
 def test_the_first_text_is_not_taken_for_a_name(tmp_path: Path, lines: list[str], name: str) -> None:
     message = refusal(tmp_path / name, "\n".join(lines) + "\n")
-    assert f'line 1: is "{lines[0]}" the name of the column, or the first text?' in message
+    assert f'line 1: is "{lines[0]}" the column name or the first text?' in message
     assert "--text_column" in message
 
 
@@ -150,7 +150,7 @@ def test_the_only_column_is_read_where_it_has_a_name(tmp_path: Path, name: str) 
     assert read(tmp_path / "t.csv", "\n".join([name, *texts]))[0] == texts
 
 
-def test_a_name_that_is_given_is_believed(tmp_path: Path) -> None:
+def test_named_column_is_not_questioned(tmp_path: Path) -> None:
     assert read(tmp_path / "t.csv", "Anna\nBert\n", "Anna")[0] == ["Bert"]
 
 
@@ -166,21 +166,21 @@ def test_a_name_that_is_given_is_believed(tmp_path: Path) -> None:
         ("t.jsonl", '{"text": "a", "id": 1}\n', 'reading the column "text"'),
     ],
 )
-def test_the_column_that_is_read_is_told(tmp_path: Path, name: str, content: str, notice: str) -> None:
+def test_the_column_being_read_is_reported(tmp_path: Path, name: str, content: str, notice: str) -> None:
     assert read(tmp_path / name, content)[1][0].startswith(notice)
 
 
-def test_many_tables_alike_are_told_once(tmp_path: Path) -> None:
+def test_equal_notices_on_many_tables_are_merged(tmp_path: Path) -> None:
     for n in range(5):
         (tmp_path / f"{n}.csv").write_text("text\na\n")
-    found = survey((str(tmp_path),), Reading("line"), "train_file")
+    found = scan_corpus((str(tmp_path),), TextFormat("line"), "train_file")
     assert found.notices == (f'5 files, such as {tmp_path / "0.csv"}: reading the column "text"',)
 
 
 @pytest.mark.parametrize("content", ["Text,TEXT\na,b\n", '{"Text": "a", "TEXT": "b"}\n'])
-def test_two_names_alike_are_refused(tmp_path: Path, content: str) -> None:
+def test_column_names_that_differ_only_in_case_are_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / ("t.jsonl" if content.startswith("{") else "t.csv")
-    assert "has the columns Text, TEXT: say with --text_column" in refusal(path, content)
+    assert "has the columns Text, TEXT: choose the one that holds the text with --text_column" in refusal(path, content)
 
 
 # ---- jsonl ----
@@ -190,13 +190,13 @@ def objects(*rows: dict[str, object]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def test_rows_with_other_columns_are_told(tmp_path: Path) -> None:
+def test_rows_without_the_column_are_reported(tmp_path: Path) -> None:
     content = objects({"content": "lost"}, {"text": "a"}, {"text": "b", "id": 1}, {"text": None})
     texts, notices = read(tmp_path / "t.jsonl", content)
     assert texts == ["a", "b"]
     assert notices[1:] == [
-        "no text in 1 of 4 rows, such as line 1, which has content: passed over",
-        "1 row without text passed over",
+        "skipped rows with no text in 1 of 4 rows, such as line 1, which has content",
+        "skipped 1 row without text",
     ]
 
 
@@ -206,7 +206,7 @@ def test_a_column_that_most_rows_lack_is_refused(tmp_path: Path) -> None:
     assert "has no story in 101 of 201 rows, such as line 101, which has content" in message
 
 
-def test_a_named_column_may_begin_later(tmp_path: Path) -> None:
+def test_named_column_may_be_missing_in_the_first_rows(tmp_path: Path) -> None:
     content = objects({"title": "x"}, {"story": "a"}, {"story": "b"})
     assert read(tmp_path / "t.ndjson", content, "story")[0] == ["a", "b"]
 
@@ -217,26 +217,26 @@ def test_a_named_column_may_begin_later(tmp_path: Path) -> None:
         (r'{"text": "whole \ud83e\udd8a"}' + "\n" + r'{"text": "cut \ud83e"}', r"line 2: text holds \ud83e, half of a"),
         (r'{"prompt": "\udd8a", "completion": "a"}', r"line 1: prompt holds \udd8a, half of a character"),
         ('{"text": "a", "text": "b"}', "line 1 has two values named text"),
-        ('{"text": ' + "9" * 5000 + "}", "line 1: text is inf, expected a text"),
-        ('{"text": NaN}', "line 1: text is nan, expected a text"),
-        ('[{"text": "a"}]', "line 1 is no JSON object: write each of its objects on a line of its own"),
-        ('[\n{"text": "a"}\n]', "line 1 begins JSON that goes over several lines"),
-        ('{\n"text": "a"\n}', "line 1 begins JSON that goes over several lines"),
-        ("[" * 100_000, "line 1 is no JSON that can be read (nested too deep)"),
-        ('{"text": "a"} {"text": "b"}', "line 1 is no JSON (Extra data at character 15)"),
+        ('{"text": ' + "9" * 5000 + "}", "line 1: text is inf, expected a string"),
+        ('{"text": NaN}', "line 1: text is nan, expected a string"),
+        ('[{"text": "a"}]', "line 1 is not a JSON object: write each object on a line of its own"),
+        ('[\n{"text": "a"}\n]', "line 1 begins JSON that spans several lines"),
+        ('{\n"text": "a"\n}', "line 1 begins JSON that spans several lines"),
+        ("[" * 100_000, "line 1 is not valid JSON (nested too deeply)"),
+        ('{"text": "a"} {"text": "b"}', "line 1 is not valid JSON (Extra data at character 15)"),
     ],
 )
-def test_broken_json_is_named(tmp_path: Path, content: str, message: str) -> None:
+def test_invalid_json_error_names_line_and_reason(tmp_path: Path, content: str, message: str) -> None:
     assert message in refusal(tmp_path / "t.jsonl", content)
 
 
-def test_what_is_not_read_may_be_odd(tmp_path: Path) -> None:
+def test_columns_that_are_not_read_are_not_checked(tmp_path: Path) -> None:
     content = '{"text": "a", "n": ' + "9" * 5000 + r', "user": "\ud83d", "score": NaN}'
     assert read(tmp_path / "t.JSONL", content)[0] == ["a"]
 
 
-def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt2tg.reading.tables.LONGEST_FIELD", 1000)
+def test_overlong_line_is_refused_before_it_fills_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt2tg.reading.table_row.MAX_FIELD_CHARACTERS", 1000)
     assert "line 2 is longer than 1,000 characters" in refusal(tmp_path / "t.jsonl", '{"text": "a"}\n' + "x" * 5000)
 
 
@@ -251,21 +251,21 @@ def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch
         ("<!doctype html>\n<p>a</p>\n", "looks like a web page"),
     ],
 )
-def test_plain_text_that_looks_like_something_else_is_told(tmp_path: Path, content: str, notice: str) -> None:
-    texts, (told,) = read(tmp_path / "t.txt", content)
+def test_plain_text_that_looks_like_another_format_is_reported(tmp_path: Path, content: str, notice: str) -> None:
+    texts, (warning,) = read(tmp_path / "t.txt", content)
     assert texts == content.splitlines()
-    assert told.startswith(notice)
+    assert warning.startswith(notice)
 
 
-def test_lines_that_end_in_cr_alone_are_told(tmp_path: Path) -> None:
+def test_lines_that_end_in_cr_alone_are_reported(tmp_path: Path) -> None:
     for content in ("The owl\rA fox\r", "The owl\rA fox"):
-        texts, (told,) = read(tmp_path / "t.txt", content)
+        texts, (warning,) = read(tmp_path / "t.txt", content)
         assert texts == [content]
-        assert "lines end in CR alone" in told
+        assert "lines end in CR alone" in warning
     for content in ("The owl\r\nA fox\r\n", "The owl\r", "The\rowl\nA fox\n", "The owl"):
         assert read(tmp_path / "t.txt", content)[1] == []
 
 
-def test_prose_is_told_nothing(tmp_path: Path) -> None:
+def test_prose_gives_no_warning(tmp_path: Path) -> None:
     for content in ("A text, and more text.\n", "{braces}\nThe owl\n", "Text: the owl\n", "<The owl>\n"):
         assert read(tmp_path / "t.txt", content)[1] == []

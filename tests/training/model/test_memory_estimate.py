@@ -1,4 +1,4 @@
-"""The arithmetic of memory, against what torch's profiler counts in a real training step."""
+"""The memory estimate, compared with torch's profiler on a real training step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gpt2tg.options import TrainingOptions
 from gpt2tg.training.model import loss
 from gpt2tg.training.model.build import for_training
 from gpt2tg.training.model.lora import choose_weights
-from gpt2tg.training.model.memory import estimate, out_of_memory, remedies
+from gpt2tg.training.model.memory_estimate import estimate_memory, out_of_memory, remedies
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 
@@ -35,9 +35,10 @@ SMALL = shape(3, 128, 4, 2000, 128)
 
 
 def measured_peak(of: ModelShape, options: TrainingOptions, wrap: Callable[..., torch.nn.Module] | None = None) -> int:
-    """Bytes held at the worst moment of a later step, weights and the optimizer's state included.
+    """Return the peak bytes of a later step, weights and optimizer state included.
 
-    `wrap` makes of the model one whose gradients travel between processes, in buffers that are held all the time.
+    Args:
+        wrap: wraps the model in DDP, which keeps buffers of all gradients.
     """
     config = GPT2Config(
         vocab_size=of.vocab_size, n_positions=of.n_positions, n_embd=of.n_embd, n_layer=of.n_layer, n_head=of.n_head,
@@ -93,16 +94,16 @@ def measured_peak(of: ModelShape, options: TrainingOptions, wrap: Callable[..., 
     ],
     ids=str,
 )
-def test_the_estimate_is_what_a_step_takes(settings: dict, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_estimate_matches_the_measured_peak(settings: dict, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "ROWS", rows)
     options = TrainingOptions(**{"batch_size": 2, "block_size": 128, "dropout": 0.0, **settings})
-    found = estimate(SMALL, options, fused_attention=not options.dropout).peak
+    found = estimate_memory(SMALL, options, fused_attention=not options.dropout).peak
     assert found == pytest.approx(measured_peak(SMALL, options), rel=0.03)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_gradients_of_several_processes_are_counted_once(tmp_path: Path) -> None:
-    """They lie in the buffers in which they travel, as the trainer asks for; else each process held them twice."""
+def test_gradients_of_ddp_are_counted_once(tmp_path: Path) -> None:
+    """Gradients are views of DDP's buffers, as the trainer requests; otherwise each process would hold them twice."""
     options = TrainingOptions(batch_size=1, block_size=32, dropout=0.0)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
@@ -110,32 +111,32 @@ def test_gradients_of_several_processes_are_counted_once(tmp_path: Path) -> None
     finally:
         dist.destroy_process_group()
     # One by one they are there twice for a moment, until they are copied into their buffer.
-    assert estimate(SMALL, options, processes=2).peak == pytest.approx(measured, rel=0.08)
+    assert estimate_memory(SMALL, options, processes=2).peak == pytest.approx(measured, rel=0.08)
 
 
-def test_the_estimate_with_an_adapter_is_not_too_low() -> None:
-    """A frozen layer keeps a little less than one that learns; the arithmetic does not go into that."""
+def test_estimate_with_an_adapter_is_not_too_low() -> None:
+    """A frozen layer saves a little less than a trained one, which the estimate leaves out."""
     options = TrainingOptions(batch_size=2, block_size=128, dropout=0.0, lora=True)
-    assert 1 <= estimate(SMALL, options).peak / measured_peak(SMALL, options) < 1.25
+    assert 1 <= estimate_memory(SMALL, options).peak / measured_peak(SMALL, options) < 1.25
 
 
 def test_gpt2_xl_with_an_adapter_fits_in_8_gb() -> None:
     options = TrainingOptions(
         lora=True, bf16=True, gradient_checkpointing=True, block_size=1024, batch_size=1, gradient_accumulation_steps=8
     )
-    assert 3.1e9 < estimate(GPT2_XL, options).peak < 5e9
-    assert estimate(GPT2_XL, replace(options, batch_size=3)).peak < 7.5e9
+    assert 3.1e9 < estimate_memory(GPT2_XL, options).peak < 5e9
+    assert estimate_memory(GPT2_XL, replace(options, batch_size=3)).peak < 7.5e9
 
 
 @pytest.mark.parametrize("settings", [{"gradient_checkpointing": True}, {"bf16": True}], ids=str)
 def test_all_of_gpt2_fits_in_8_gb(settings: dict) -> None:
     options = TrainingOptions(block_size=1024, batch_size=4, **settings)
-    assert 2e9 < estimate(GPT2, options).peak < 7.5e9
+    assert 2e9 < estimate_memory(GPT2, options).peak < 7.5e9
 
 
 def test_remedies_are_the_most_effective_first() -> None:
     options = TrainingOptions(block_size=1024, batch_size=8)
-    now = estimate(GPT2, options).peak
+    now = estimate_memory(GPT2, options).peak
     peaks = [memory.peak for _, memory in remedies(GPT2, options)]
     assert peaks == sorted(peaks)
     assert peaks[-1] < now
@@ -143,18 +144,18 @@ def test_remedies_are_the_most_effective_first() -> None:
     assert {"--batch_size", "--gradient_checkpointing", "--bf16", "--lora", "--block_size"} <= set(names)
 
 
-def test_the_message_has_the_numbers_and_the_flags() -> None:
+def test_out_of_memory_message_has_numbers_and_flags() -> None:
     options = TrainingOptions(block_size=1024, batch_size=8, gradient_accumulation_steps=2)
     message = out_of_memory(GPT2, options, 8e9, fused_attention=True)
-    assert "8.0 GB are there" in message
+    assert "the device has 8.0 GB" in message
     assert "--batch_size 1 --gradient_accumulation_steps 16" in message
     assert "weights 0.5 GB" in message
     assert "--auto_batch_size finds" in message
     assert "--auto_batch_size" not in out_of_memory(GPT2, replace(options, auto_batch_size=True), None, True)
 
 
-def test_nothing_more_to_lower_is_said() -> None:
+def test_out_of_memory_message_without_remedies() -> None:
     options = TrainingOptions(
         batch_size=1, block_size=64, gradient_checkpointing=True, bf16=True, lora=True, optim="sgd"
     )
-    assert "a smaller model would fit" in out_of_memory(GPT2, options, None, fused_attention=True)
+    assert "take a smaller model" in out_of_memory(GPT2, options, None, fused_attention=True)

@@ -1,4 +1,4 @@
-"""What a fine-tuned model keeps of its base: tokenizer, roles of tokens, chat template, generation settings."""
+"""Files that a fine-tuned model keeps from its base: tokenizer, chat templates, generation settings."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import load
 from gpt2tg.options import NEWEST, TrainingOptions
-from gpt2tg.training.data.blocks import load_data
 from gpt2tg.training.data.sources import plan_sources
+from gpt2tg.training.data.training_data import load_data
 from gpt2tg.training.finetune import finetune
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -34,7 +34,7 @@ def quick(text_file: Path, output_dir: Path, **settings: object) -> TrainingOpti
 
 @pytest.fixture(scope="module")
 def base(tokenizer: TextTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with tokens, ends and a template of its own, as a chat model has them."""
+    """A model with added tokens, two end tokens and a chat template."""
     directory = tmp_path_factory.mktemp("base")
     raw = Tokenizer.from_str(tokenizer.raw.to_str())
     names = ["<s>", "<pad>", "<sep>"]
@@ -53,15 +53,15 @@ def base(tokenizer: TextTokenizer, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def kept(directory: Path) -> dict[str, bytes]:
-    """The files that every directory of a model brings, by name."""
+    """Return the files that every checkpoint must copy, by name."""
     names = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
     names |= {"chat_template.jinja", "generation_config.json"}
     return {path.name: path.read_bytes() for path in directory.iterdir() if path.name in names}
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_fine_tuning_keeps_what_the_base_brought(base: Path, text_file: Path, tmp_path: Path, lora: bool) -> None:
-    """In every checkpoint and at the end, merged or not; and so does the run that is resumed."""
+def test_fine_tuning_keeps_the_files_of_the_base(base: Path, text_file: Path, tmp_path: Path, lora: bool) -> None:
+    """In every checkpoint and in the final model, with an adapter and without, also after a resume."""
     out = tmp_path / "out"
     finetune(quick(text_file, out, lora=lora, max_steps=1), str(base))
     finetune(quick(text_file, out, lora=lora, resume=NEWEST), str(base))
@@ -90,8 +90,8 @@ def test_further_chat_templates_are_kept(base: Path, text_file: Path, tmp_path: 
     assert AutoTokenizer.from_pretrained(out, local_files_only=True).chat_template == theirs.chat_template
 
 
-def test_git_lfs_pointers_do_not_get_into_a_fine_tuned_model(base: Path, text_file: Path, tmp_path: Path) -> None:
-    """One that nobody reads is left behind, one that would be kept is named before anything is written."""
+def test_git_lfs_pointers_are_not_copied(base: Path, text_file: Path, tmp_path: Path) -> None:
+    """A pointer that is not needed is left out; a needed one is an error before anything is written."""
     source, out = tmp_path / "base", tmp_path / "out"
     shutil.copytree(base, source)
     (source / "vocab.json").write_text(POINTER)
@@ -118,10 +118,10 @@ def test_older_tokenizer_files_are_kept_too(tokenizer: TextTokenizer, text_file:
 
 
 @pytest.mark.parametrize("has_generation_config", [False, True])
-def test_the_tokenizers_own_end_token_ends_examples_and_the_model(
+def test_end_token_of_the_tokenizer_ends_generated_texts(
     model_dir: Path, text_file: Path, tmp_path: Path, has_generation_config: bool
 ) -> None:
-    """A base whose settings end texts with a word: the trained model must end with what it was taught."""
+    """The settings of the base end texts with an ordinary word; the trained model ends with its training token."""
     base, out = tmp_path / "base", tmp_path / "out"
     shutil.copytree(model_dir, base)
     word = 290
@@ -130,7 +130,7 @@ def test_the_tokenizers_own_end_token_ends_examples_and_the_model(
     (base / "generation_config.json").unlink()
     if has_generation_config:
         (base / "generation_config.json").write_text(json.dumps({"eos_token_id": word, "top_k": 7}))
-    assert 0 in learned(load_tokenizer(base, 300, [word]), text_file)
+    assert 0 in training_ids(load_tokenizer(base, 300, [word]), text_file)
     finetune(quick(text_file, out, max_steps=1), str(base))
     theirs = AutoModelForCausalLM.from_pretrained(out, local_files_only=True)
     assert theirs.config.eos_token_id == theirs.generation_config.eos_token_id == 0
@@ -139,23 +139,23 @@ def test_the_tokenizers_own_end_token_ends_examples_and_the_model(
         assert theirs.generation_config.top_k == 7
 
 
-def learned(tokenizer: TextTokenizer, path: Path, **settings: object) -> list[int]:
-    """The ids of a file as they are trained on."""
+def training_ids(tokenizer: TextTokenizer, path: Path, **settings: object) -> list[int]:
+    """Return the ids of a file as training packs them."""
     options = quick(path, Path("-"), block_size=64, **settings)
     return load_data(plan_sources(options), tokenizer, options).train[0]["input_ids"].tolist()
 
 
-def test_examples_begin_with_what_the_tokenizer_puts_before_a_text(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+def test_examples_begin_with_the_prefix_of_the_tokenizer(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     raw = Tokenizer.from_str(tokenizer.raw.to_str())
     raw.add_special_tokens(["<s>"])
     raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 300)])
     (tmp_path / "t.txt").write_text("an owl\ntwo bells\n")
-    ids = learned(TextTokenizer(raw, 0), tmp_path / "t.txt", examples="line")
+    ids = training_ids(TextTokenizer(raw, 0), tmp_path / "t.txt", examples="line")
     assert ids == [300, *tokenizer.encode("an owl"), 0, 300, *tokenizer.encode("two bells"), 0]
 
 
-def test_a_completion_is_encoded_as_it_follows_its_prompt(tmp_path: Path) -> None:
-    """A tokenizer that puts a space before a text's first word must not put one before the completion."""
+def test_completion_is_encoded_as_a_continuation(tmp_path: Path) -> None:
+    """A tokenizer that adds a space before the first word must add none before the completion."""
     words = ["▁the", "▁ow", "ow", "▁", *"theowl"]
     vocabulary = [("<unk>", 0.0), ("</s>", 0.0), *((word, -float(len(words) - i)) for i, word in enumerate(words))]
     raw = Tokenizer(models.Unigram(vocabulary, unk_id=0))
@@ -163,14 +163,14 @@ def test_a_completion_is_encoded_as_it_follows_its_prompt(tmp_path: Path) -> Non
     raw.pre_tokenizer, raw.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     tokenizer = TextTokenizer(raw, 1)
     (tmp_path / "t.jsonl").write_text(json.dumps({"prompt": "the ow", "completion": "l the"}) + "\n")
-    ids = learned(tokenizer, tmp_path / "t.jsonl")
+    ids = training_ids(tokenizer, tmp_path / "t.jsonl")
     assert tokenizer.decode(ids) == "the owl the"
     assert ids[-1] == 1
 
 
-def test_a_text_that_names_a_special_token_is_trained_with_the_token(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+def test_special_token_in_a_text_is_encoded_as_one_token(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     raw = Tokenizer.from_str(tokenizer.raw.to_str())
     raw.add_special_tokens(["<sep>"])
     (tmp_path / "t.txt").write_text("an<sep>owl\n")
-    ids = learned(TextTokenizer(raw, 0), tmp_path / "t.txt", examples="line")
+    ids = training_ids(TextTokenizer(raw, 0), tmp_path / "t.txt", examples="line")
     assert ids == [*tokenizer.encode("an"), 300, *tokenizer.encode("owl"), 0]

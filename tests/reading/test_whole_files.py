@@ -1,4 +1,4 @@
-"""One reader of texts for all that takes them: prompts, lines to score, references, training texts, sessions."""
+"""Every command reads texts in the same way: prompts, lines to score, references, training texts, sessions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gpt2tg.errors import UserError
 from gpt2tg.options import CompareOptions, PromptOptions
 from gpt2tg.session.files import load_session
 from gpt2tg.session.front import plain_front
-from gpt2tg.training.data.sources import Reading, survey
+from gpt2tg.training.data.corpus import TextFormat, scan_corpus
 
 Capture = pytest.CaptureFixture[str]
 
@@ -47,7 +47,7 @@ def as_training_text(path: Path) -> Sequence[str]:
 
 
 def as_examples(path: Path) -> Sequence[str]:
-    return [piece.text for piece in survey((str(path),), Reading("line"), "train_file").pieces()]
+    return [piece.text for piece in scan_corpus((str(path),), TextFormat("line"), "train_file").pieces()]
 
 
 READERS = {
@@ -62,7 +62,7 @@ Read = Callable[[Path], Sequence[str]]
 
 
 def written(path: Path, column: str) -> Path:
-    """The two texts, in the form that the name of the file tells."""
+    """Write the two texts in the format of the file name."""
     kind = path.suffix.lower()
     if kind in (".jsonl", ".ndjson"):
         lines = [json.dumps({column: text}) for text in TEXTS]
@@ -78,7 +78,7 @@ def written(path: Path, column: str) -> Path:
 
 @readers
 @pytest.mark.parametrize("name", ["t.jsonl", "t.NDJSON", "t.csv", "t.TSV", "t.txt"])
-def test_texts_are_the_same_wherever_they_are_read(tmp_path: Path, read: Read, name: str) -> None:
+def test_every_command_reads_the_same_texts(tmp_path: Path, read: Read, name: str) -> None:
     column = "prompt" if read is as_prompts else "text"
     assert [*read(written(tmp_path / name, column))] == TEXTS
 
@@ -92,7 +92,7 @@ def test_texts_are_the_same_wherever_they_are_read(tmp_path: Path, read: Read, n
         ("t.txt", b"The owl\0\n", "is a binary file: byte 7 is zero"),
         ("t.txt", b"caf\xe9\n", "is not UTF-8: byte 3"),
         ("t.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "is a Git LFS pointer"),
-        ("t.json", b'{"text": "The owl"}', "would be read as plain text: write it as .jsonl"),
+        ("t.json", b'{"text": "The owl"}', "would be read as plain text: write one object per line into a .jsonl"),
         ("t.pdf", b"%PDF-1.4\n", "is a PDF"),
         ("t.csv", b"text\nThe owl, old, slept.\n", "line 2: 3 values for 1 column"),
         (
@@ -103,7 +103,7 @@ def test_texts_are_the_same_wherever_they_are_read(tmp_path: Path, read: Read, n
         ("t.jsonl", b"The owl\n", "line 1"),
     ],
 )
-def test_what_is_no_text_is_refused_wherever_it_is_read(
+def test_every_command_refuses_what_is_not_text(
     tmp_path: Path, read: Read, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -115,16 +115,16 @@ def test_what_is_no_text_is_refused_wherever_it_is_read(
 
 
 @pytest.mark.parametrize("mode", ["line", "paragraph", "file"])
-def test_a_reference_has_the_examples_of_training(tmp_path: Path, mode: str) -> None:
+def test_a_reference_is_read_as_training_reads_it(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "t.txt"
     path.write_bytes("\ufeffone\r\ntwo\r\n\r\n \t\r\n  three \r\n\r\n\r\nfour".encode())
-    found = survey((str(path),), Reading(mode), "train_file")
-    assert read_inputs(CompareOptions(reference=str(path), examples=mode), [], print).reference == tuple(
+    found = scan_corpus((str(path),), TextFormat(mode), "train_file")
+    assert read_request(CompareOptions(reference=str(path), examples=mode), [], print).reference == tuple(
         piece.text for piece in found.pieces()
     )
 
 
-def test_prompts_and_completions_are_measured_joined(tmp_path: Path) -> None:
+def test_prompt_and_completion_are_joined_for_scoring(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("prompt,completion\nThe owl:, slept.\n")
     assert as_reference(path) == ("The owl: slept.",)
@@ -136,7 +136,7 @@ def test_prompts_and_completions_are_measured_joined(tmp_path: Path) -> None:
 
 
 def test_texts_of_a_table_are_scored(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
-    """By the line that a row begins in; a text of several lines stands in one row of the table."""
+    """Rows are numbered by their first line; a text of several lines is one row of the printed table."""
     path = tmp_path / "t.csv"
     path.write_text('id;story;note\n1;"The owl\nslept.";\n\n2;A fox;x\n')
     words = ["--model_path", str(model_dir), "--score", str(path), "--text_column", "story"]
@@ -149,7 +149,7 @@ def test_texts_of_a_table_are_scored(model_dir: Path, tmp_path: Path, capsys: Ca
     assert [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()[1:3]] == ["The owl slept.", "A fox"]
 
 
-def test_evaluation_tells_the_column(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_evaluation_reports_the_column(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "t.csv"
     path.write_text("id|text\n1|The owl slept.\n")
     words = ["--task", "evaluate", "--model_name", str(model_dir), "--eval_file", str(path)]
@@ -163,11 +163,11 @@ def test_comparison_refuses_a_broken_table(tmp_path: Path, flag: str, capsys: Ca
     path.write_text('{"text": "a"}\n{"text": "b"\n')
     words = ["--compare", "--model_name", "gpt2-tiny", "--prompt", "The owl"]
     assert text_generation_demo.main([*words, flag, str(path)]) == 2
-    assert f"{flag} {path}, line 2 is no JSON" in capsys.readouterr().err
+    assert f"{flag} {path}, line 2 is not valid JSON" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--compare"], ["--tune"]])
-def test_comparison_and_tuning_take_the_column(tmp_path: Path, words: list[str], capsys: Capture) -> None:
+def test_comparison_and_tuning_accept_text_column(tmp_path: Path, words: list[str], capsys: Capture) -> None:
     path = tmp_path / "t.csv"
     path.write_text("title;story\na;The owl slept.\n")
     words = [*words, "--model_name", "no/such/model", "--reference", str(path), "--text_column"]
@@ -177,11 +177,11 @@ def test_comparison_and_tuning_take_the_column(tmp_path: Path, words: list[str],
     assert f'{path}: reading the column "story" (of title, story; semicolons' in capsys.readouterr().err
 
 
-def test_a_column_of_plain_prompts_is_refused(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_text_column_for_plain_prompts_is_refused(model_dir: Path, tmp_path: Path, capsys: Capture) -> None:
     path = written(tmp_path / "t.txt", "prompt")
     words = ["--model_path", str(model_dir), "--prompts_file", str(path), "--text_column", "story"]
     assert generate_from_finetuned.main(words) == 2
-    assert "--text_column story is for .csv, .tsv, .jsonl, .ndjson: " in capsys.readouterr().err
+    assert "--text_column story names a column of a table (.csv, .tsv, .jsonl, .ndjson)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("line", [r'{"prompt": "\ud83d"}', r'{"prompt": "a", "stop": ["\udc00"]}'])
@@ -201,7 +201,7 @@ def test_half_an_emoji_in_a_session_is_refused(tmp_path: Path) -> None:
         load_session(path)
 
 
-def test_a_byte_order_mark_on_stdin_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_byte_order_mark_on_stdin_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeffThe owl\nA fox\n"))
     assert lines_to_score("-") == [(1, "The owl"), (2, "A fox")]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeffThe owl\n"))

@@ -1,4 +1,4 @@
-"""Dropout, attention and memory on a processor."""
+"""GELU, dropout, attention and memory settings for training on a CPU."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from conftest import kernels_here, random_model
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt2tg.training.model import cpu
+from gpt2tg.training.model import cpu_speedups
 from gpt2tg.training.model.build import for_training
-from gpt2tg.training.model.cpu import GELU, Dropout, attention, dropped, keep_freed_memory
+from gpt2tg.training.model.cpu_speedups import GELU, Dropout, attention, dropped, keep_freed_memory
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_so_many_are_dropped_and_the_others_make_up_for_it(share: float) -> None:
+def test_dropout_has_the_right_rate_and_scale(share: float) -> None:
     torch.manual_seed(3)
     count = 1_000_001  # no multiple of the numbers that one draw decides on
     found = dropped(torch.full((count,), 2.0), share)
@@ -28,7 +28,7 @@ def test_so_many_are_dropped_and_the_others_make_up_for_it(share: float) -> None
     assert both == pytest.approx(share**2, abs=10 * deviation)
 
 
-def test_the_seed_decides_and_the_state_is_torchs() -> None:
+def test_dropout_draws_from_the_state_of_torch() -> None:
     torch.manual_seed(5)
     first, state = dropped(torch.ones(50), 0.5), torch.get_rng_state()
     second = dropped(torch.ones(50), 0.5)
@@ -37,14 +37,14 @@ def test_the_seed_decides_and_the_state_is_torchs() -> None:
     assert not torch.equal(first, second)
 
 
-def test_what_is_dropped_learns_nothing() -> None:
+def test_dropped_elements_get_no_gradient() -> None:
     x = torch.randn(400, requires_grad=True)
     found = dropped(x, 0.3)
     (gradient,) = torch.autograd.grad(found.sum(), x)
     torch.testing.assert_close(gradient * x, found)
 
 
-def test_nothing_is_dropped_where_nobody_learns() -> None:
+def test_nothing_is_dropped_in_evaluation_mode() -> None:
     x = torch.ones(100)
     assert torch.equal(Dropout(0.5).eval()(x), x)
     assert torch.equal(Dropout(0.0).train()(x), x)
@@ -58,21 +58,21 @@ def test_nothing_is_dropped_where_nobody_learns() -> None:
 
 
 @pytest.mark.parametrize("size", [(1,), (16,), (3, 33), (2, 9, 512)], ids=str)
-def test_the_gelu_and_its_gradient_are_those_in_64_bits(size: tuple[int, ...]) -> None:
-    """Of full registers and of what is left over; far out too, where it is 0 or x."""
+def test_gelu_and_its_gradient_match_fp64(size: tuple[int, ...]) -> None:
+    """For sizes that do and do not fill vector registers, and for far values, where it is 0 or x."""
     kernels_here()
     x, gradient = torch.randn(2, *size, generator=torch.Generator().manual_seed(1))
     x = (5 * x.flatten().index_fill(0, torch.tensor([0]), -40.0)).view(size).requires_grad_()
     exact = x.detach().double().requires_grad_()
     expected, found = F.gelu(exact, approximate="tanh"), GELU()(x)
-    assert isinstance(found.grad_fn, cpu.GELUWithSlope._backward_cls)
+    assert isinstance(found.grad_fn, cpu_speedups.GELUWithSlope._backward_cls)
     near = dict(rtol=1e-5, atol=1e-6, check_dtype=False)
     torch.testing.assert_close(found, expected, **near)
     (mine,), (theirs,) = (torch.autograd.grad(y, z, gradient.to(z.dtype)) for y, z in ((found, x), (expected, exact)))
     torch.testing.assert_close(mine, theirs, **near)
 
 
-def test_the_gelu_has_the_same_bits_whatever_the_threads() -> None:
+def test_gelu_is_bit_equal_for_any_thread_count() -> None:
     kernels_here()
     x = torch.randn(7, 1001, requires_grad=True)
     made = []
@@ -86,7 +86,7 @@ def test_the_gelu_has_the_same_bits_whatever_the_threads() -> None:
     assert all(torch.equal(mine, first) for each in made for mine, first in zip(each, made[0], strict=True))
 
 
-def test_the_gelu_takes_what_lies_apart_and_passes_on_what_is_no_number() -> None:
+def test_gelu_handles_strided_input_and_nan() -> None:
     kernels_here()
     x = torch.randn(30, 40)
     x[3, 4], x[5, 6] = torch.nan, torch.inf
@@ -95,15 +95,15 @@ def test_the_gelu_takes_what_lies_apart_and_passes_on_what_is_no_number() -> Non
         torch.testing.assert_close(GELU()(part), F.gelu(part, approximate="tanh"), equal_nan=True)
 
 
-def test_what_does_not_learn_keeps_no_slope() -> None:
+def test_gelu_saves_no_slope_without_gradients() -> None:
     x = torch.randn(40)
     assert GELU()(x).grad_fn is None
     with torch.no_grad():
         assert torch.equal(GELU()(x.requires_grad_()), F.gelu(x, approximate="tanh"))
 
 
-def test_the_gelu_is_torchs_where_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu.kernels, "load", lambda: None)
+def test_gelu_falls_back_to_torch_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_speedups.kernels, "load", lambda: None)
     x = torch.randn(40, requires_grad=True)
     assert torch.equal(GELU()(x), F.gelu(x, approximate="tanh"))
     assert torch.equal(GELU()(x.bfloat16()), F.gelu(x.bfloat16(), approximate="tanh"))
@@ -111,8 +111,8 @@ def test_the_gelu_is_torchs_where_there_are_no_kernels(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("dropout", [0, 0.5])
 @pytest.mark.parametrize("mask", [None, "two texts"])
-def test_a_compiled_model_learns_the_same(dropout: float, mask: str | None) -> None:
-    """All that torch does before it makes code; with dropout, that it learns by the seed alone."""
+def test_compiled_model_has_the_same_loss_and_gradients(dropout: float, mask: str | None) -> None:
+    """Covers what torch.compile does before code generation. With dropout, the loss depends only on the seed."""
     shares = dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), dropout)
     plain, compiled = (for_training(random_model(**shares).train()) for _ in range(2))
     compiled.transformer.compile(backend="aot_eager")
@@ -133,17 +133,17 @@ def test_a_compiled_model_learns_the_same(dropout: float, mask: str | None) -> N
 
 
 def documents_apart(length: int) -> Tensor:
-    """Two texts in a block: each token sees those before it in its own."""
+    """Return the mask of two texts in a block: each token attends only to its own text, up to itself."""
     text = torch.arange(length) >= length // 2
     return ((text[:, None] == text[None]) & torch.ones(length, length, dtype=torch.bool).tril())[None, None]
 
 
 @pytest.mark.parametrize("mask", [None, documents_apart(9)], ids=["causal", "two texts"])
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-def test_attention_is_torchs_but_for_the_dropping(
+def test_attention_without_dropping_matches_torch(
     monkeypatch: pytest.MonkeyPatch, mask: Tensor | None, kind: torch.dtype
 ) -> None:
-    monkeypatch.setattr(cpu, "dropped", lambda weights, share: weights)
+    monkeypatch.setattr(cpu_speedups, "dropped", lambda weights, share: weights)
     query, key, value = (torch.randn(2, 4, 9, 8, dtype=kind).requires_grad_() for _ in range(3))
     found, _ = attention(torch.nn.Module(), query, key, value, mask, dropout=0.1, scaling=0.3)
     expected = F.scaled_dot_product_attention(
@@ -159,8 +159,16 @@ def test_attention_is_torchs_but_for_the_dropping(
         torch.testing.assert_close(mine, theirs, **near)
 
 
-def test_a_model_learns_with_dropout() -> None:
-    """Chance enters, and by the seed alone."""
+def test_attention_scales_by_the_head_width_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_speedups, "dropped", lambda weights, share: weights)
+    query, key, value = (torch.randn(2, 4, 9, 8) for _ in range(3))
+    found, _ = attention(torch.nn.Module(), query, key, value, None, dropout=0.1)
+    expected = F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_loss_with_dropout_depends_only_on_the_seed() -> None:
+    """Dropout changes the loss, and depends only on the seed."""
     model = for_training(random_model(attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5).train())
     ids = torch.arange(8)[None]
 
@@ -173,8 +181,8 @@ def test_a_model_learns_with_dropout() -> None:
 
 
 @pytest.mark.parametrize("most", [2**31 - 1, 2**25], ids=["new glibc", "old glibc"])
-def test_glibc_is_told_to_keep_what_is_freed(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    """Whether it helps depends on where blocks come to lie, so what is tested is what is asked for (malloc.h)."""
+def test_glibc_is_set_to_keep_freed_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Whether it helps depends on the layout of the heap, so the test checks the calls (constants of malloc.h)."""
     m_trim_threshold, m_mmap_threshold = -1, -3
     taken: dict[int, int] = {}
 
@@ -185,11 +193,11 @@ def test_glibc_is_told_to_keep_what_is_freed(monkeypatch: pytest.MonkeyPatch, mo
             taken[setting] = value
             return 1
 
-    monkeypatch.setattr(cpu.platform, "libc_ver", lambda: ("glibc", "2.36"))
-    monkeypatch.setattr(cpu.ctypes, "CDLL", lambda name: Libc())
+    monkeypatch.setattr(cpu_speedups.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(cpu_speedups.ctypes, "CDLL", lambda name: Libc())
     keep_freed_memory()
     assert taken == {m_trim_threshold: 2**31 - 1, m_mmap_threshold: most}
     taken.clear()
-    monkeypatch.setattr(cpu.platform, "libc_ver", lambda: ("", ""))  # macOS, Windows, musl
+    monkeypatch.setattr(cpu_speedups.platform, "libc_ver", lambda: ("", ""))  # macOS, Windows, musl
     keep_freed_memory()
     assert not taken

@@ -1,0 +1,97 @@
+"""Read the rows of JSON Lines files: one JSON object per line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import Any, TextIO
+
+from gpt2tg.reading.columns import ColumnChoice, Columns, join_names, reading_notice
+from gpt2tg.reading.strict_json import parse_json, refuse_lone_surrogates
+from gpt2tg.reading.table_row import Notify, TableError, TableRow, bounded_lines, notify_empty, row_or_empty
+
+# The columns are those of the first rows, this many of them.
+HEAD_ROWS = 100
+
+HOW_TO_WRITE = 'write it like {"text": "..."}'
+
+
+def read_jsonl_rows(file: TextIO, choice: ColumnChoice, notify: Notify) -> Iterator[TableRow]:
+    """Yield the rows of a jsonl file. A row that lacks the chosen column is empty.
+
+    Raises:
+        TableError: a line is not a JSON object, no column can be chosen, or most rows lack it.
+    """
+    objects = _objects(file)
+    head = list(islice(objects, HEAD_ROWS))
+    if not head:
+        return
+    available = [*dict.fromkeys(name for _, row in head for name in row)]
+    columns = choice.by_name(available) or choice.only_one(available)
+    if not columns:
+        raise choice.error(available)
+    notify(reading_notice(columns))
+    yield from _select(chain(head, objects), columns, notify)
+
+
+def _select(objects: Iterator[tuple[int, dict[str, Any]]], columns: Columns, notify: Notify) -> Iterator[TableRow]:
+    """Yield the chosen columns of each row.
+
+    Raises:
+        TableError: a value is not a string, or most rows lack the column of the text.
+    """
+    rows = empty = lacking = 0
+    example = ""
+    for line, row in objects:
+        rows += 1
+        if columns[-1] not in row:
+            lacking += 1
+            example = example or f"line {line}, which has {join_names(row)}"
+            yield TableRow(line, "", "")
+            continue
+        *prompt, text = (_string(row, column, line) for column in columns)
+        empty += not text.strip()
+        yield row_or_empty(line, "".join(prompt), text)
+    if lacking:
+        missing = f"no {join_names(columns[-1:])} in {lacking:,} of {rows:,} rows, such as {example}"
+        if 2 * lacking > rows:
+            raise TableError(f"has {missing}: name the column of the text with --text_column, or fix these rows")
+        notify(f"skipped rows with {missing}")
+    notify_empty(empty, notify)
+
+
+def _objects(file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the object on each line that is not blank, with the number of the line."""
+    is_first = True
+    for number, line in enumerate(bounded_lines(file), start=1):
+        if not line.strip():
+            continue
+        if is_first and line.strip() in ("[", "{"):
+            raise TableError(
+                f"line {number} begins JSON that spans several lines: write each object on one line, "
+                f"for instance with: jq -c '{'.[]' if line.strip() == '[' else '.'}'"
+            )
+        is_first = False
+        try:
+            row = parse_json(line.rstrip("\r\n"))
+        except ValueError as error:
+            raise TableError(f"line {number} {error}: {HOW_TO_WRITE}") from None
+        if not isinstance(row, dict):
+            is_list = isinstance(row, list) and row and isinstance(row[0], dict)
+            way_out = "write each object on a line of its own, for instance with: jq -c '.[]'"
+            raise TableError(f"line {number} is not a JSON object: {way_out if is_list else HOW_TO_WRITE}")
+        yield number, row
+
+
+def _string(row: dict[str, Any], column: str, line: int) -> str:
+    """Return a value that must be a string; an empty one if it is missing or null."""
+    text = row.get(column)
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise TableError(f"line {line}: {column} is {str(text)[:40]}, expected a string in quotes")
+    try:
+        refuse_lone_surrogates(text)
+    except ValueError as error:
+        raise TableError(f"line {line}: {column} {error}") from None
+    return text
