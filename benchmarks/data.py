@@ -51,7 +51,7 @@ def write_text(path: Path, size: int) -> None:
 def ours(file: str, block_size: int) -> Callable[[], dict]:
     """Return a function that prepares the file with gpt2tg."""
     from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY, read_shape
-    from gpt2tg.checkpoint.tokenizer import load_tokenizer
+    from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer
     from gpt2tg.options import TrainingOptions
     from gpt2tg.training.data.sources import plan_sources
     from gpt2tg.training.data.training_data import load_data

@@ -49,7 +49,7 @@ def _write_checkpoint(shape: str, directory: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
-    from gpt2tg.checkpoint.tokenizer import load_tokenizer
+    from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer
     from gpt2tg.training.model.new_tokenizer import transformers_tokenizer
 
     torch.manual_seed(SEED)

@@ -208,7 +208,7 @@ def headings(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_flags_and_files_that_are_named_exist(page: Path) -> None:
-    known = {flag for script in SCRIPTS.values() for flag in script.parser()._option_string_actions}
+    known = {flag for script in SCRIPTS.values() for flag in script.parser().takes}
     text = prose(page)
     for flag in re.findall(r"`(--[a-z][a-z][\w-]*)", text):
         assert flag.replace("-", "_").replace("__", "--", 1) in known | FOREIGN, f"{name(page)}: {flag}"

@@ -163,7 +163,7 @@ def test_scripts_are_never_imported() -> None:
         ("gpt2tg.cli", HEAVY),
         (", ".join(f"gpt2tg.commands.{path.stem}" for path in (PACKAGE / "commands").glob("[a-z]*.py")), HEAVY),
         ("gpt2tg.engine.cpu.startup", HEAVY),
-        ("gpt2tg.reading.readers", HEAVY | {"numpy"}),
+        ("gpt2tg.reading", HEAVY | {"numpy"}),
         ("gpt2tg.generation.generator", {"transformers", "datasets", "accelerate", "peft", "regex"}),
         ("gpt2tg.session", {"transformers", "datasets", "accelerate", "peft", "prompt_toolkit", "platformdirs"}),
         ("gpt2tg.comparison", {"transformers", "datasets", "accelerate", "peft"}),

@@ -17,7 +17,7 @@ from gpt2tg.comparison.results import Comparison, compare_strategies
 from gpt2tg.comparison.strategies import parse_strategies
 from gpt2tg.comparison.table import terminal_table
 from gpt2tg.generation.generator import Generator
-from gpt2tg.reading.readers import examples_of, read_text
+from gpt2tg.reading import examples_of, read_text
 from gpt2tg.tuning.heat_map import heat_map
 from gpt2tg.tuning.search import tune_settings
 from gpt2tg.tuning.summary import summary

@@ -9,7 +9,6 @@ from typing import Any
 from gpt2tg.checkpoint.adapters import embedding_rows, is_adapter
 from gpt2tg.checkpoint.file_names import GENERATION_CONFIG
 from gpt2tg.checkpoint.find import base_directory
-from gpt2tg.checkpoint.hub import GENERATION_CONFIG
 from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.errors import UserError, one_line
 from gpt2tg.io.json_files import read_json

@@ -14,7 +14,6 @@ from gpt2tg.checkpoint.file_names import (
     TOKENIZER_FILES,
     VOCABULARY_FILES,
     WEIGHT_FILES,
-    complete_vocabulary,
 )
 from gpt2tg.checkpoint.hub import fetch_model
 from gpt2tg.checkpoint.weight_files import find_weights

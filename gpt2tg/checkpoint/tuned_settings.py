@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from gpt2tg.checkpoint.hub import GENERATION_CONFIG
+from gpt2tg.checkpoint.file_names import GENERATION_CONFIG
 from gpt2tg.checkpoint.runs import MANIFEST
 from gpt2tg.errors import UserError
 from gpt2tg.io.json_files import read_json

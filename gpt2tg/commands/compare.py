@@ -50,19 +50,19 @@ def compare(model: ModelChoice, command: CompareCommand) -> None:
     """
     _notice_unused(command)
 
-    from gpt2tg.comparison.strategies import strategies_to_compare
+    from gpt2tg.comparison.strategies import parse_strategies
 
-    strategies_to_compare(command.base, command.compare.strategies, say=lambda _: None)  # refuses a wrong --strategies
+    parse_strategies(command.base, command.compare.strategies, say=lambda _: None)  # refuses a wrong --strategies
     model.check_device()
 
-    from gpt2tg.comparison.request import carry_out, read_request, texts_of
+    from gpt2tg.comparison.run import prompt_texts, read_inputs, run_comparison
 
-    prompts = [] if command.prompts_from_reference else texts_of(command.prompts, notice)
-    request = read_request(command.compare, prompts, notice, command.prompts.text_column)
+    prompts = [] if command.prompts_from_reference else prompt_texts(command.prompts, notice)
+    inputs = read_inputs(command.compare, prompts, notice, command.prompts.text_column)
     loading = start_loading(model)
     strategies = command.compare.strategies or _all_strategies(loading, command)
-    carry_out(
-        request,
+    run_comparison(
+        inputs,
         generator=loading.finish(),
         name=loading.checkpoint.name,
         base=command.base,

@@ -70,6 +70,7 @@ def _run(model: ModelChoice, command: SessionCommand, signals: SessionSignals) -
     tuned = loading.tuned_settings(command.decoding, command.given)
 
     from gpt2tg.session import Session
+    from gpt2tg.session.loop import run
 
     generator = loading.finish()
     decoding = _with_length(with_settings(command.decoding, tuned), generator, command.given)
@@ -78,12 +79,12 @@ def _run(model: ModelChoice, command: SessionCommand, signals: SessionSignals) -
     load = partial(load_generator, device=model.device, precision=model.precision)
     session = Session(generator, decoding, loading.checkpoint.name, front, load)
     session.chosen.update(command.given.intersection(flags_of(DecodingOptions)))
-    session.brought = set(tuned)
+    session.tuned = set(tuned)
     if front.at_terminal:
         session.welcome()
-    session.run(command.prompt)
-    if session.refused and not front.at_terminal:
-        raise UserError(f"{session.refused} of the lines could not be answered")
+    run(session, command.prompt)
+    if session.failed_lines and not front.at_terminal:
+        raise UserError(f"{session.failed_lines} of the lines could not be answered")
 
 
 def _with_length(options: DecodingOptions, generator: Generator, given: frozenset[str]) -> DecodingOptions:
@@ -95,9 +96,9 @@ def _with_length(options: DecodingOptions, generator: Generator, given: frozense
 
 def _front(signals: SessionSignals) -> Front:
     """Return the line editor at a terminal that can show it, and plain streams otherwise."""
-    from gpt2tg.session.front import is_able_terminal, plain_front
+    from gpt2tg.session.front import can_edit_lines, plain_front
 
-    if is_able_terminal():
+    if can_edit_lines():
         try:
             from gpt2tg.session.terminal import terminal_front
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt2tg.checkpoint.checkpoint import Checkpoint
-from gpt2tg.checkpoint.hub import GENERATION_CONFIG
+from gpt2tg.checkpoint.file_names import GENERATION_CONFIG
 from gpt2tg.checkpoint.tuned_settings import as_flags, tunable_settings, write_tuned_settings
 from gpt2tg.commands.flags import Flags, notice_unused
 from gpt2tg.commands.loading import Loading, ModelChoice, start_loading
@@ -28,7 +28,7 @@ from gpt2tg.options import (
 
 if TYPE_CHECKING:  # imports torch
     from gpt2tg.generation.generator import Generator
-    from gpt2tg.tuning.tune import Tuning
+    from gpt2tg.tuning.search import Tuning
 
 UNUSED = (*NOT_FOR_TUNING, "compare", "strategies", "train_file", "output", "prompt", "prompts_file")
 
@@ -76,24 +76,25 @@ def tune(model: ModelChoice, command: TuneCommand) -> None:
     notice_unused(command.given, SEARCHED_SETTINGS, "--tune searches it")
     model.check_device()
 
-    from gpt2tg.comparison import report, table
+    from gpt2tg.comparison import export, report
+    from gpt2tg.tuning.page import tuning_page
 
-    page = table.file_to_write(command.compare.report, report.FORMATS, "report", command.compare.overwrite, notice)
+    page = export.file_to_write(command.compare.report, report.FORMATS, "report", command.compare.overwrite, notice)
     examples = _read_reference(command)
     loading = start_loading(model)
     if command.tune.apply:
         _check_can_apply(loading.checkpoint)
     found, generator = _search(command, loading, examples)
     if page:
-        report.write_report(report.tuning_page(generator, found, loading.checkpoint.name), page)
+        report.write_report(tuning_page(generator, found, loading.checkpoint.name), page)
     _apply(command, loading.checkpoint, found)
 
 
 def _read_reference(command: TuneCommand) -> list[str]:
-    from gpt2tg.reading.readers import read_examples, require_table
+    from gpt2tg.reading import check_text_column, read_examples
 
     human = Path(command.reference)
-    require_table(command.text_column, human)
+    check_text_column(command.text_column, human)
     return read_examples(human, "reference", command.compare.examples, command.text_column, notice)
 
 
@@ -109,7 +110,8 @@ def _check_can_apply(checkpoint: Checkpoint) -> None:
 def _search(command: TuneCommand, loading: Loading, examples: list[str]) -> tuple[Tuning, Generator]:
     """Load the model, search, and print the outcome."""
     from gpt2tg.generation.generator import new_seed
-    from gpt2tg.tuning import tune as tuning
+    from gpt2tg.tuning.search import tune_settings
+    from gpt2tg.tuning.summary import summary
 
     generator = loading.finish()
     base = command.base if command.base.seed is not None else replace(command.base, seed=new_seed())
@@ -117,14 +119,14 @@ def _search(command: TuneCommand, loading: Loading, examples: list[str]) -> tupl
     notice(f"seed {base.seed}")
     notice(f"measuring the reference; then settings are tried and the best checked, in {budget:g} s")
     prompts = command.compare.num_prompts or MOST_TUNING_PROMPTS
-    found = tuning.tune(generator, examples, base, prompts, budget, command.batch_size, notice)
-    write_out(tuning.summary(found.end))
+    found = tune_settings(generator, examples, base, prompts, budget, command.batch_size, notice)
+    write_out(summary(found.check))
     return found, generator
 
 
 def _apply(command: TuneCommand, checkpoint: Checkpoint, found: Tuning) -> None:
     """Save the settings in the checkpoint if they are a clear gain and `--apply` asks for it; print them."""
-    best, is_clear = found.end.tuned.options, found.end.is_clear
+    best, is_clear = found.check.tuned.options, found.check.is_clear
     settings = as_flags(tunable_settings(best))
     if command.tune.apply and is_clear:
         file = write_tuned_settings(checkpoint.directory, best)

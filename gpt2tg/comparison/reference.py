@@ -152,7 +152,7 @@ def as_samples(generator: Generator, passages: Sequence[Passage]) -> list[Sample
     return [
         Sample(
             prompt=passage.prompt,
-            completion=generator.tokenizer.added(passage.context, passage.ids),
+            completion=generator.tokenizer.decode_after(passage.context, passage.ids),
             prompt_index=number,
             index=0,
             prompt_tokens=len(passage.context),

@@ -14,7 +14,7 @@ from gpt2tg.comparison.strategies import parse_strategies
 from gpt2tg.comparison.table import terminal_table, text_writer
 from gpt2tg.generation.generator import Generator, Sample, new_seed
 from gpt2tg.options import DEFAULT_REFERENCE_PROMPTS, CompareOptions, DecodingOptions, PromptOptions
-from gpt2tg.reading.readers import read_examples, require_table
+from gpt2tg.reading import check_text_column, read_examples
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def read_inputs(
     page = export.file_to_write(options.report, report.FORMATS, "report", options.overwrite, say)
     files = [Path(file) for file in (options.reference, options.train_file) if file is not None]
     if files:
-        require_table(text_column, *files)
+        check_text_column(text_column, *files)
     examples: list[str] = []
     if options.reference is not None:
         examples = read_examples(Path(options.reference), "reference", options.examples, text_column, say)

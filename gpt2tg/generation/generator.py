@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 
 from gpt2tg.checkpoint.checkpoint import Checkpoint, resolve_checkpoint
-from gpt2tg.checkpoint.tokenizer import TextTokenizer, load_tokenizer, note_on_unused, unused_ids
+from gpt2tg.checkpoint.tokenizer import TextTokenizer
+from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer, note_on_unused, unused_ids
 from gpt2tg.checkpoint.weights import stream_weights
 from gpt2tg.decoding.interface import NotFiniteError
-from gpt2tg.engine.cpu import preload
 from gpt2tg.engine.cuda_graph import ContinuousBatch
 from gpt2tg.engine.model import GPT2
 from gpt2tg.errors import RunError, UserError

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gpt2tg.checkpoint.text_stream import decode_tail
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.decoding.stopping import Deadline, Endings, StopStrings, with_marks
 from gpt2tg.errors import UserError
@@ -52,7 +53,7 @@ class RequestBatch:
         strings, marks = with_marks(self.options.stop, self.tokenizer.special)
 
         def tail(index: int, ids: Sequence[int], count: int) -> str:
-            return self.tokenizer.tail(requests[index].ids, ids, count, marks)
+            return decode_tail(self.tokenizer, requests[index].ids, ids, count, marks)
 
         stop = StopStrings(strings, tail)
         if self.options.max_time is None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gpt2tg.errors import UserError
+from gpt2tg.errors import UserError, nearest
 from gpt2tg.options import STRATEGIES
 from gpt2tg.session import compare_command, file_commands, inspect_commands, setting_commands, text_commands
 from gpt2tg.session.session import Session
@@ -44,8 +43,8 @@ def find_command(word: str) -> Command:
     setting = word.removeprefix("/").partition("=")[0].replace("-", "_")
     if setting in FIELDS:
         raise UserError(f"unknown command {word}: settings are changed with /set {setting}=...")
-    near = difflib.get_close_matches(word, COMMANDS, n=1)
-    hint = f"did you mean {near[0]}?" if near else "/help lists all commands"
+    near = nearest(word, COMMANDS)
+    hint = f"did you mean {near}?" if near else "/help lists all commands"
     raise UserError(f"unknown command {word}: {hint}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2tg.comparison.strategies import parse_strategies
-from gpt2tg.errors import UserError
+from gpt2tg.errors import UserError, nearest
 from gpt2tg.options import SESSION_SEQUENCES, CompareOptions, DecodingOptions, PromptOptions, only, option_value
 from gpt2tg.options.escapes import read_escapes
 from gpt2tg.session.session import Session
@@ -77,9 +76,9 @@ def _parse(words: str) -> dict[str, Any]:
 def _hint(name: str) -> str:
     if name in NOT_COMPARED:
         return "choose what to compare with strategies=greedy,top_p"
-    near = difflib.get_close_matches(name, [*COMPARE_CLASSES, *FIELDS.keys() - set(NOT_COMPARED)], n=1)
+    near = nearest(name, [*COMPARE_CLASSES, *FIELDS.keys() - set(NOT_COMPARED)])
     if near:
-        return f"did you mean {near[0]}?"
+        return f"did you mean {near}?"
     return f'/help compare lists the options; write a prompt that begins like one as prompt="{name}=..."'
 
 

@@ -12,7 +12,7 @@ from gpt2tg.batch.prompts import setting
 from gpt2tg.errors import UserError
 from gpt2tg.io.outputs import write_whole
 from gpt2tg.options import DecodingOptions
-from gpt2tg.reading.readers import json_line, read_lines
+from gpt2tg.reading import parse_json_line, read_lines
 from gpt2tg.session.turns import Turn
 
 # Version of the file format. Files of another version are refused.

@@ -62,7 +62,7 @@ def _generated_ids(session: Session, context: Sequence[int], turn: Turn) -> list
     """
     tokenizer = session.generator.tokenizer
     ids = [token for token in turn.ids if token not in tokenizer.special]
-    ends = (end for end in range(len(ids), 0, -1) if tokenizer.added(context, ids[:end]) == turn.written)
+    ends = (end for end in range(len(ids), 0, -1) if tokenizer.decode_after(context, ids[:end]) == turn.written)
     end = next(ends, None)
     return list(tokenizer.encode(turn.written, continues=True)) if end is None else ids[:end]
 

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from typing import Any
 
-from gpt2tg.errors import UserError, did_you_mean
+from gpt2tg.errors import UserError, nearest
 from gpt2tg.options import (
     SESSION_SEQUENCES,
     CompareOptions,
@@ -50,8 +50,8 @@ def parse_settings(words: str) -> dict[str, Any]:
         if not equals:
             raise UserError(f"{word} has no value: write name=value, such as temperature=0.8")
         if name not in FIELDS:
-            near = difflib.get_close_matches(name, FIELDS, n=1)
-            hint = f"did you mean {near[0]}?" if near else "/set lists all settings"
+            near = nearest(name, FIELDS)
+            hint = f"did you mean {near}?" if near else "/set lists all settings"
             raise UserError(f"unknown setting {name}: {hint}")
         value = option_value(DecodingOptions, name, text)
         given[name] = given[name] + value if isinstance(value, tuple) and name in given else value

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from gpt2tg.checkpoint.checkpoint import read_checkpoint
 from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
-from gpt2tg.training.model.build import existing_model, transformers_tokenizer
+from gpt2tg.training.model.build import existing_model
+from gpt2tg.training.model.new_tokenizer import transformers_tokenizer
 from gpt2tg.training.output.layout import make_readable
 
 # The dropout in the stored config, for those who fine-tune the model; its own training may have used another.

@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gpt2tg.checkpoint.checkpoint import Checkpoint, resolve_checkpoint
+from gpt2tg.checkpoint.checkpoint import resolve_checkpoint
 from gpt2tg.checkpoint.find import is_directory
 from gpt2tg.engine.cpu.startup import check_device
 from gpt2tg.errors import UserError
 from gpt2tg.options import BUNDLED_MODEL, EvaluationOptions, TrainingOptions
-from gpt2tg.training.data.sources import Sources, Survey, plan_evaluation, plan_sources
+from gpt2tg.training.data.corpus import Corpus
+from gpt2tg.training.data.sources import Sources, plan_sources, scan_evaluation
 from gpt2tg.training.output.layout import is_search
 from gpt2tg.training.output.reservation import check_output
 from gpt2tg.training.output.resumable import check_resumable
@@ -42,14 +43,14 @@ def check_training(options: TrainingOptions, model_name: str, device: str) -> So
     return sources
 
 
-def check_evaluation(options: EvaluationOptions, model_name: str, device: str) -> Survey:
+def check_evaluation(options: EvaluationOptions, model_name: str, device: str) -> Corpus:
     """Check the flags, the text and the model of an evaluation, and return the survey of the text.
 
     Raises:
         UserError: names the flag or the file, and what to do.
     """
     check_device(device)
-    found = plan_evaluation(options)
+    found = scan_evaluation(options)
     check_stride(options.stride, checkpoint.shape.n_positions)
     return found
 

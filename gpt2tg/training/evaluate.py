@@ -55,7 +55,7 @@ def perplexity(loss: float) -> float:
 
 
 def evaluate(
-    checkpoint: Checkpoint, options: EvaluationOptions, device: torch.device, found: Survey | None = None
+    checkpoint: Checkpoint, options: EvaluationOptions, device: torch.device, found: Corpus | None = None
 ) -> Evaluation:
     """Evaluate a model on the files that the options name.
 
@@ -65,7 +65,7 @@ def evaluate(
     in training.
 
     Args:
-        found: the result of `plan_evaluation`, if the text was surveyed before.
+        found: the result of `scan_evaluation`, if the text was surveyed before.
 
     Raises:
         UserError: no such model or file, or a stride that is not shorter than the context length.

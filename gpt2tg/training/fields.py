@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
@@ -116,8 +115,8 @@ def _reason_to_refuse(name: str, known: Iterable[str]) -> str | None:
             "--num_processes 2 finetune_gpt2.py ..."
         )
     if name not in known:
-        near = difflib.get_close_matches(name, set(known) - set(FLAGS) - FIXED - LAUNCHER, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        near = nearest(name, set(known) - set(FLAGS) - FIXED - LAUNCHER)
+        hint = f"; did you mean {near}?" if near else ""
         return f"TrainingArguments of transformers has no field {name}{hint}"
     return None
 

@@ -11,8 +11,8 @@ from transformers import GPT2Config
 from gpt2tg.checkpoint.find import ModelShape
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.data.advice import counted
-from gpt2tg.training.data.blocks import TrainingData
-from gpt2tg.training.model.memory import checkpoint_bytes, estimate, gigabytes
+from gpt2tg.training.data.training_data import TrainingData
+from gpt2tg.training.model.memory_estimate import checkpoint_bytes, estimate_memory, format_bytes
 from gpt2tg.training.stopwatch import format_duration
 from gpt2tg.training.timing import measure_step_times
 
@@ -41,8 +41,8 @@ def plan(
     yield f"steps: {steps:,} of {counted(step_blocks, 'block')}"
     evaluated = evaluated_steps(options, steps, epoch_steps) if blocks else set()
     size, kept = checkpoint_bytes(shape, options), most_checkpoints(options, steps, evaluated)
-    yield f"checkpoints: {kept:,} at most, of {gigabytes(size)}, in all {gigabytes(kept * size)} on disk"
-    memory = estimate(shape, options, has_fused_attention(config, options, device), processes)
+    yield f"checkpoints: {kept:,} at most, of {format_bytes(size)}, in all {format_bytes(kept * size)} on disk"
+    memory = estimate_memory(shape, options, has_fused_attention(config, options, device), processes)
     yield f"memory: about {memory} at its peak, libraries not counted"
     times = measure_step_times(options, config, device)
     batches = math.ceil(blocks / (options.batch_size * processes))

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from itertools import groupby
 from operator import itemgetter
 
-from gpt2tg.checkpoint.tokenizer import TextStream, TextTokenizer
+from gpt2tg.checkpoint.text_stream import TextStream
+from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training.data.blocks import NO_LOSS, TrainingData
+from gpt2tg.training.data.blocks import NO_LOSS
+from gpt2tg.training.data.training_data import TrainingData
 
 # Enclose tokens that carry no loss.
 MARKS = ("⟦", "⟧")

@@ -14,8 +14,8 @@ from accelerate.utils import release_memory
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers import GPT2LMHeadModel, TrainerCallback, TrainerState, TrainingArguments
 
+from gpt2tg.checkpoint.file_names import ADAPTER_CONFIG
 from gpt2tg.checkpoint.find import read_shape
-from gpt2tg.checkpoint.hub import ADAPTER_CONFIG
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import Interrupted, RunError, UserError
 from gpt2tg.options import DEFAULT_MAX_LENGTH, NEWEST, TrainingOptions
@@ -23,24 +23,19 @@ from gpt2tg.training.arguments import is_compiled, training_arguments
 from gpt2tg.training.checks import check_existing, check_layers
 from gpt2tg.training.console import log, print_result
 from gpt2tg.training.data.advice import advice
-from gpt2tg.training.data.blocks import collate, load_data
+from gpt2tg.training.data.batches import collate
 from gpt2tg.training.data.sources import Sources, plan_sources
+from gpt2tg.training.data.training_data import load_data
 from gpt2tg.training.devices import device_bytes
 from gpt2tg.training.flow import FlowControl
 from gpt2tg.training.interruption import Interruption
 from gpt2tg.training.log_history import held_step, is_out_of_patience
-from gpt2tg.training.model.build import (
-    existing_model,
-    new_model,
-    saved_tokenizer,
-    shape_of_model,
-    train_tokenizer,
-    transformers_tokenizer,
-)
-from gpt2tg.training.model.cpu import keep_freed_memory
+from gpt2tg.training.model.build import existing_model, new_model, shape_of_model
+from gpt2tg.training.model.copied_files import CopiedFiles, files_to_copy
+from gpt2tg.training.model.cpu_speedups import keep_freed_memory
 from gpt2tg.training.model.lora import base_reference, choose_weights
-from gpt2tg.training.model.memory import out_of_memory, smaller_batches
-from gpt2tg.training.model.side_files import SideFiles, side_files
+from gpt2tg.training.model.memory_estimate import out_of_memory, smaller_batches
+from gpt2tg.training.model.new_tokenizer import saved_tokenizer, train_tokenizer, transformers_tokenizer
 from gpt2tg.training.output.identity import check_same_run, identity
 from gpt2tg.training.output.layout import RECORD_FILES, SAMPLES_FILE, STATE_FILE
 from gpt2tg.training.output.records import Records
@@ -92,7 +87,7 @@ class Run:
         self._device, self._arguments, self._processes = device, arguments, arguments.world_size
         self._interruption, self._callbacks, self._checkpoint = interruption, callbacks, checkpoint
         self._sources = run_on_main_process(lambda: sources or plan_sources(options))
-        for line in dict.fromkeys(line for side in self._sources if side is not None for line in side.found.notices):
+        for line in dict.fromkeys(line for side in self._sources if side is not None for line in side.corpus.notices):
             log.info(line)
         self._base = None if options.from_scratch else check_existing(options, model_name)
         self._name = "a new model" if options.from_scratch else model_name
@@ -224,11 +219,11 @@ class Run:
             model.transformer.compile()
         return model
 
-    def _tokenizer_files(self) -> SideFiles | transformers.PreTrainedTokenizerFast:
+    def _tokenizer_files(self) -> CopiedFiles | transformers.PreTrainedTokenizerFast:
         """Return the object that saves the tokenizer, and other files of the base model, into each checkpoint."""
         if self._base is None:
             return transformers_tokenizer(self._tokenizer, self._model.config.n_positions)
-        return side_files(self._base, read_shape(self._base), self._tokenizer)
+        return files_to_copy(self._base, read_shape(self._base), self._tokenizer)
 
     def _records(self) -> Records:
         return Records(self.directory, plot_title(self._name, self.options))

@@ -13,8 +13,8 @@ from transformers import GPT2LMHeadModel
 
 from gpt2tg.checkpoint.checkpoint import read_checkpoint, resolve_checkpoint
 from gpt2tg.checkpoint.config import read_shape
+from gpt2tg.checkpoint.file_names import GENERATION_CONFIG
 from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
-from gpt2tg.checkpoint.hub import GENERATION_CONFIG
 from gpt2tg.checkpoint.tuned_settings import write_tuned_settings
 from gpt2tg.errors import UserError
 from gpt2tg.options import DecodingOptions

@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 
 import generate_from_finetuned
 import text_generation_demo
-from gpt2tg.checkpoint.hub import GENERATION_CONFIG
+from gpt2tg.checkpoint.file_names import GENERATION_CONFIG
 from gpt2tg.checkpoint.tuned_settings import as_flags, read_tuned_settings, tunable_settings, write_tuned_settings
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import load, load_checkpoint

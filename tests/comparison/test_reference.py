@@ -12,7 +12,7 @@ from gpt2tg.comparison.reference import as_samples, cut_passages, prepare_human_
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import Generator, load
 from gpt2tg.options import DecodingOptions
-from gpt2tg.reading.readers import examples_of, read_examples, read_text
+from gpt2tg.reading import examples_of, read_examples, read_text
 
 
 @pytest.fixture(scope="module")

@@ -51,10 +51,10 @@ def test_own_length_replaces_the_shared_one() -> None:
         ("greedy,", "an empty name is unknown: choose from greedy, beam"),
         ("top_p:temprature=1", "top_p:temprature=1: temprature=1 is not a setting: did you mean temperature=...?"),
         ("top_p:temperature", "temperature is not a setting: did you mean temperature=...?"),
-        ("top_p:temperature=hot", "temperature hot is no value for it: expected a number"),
+        ("top_p:temperature=hot", "temperature hot is not valid: give a number"),
         ("top_p:top_p=1.5", "top_p 1.5 is out of range: it must be at least 0 and at most 1"),
         ("top_p:zzz=1", "zzz=1 is not a setting: write settings like top_p:temperature=0.7"),
-        ("diverse_beam:num_beam_groups=3", "3 cannot divide --num_beams 5 evenly"),
+        ("diverse_beam:num_beam_groups=3", "3 does not divide --num_beams 5 evenly"),
         ("top_p:decoding=beam", "decoding=beam is not a setting"),
     ],
 )
@@ -68,4 +68,4 @@ def test_invalid_strategies_are_refused(words: str, message: str) -> None:
 def test_unused_setting_gives_a_notice() -> None:
     said: list[str] = []
     parse_strategies(BASE, "greedy:temperature=0.5", said.append)
-    assert said == ["--strategies greedy:temperature=0.5: temperature is not used: --decoding greedy has no use for it"]
+    assert said == ["--strategies greedy:temperature=0.5: temperature is not used: --decoding greedy does not use it"]

@@ -24,7 +24,6 @@ from gpt2tg.engine.continuous_batch import ContinuousBatch, QueuedText
 from gpt2tg.engine.cuda_graph import Choose, DecodeStep, StepBuffers, bucket_for
 from gpt2tg.engine.model import GPT2
 from gpt2tg.generation.cuda_steps import choice
-from gpt2tg.generation.filter_chain import distribution_filters
 from gpt2tg.options import DecodingOptions, decoding_options
 
 GREEDY = decoding_options({"decoding": "greedy"})

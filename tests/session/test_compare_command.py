@@ -114,14 +114,14 @@ def test_prompt_to_compare_may_look_like_a_setting(generator: Generator) -> None
         ),
         ("strategies=beem", "strategies beem is unknown: did you mean beam?"),
         ("num_sequences=0 The", "num_sequences 0 is out of range: it must be at least 1"),
-        ("num_prompts=few", "num_prompts few is no value for it: expected a whole number"),
+        ("num_prompts=few", "num_prompts few is not valid: give a whole number"),
         ("examples=lines The", "examples lines is unknown: did you mean line?"),
         ("reference=nowhere.txt", "reference nowhere.txt cannot be read: No such file or directory"),
         ("prompts_file=nowhere.txt", "prompts_file nowhere.txt cannot be read: No such file or directory"),
         ("output=x.txt The", "output x.txt has an unknown format: give a file name that ends in .json or .csv or .md"),
         ("report=no/where.html The", "report no/where.html cannot be written: give a file in a directory that exists"),
         ('reference="a.txt', 'reference="a.txt cannot be read: No closing quotation'),
-        ("overwrite=maybe", "overwrite maybe is no value for it: expected on or off"),
+        ("overwrite=maybe", "overwrite maybe is not valid: give on or off"),
     ],
 )
 def test_compare_reports_errors_in_one_line(generator: Generator, words: str, message: str) -> None:

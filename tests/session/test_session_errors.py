@@ -26,15 +26,15 @@ def generator(model_dir: Path) -> Generator:
         ("/set temprature=1", "error: unknown setting temprature: did you mean temperature?"),
         ("/set xyzzy=1", "error: unknown setting xyzzy: /set lists all settings"),
         ("/set temperature", "error: temperature has no value: write name=value, such as temperature=0.8"),
-        ("/set temperature=hot", "error: temperature hot is no value for it: expected a number"),
+        ("/set temperature=hot", "error: temperature hot is not valid: give a number"),
         ("/set temperature=-1", "error: temperature -1.0 is out of range: it must be at least 0 and at most 1000000"),
-        ("/set top_k=2.5", "error: top_k 2.5 is no value for it: expected a whole number"),
-        ("/set num_sequences=4", "error: num_sequences 4 asked for, but greedy gives 1 text: "
-         "ask for 1, or choose a strategy that draws, such as decoding=top_p with a temperature above 0"),
+        ("/set top_k=2.5", "error: top_k 2.5 is not valid: give a whole number"),
+        ("/set num_sequences=4", "error: num_sequences 4 asked for, but greedy gives 1 sequence: "
+         "ask for 1, or choose a strategy that samples, such as decoding=top_p with a temperature above 0"),
         ("/set max_length=9 max_new_tokens=9", "error: max_new_tokens 9 and max_length=9 contradict each other: "
          "give one of the two"),
-        ("/set temperature=off", "error: temperature off is no value for it: expected a number"),
-        ("/set suppress_eos=maybe", "error: suppress_eos maybe is no value for it: expected on or off"),
+        ("/set temperature=off", "error: temperature off is not valid: give a number"),
+        ("/set suppress_eos=maybe", "error: suppress_eos maybe is not valid: give on or off"),
         ("/set decoding=off", "error: decoding off is unknown: choose from greedy, beam, diverse_beam, sample, top_k, "
          "top_p, beam_sample, contrastive"),
         ('/set decoding="', 'error: decoding=" cannot be read: No closing quotation'),
@@ -51,7 +51,7 @@ def generator(model_dir: Path) -> Generator:
         ("/load", "error: the file name is missing: write /load story.jsonl"),
         ("/load nowhere.jsonl", "error: nowhere.jsonl cannot be read: No such file or directory"),
         ("/save no/where.jsonl", "error: no/where.jsonl cannot be written: give a file in a directory that exists"),
-        ("/model no/where", "error: model no/where is no directory here and not in the local cache, and "),
+        ("/model no/where", "error: model no/where is neither a directory here nor a model in the local cache, and "),
         ("/help me", "error: unknown command /me: did you mean /"),
         ("\udce9", "error: prompt is not UTF-8"),
     ],

@@ -43,7 +43,7 @@ def test_short_ways_to_greedy_options(generator: Generator) -> None:
     assert talk.session.options.seed == 9
     assert talk.type("/decoding sample")[1] == ["decoding=sample temperature=0.7 seed=9 max_new_tokens=8"]
     assert talk.type("/seed")[1] == ["decoding=sample temperature=0.7 max_new_tokens=8, a new seed for each text"]
-    assert talk.type("/seed x")[1] == ["error: seed x is no value for it: expected a whole number"]
+    assert talk.type("/seed x")[1] == ["error: seed x is not valid: give a whole number"]
 
 
 @pytest.mark.parametrize(

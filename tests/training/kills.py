@@ -34,7 +34,7 @@ import gpt2tg.training.finetune  # noqa: F401  imported once, here
 from gpt2tg.checkpoint.runs import saved_checkpoints
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.data.sources import plan_sources
-from gpt2tg.training.model.build import train_tokenizer, transformers_tokenizer
+from gpt2tg.training.model.new_tokenizer import train_tokenizer, transformers_tokenizer
 from gpt2tg.training.output.durable import UNFINISHED, find_damage
 from gpt2tg.training.output.layout import STATE_FILES
 
@@ -169,7 +169,7 @@ class Experiment:
             load_file(out / "model.safetensors")
         if said := re.search(r"^step (\d+) of \d+ is saved in .*", told, re.MULTILINE):
             self._counts["saved on the signal"] += 1
-            self._expect(found[-1].step == int(said[1]) and "go on with: " in told, f"not as printed: {told[-500:]}")
+            self._expect(found[-1].step == int(said[1]) and "to resume, " in told, f"not as printed: {told[-500:]}")
 
     def _expect(self, holds: bool, fault: str) -> None:
         if not holds:

@@ -66,7 +66,7 @@ def wrong_trainings(at: Path) -> dict[str, tuple[dict[str, str], list[str]]]:
         "nobody/knows-it is neither a directory here": "nobody/knows-it",
     }
     models |= {"config.json is missing": str(at / "no-config"), "weightless holds no weights": str(at / "weightless")}
-    models |= {"an adapter for /nowhere/model": str(at / "orphan"), "the adapter is not whole": str(at / "lonely")}
+    models |= {"an adapter for /nowhere/model": str(at / "orphan"), "the adapter is incomplete": str(at / "lonely")}
     outputs = {"full is not empty": "full", "text.txt is a file": "text.txt", "out cannot be created": "text.txt/out"}
     devices = {"cuda:1 is for generation": "cuda:1", "gpu is not a device": "gpu", "mps asked for": "mps"}
     resumes = {"found no checkpoint-N": ["--resume"], "is no checkpoint of": ["--resume", str(at / "full")]}

@@ -10,8 +10,6 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-import finetune_gpt2
-from gpt2tg.cli import _resuming
 from gpt2tg.errors import UserError
 from gpt2tg.options import DeviceOptions, TrainingOptions
 from gpt2tg.training.fields import FIXED, FLAGS, trainer_fields

@@ -124,7 +124,7 @@ def test_end_of_text_is_learned(tmp_path: Path, tokenizer: object) -> None:
 
 def test_padding_reaches_no_gradient(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
     """The last block is short: a training step must not depend on the padding token."""
-    from gpt2tg.training.data.blocks import collate
+    from gpt2tg.training.data.batches import collate
 
     model = AutoModelForCausalLM.from_pretrained(model_dir, local_files_only=True).eval()
     gradients = []

@@ -14,7 +14,6 @@ from gpt2tg.checkpoint.config import read_shape
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training.data.blocks import load_data
 from gpt2tg.training.data.sources import plan_sources
 from gpt2tg.training.data.training_data import load_data
 from gpt2tg.training.finetune import finetune

@@ -241,7 +241,7 @@ def test_invalid_try_settings_are_refused_in_one_line(tries: tuple[str, ...], me
 
 
 def test_search_without_validation_is_refused() -> None:
-    with pytest.raises(UserError, match="needs something to measure on"):
+    with pytest.raises(UserError, match="needs a validation loss"):
         TrainingOptions(train_file="a.txt", try_=("epochs=1,2",), validation_split=0)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2tg.checkpoint.checkpoint import Checkpoint
-from gpt2tg.checkpoint.hub import WEIGHT_FILES
+from gpt2tg.checkpoint.file_names import WEIGHT_FILES
 from gpt2tg.engine.cpu import kernels
 from gpt2tg.engine.cpu.memory_maps import mapped
 from gpt2tg.engine.cpu.weight_layout import offsets_in_file, packed_bytes, packed_layout

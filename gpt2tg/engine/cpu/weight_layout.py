@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from gpt2tg.checkpoint.shape import ModelShape
-from gpt2tg.checkpoint.weight_files import EMBEDDING, HEAD, LONGEST_HEADER, stored_names
+from gpt2tg.checkpoint.tensor_names import EMBEDDING, HEAD, stored_names
+from gpt2tg.checkpoint.weight_files import LONGEST_HEADER
 from gpt2tg.engine.cpu.memory_maps import line_after
 
 BYTES_OF_A_WEIGHT = {"fp32": 4, "fp16": 2, "int8": 1}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from glob import has_magic, iglob
 from pathlib import Path
 
-from gpt2tg.checkpoint.hub import ADAPTER_CONFIG, VOCABULARY_FILES, WEIGHT_FILES
+from gpt2tg.checkpoint.file_names import ADAPTER_CONFIG, VOCABULARY_FILES, WEIGHT_FILES
 from gpt2tg.checkpoint.runs import LOG_FILE
 from gpt2tg.errors import UserError
 from gpt2tg.reading.file_types import TABLE_SUFFIXES

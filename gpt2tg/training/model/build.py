@@ -12,14 +12,14 @@ from transformers.modeling_outputs import CausalLMOutput
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from transformers.utils.generic import ModelOutput
 
-from gpt2tg.checkpoint.find import ModelShape, base_directory, read_shape, shape_of
-from gpt2tg.checkpoint.tokenizer import TextTokenizer, load_tokenizer, note_on_unused, unused_ids
-from gpt2tg.checkpoint.weight_files import HEAD
+from gpt2tg.checkpoint.find import ModelShape, base_directory, shape_of
+from gpt2tg.checkpoint.tensor_names import HEAD
+from gpt2tg.checkpoint.tokenizer import TextTokenizer
+from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer, note_on_unused, unused_ids
 from gpt2tg.checkpoint.weights import stream_weights
 from gpt2tg.engine.model import GPT2
 from gpt2tg.errors import UserError, one_line
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training.callbacks import say
 from gpt2tg.training.model.copied_files import eos_token_id
 from gpt2tg.training.model.cpu_speedups import ATTENTION, GELU, Dropout
 from gpt2tg.training.model.lora import plain_weights

@@ -10,8 +10,8 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
+from gpt2tg.checkpoint.base_tokenizer import END_OF_TEXT, byte_level
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
-from gpt2tg.checkpoint.tokenizer_files import END_OF_TEXT, byte_level
 from gpt2tg.errors import UserError
 from gpt2tg.io.json_files import read_json
 from gpt2tg.training.data.sources import TextSource

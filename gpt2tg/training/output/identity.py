@@ -15,7 +15,7 @@ from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.console import log
-from gpt2tg.training.data.blocks import TrainingData
+from gpt2tg.training.data.training_data import TrainingData
 from gpt2tg.training.fields import shaping_fields, without_secrets
 from gpt2tg.training.output.durable import read_manifest
 

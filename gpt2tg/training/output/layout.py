@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gpt2tg.checkpoint.hub import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG_FILES, TOKENIZER_FILES
+from gpt2tg.checkpoint.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG_FILES, TOKENIZER_FILES
 from gpt2tg.checkpoint.runs import LOG_FILE
 from gpt2tg.io.json_files import read_object
 from gpt2tg.training.output.durable import checksum, paths_inside, write_text_file

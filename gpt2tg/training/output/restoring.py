@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from gpt2tg.checkpoint.hub import ADAPTER_WEIGHTS
+from gpt2tg.checkpoint.file_names import ADAPTER_WEIGHTS
 from gpt2tg.errors import RunError, one_line
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2tg.checkpoint.adapters import is_adapter
+from gpt2tg.checkpoint.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG_FILES, TOKENIZER_FILES
 from gpt2tg.checkpoint.find import read_shape
-from gpt2tg.checkpoint.hub import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG_FILES, TOKENIZER_FILES
 from gpt2tg.checkpoint.runs import saved_checkpoints, step_of_model
 from gpt2tg.errors import one_line
 from gpt2tg.io.atomic import sync

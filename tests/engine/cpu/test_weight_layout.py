@@ -42,7 +42,7 @@ def test_tensor_stored_under_two_names_is_not_packed(directory: Path) -> None:
         assert found.packed_bytes == 0
         if not difference:
             assert_same(built(directory, "fp32", found), built(directory, "fp32", None))
-    with pytest.raises(UserError, match=f"{name} is there twice with different values"):
+    with pytest.raises(UserError, match=f"{name} is stored twice with different values"):
         built(directory, "fp32", found)
 
 

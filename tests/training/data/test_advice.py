@@ -12,8 +12,8 @@ from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.data import advice as module
 from gpt2tg.training.data.advice import advice
-from gpt2tg.training.data.blocks import load_data
 from gpt2tg.training.data.sources import plan_sources
+from gpt2tg.training.data.training_data import load_data
 
 
 def advice_for(path: Path, tokenizer: TextTokenizer, lines: list[str], **settings: Any) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2tg.training.data.cache import writable
+from gpt2tg.training.data.cache_directory import writable
 
 
 def test_token_cache_is_in_a_writable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

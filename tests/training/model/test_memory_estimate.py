@@ -1,4 +1,4 @@
-"""The memory estimate, compared with torch's profiler on a real training step."""
+"""The memory estimate_memory, compared with torch's profiler on a real training step."""
 
 from __future__ import annotations
 
