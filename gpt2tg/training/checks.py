@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gpt2tg.checkpoint.checkpoint import resolve_checkpoint
+from gpt2tg.checkpoint.checkpoint import Checkpoint, resolve_checkpoint
 from gpt2tg.checkpoint.find import is_directory
 from gpt2tg.engine.cpu.startup import check_device
 from gpt2tg.errors import UserError
@@ -43,7 +43,7 @@ def check_training(options: TrainingOptions, model_name: str, device: str) -> So
     return sources
 
 
-def check_evaluation(options: EvaluationOptions, model_name: str, device: str) -> Corpus:
+def check_evaluation(options: EvaluationOptions, checkpoint: Checkpoint, device: str) -> Corpus:
     """Check the flags, the text and the model of an evaluation, and return the survey of the text.
 
     Raises:

@@ -68,12 +68,12 @@ def evaluate(
         found: the result of `scan_evaluation`, if the text was surveyed before.
 
     Raises:
-        UserError: no such model or file, or a stride that is not shorter than the context length.
+        UserError: no such file, damaged weights, or a stride that is not shorter than the context length.
     """
     found = found or scan_evaluation(options)
     for line in found.notices:
         log.info(line)
-    model, tokenizer = existing_model(find_checkpoint(model_name))
+    model, tokenizer = existing_model(checkpoint)
     positions = model.config.n_positions
     stride = options.stride or positions // 2
     check_stride(stride, positions)
