@@ -17,7 +17,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.decoding import filters
 from gpt2tg.decoding.interface import Text, apply_filters
-from gpt2tg.generation.filter_chain import filter_chain
+from gpt2tg.generation.filter_chain import distribution_filters, filter_chain, forms, token_biases
 from gpt2tg.options import DecodingOptions
 from gpt2tg.selftest import random_model
 
@@ -181,3 +181,68 @@ def test_docs_list_the_filters_in_their_order() -> None:
 def test_chain_without_options_is_empty(numbers: TextTokenizer) -> None:
     chain = filter_chain(DecodingOptions(decoding="greedy"), numbers, [END])
     assert (chain.unused, chain.history, chain.distribution, chain.filters) == ([], [], [], [])
+
+
+@pytest.mark.parametrize(("decoding", "keep"), [("top_p", 1), ("beam_sample", 3)])
+def test_distribution_filters_have_the_settings_of_the_options(decoding: str, keep: int) -> None:
+    """With beams each leaves one token more than can end a text; here two can."""
+    options = DecodingOptions(decoding=decoding, temperature=0.6, **WARPERS)
+    assert [(step.func.__name__, step.keywords) for step in distribution_filters(options, 2)] == [
+        ("temperature", {"value": 0.6}),
+        ("top_k", {"k": 12, "keep": keep}),
+        ("top_p", {"p": 0.8, "keep": keep}),
+        ("min_p", {"p": 0.15, "keep": keep}),
+        ("typical_p", {"p": 0.7, "keep": keep}),
+    ]
+
+
+def test_settings_that_are_off_add_no_filter(numbers: TextTokenizer) -> None:
+    options = DecodingOptions(decoding="top_p", temperature=1.0, top_p=1.0, min_p=0.0, typical_p=1.0)
+    assert filter_chain(options, numbers, [END]).filters == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [({"presence_penalty": 1.0}, "presence_and_frequency"), ({"frequency_penalty": 1.0}, "presence_and_frequency"),
+     ({"repetition_penalty": 0.9}, "repetition_penalty"), ({"no_repeat_ngram": 1}, "no_repeat_ngram"),
+     ({"min_new_tokens": 1}, "ban"), ({"suppress_eos": True}, "ban"), ({"bias": ("1=2",)}, "sequence_bias"),
+     ({"ban_words": ("1",)}, "sequence_bias")],
+)  # fmt: skip
+def test_each_setting_alone_adds_its_filter(
+    numbers: TextTokenizer, applied: list[str], settings: dict[str, object], name: str
+) -> None:
+    chain = filter_chain(DecodingOptions(decoding="greedy", **settings), numbers, [END]).filters  # type: ignore[arg-type]
+    apply_filters(chain, torch.zeros(1, VOCABULARY), [Text.after([9])])
+    assert applied == [name]
+
+
+def test_end_is_banned_until_the_minimum_length(numbers: TextTokenizer) -> None:
+    text, banned = Text.after([9, 9]), []
+    chain = filter_chain(DecodingOptions(decoding="greedy", min_new_tokens=2), numbers, [END, 4]).filters
+    for _ in range(4):
+        logits = apply_filters(chain, torch.zeros(1, VOCABULARY), [text])
+        banned.append((logits[0] == -torch.inf).nonzero()[:, 0].tolist())
+        text.append(7)
+    assert banned == [[END, 4], [END, 4], [], []]
+
+
+def test_penalties_look_at_the_window_only(numbers: TextTokenizer) -> None:
+    settings = dict(repetition_penalty=2.0, presence_penalty=1.0, frequency_penalty=0.5, penalty_window=2)
+    chain = filter_chain(DecodingOptions(decoding="greedy", **settings), numbers, [END]).filters
+    logits = apply_filters(chain, torch.full((1, VOCABULARY), 8.0), [Text.after([5, 6, 6])])
+    assert logits[0, [5, 6]].tolist() == [8.0, 8.0 / 2 - 1.0 - 2 * 0.5]
+
+
+def test_forms_of_a_word() -> None:
+    assert forms(" owl ") == ["owl", " owl", "Owl", " Owl", "OWL", " OWL"]
+    assert forms("oWL") == ["oWL", " oWL", "owl", " owl", "OWL", " OWL"]
+
+
+def test_white_space_stands_for_all_tokens_that_contain_it() -> None:
+    """Two line breaks may be one token, or the end and the beginning of two neighbouring tokens."""
+    words = ["a", "\n", "\n\n", "b\n", "\nc", "x\n\ny"]
+    raw = Tokenizer(WordLevel({word: token for token, word in enumerate(words)}, unk_token="a"))
+    tokenizer = TextTokenizer(raw, END)
+    assert set(token_biases({"\n": 1.0}, tokenizer)) == {(token,) for token in range(1, 6)}
+    assert set(token_biases({"\n\n": 2.0}, tokenizer)) == {(2,), (5,), (1, 1), (1, 4), (3, 1), (3, 4)}
+    assert set(token_biases({"\n\n": 2.0}, tokenizer).values()) == {2.0}
