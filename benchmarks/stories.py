@@ -92,6 +92,7 @@ def drawn_texts(generator: Generator, count: int = DRAWN_TEXTS) -> list[tuple[st
 
 def bits_per_byte(model: str, file: Path) -> float:
     """Return the evaluation of `--task evaluate`, whose windows slide by half of the context length."""
+    from gpt2tg.checkpoint.checkpoint import resolve_checkpoint
     from gpt2tg.training.evaluate import evaluate
 
     options = EvaluationOptions(eval_file=(str(file),), examples="paragraph")

@@ -14,6 +14,7 @@ from gpt2tg.checkpoint.file_names import (
     TOKENIZER_FILES,
     VOCABULARY_FILES,
     WEIGHT_FILES,
+    complete_vocabulary,
 )
 from gpt2tg.checkpoint.hub import fetch_model
 from gpt2tg.checkpoint.weight_files import find_weights
@@ -86,7 +87,7 @@ def _model_in(directory: Path, option: str) -> Path:
 def _checked(directory: Path) -> Path:
     """Return the directory after checking that its weights exist and that no file we read is a Git LFS pointer."""
     names = {path.name for path in directory.iterdir()}
-    unread = set(VOCABULARY_FILES).difference(vocabulary_among(names) or VOCABULARY_FILES)
+    unread = set(VOCABULARY_FILES).difference(complete_vocabulary(names) or VOCABULARY_FILES)
     for name in (*CONFIG_FILES, *TOKENIZER_FILES, ADAPTER_CONFIG):
         if name not in unread:
             refuse_pointer(directory / name)

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from gpt2tg import cli
 from gpt2tg.io.streams import notice
-from gpt2tg.options import DecodingOptions, decoding_options, only
+from gpt2tg.options import DecodingOptions, Options, decoding_options, only
 
-Options = TypeVar("Options")
+OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Flags:
         """The options that were given."""
         return frozenset(self.values)
 
-    def pick(self, options: type[Options], **defaults: Any) -> Options:
+    def pick(self, options: type[OptionsT], **defaults: Any) -> OptionsT:
         """Build an options dataclass from the flags that belong to it.
 
         Args:
@@ -46,7 +46,7 @@ class Flags:
         return decoding_options(given, **only(DecodingOptions, defaults))
 
 
-def flags_of(options: type) -> list[str]:
+def flags_of(options: type[Options]) -> list[str]:
     """Return the names of an options dataclass, in its order."""
     return [field.name for field in dataclasses.fields(options)]
 
@@ -55,4 +55,4 @@ def notice_unused(given: Collection[str], names: Iterable[str], why: str) -> Non
     """Print a notice for each of the flags that was given, and that the command does not use."""
     for name in names:
         if name in given:
-            notice(f"--{name} is not used: {why}")
+            notice(f"{cli.flag(name)} is not used: {why}")

@@ -87,7 +87,7 @@ def _lengths(generator: Generator, options: DecodingOptions, prompts: Sequence[s
     if prompts:
         requests = [generator.fit(prompt, options) for prompt in prompts]
         prompt_tokens = round(sum(len(request.ids) for request in requests) / len(requests))
-        return prompt_tokens, max(request.room for request in requests)
+        return prompt_tokens, max(request.max_new_tokens for request in requests)
     context_length = generator.model.shape.n_positions
     prompt_tokens = min(PROMPT_TOKENS, max(1, context_length // 4))
     longest = options.max_length if options.max_length is not None else min(DEFAULT_MAX_LENGTH, context_length)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gpt2tg.engine.cpu import compiler, kernels
 from gpt2tg.engine.cpu.huge_pages import HugePages
-from gpt2tg.engine.cpu.preload import Ready
+from gpt2tg.engine.cpu.preload import Preloaded
 from gpt2tg.engine.matrices import Matrix, PackedFp16, PackedInt8, Panels, Plain, SplitSum
 from gpt2tg.errors import UserError
 
@@ -32,7 +32,7 @@ SMALL = 4_000_000
 
 
 def matrix_maker(
-    precision: str, device: torch.device, width: int, inner: int, ready: Ready | None = None
+    precision: str, device: torch.device, width: int, inner: int, ready: Preloaded | None = None
 ) -> tuple[str, Maker]:
     """Choose how to hold the matrices of a model.
 

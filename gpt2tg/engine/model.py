@@ -18,6 +18,7 @@ from torch import Tensor
 from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.checkpoint.tensor_names import HEAD
 from gpt2tg.engine.cpu.kernel_model import KernelModel
+from gpt2tg.engine.cpu.preload import Preloaded
 from gpt2tg.engine.matrices import Matrix
 from gpt2tg.engine.matrix_choice import matrix_maker
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gpt2tg.decoding import beam, sampling
-from gpt2tg.engine.model import Context
+from gpt2tg.engine.context import Context
 from gpt2tg.engine.sliding import SlidingRows
 from gpt2tg.generation.requests import Request, RequestBatch
 from gpt2tg.generation.samples import CUT_SHORT, Chunk, Sample

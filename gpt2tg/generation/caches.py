@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gpt2tg.engine.cuda_graph import ContinuousBatch
-from gpt2tg.engine.model import GPT2, Context
+from gpt2tg.engine.context import Context
+from gpt2tg.engine.contexts import new_context
+from gpt2tg.engine.continuous_batch import ContinuousBatch
+from gpt2tg.engine.model import GPT2
 from gpt2tg.engine.sliding import SlidingRows
 from gpt2tg.generation.cuda_steps import CapturedSteps
 from gpt2tg.generation.requests import RequestBatch
@@ -48,12 +50,12 @@ class Caches:
         if longest > positions:
             return SlidingRows(self._model, keep_hidden)
         if not self._is_reusable(batch):
-            return self._model.context(longest, keep_hidden)
+            return new_context(self._model, longest, keep_hidden)
         # The text may begin like the last one, as in a session: the common prefix is in the spare cache already.
         context, self.spare = self.spare, None
-        return self._model.context(positions) if context is None else context
+        return new_context(self._model, positions) if context is None else context
 
     def _is_reusable(self, batch: RequestBatch) -> bool:
         """Whether the cache is kept: only that of a single text, because it has the full context length."""
         one = len(batch.requests) == batch.options.draws == 1 and not batch.options.strategy.beams
-        return one and batch.options.decoding != "contrastive" and self._model.shares_memory
+        return one and batch.options.decoding != "contrastive" and self._model.kernel_model is not None

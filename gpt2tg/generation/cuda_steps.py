@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gpt2tg.decoding.interface import Finish, FinishReason, Token, not_finite_error
 from gpt2tg.decoding.sampling import drawn, most_probable
-from gpt2tg.engine.continuous_batch import ContinuousBatch
+from gpt2tg.engine.continuous_batch import ContinuousBatch, QueuedText
 from gpt2tg.engine.cuda_graph import Choose, bucket_for
 from gpt2tg.engine.model import GPT2
 from gpt2tg.generation.filter_chain import LogitsFilter
@@ -80,7 +80,7 @@ def choice(filters: Sequence[LogitsFilter], samples: bool) -> Choose:
     return choose
 
 
-def decode(batch: ContinuousBatch, entries: Iterable[Entry], finish: Finish) -> Iterator[Token]:
+def decode(batch: ContinuousBatch, entries: Iterable[QueuedText], finish: Finish) -> Iterator[Token]:
     """Generate the same tokens as `sampling.decode`, in the same order unless a text takes over the row of another.
 
     Raises:

@@ -12,7 +12,8 @@ from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer, note_on_unused, unused_ids
 from gpt2tg.checkpoint.weights import stream_weights
 from gpt2tg.decoding.interface import NotFiniteError
-from gpt2tg.engine.cuda_graph import ContinuousBatch
+from gpt2tg.engine.continuous_batch import ContinuousBatch
+from gpt2tg.engine.cpu.preload import Preload
 from gpt2tg.engine.model import GPT2
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.generation.beams import generate_with_beams

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from gpt2tg.decoding import contrastive, lookup, sampling
 from gpt2tg.decoding.interface import Finish, Token
-from gpt2tg.engine.cuda_graph import ContinuousBatch, Entry
-from gpt2tg.engine.model import Context
+from gpt2tg.engine.context import Context
+from gpt2tg.engine.continuous_batch import ContinuousBatch, QueuedText
 from gpt2tg.engine.sliding import SlidingRows
 from gpt2tg.generation import cuda_steps
 from gpt2tg.generation.requests import Request, RequestBatch
@@ -78,10 +78,10 @@ def generate_token_by_token(batch: RequestBatch, rows: Context | SlidingRows | C
             yield chunk
 
 
-def _entries(batch: RequestBatch, drafts: Sequence[Draft]) -> Iterator[Entry]:
+def _entries(batch: RequestBatch, drafts: Sequence[Draft]) -> Iterator[QueuedText]:
     for sample, draft in enumerate(drafts):
         uniform = draft.stream.random if batch.options.strategy.samples else None
-        yield Entry(sample, draft.request.ids, draft.request.max_new_tokens, uniform)
+        yield QueuedText(sample, draft.request.ids, draft.request.max_new_tokens, uniform)
 
 
 def _tokens(

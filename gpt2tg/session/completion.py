@@ -28,7 +28,7 @@ def _commands() -> Completions:
 
 def _arguments(command: str, word: str) -> Completions:
     """Return what may stand in the place of a word after a command."""
-    strategies = {name: strategy.summary for name, strategy in STRATEGIES.items()}
+    strategies: Completions = {name: strategy.summary for name, strategy in STRATEGIES.items()}
     if command in ("/set", "/compare"):
         return _settings(command, word, strategies)
     if command == "/help":

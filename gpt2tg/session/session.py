@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2tg.batch.prompts import trailing_spaces
+from gpt2tg.checkpoint.checkpoint import Checkpoint
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import Generator, Sample, new_seed, with_seed
 from gpt2tg.options import DecodingOptions, default_of

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from gpt2tg.checkpoint.tuned_settings import brought_along, in_words
+from gpt2tg.checkpoint.checkpoint import resolve_checkpoint
+from gpt2tg.checkpoint.tuned_settings import as_flags, beside_chosen
 from gpt2tg.errors import UserError
 from gpt2tg.options import STRATEGIES, DecodingOptions, default_of, why_unused
 from gpt2tg.options.escapes import read_escapes
@@ -80,11 +81,12 @@ def change_model(session: Session, name: str) -> None:
         return
     if session.load is None:
         raise UserError("this session cannot load another model")
-    tuned = brought_along(name, "model", {setting: getattr(session.options, setting) for setting in session.chosen})
+    checkpoint = resolve_checkpoint(name, "model")
+    tuned = beside_chosen(checkpoint.tuned_settings, session.options, session.chosen)
     reset = {setting: default_of(DecodingOptions, setting) for setting in session.tuned - session.chosen}
     options = with_settings(session.options, {**reset, **tuned})
-    session.generator, session.name = session.load(name), name
+    session.generator, session.name = session.load(checkpoint), name
     session.options, session.tuned = options, set(tuned)
-    if words := in_words(tuned):
+    if words := as_flags(tuned):
         session.front.say(flags_as_settings(f"settings of the checkpoint, found by --tune: {words}"))
     session.front.say(session.description())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from gpt2tg.checkpoint.checkpoint import read_checkpoint
 from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
 from gpt2tg.training.model.build import existing_model
 from gpt2tg.training.model.new_tokenizer import transformers_tokenizer
@@ -21,7 +22,7 @@ USUAL_DROPOUT = 0.1
 
 def bundle(source: Path, target: Path = BUNDLED_DIRECTORY) -> None:
     """Copy a checkpoint with its weights in 16 bits."""
-    model, tokenizer = existing_model(source, dropout=USUAL_DROPOUT)
+    model, tokenizer = existing_model(read_checkpoint(source), dropout=USUAL_DROPOUT)
     torch.nn.Module.to(model, torch.float16)  # transformers' own `to` is annotated wrongly
     model.save_pretrained(target)
     transformers_tokenizer(tokenizer, model.config.n_positions).save_pretrained(target)

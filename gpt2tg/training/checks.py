@@ -100,8 +100,8 @@ def check_directory(options: TrainingOptions) -> None:
         raise UserError(f"found no search in {directory}: start without --resume, or in another --output_dir", "resume")
 
 
-def check_existing(options: TrainingOptions, model_name: str) -> Path:
-    """Return the directory of the model to fine-tune, after checking its files and its config.
+def check_existing(options: TrainingOptions, model_name: str) -> Checkpoint:
+    """Return the checkpoint to fine-tune, after checking its files and its config.
 
     Raises:
         UserError: no such model, missing files, another architecture, more frozen layers than the model has, a block
@@ -119,7 +119,7 @@ def check_existing(options: TrainingOptions, model_name: str) -> Path:
     overwrites = options.overwrite and not options.dry_run
     if overwrites and directory.resolve().is_relative_to(Path(options.output_dir).resolve()):
         raise UserError(f"would delete {directory}, the model to start from: choose another --output_dir", "overwrite")
-    return directory
+    return checkpoint
 
 
 def advice_on_hub(options: TrainingOptions, model_name: str) -> str | None:

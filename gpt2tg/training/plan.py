@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from transformers import GPT2Config
 
-from gpt2tg.checkpoint.find import ModelShape
+from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.data.advice import counted
 from gpt2tg.training.data.training_data import TrainingData

@@ -15,7 +15,6 @@ from accelerate.utils.memory import should_reduce_batch_size
 from transformers import GPT2LMHeadModel, TrainerCallback, TrainerState, TrainingArguments
 
 from gpt2tg.checkpoint.file_names import ADAPTER_CONFIG
-from gpt2tg.checkpoint.find import read_shape
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import Interrupted, RunError, UserError
 from gpt2tg.options import DEFAULT_MAX_LENGTH, NEWEST, TrainingOptions
@@ -213,7 +212,7 @@ class Run:
         self.trainer.add_callback(FlowControl(evaluates, options.eval_steps, patience, self.trainer.signals))
 
     def _trainable_model(self) -> torch.nn.Module:
-        base = "" if self._base is None else base_reference(self._name, self._base)
+        base = "" if self._base is None else base_reference(self._name, self._base.directory)
         model = choose_weights(self._model, self.options, base)
         if self._is_compiled:
             model.transformer.compile()
@@ -223,7 +222,7 @@ class Run:
         """Return the object that saves the tokenizer, and other files of the base model, into each checkpoint."""
         if self._base is None:
             return transformers_tokenizer(self._tokenizer, self._model.config.n_positions)
-        return files_to_copy(self._base, read_shape(self._base), self._tokenizer)
+        return files_to_copy(self._base.directory, self._base.shape, self._tokenizer)
 
     def _records(self) -> Records:
         return Records(self.directory, plot_title(self._name, self.options))

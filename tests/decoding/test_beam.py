@@ -134,7 +134,7 @@ def test_beams_equal_transformers(early_stopping: str, num_beams: int, ngram: in
     room = [12, 9, 15]
     settings = beam.BeamSettings(num_beams, early_stopping=early_stopping)
     chain = [lambda x, texts: filters.no_repeat_ngram(x, [t.ids for t in texts], ngram)] if ngram else []
-    rows = generator_of(model).model.context(32)
+    rows = new_context(generator_of(model).model, 32)
     found = search(rows, prompts, room, settings, chain)
     for prompt, space, texts in zip(prompts, room, found, strict=True):
         expected = beams_of_transformers(model, prompt, space, num_beams, early_stopping, ngram)
@@ -237,7 +237,7 @@ def test_beam_with_all_tokens_banned_dies_as_in_transformers(
     ends = DeadEnds(dead)
     chain = [lambda x, texts: ends(torch.tensor([text.ids for text in texts]), x)]
     settings = beam.BeamSettings(beams, early_stopping=early_stopping)
-    (found,) = search(generator_of(model).model.context(32), [prompt], [room], settings, chain)
+    (found,) = search(new_context(generator_of(model).model, 32), [prompt], [room], settings, chain)
     output = model.generate(
         torch.tensor([prompt]), attention_mask=torch.ones(1, 2, dtype=torch.long), num_beams=beams,
         num_return_sequences=beams, do_sample=False, max_new_tokens=room, logits_processor=LogitsProcessorList([ends]),

@@ -24,6 +24,7 @@ from gpt2tg.engine.continuous_batch import ContinuousBatch, QueuedText
 from gpt2tg.engine.cuda_graph import Choose, DecodeStep, StepBuffers, bucket_for
 from gpt2tg.engine.model import GPT2
 from gpt2tg.generation.cuda_steps import choice
+from gpt2tg.generation.filter_chain import distribution_filters
 from gpt2tg.options import DecodingOptions, decoding_options
 
 GREEDY = decoding_options({"decoding": "greedy"})
@@ -56,7 +57,7 @@ def prompts_and_lengths(count: int, vocabulary: int = 300, longest: int = 30) ->
 
 
 def choose_with(options: DecodingOptions) -> Choose:
-    return choice(on_the_distribution(options, len(END_IDS)), options.strategy.samples)
+    return choice(distribution_filters(options, len(END_IDS)), options.strategy.samples)
 
 
 def in_a_batch(
@@ -77,7 +78,7 @@ def one_by_one(
     model: GPT2, work: Sequence[tuple[list[int], int]], options: DecodingOptions, end_ids: Sequence[int] = END_IDS
 ) -> Texts:
     """Generate every text alone, without a continuous batch."""
-    shaping = on_the_distribution(options, len(end_ids))
+    shaping = distribution_filters(options, len(end_ids))
     texts: Texts = {}
     for sample, (prompt, room) in enumerate(work):
         choose = sampling.Draw([sampling.stream(7, sample, 0)]) if options.strategy.samples else sampling.most_probable

@@ -119,7 +119,7 @@ def test_a_reference_is_read_as_training_reads_it(tmp_path: Path, mode: str) -> 
     path = tmp_path / "t.txt"
     path.write_bytes("\ufeffone\r\ntwo\r\n\r\n \t\r\n  three \r\n\r\n\r\nfour".encode())
     found = scan_corpus((str(path),), TextFormat(mode), "train_file")
-    assert read_request(CompareOptions(reference=str(path), examples=mode), [], print).reference == tuple(
+    assert read_inputs(CompareOptions(reference=str(path), examples=mode), [], print).reference == tuple(
         piece.text for piece in found.pieces()
     )
 

@@ -129,49 +129,6 @@ def two_processes(
     return asked[0], ended
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["--train_file", "my text.txt", "--overwrite"], "--train_file 'my text.txt' --resume"),
-        (["--resume", "--epochs", "3"], "--epochs 3 --resume"),
-        (["--resume", "out/checkpoint-5", "--bf16"], "--bf16 --resume"),
-        (["--resume=out/checkpoint-5", "--max-steps=4"], "--max_steps 4 --resume"),
-    ],
-)
-@pytest.mark.skipif(os.name == "nt", reason="quotes are others there")
-def test_printed_command_resumes_the_run(words: list[str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["finetune_gpt2.py"])
-    assert _resuming(finetune_gpt2.parser(), words) == f"python finetune_gpt2.py {expected}"
-    monkeypatch.setattr(sys, "argv", ["/usr/bin/finetune_gpt2"])
-    assert _resuming(finetune_gpt2.parser(), words) == f"finetune_gpt2 {expected}"
-
-
-@pytest.mark.parametrize(
-    ("parent", "launcher"),
-    [
-        (["/venv/bin/python3", "/venv/bin/torchrun", "--nproc_per_node", "2", "finetune_gpt2.py", "--bf16"],
-         "torchrun --nproc_per_node 2"),
-        (["python", "/venv/bin/accelerate", "launch", "--config_file", "a b.yaml", "finetune_gpt2.py"],
-         "accelerate launch --config_file 'a b.yaml'"),
-        (["python", "-m", "torch.distributed.run", "--standalone", "finetune_gpt2.py"],
-         "python -m torch.distributed.run --standalone"),
-        (["some-scheduler", "job.sh"], "torchrun --nproc_per_node 3"),
-        (["some-scheduler", "finetune_gpt2.py"], "torchrun --nproc_per_node 3"),
-        ([], "torchrun --nproc_per_node 3"),
-    ],
-)  # fmt: skip
-@pytest.mark.skipif(os.name == "nt", reason="quotes are others there")
-def test_printed_command_includes_the_launcher(
-    parent: list[str], launcher: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["finetune_gpt2.py"])
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    monkeypatch.setattr(psutil.Process, "cmdline", lambda process: parent)
-    expected = f"{launcher} finetune_gpt2.py --bf16 --resume"
-    assert _resuming(finetune_gpt2.parser(), ["--bf16"]) == expected
-
-
 @pytest.fixture
 def signals_as_before() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in WARNINGS}

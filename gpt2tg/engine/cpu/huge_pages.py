@@ -34,7 +34,7 @@ class HugePages:
         """
         self._span = ready.take() if ready else None
         self._used = 0
-        self._packed = ready.laid_out if ready and ready.precision == precision else 0
+        self._packed = ready.packed_bytes if ready and ready.precision == precision else 0
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return an uninitialised tensor, or the next packed one (see `is_packed`)."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from gpt2tg.checkpoint.find import ModelShape
+from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.engine.cpu import kernels
 from gpt2tg.engine.matrices import Matrix, Panels
 

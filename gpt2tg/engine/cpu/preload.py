@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gpt2tg.checkpoint.checkpoint import Checkpoint
 from gpt2tg.checkpoint.file_names import WEIGHT_FILES
-from gpt2tg.engine.cpu import kernels
+from gpt2tg.engine.cpu import compiler, kernels
 from gpt2tg.engine.cpu.memory_maps import mapped
 from gpt2tg.engine.cpu.weight_layout import offsets_in_file, packed_bytes, packed_layout
 
@@ -76,7 +76,7 @@ class Preload:
     def start(cls, checkpoint: Checkpoint, precision: str) -> Preload | None:
         """Start to pack the weights of a checkpoint; None where there are no kernels, or no memory or thread for it."""
         # The kernels are loaded before torch, and must use the thread library that torch will use.
-        if not hasattr(mmap, "MADV_HUGEPAGE") or not kernels.threads_of_torch() or not (library := kernels.load()):
+        if not hasattr(mmap, "MADV_HUGEPAGE") or not compiler.openmp_libraries() or not (library := kernels.load()):
             return None
         try:
             return cls(checkpoint, precision, library)
@@ -119,10 +119,10 @@ class Preload:
         file, memory = _address(content), _address(span)
         layout = list(packed_layout(self._shape, self._precision, self._library.panel))
         matrices = [
-            kernels.Stored(
+            kernels.UnpackedMatrix(
                 weights=file + offsets[place.name],
-                input=1 if place.by_output else place.outputs,
-                output=place.inputs if place.by_output else 1,
+                input_stride=1 if place.by_output else place.outputs,
+                output_stride=place.inputs if place.by_output else 1,
                 inputs=place.inputs,
                 outputs=place.outputs,
                 precision=kernels.PRECISIONS[self._precision],
@@ -131,7 +131,8 @@ class Preload:
             )
             for place in layout
         ]
-        done = layout[: self._library.lay_out_file((kernels.Stored * len(layout))(*matrices), len(layout), self._stop)]
+        array = (kernels.UnpackedMatrix * len(layout))(*matrices)
+        done = layout[: self._library.pack_file(array, len(layout), self._stop)]
         if done:
             self._packed, self._packed_bytes = [place.name for place in done], done[-1].end
 

@@ -12,7 +12,7 @@ from gpt2tg.checkpoint.runs import LOG_FILE
 from gpt2tg.errors import UserError
 from gpt2tg.reading.file_types import TABLE_SUFFIXES
 from gpt2tg.reading.table_row import Notify
-from gpt2tg.training.output.directory import is_ours
+from gpt2tg.training.output.layout import is_ours
 
 # What is read from a folder. A file that the user names is read whatever its suffix.
 TEXT_SUFFIXES = (".txt", ".md", *TABLE_SUFFIXES)

@@ -22,10 +22,12 @@ from huggingface_hub.constants import HF_HOME
 from gpt2tg.checkpoint.runs import MANIFEST
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import RunError
+from gpt2tg.io.atomic import sync
+from gpt2tg.training.console import log
 from gpt2tg.training.data.cache_directory import writable
 from gpt2tg.training.data.corpus import Corpus
 from gpt2tg.training.data.tokenization import encode_corpus, id_type
-from gpt2tg.training.output.durable import damage, seal, sync
+from gpt2tg.training.output.durable import find_damage, seal
 
 CACHE = writable(Path(HF_HOME) / "gpt2tg" / "tokens")
 
@@ -70,7 +72,7 @@ def tokenize(corpus: Corpus, tokenizer: TextTokenizer) -> Tokens:
     directory = CACHE / _fingerprint(corpus, tokenizer)
     _remove_leftovers()
     try:
-        if damage(directory, (IDS, ENDS)) is not None:
+        if find_damage(directory, (IDS, ENDS)) is not None:
             _make(directory, corpus, tokenizer)
     except OSError as error:
         raise RunError(
@@ -98,11 +100,11 @@ def _make(directory: Path, corpus: Corpus, tokenizer: TextTokenizer) -> None:
     """Tokenize into a draft directory and publish it. If several runs need the same tokens, one of them does so."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with _sole_writer(directory.name):
-        fault = damage(directory, (IDS, ENDS))
+        fault = find_damage(directory, (IDS, ENDS))
         if fault is None:
             return  # another run made them while this one waited
         if (directory / MANIFEST).is_file():  # earlier versions wrote none
-            _log(f"the tokens in {directory} are damaged, {fault}: tokenizing again")
+            log.info(f"the tokens in {directory} are damaged, {fault}: tokenizing again")
         prefix = f"{DRAFT}{directory.name}-"
         with tempfile.TemporaryDirectory(dir=CACHE, prefix=prefix, ignore_cleanup_errors=True) as draft:
             complete = Path(draft) / "whole"
@@ -119,7 +121,7 @@ def _publish(complete: Path, directory: Path) -> None:
             shutil.rmtree(directory)
         complete.rename(directory)
     except OSError:
-        if damage(directory, (IDS, ENDS)) is not None:
+        if find_damage(directory, (IDS, ENDS)) is not None:
             raise  # else the file system has no locks, and another run was faster
     sync(directory.parent)
 
@@ -131,7 +133,7 @@ def _sole_writer(name: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        _log("waiting for another run that tokenizes the same text")
+        log.info("waiting for another run that tokenizes the same text")
         lock.acquire()
     except (OSError, NotImplementedError):
         pass
@@ -139,12 +141,6 @@ def _sole_writer(name: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _log(message: str) -> None:
-    from gpt2tg.training.callbacks import say  # imports transformers, which the workers of a data loader do not need
-
-    say(message)
 
 
 def _lock_path(name: str) -> Path:

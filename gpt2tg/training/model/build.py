@@ -12,7 +12,10 @@ from transformers.modeling_outputs import CausalLMOutput
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from transformers.utils.generic import ModelOutput
 
-from gpt2tg.checkpoint.find import ModelShape, base_directory, shape_of
+from gpt2tg.checkpoint.checkpoint import Checkpoint
+from gpt2tg.checkpoint.config import shape_of
+from gpt2tg.checkpoint.find import base_directory
+from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.checkpoint.tensor_names import HEAD
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer, note_on_unused, unused_ids
@@ -20,13 +23,14 @@ from gpt2tg.checkpoint.weights import stream_weights
 from gpt2tg.engine.model import GPT2
 from gpt2tg.errors import UserError, one_line
 from gpt2tg.options import TrainingOptions
+from gpt2tg.training.console import log
 from gpt2tg.training.model.copied_files import eos_token_id
 from gpt2tg.training.model.cpu_speedups import ATTENTION, GELU, Dropout
 from gpt2tg.training.model.lora import plain_weights
 from gpt2tg.training.model.loss import next_token_loss
 
 
-def existing_model(directory: Path, dropout: float | None = None) -> tuple[GPT2LMHeadModel, TextTokenizer]:
+def existing_model(checkpoint: Checkpoint, dropout: float | None = None) -> tuple[GPT2LMHeadModel, TextTokenizer]:
     """Load a model in fp32 and its tokenizer, with the same checks as for generation. Notes on them go to stderr.
 
     Args:

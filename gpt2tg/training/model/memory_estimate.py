@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from gpt2tg.checkpoint.find import ModelShape
+from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.model import loss
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2tg.checkpoint.adapters import is_adapter
+from gpt2tg.checkpoint.checkpoint import read_checkpoint
 from gpt2tg.checkpoint.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG_FILES, TOKENIZER_FILES
-from gpt2tg.checkpoint.find import read_shape
 from gpt2tg.checkpoint.runs import saved_checkpoints, step_of_model
 from gpt2tg.errors import one_line
 from gpt2tg.io.atomic import sync
@@ -164,7 +164,7 @@ class RunDirectory:
 
         weights = {
             name if name == OUTPUT_LAYER else f"transformer.{name}": tensor.float().contiguous()
-            for name, tensor in stream_weights(self.path, read_shape(self.path))
+            for name, tensor in stream_weights(read_checkpoint(self.path))
         }
         save_file(weights, file, metadata={"format": "pt"})
         sync(file)

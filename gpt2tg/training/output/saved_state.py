@@ -152,7 +152,7 @@ def _check_weights(path: Path) -> None:
     # Generation accepts any prefix. The Trainer would ignore such tensors and continue with other weights.
     if strange := next((name for name in names if name != OUTPUT_LAYER and not name.startswith("transformer.")), None):
         raise ValueError(f"the tensor {strange} has a name that no run writes")
-    for _ in stream_weights(path.parent, shape):
+    for _ in stream_weights(checkpoint):
         pass  # reading a tensor that is not finite raises an error
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gpt2tg.checkpoint.checkpoint import read_checkpoint
 from gpt2tg.checkpoint.weights import stream_weights
+from gpt2tg.engine.contexts import new_context
 from gpt2tg.engine.cpu.preload import Preload, Preloaded
 from gpt2tg.engine.matrices import Panels
 from gpt2tg.engine.model import GPT2
@@ -60,4 +61,4 @@ def assert_same(found: GPT2, expected: GPT2) -> None:
         assert (scale is None) is (ours[name][1] is None)
         assert scale is None or torch.equal(ours[name][1], scale), name
     ids = [[5, 80, 7, 33, 12]]
-    assert torch.equal(found.context(16).start(ids), expected.context(16).start(ids))
+    assert torch.equal(new_context(found, 16).start(ids), new_context(expected, 16).start(ids))

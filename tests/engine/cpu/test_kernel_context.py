@@ -11,7 +11,7 @@ import torch
 from conftest import kernels_here, random_ids, random_model, read_gpt2
 from torch import Tensor
 
-from gpt2tg.checkpoint.find import read_shape
+from gpt2tg.checkpoint.config import read_shape
 from gpt2tg.checkpoint.weights import read_weights
 from gpt2tg.engine.contexts import new_context
 from gpt2tg.engine.cpu import kernel_context, kernels

@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gpt2tg.checkpoint.checkpoint import read_checkpoint
-from gpt2tg.engine import matrices
-from gpt2tg.engine.cpu import kernels, preload
+from gpt2tg.engine import matrix_choice
+from gpt2tg.engine.cpu import compiler, kernels, preload
 from gpt2tg.engine.cpu.huge_pages import HugePages
 from gpt2tg.engine.cpu.preload import Preload, Preloaded
 from gpt2tg.engine.cpu.weight_layout import packed_bytes
@@ -50,7 +50,7 @@ def test_all_matrices_are_packed_bit_for_bit(directory: Path, precision: str, mo
     expected = built(directory, precision, None)
     found = preloaded(directory, precision)
     assert found.names == {name for name, *_ in read_checkpoint(directory).shape.matrices()}
-    monkeypatch.setattr(kernels.load(), "lay_out", lambda *_: pytest.fail("packed once more"))
+    monkeypatch.setattr(kernels.load(), "pack_matrix", lambda *_: pytest.fail("packed once more"))
     assert_same(built(directory, precision, found), expected)
 
 
@@ -180,7 +180,7 @@ def test_memory_is_freed_before_a_model_that_does_not_use_it(directory: Path, mo
         gone.append(span() is None)
         return Plain(weight)
 
-    monkeypatch.setattr(matrices, "_fastest_in_fp32", lambda *_: plain)
+    monkeypatch.setattr(matrix_choice, "_fastest_in_fp32", lambda *_: plain)
     built(directory, "fp32", taken(begun, directory))
     assert gone
     assert all(gone)
@@ -230,7 +230,8 @@ def test_pages_of_the_file_are_freed_in_either_layout(tmp_path: Path) -> None:
 HELD = """
 import ctypes, re, sys
 from pathlib import Path
-from gpt2tg.engine.cpu import kernels, preload
+from gpt2tg.engine import matrix_choice
+from gpt2tg.engine.cpu import compiler, kernels, preload
 library, (content, _) = kernels.load(), preload.map_file(Path(sys.argv[1]))
 first = ctypes.addressof(ctypes.c_char.from_buffer(content))
 panels, scale = ctypes.create_string_buffer(25 * 2**20), ctypes.create_string_buffer(4 * 25_600)
@@ -341,7 +342,7 @@ assert "torch" not in sys.modules
 preload = startup.import_torch(checkpoint, "cpu", sys.argv[2])
 assert gc.isenabled() and "torch" in sys.modules
 preload._thread.join()
-kernels.load().lay_out = None
+kernels.load().pack_matrix = None
 from gpt2tg.checkpoint import weights
 looked_through = []
 weights.is_finite = lambda tensor: looked_through.append(tensor) or True

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 from gpt2tg.checkpoint.checkpoint import read_checkpoint
 from gpt2tg.commands.evaluate import evaluate
 from gpt2tg.commands.loading import ModelChoice, load_generator
+from gpt2tg.engine.contexts import new_context
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import load
 from gpt2tg.options import EvaluationOptions, TrainingOptions
