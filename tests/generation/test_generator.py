@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from conftest import kernels_here
 from transformers import GPT2LMHeadModel
 
+from gpt2tg.checkpoint.weights import read_weights
 from gpt2tg.decoding.interface import Text
 from gpt2tg.engine.contexts import new_context
 from gpt2tg.engine.model import GPT2
@@ -172,9 +172,10 @@ def test_the_default_length_bends_to_a_small_model(generator: Generator) -> None
     assert len(generator.encode("The")) + len(sample.ids) <= 64
 
 
-def test_broken_weights_end_in_an_error_and_no_text(generator: Generator) -> None:
-    broken = Generator(copy.copy(generator.model), generator.tokenizer)
-    broken.model.weights = {**generator.model.weights, "ln_f.weight": torch.full((32,), torch.nan)}
+def test_broken_weights_end_in_an_error_and_no_text(generator: Generator, model_dir: Path) -> None:
+    shape = generator.model.shape
+    weights = {**read_weights(model_dir, shape), "ln_f.weight": torch.full((32,), torch.nan)}
+    broken = Generator(GPT2(weights, shape, torch.device("cpu")), generator.tokenizer)
     for decoding in ("greedy", "beam", "top_p"):
         with pytest.raises(RunError, match="not finite at new token 1"):
             broken.generate("The", options(decoding))
