@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from conftest import kernels_here
 from transformers import GPT2LMHeadModel
 
+from gpt2tg.checkpoint.weights import read_weights
 from gpt2tg.decoding.interface import Text
 from gpt2tg.engine.contexts import new_context
 from gpt2tg.engine.model import GPT2
