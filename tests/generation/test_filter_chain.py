@@ -196,6 +196,11 @@ def test_distribution_filters_have_the_settings_of_the_options(decoding: str, ke
     ]
 
 
+def test_beams_keep_one_token_more_than_the_end_tokens(numbers: TextTokenizer) -> None:
+    chain = filter_chain(DecodingOptions(decoding="beam_sample", top_k=1, temperature=1.0), numbers, [END, 4])
+    assert [step.keywords for step in chain.distribution] == [{"k": 1, "keep": 3}]
+
+
 def test_settings_that_are_off_add_no_filter(numbers: TextTokenizer) -> None:
     options = DecodingOptions(decoding="top_p", temperature=1.0, top_p=1.0, min_p=0.0, typical_p=1.0)
     assert filter_chain(options, numbers, [END]).filters == []
@@ -235,6 +240,8 @@ def test_penalties_look_at_the_window_only(numbers: TextTokenizer) -> None:
 
 def test_forms_of_a_word() -> None:
     assert forms(" owl ") == ["owl", " owl", "Owl", " Owl", "OWL", " OWL"]
+    assert forms("\nXI")[:2] == ["\nXI", " \nXI"]
+    assert forms("XI")[0] == "XI"
     assert forms("oWL") == ["oWL", " oWL", "owl", " owl", "OWL", " OWL"]
 
 
