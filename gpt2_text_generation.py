@@ -61,7 +61,7 @@ COMMON = (
 
 def parser() -> cli.Parser:
     """Return the parser of this script, with the flags of all tasks."""
-    script = cli.Parser(prog="gpt2_text_generation.py", description=__doc__, examples=EXAMPLES)
+    script = cli.Parser(prog="gpt2_text_generation.py", description=__doc__, examples=EXAMPLES, common=COMMON)
     script.add_options(TaskOptions)
     for task in ("generate", "train", "evaluate"):
         for options in TASKS[task]:

@@ -44,6 +44,9 @@ FOREIGN = {
     "--nproc_per_node",
     "--num_processes",
     "--config_file",
+    "--work",
+    "--shape",
+    "--repeats",
 }
 
 # Lines of sample_data.txt that the commands find here.

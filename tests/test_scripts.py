@@ -175,7 +175,7 @@ def test_mistakes_end_in_one_line_and_exit_code_2(
         "holds no text (0 bytes)": train(empty),
         "is a binary file: byte 2 is zero": train(binary),
         "is not UTF-8: byte 5": train(latin),
-        "--block_size 65 is over the 64 positions": train(text_file, "--block_size", "65"),
+        "--block_size 65 is over the context length": train(text_file, "--block_size", "65"),
         "is not empty": train(text_file, output_dir=full),
         "--validation_split 1.5 is out of range": train(text_file, "--validation_split", "1.5"),
         "--fp16 and --bf16 contradict": train(text_file, "--fp16", "--bf16"),

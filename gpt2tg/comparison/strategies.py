@@ -49,7 +49,7 @@ def _with_settings(options: DecodingOptions, words: Sequence[str], entry: str) -
             near = nearest(name, names)
             raise UserError(
                 f"{entry}: {word} is not a setting: "
-                + (f"did you mean {near[0]}=...?" if near else "write settings like top_p:temperature=0.7:top_p=0.9"),
+                + (f"did you mean {near}=...?" if near else "write settings like top_p:temperature=0.7:top_p=0.9"),
                 "strategies",
             )
         try:

@@ -162,10 +162,10 @@ def test_prompt_lines_can_have_their_own_settings(model_dir: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("not json", "line 2 is no JSON"),
+        ("not json", "line 2 is not valid JSON"),
         ('{"text": "x"}', 'line 2 has no string "prompt"'),
         ('{"prompt": 3}', 'line 2 has no string "prompt"'),
-        ('["x"]', "line 2 is no JSON object"),
+        ('["x"]', "line 2 is not a JSON object"),
         ('{"prompt": "x", "temprature": 1}', "line 2: temprature is not a decoding setting"),
         ('{"prompt": "x", "top_k": 1.5}', "line 2: top_k is 1.5, expected a whole number"),
         ('{"prompt": "x", "top_k": true}', "line 2: top_k is true, expected a whole number"),

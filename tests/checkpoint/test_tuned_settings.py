@@ -21,7 +21,7 @@ from gpt2tg.generation.generator import load, load_checkpoint
 from gpt2tg.options import STRATEGIES, DecodingOptions
 from gpt2tg.session import Front, Session
 from gpt2tg.session.loop import answer
-from gpt2tg.training.output.durable import damage, seal
+from gpt2tg.training.output.durable import find_damage, seal
 
 Capture = pytest.CaptureFixture[str]
 
@@ -75,7 +75,7 @@ def test_training_still_resumes_from_the_checkpoint(tuned_dir: Path) -> None:
     """The manifest has to record the new file: any other file counts as damage."""
     seal(tuned_dir, {"step": 3})
     write_tuned_settings(tuned_dir, DecodingOptions(decoding="top_p", temperature=0.9))
-    assert damage(tuned_dir) is None
+    assert find_damage(tuned_dir) is None
     assert json.loads((tuned_dir / "manifest.json").read_text())["step"] == 3
 
 

@@ -44,7 +44,7 @@ def test_output_file_has_texts_and_is_not_overwritten(
     if ending == "json":
         assert json.loads(content)["seed"] == 3
     assert text_generation_demo.main(command) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert text_generation_demo.main([*command, "--overwrite"]) == 0
 
 

@@ -15,6 +15,7 @@ from transformers import GPT2LMHeadModel, LogitsProcessor, LogitsProcessorList
 
 from gpt2tg.decoding import beam, filters, sampling
 from gpt2tg.decoding.interface import Filter, NotFiniteError, Text
+from gpt2tg.engine.contexts import new_context
 from gpt2tg.selftest import generator_of
 
 END = 0

@@ -245,7 +245,7 @@ def tiny() -> Generator:
 @pytest.fixture
 def readings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The number of tokens in each forward pass after the prompt."""
-    from gpt2tg.engine.cpu.context import KernelContext
+    from gpt2tg.engine.cpu.kernel_context import KernelContext
 
     noted: list[int] = []
     for kind in (TorchContext, KernelContext):

@@ -83,7 +83,7 @@ def test_unsupported_precision_falls_back_to_fp32_with_a_note(
     assert generate_from_finetuned.main(words(model_dir, precision)) == 0
     out, err = capsys.readouterr()
     assert out == plain
-    assert err == f"--precision {precision} is not to be had on this processor: fp32 is used\n"
+    assert err == f"--precision {precision} is not available on this processor: fp32 is used\n"
 
 
 def test_greedy_text_without_kernels_is_the_same(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

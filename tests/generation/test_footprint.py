@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import generate_from_finetuned
-from gpt2tg.engine.model import GPT2
 from gpt2tg.generation import footprint
 from gpt2tg.generation.footprint import bytes_per_text, check_footprint
 from gpt2tg.generation.generator import Generator, load
@@ -48,7 +47,7 @@ def generator(model_dir: Path) -> Generator:
 def test_huge_counts_are_refused_before_allocation(
     model_dir: Path, words: list[str], message: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(GPT2, "context", lambda *_: pytest.fail("memory is allocated"))
+    monkeypatch.setattr("gpt2tg.generation.caches.new_context", lambda *_: pytest.fail("memory is allocated"))
     assert generate_from_finetuned.main(["--model_path", str(model_dir), "--prompt", "The", *words]) == 2
     err = capsys.readouterr().err
     assert f"error: {message}" in err

@@ -172,9 +172,10 @@ def test_default_length_is_limited_by_the_context_window(generator: Generator) -
     assert len(generator.encode("The")) + len(sample.ids) <= 64
 
 
-def test_broken_weights_raise_and_generate_nothing(generator: Generator) -> None:
-    broken = Generator(copy.copy(generator.model), generator.tokenizer)
-    broken.model.weights = {**generator.model.weights, "ln_f.weight": torch.full((32,), torch.nan)}
+def test_broken_weights_raise_and_generate_nothing(generator: Generator, model_dir: Path) -> None:
+    shape = generator.model.shape
+    weights = {**read_weights(model_dir, shape), "ln_f.weight": torch.full((32,), torch.nan)}
+    broken = Generator(GPT2(weights, shape, torch.device("cpu")), generator.tokenizer)
     for decoding in ("greedy", "beam", "top_p"):
         with pytest.raises(RunError, match="not finite at new token 1"):
             broken.generate("The", options(decoding))
@@ -255,7 +256,7 @@ def test_sample_is_bit_equal_alone_streamed_and_batched(exact: Generator, model_
 
 
 def test_common_prefix_is_read_from_the_kept_cache(exact: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpt2tg.engine.cpu.context import KernelContext
+    from gpt2tg.engine.cpu.kernel_context import KernelContext
 
     read: list[int] = []
     original = KernelContext._read

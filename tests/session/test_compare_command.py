@@ -70,7 +70,7 @@ def test_compare_has_the_options_of_the_flag(generator: Generator, tmp_path: Pat
     ]
     again = f"/compare strategies=greedy output={table} The owl"
     assert talk.type(again)[1] == [
-        f"error: output {table} is there already: choose another, or replace it with overwrite=on"
+        f"error: output {table} exists already: choose another, or replace it with overwrite=on"
     ]
     assert talk.type(again.replace("The owl", "overwrite=on The owl"))[1][-1] == f"comparison written to {table}"
     assert json.loads(table.read_text(encoding="utf-8"))["prompts"] == ["The owl"]

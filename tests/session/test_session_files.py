@@ -97,10 +97,10 @@ def saved(generator: Generator, tmp_path: Path) -> tuple[Path, list[str]]:
     ("spoil", "message"),
     [
         (lambda lines: lines[:2], "is truncated: it has 1 of 2 turns"),
-        (lambda lines: [*lines[:2], lines[2][:40]], "line 3 is no JSON"),
+        (lambda lines: [*lines[:2], lines[2][:40]], "line 3 is not valid JSON"),
         (lambda lines: [], "is not a saved session"),
         (lambda lines: lines[1:], "is not a saved session"),
-        (lambda lines: ["[]"], "line 1 is no JSON object"),
+        (lambda lines: ["[]"], "line 1 is not a JSON object"),
         (lambda lines: [lines[0].replace('session": 1', 'session": 2'), *lines[1:]],
          "has session format 2, and this version"),
         (lambda lines: [lines[0], lines[1].replace('"typed": "', '"typed": 3, "x": "'), lines[2]],

@@ -76,7 +76,7 @@ def test_shown_settings_can_be_typed_again(generator: Generator) -> None:
 
 def test_unused_setting_gives_a_notice(generator: Generator) -> None:
     assert transcript(generator, greedy_options(), "/set top_p=0.5")[1] == [
-        "top_p is not used: decoding=greedy has no use for it", "decoding=greedy max_new_tokens=8",
+        "top_p is not used: decoding=greedy does not use it", "decoding=greedy max_new_tokens=8",
     ]  # fmt: skip
 
 

@@ -230,7 +230,7 @@ def test_overwrite_deletes_only_files_of_runs(text_file: Path, model_dir: Path, 
     ("settings", "option", "message"),
     [
         ({"block_size": 65}, "block_size", "65 is over the context length"),
-        ({"train_file": None}, "train_file", "is required"),
+        ({"train_file": ()}, "train_file", "is required"),
         ({"train_file": "/nowhere/at/all.txt"}, "train_file", "does not exist"),
         ({"validation_file": "/nowhere/at/all.txt"}, "validation_file", "does not exist"),
         ({"resume": "newest"}, "resume", "found no checkpoint-N"),

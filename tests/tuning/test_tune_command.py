@@ -10,7 +10,8 @@ import pytest
 from trial_clock import TEXT, Clock
 
 import text_generation_demo
-from gpt2tg.checkpoint.tuned_settings import FILE, read_defaults
+from gpt2tg.checkpoint.file_names import GENERATION_CONFIG
+from gpt2tg.checkpoint.tuned_settings import read_tuned_settings
 from gpt2tg.training.output.durable import seal
 from gpt2tg.tuning import held_out
 
@@ -38,14 +39,14 @@ def test_checkpoint_is_unchanged_without_apply(
     words: list[str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_gain_interval(monkeypatch, 0.1, 0.9)
-    before = (tmp_path / "model" / FILE).read_bytes()
+    before = (tmp_path / "model" / GENERATION_CONFIG).read_bytes()
     page = tmp_path / "report.html"
     assert text_generation_demo.main([*words, "--report", str(page)]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines()[1].startswith("default")
     assert err.splitlines()[1] == "measuring the reference; then settings are tried and the best checked, in 16 s"
-    assert "--apply makes them the checkpoint's own" in err
-    assert (tmp_path / "model" / FILE).read_bytes() == before
+    assert "--apply saves them in the checkpoint" in err
+    assert (tmp_path / "model" / GENERATION_CONFIG).read_bytes() == before
     html = page.read_text(encoding="utf-8")
     assert "Distance by temperature and top-p" in html
     assert "Distance from human text by temperature and top-p" in html
@@ -55,13 +56,13 @@ def test_apply_needs_a_clear_gain(
     words: list[str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_gain_interval(monkeypatch, -0.1, 0.9)
-    before = (tmp_path / "model" / FILE).read_bytes()
+    before = (tmp_path / "model" / GENERATION_CONFIG).read_bytes()
     assert text_generation_demo.main([*words, "--apply"]) == 0
     out, err = capsys.readouterr()
     assert "No clear gain: " in out
     assert "--apply leaves the checkpoint as it is\nto write with the settings found: --" in err
     assert "makes them the checkpoint's own" not in err
-    assert (tmp_path / "model" / FILE).read_bytes() == before
+    assert (tmp_path / "model" / GENERATION_CONFIG).read_bytes() == before
 
 
 def test_applied_settings_are_the_printed_ones(
@@ -70,10 +71,10 @@ def test_applied_settings_are_the_printed_ones(
     set_gain_interval(monkeypatch, 0.1, 0.9)
     assert text_generation_demo.main([*words, "--apply"]) == 0
     out, err = capsys.readouterr()
-    found = read_defaults(tmp_path / "model")
+    found = read_tuned_settings(tmp_path / "model")
     assert out.splitlines()[2].split()[1] == f"{found['temperature']:g}"
-    assert f"{tmp_path / 'model' / FILE} now has --" in err
-    assert json.loads((tmp_path / "model" / FILE).read_text())["eos_token_id"] == 0
+    assert f"{tmp_path / 'model' / GENERATION_CONFIG} now has --" in err
+    assert json.loads((tmp_path / "model" / GENERATION_CONFIG).read_text())["eos_token_id"] == 0
 
 
 def test_chosen_checkpoint_is_tuned(
@@ -84,8 +85,8 @@ def test_chosen_checkpoint_is_tuned(
     shutil.copytree(model_dir, saved)
     seal(saved, {"step": 5})
     assert text_generation_demo.main([*words, "--checkpoint", "5", "--apply"]) == 0
-    assert read_defaults(saved)
-    assert not read_defaults(tmp_path / "model")
+    assert read_tuned_settings(saved)
+    assert not read_tuned_settings(tmp_path / "model")
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,7 @@ def test_two_runs_at_once_tokenize_a_text_once(
     tmp_path: Path, tokenizer: TextTokenizer, tokenized: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, is_waiting = write(tmp_path, numbered(20, "at once")), threading.Event()
-    monkeypatch.setattr(token_cache, "_log", lambda text: is_waiting.set())
+    monkeypatch.setattr(token_cache.log, "info", lambda text: is_waiting.set())
     made = token_cache.encode_corpus
 
     def waited_for(found: Corpus, tokenizer: TextTokenizer) -> Iterator[Any]:
