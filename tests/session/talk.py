@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
-from gpt2tg.generation.generator import Generator, load
+from gpt2tg.generation.generator import Generator, load_checkpoint
 from gpt2tg.options import DecodingOptions, decoding_options
 from gpt2tg.session import Front, Session
 from gpt2tg.session.loop import run
@@ -41,7 +40,7 @@ class Talk:
         self.said: list[str] = []
         self.lines: list[object] = []
         front = Front(self._read, self._write, self.said.append, edit, style, lambda: 80, at_terminal)
-        self.session = Session(generator, options, "tiny", front, partial(load, option="model"))
+        self.session = Session(generator, options, "tiny", front, load_checkpoint)
         self.interrupt_after = -1
         """The number of the write that Ctrl-C interrupts, if positive."""
 

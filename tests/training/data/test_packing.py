@@ -21,6 +21,7 @@ from data_helpers import (
 )
 from transformers import GPT2LMHeadModel
 
+from gpt2tg.checkpoint.checkpoint import read_checkpoint
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.reading import plain_text
 from gpt2tg.training.data import tokenization
@@ -107,7 +108,7 @@ def test_packed_batch_has_the_loss_of_its_examples_alone(
     assert any(len(tokenizer.encode(line)) >= 48 for line in lines)
     assert (batch["labels"][:, 1:] != -100).sum() == count
     with torch.no_grad():
-        for model in (reference, existing_model(model_dir)[0].eval()):
+        for model in (reference, existing_model(read_checkpoint(model_dir))[0].eval()):
             assert model(**batch).loss.item() == pytest.approx(total / count, abs=1e-5)
 
 

@@ -53,7 +53,7 @@ def theirs(directory: Path) -> Tensor:
 
 def starts_with(directory: Path) -> Tensor:
     """Return the logits of the model that training starts from, (T, V)."""
-    model, _ = existing_model(directory)
+    model, _ = existing_model(read_checkpoint(directory))
     with torch.no_grad():
         return model.eval()(IDS).logits[0]
 
