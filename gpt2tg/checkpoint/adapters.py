@@ -10,7 +10,6 @@ from gpt2tg.checkpoint.tensor_names import EMBEDDING, plain_adapter_name
 from gpt2tg.checkpoint.weight_files import read_header
 from gpt2tg.errors import UserError, one_line
 from gpt2tg.io.json_files import read_json
-from gpt2tg.io.lfs import refuse_pointer
 
 # Fields of peft's LoraConfig that may have any value. They concern training, or their effect shows in the tensors:
 # which layers the adapter changes, and the rank of each.
@@ -71,11 +70,10 @@ def adapter_file(directory: Path) -> Path:
     """Return the file with an adapter's tensors.
 
     Raises:
-        UserError: it is missing, or a Git LFS pointer.
+        UserError: it is missing.
     """
     for name in (ADAPTER_WEIGHTS, ADAPTER_PICKLE):
         if (directory / name).is_file():
-            refuse_pointer(directory / name)
             return directory / name
     raise UserError(f"{directory / ADAPTER_WEIGHTS} is missing: the adapter is incomplete. Copy or download it again")
 

@@ -12,7 +12,6 @@ from tokenizers.models import BPE, WordPiece
 
 from gpt2tg.checkpoint.added_tokens import parse_token
 from gpt2tg.checkpoint.file_names import MERGES, TOKENIZER_JSON, VOCABULARY, WORD_PIECES
-from gpt2tg.io.lfs import refuse_pointer
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -31,11 +30,8 @@ def build_base(
         rows: of the model's embedding. Added tokens with a larger id are left out.
 
     Raises:
-        UserError: a file is a Git LFS pointer.
         Exception: a file is broken, as the tokenizers library raises it.
     """
-    for name in vocabulary:
-        refuse_pointer(directory / name)
     adds_space = settings.get("add_prefix_space") is True
     if TOKENIZER_JSON in vocabulary:
         raw, left_out = _from_tokenizer_json(directory / TOKENIZER_JSON, rows)

@@ -91,10 +91,8 @@ def _checked(directory: Path) -> Path:
     for name in (*CONFIG_FILES, *TOKENIZER_FILES, ADAPTER_CONFIG):
         if name not in unread:
             refuse_pointer(directory / name)
-    if is_adapter(directory):
-        adapter_file(directory)
-    else:
-        find_weights(directory)
+    for file in [adapter_file(directory)] if is_adapter(directory) else find_weights(directory).files:
+        refuse_pointer(file)
     return directory
 
 

@@ -37,7 +37,7 @@ def find_weights(directory: Path) -> WeightFiles:
     """Return the files that hold the weights. Like transformers, prefer safetensors to pickles.
 
     Raises:
-        UserError: there are no weights, a shard is missing, or a file is a Git LFS pointer.
+        UserError: there are no weights, a shard is missing, or the index is broken.
     """
     shards: dict[str, str] = {}
     for file in (directory / name for name in WEIGHT_FILES):
@@ -52,8 +52,6 @@ def find_weights(directory: Path) -> WeightFiles:
             f"{directory}: {missing[0]} is missing: the model is incomplete{_unfinished(directory)}. "
             "Copy or download the model again"
         )
-    for file in files:
-        refuse_pointer(file)
     return WeightFiles(files, shards)
 
 

@@ -11,6 +11,7 @@ from conftest import FABLES
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
+from gpt2tg.checkpoint.find import find_directory
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer
 from gpt2tg.errors import UserError
@@ -152,15 +153,16 @@ def test_git_lfs_pointer_of_settings_is_named(tmp_path: Path, name: str) -> None
         assert "added_tokens_decoder" not in settings.read_text()
     (tmp_path / name).write_text(POINTER)
     with pytest.raises(UserError, match=f"{name} is a Git LFS pointer.*git lfs pull"):
-        load_tokenizer(tmp_path, ROWS)
+        find_directory(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer.json"])
 def test_git_lfs_pointer_of_a_vocabulary_is_named(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "config.json", {"model_type": "gpt2"})
     for file in ("vocab.json", "merges.txt", name):
         (tmp_path / file).write_text(POINTER if file == name else "{}")
     with pytest.raises(UserError, match=f"{name} is a Git LFS pointer.*git lfs pull"):
-        load_tokenizer(tmp_path, ROWS)
+        find_directory(str(tmp_path))
 
 
 @pytest.mark.parametrize("settings", [{}, {"do_lower_case": False}, {"clean_up_tokenization_spaces": True}])
