@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -89,6 +90,13 @@ def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
+# Module name -> file.
+NAMES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+
+
 def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
@@ -125,6 +133,35 @@ def test_each_arrow_is_used() -> None:
     for path in modules():
         used[room_of(path)] |= imported(path)
     assert {room: rule - used[room] - {room} for room, rule in RULES.items() if not rule <= used[room] | {room}} == {}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Return the modules of ours that a module imports, lazily or not."""
+    names = {
+        f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in NAMES else node.module
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module is not None
+        for alias in node.names
+    }
+    return names & NAMES.keys()
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Lazy imports count: they must not hide a circle. `from gpt2tg import load` is lazy by design."""
+    graph = {name: imported_modules(path) - {"gpt2tg"} for name, path in NAMES.items()}
+    order = graphlib.TopologicalSorter(graph)
+    order.prepare()  # raises a CycleError that names the circle
+
+
+def test_modules_and_functions_stay_small() -> None:
+    assert {name for name, path in NAMES.items() if len(path.read_text(encoding="utf-8").splitlines()) > 400} == set()
+    functions = {
+        f"{name}.{node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for name, path in NAMES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert {name: lines for name, lines in functions.items() if lines > 45} == {}
 
 
 def table() -> str:
