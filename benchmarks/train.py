@@ -34,7 +34,7 @@ from workers import spread
 
 sys.path.insert(0, str(ROOT))
 
-from gpt2tg.checkpoint.checkpoint import read_checkpoint, resolve_checkpoint
+from gpt2tg.checkpoint.checkpoint import resolve_checkpoint
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.data.blocks import NO_LOSS
 from gpt2tg.training.data.sources import plan_sources
@@ -88,7 +88,7 @@ def plain(options: TrainingOptions, model: str, place: str) -> Clock:
     """Train with transformers' Trainer as its documentation shows it, on the same blocks in the same order."""
     clock = Clock()
     checkpoint = resolve_checkpoint(model)
-    data = load_data(plan_sources(options), existing_model(read_checkpoint(checkpoint))[1], options)
+    data = load_data(plan_sources(options), existing_model(checkpoint)[1], options)
     transformers.set_seed(options.seed)
     network = transformers.GPT2LMHeadModel.from_pretrained(
         checkpoint.directory,
