@@ -48,7 +48,18 @@ RULES: dict[str, set[str]] = {
         "comparison",
     }
     | {"platformdirs", "prompt_toolkit", "wcwidth"},
-    "training": {"training", "__init__", "errors", "options", "io", "reading", "checkpoint", "engine", "generation"}
+    "training": {
+        "training",
+        "__init__",
+        "errors",
+        "options",
+        "io",
+        "reading",
+        "checkpoint",
+        "engine",
+        "generation",
+        "inspection",
+    }
     | {
         "accelerate",
         "filelock",

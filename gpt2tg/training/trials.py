@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gpt2tg.checkpoint.runs import LOG_FILE
-from gpt2tg.training.evaluate import perplexity
+from gpt2tg.inspection.perplexity import perplexity
 from gpt2tg.training.outcome import Outcome
 from gpt2tg.training.stopwatch import format_duration
 
