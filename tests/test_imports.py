@@ -34,7 +34,8 @@ RULES: dict[str, set[str]] = {
     "batch": {"batch", "errors", "options", "io", "reading", "generation", "inspection"} | {"tqdm"},
     "comparison": {"comparison", "errors", "options", "io", "reading", "generation", "inspection", "batch"}
     | {"jinja2", "markupsafe", "matplotlib", "numpy", "sacrebleu"},
-    "tuning": {"tuning", "errors", "options", "generation", "comparison"} | {"markupsafe", "matplotlib", "optuna"},
+    "tuning": {"tuning", "errors", "options", "io", "generation", "comparison"}
+    | {"markupsafe", "matplotlib", "optuna"},
     "session": {
         "session",
         "errors",

@@ -97,12 +97,6 @@ def as_csv(rows: Sequence[Sequence[str]]) -> str:
     return text.getvalue()
 
 
-def as_text(rows: Sequence[Sequence[str]]) -> str:
-    """Return the rows as lines with aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
-
-
 def read_evaluations(folder: Path) -> list[tuple[float, float]]:
     """Return (epoch, validation loss) of each evaluation in the log of a run; nothing if it cannot be read."""
     try:
