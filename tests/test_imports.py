@@ -26,7 +26,7 @@ RULES: dict[str, set[str]] = {
     "cli": {"cli", "__init__", "errors", "options", "io"},
     "reading": {"reading", "errors", "io"},
     "checkpoint": {"checkpoint", "errors", "options", "io"} | {"huggingface_hub", "safetensors", "tokenizers", "torch"},
-    "engine": {"engine", "errors", "checkpoint"} | {"torch"},
+    "engine": {"engine", "errors", "io", "checkpoint"} | {"torch"},
     "decoding": {"decoding"} | {"numpy", "torch"},
     "generation": {"generation", "errors", "options", "checkpoint", "engine", "decoding"}
     | {"psutil", "regex", "torch"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from gpt2tg.engine.cpu.huge_pages import HugePages
 from gpt2tg.engine.cpu.preload import Preloaded
 from gpt2tg.engine.matrices import Matrix, PackedFp16, PackedInt8, Panels, Plain, SplitSum
 from gpt2tg.errors import UserError
+from gpt2tg.io.atomic import replacing
 
 # (K, N) weights -> the matrix that holds them.
 Maker = Callable[[Tensor], Matrix]
@@ -98,10 +98,8 @@ def _cached_fastest(makers: dict[str, Maker], width: int, inner: int) -> str:
     if known.get(key) in makers:
         return known[key]
     fastest = time_makers(makers, width, inner)
-    with contextlib.suppress(OSError):  # not cached: timed again next time
-        temporary = file.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps({**known, key: fastest}), encoding="utf-8")
-        os.replace(temporary, file)
+    with contextlib.suppress(OSError), replacing(file) as draft:  # not cached: timed again next time
+        draft.write_text(json.dumps({**known, key: fastest}), encoding="utf-8")
     return fastest
 
 
