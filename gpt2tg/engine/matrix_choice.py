@@ -40,7 +40,7 @@ def matrix_maker(
 
     Args:
         precision: `fp32`, `fp16`, `int8`, or `auto`: fp16 on a CUDA GPU, else fp32.
-        width, inner: of the model; products of this shape are timed.
+        width, inner: the width of the model and of its MLP; products of this shape are timed.
         ready: matrices of the model that were packed in advance. The matrices must then be made in the order of
             `ModelShape.matrices`.
 
@@ -71,7 +71,7 @@ def matrix_maker(
 def _fastest_in_fp32(library: kernels.Kernels | None, memory: HugePages, width: int, inner: int) -> Maker:
     makers = _makers_in_fp32(library, memory)
     if library is not None and 4 * width * inner < SMALL:
-        # Calls take longer than the products of so small a matrix, and the kernels need one call for a whole pass.
+        # A call takes longer than the product of so small a matrix, and the kernels need one call for a whole pass.
         return makers["panels"]
     # What is timed has memory of its own, which is freed afterwards.
     return makers[_cached_fastest(_makers_in_fp32(library, HugePages()), width, inner)]
