@@ -27,7 +27,7 @@ RULES: dict[str, set[str]] = {
     "cli": {"cli", "__init__", "errors", "options", "io"},
     "reading": {"reading", "errors", "io"},
     "checkpoint": {"checkpoint", "errors", "options", "io"} | {"huggingface_hub", "safetensors", "tokenizers", "torch"},
-    "engine": {"engine", "errors", "checkpoint"} | {"torch"},
+    "engine": {"engine", "errors", "io", "checkpoint"} | {"torch"},
     "decoding": {"decoding"} | {"numpy", "torch"},
     "generation": {"generation", "errors", "options", "checkpoint", "engine", "decoding"}
     | {"psutil", "regex", "torch"},
@@ -35,7 +35,8 @@ RULES: dict[str, set[str]] = {
     "batch": {"batch", "errors", "options", "io", "reading", "generation", "inspection"} | {"tqdm"},
     "comparison": {"comparison", "errors", "options", "io", "reading", "generation", "inspection", "batch"}
     | {"jinja2", "markupsafe", "matplotlib", "numpy", "sacrebleu"},
-    "tuning": {"tuning", "errors", "options", "generation", "comparison"} | {"markupsafe", "matplotlib", "optuna"},
+    "tuning": {"tuning", "errors", "options", "io", "generation", "comparison"}
+    | {"markupsafe", "matplotlib", "optuna"},
     "session": {
         "session",
         "errors",
@@ -49,7 +50,18 @@ RULES: dict[str, set[str]] = {
         "comparison",
     }
     | {"platformdirs", "prompt_toolkit", "wcwidth"},
-    "training": {"training", "__init__", "errors", "options", "io", "reading", "checkpoint", "engine", "generation"}
+    "training": {
+        "training",
+        "__init__",
+        "errors",
+        "options",
+        "io",
+        "reading",
+        "checkpoint",
+        "engine",
+        "generation",
+        "inspection",
+    }
     | {
         "accelerate",
         "filelock",

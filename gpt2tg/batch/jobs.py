@@ -70,7 +70,7 @@ def plan_jobs(
 
 
 def _only(prompts: Sequence[Prompt], number: int) -> Sequence[Prompt]:
-    """Return the prompt that a replay names. A single prompt may have had any number in its original run."""
+    """Return the prompt to replay. A single given prompt is that one, whatever its number was in the original run."""
     if len(prompts) == 1:
         return prompts
     if number >= len(prompts):

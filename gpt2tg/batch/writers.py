@@ -17,7 +17,7 @@ from gpt2tg.io.outputs import append_whole, holds_something, is_stream, naming, 
 from gpt2tg.io.streams import write_out
 from gpt2tg.options import DecodingOptions, PromptOptions
 
-# Returns the token probabilities of a sample; None if they are not written.
+# A function that returns the token probabilities of a sample, or None if they are not to be written.
 Inspect = Callable[[Sample], Sequence[InspectedToken]] | None
 
 

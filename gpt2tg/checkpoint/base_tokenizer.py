@@ -26,8 +26,8 @@ def build_base(
 
     Args:
         vocabulary: the names of the files.
-        settings: of tokenizer_config.json, with defaults.
-        rows: of the model's embedding. Added tokens with a larger id are left out.
+        settings: the content of tokenizer_config.json, with defaults.
+        rows: the rows of the model's embedding. Added tokens with ids beyond them are left out.
 
     Raises:
         Exception: a file is broken, as the tokenizers library raises it.
@@ -89,7 +89,7 @@ def _word_pieces(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
 
 
 def add_template(raw: Tokenizer, settings: Mapping[str, Any], roles: Mapping[str, str]) -> None:
-    """Make a tokenizer put the special tokens around a text that the settings ask for.
+    """Make a tokenizer put special tokens before and after each text, as the settings ask for.
 
     Only for vocabulary files without a tokenizer.json, which holds its own template.
 

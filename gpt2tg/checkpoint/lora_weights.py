@@ -38,8 +38,8 @@ def add_adapter(
     Args:
         weights: the model's weights by their plain names, such as `h.0.attn.c_attn.weight`. Linear layers have the
             shape (in, out), as in GPT-2.
-        directory: of the adapter.
-        shape: of the model with the adapter.
+        directory: the directory of the adapter.
+        shape: the shape of the model with the adapter.
 
     Raises:
         UserError: the adapter is of another kind or for another model, or its file is broken. A tensor that does not

@@ -12,6 +12,7 @@ from gpt2tg.checkpoint.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHT
 from gpt2tg.checkpoint.find import find_directory
 from gpt2tg.errors import UserError
 from gpt2tg.io.json_files import read_object
+from gpt2tg.io.tables import aligned
 
 # Sizes and SHA-256 of the files of a checkpoint. Written last, so a checkpoint without it is incomplete.
 MANIFEST = "manifest.json"
@@ -106,13 +107,13 @@ def listing(name: str, option: str) -> str:
         find_directory(name, option)
         return f"{name} holds a model and no checkpoint-N"
     best, model_step = best_checkpoint(checkpoints), step_of_model(directory)
-    lines = ["    step  validation loss"]
+    rows = [["    step", "validation loss", ""]]
     for saved in checkpoints:
         loss = "-" if saved.validation_loss is None else f"{saved.validation_loss:.4f}"
         notes = ["best"] * (saved is best) + ["last"] * (saved is checkpoints[-1])
         notes += ["in the directory itself"] * (saved.step == model_step)
-        lines.append(f"{saved.step:8}  {loss:>15}  {', '.join(notes)}".rstrip())
-    return "\n".join(lines)
+        rows.append([str(saved.step), loss, ", ".join(notes)])
+    return "\n".join(aligned(rows, left={2}))
 
 
 def step_of_model(directory: Path) -> int | None:

@@ -70,7 +70,7 @@ class TextStream:
         return decode(self._ids[self._start : self._shown]), decode(self._ids[self._start :])
 
     def _clean_up(self, piece: str, is_last: bool = False) -> str:
-        """Return the text that is final after this piece, cleaned up."""
+        """Return the text whose clean-up cannot change any more once this piece is known, cleaned up."""
         if not self._tokenizer.cleans_up:
             return piece
         *ready, rest = CLEAN_BORDER.split(self._uncleaned + piece)

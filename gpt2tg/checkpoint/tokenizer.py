@@ -60,7 +60,7 @@ class TextTokenizer:
 
     @cached_property
     def prefix(self) -> tuple[int, ...]:
-        """Ids that the tokenizer puts before a text. Ids that it puts after a text are left out: they would end it."""
+        """Ids that the tokenizer puts before a text. Ids after a text would end it, so they are left out."""
         found = self.raw.encode("a", add_special_tokens=True)
         text = [place for place, is_special in enumerate(found.special_tokens_mask) if not is_special]
         return tuple(found.ids[: text[0]]) if text else ()

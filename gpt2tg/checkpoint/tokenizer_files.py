@@ -78,7 +78,8 @@ def read_tokenizer(directory: Path, rows: int) -> StoredTokenizer:
     """Read the tokenizer of a model from all files that describe it.
 
     Args:
-        rows: of the model's embedding. Added tokens beyond them are left out, since the model cannot read them.
+        rows: the rows of the model's embedding. Added tokens with ids beyond them are left out, since the model cannot
+            read them.
 
     Raises:
         UserError: the files are missing or broken.

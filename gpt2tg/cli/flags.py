@@ -60,7 +60,7 @@ class Meaning:
 
 @dataclass
 class Flag:
-    """A flag of a script. Where tasks share its name, it has a meaning in each of them."""
+    """A flag of a script. If several tasks have a flag of this name, `meanings` has one entry for each of them."""
 
     options: type[Options]
     field: Field[Any]

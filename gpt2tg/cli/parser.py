@@ -33,7 +33,7 @@ class Parser:
         prog: the name of the script.
         description: what it does.
         examples: commands to show at the end of the help.
-        common: the flags that `--help` shows, by option name; those that their fields call common if left out.
+        common: the flags that `--help` shows, by option name; if left out, those whose fields have `is_common`.
     """
 
     def __init__(self, *, prog: str, description: str | None, examples: str, common: Collection[str] = ()) -> None:

@@ -19,16 +19,16 @@ class CandidatesCommand:
 
     count: int
     decoding: DecodingOptions
-    """Of these options `overflow` alone counts."""
+    """Only `overflow` is used."""
     prompts: PromptOptions
     given: frozenset[str]
 
     @classmethod
     def from_flags(cls, flags: Flags) -> CandidatesCommand:
-        """Build the command from flags that have `--candidates`.
+        """Build the command; `--candidates` is among the flags.
 
         Raises:
-            UserError: a value out of range, or flags that contradict each other, used or not.
+            UserError: a value out of range, or flags that contradict each other, even if the command does not use them.
         """
         count = flags.pick(InspectionOptions).candidates or 1
         return cls(count, flags.decoding(), flags.pick(PromptOptions), flags.names)

@@ -17,8 +17,8 @@ def generate_or_inspect(flags: Flags, name: str, option: str, **defaults: Any) -
     """Run the command that the flags ask for; generate if they ask for no other.
 
     Args:
-        name: of the model, as written after the flag `option`.
-        defaults: of the script, by option name.
+        name: the name of the model, which was written after the flag `option`.
+        defaults: the defaults of the script, by option name.
     """
     inspection = flags.pick(InspectionOptions)
     if flags.pick(CheckpointOptions).list:

@@ -9,7 +9,7 @@ def list_checkpoints(name: str, option: str) -> None:
     """Print step and validation loss of each checkpoint of a run, and which is the best.
 
     Args:
-        name: of the output directory, as written after the flag `option`.
+        name: the output directory, which was written after the flag `option`.
 
     Raises:
         UserError: the directory holds neither a checkpoint nor a model.

@@ -103,7 +103,7 @@ def load_generator(checkpoint: Checkpoint, device: str, precision: str, preload:
     """Load a checkpoint, and print what the user should know about its files.
 
     Args:
-        preload: of its weights, if any.
+        preload: the thread that packs its weights, if there is one.
 
     Raises:
         UserError: the files are broken, or torch cannot use the device.

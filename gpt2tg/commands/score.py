@@ -25,10 +25,10 @@ class ScoreCommand:
 
     @classmethod
     def from_flags(cls, flags: Flags) -> ScoreCommand:
-        """Build the command from flags that have `--score`.
+        """Build the command; `--score` is among the flags.
 
         Raises:
-            UserError: a value out of range, or flags that contradict each other, used or not.
+            UserError: a value out of range, or flags that contradict each other, even if the command does not use them.
         """
         flags.decoding()
         inspection = flags.pick(InspectionOptions)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from gpt2tg.comparison.results import Comparison, Result
 from gpt2tg.generation.generator import Generator, Sample
+from gpt2tg.inspection.perplexity import perplexity
 from gpt2tg.inspection.tokens import InspectedToken, inspect_sample
 
 # Limits that keep the page readable.
@@ -90,8 +91,8 @@ class CardMaker:
         tokens = [self._shown_token(token) for token in self.inspect(sample) if token.text]
         if tokens:  # the space between prompt and text would look like an indent
             tokens[0] = replace(tokens[0], text=tokens[0].text.removeprefix(" ") or tokens[0].text)
-        perplexity = math.exp(-sample.logprob / len(sample.ids)) if sample.ids else math.nan
-        note = f"{len(sample.ids)} tokens, perplexity {perplexity:.1f}"
+        found = perplexity(-sample.logprob / len(sample.ids)) if sample.ids else math.nan
+        note = f"{len(sample.ids)} tokens, perplexity {found:.1f}"
         return Card(result.name, note, tokens, result.options is None)
 
     def _shown_token(self, token: InspectedToken) -> ShownToken:

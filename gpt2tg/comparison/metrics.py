@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from sacrebleu.metrics.bleu import BLEU
 
 from gpt2tg.generation.generator import Sample
+from gpt2tg.inspection.perplexity import perplexity
 
 WORDS = re.compile(r"\w+(?:['\N{RIGHT SINGLE QUOTATION MARK}]\w+)*|[^\w\s]")
 
@@ -162,7 +163,7 @@ def set_metrics(texts: Sequence[TextMetrics], seconds: float | None = None) -> S
         texts=len(texts),
         tokens_per_second=tokens / seconds if seconds else None,
         logprob=logprob,
-        perplexity=None if logprob is None else math.exp(-logprob),
+        perplexity=None if logprob is None else perplexity(-logprob),
         distinct_1=mean_of_known([text.distinct[0] for text in texts]),
         distinct_2=mean_of_known([text.distinct[1] for text in texts]),
         distinct_3=mean_of_known([text.distinct[2] for text in texts]),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from gpt2tg.comparison.results import Comparison, Result
 from gpt2tg.generation.generator import Sample
+from gpt2tg.io.tables import aligned
 from gpt2tg.options import STRATEGIES, DecodingOptions
 
 
@@ -71,13 +72,11 @@ def terminal_table(comparison: Comparison, width: int) -> str:
 
 def _part(comparison: Comparison, columns: list[Column], first: int) -> str:
     """Return some columns of the table, after the names in a column of `first` characters."""
-    widths = [_width(comparison, column) for column in columns]
-    lines = [" " * first + "".join(f"  {c.heading:>{width}}" for c, width in zip(columns, widths, strict=True))]
+    rows = [["", *(column.heading for column in columns)]]
     for result in comparison.all_results:
         name = result.name if len(result.name) <= first else result.name[: first - 1] + "…"
-        cells = (f"  {cell_text(result, c):>{width}}" for c, width in zip(columns, widths, strict=True))
-        lines.append(f"{name:<{first}}" + "".join(cells))
-    return "\n".join(line.rstrip() for line in lines)
+        rows.append([name, *(cell_text(result, column) for column in columns)])
+    return "\n".join(aligned(rows, left={0}))
 
 
 def _width(comparison: Comparison, column: Column) -> int:

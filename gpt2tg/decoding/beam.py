@@ -57,7 +57,7 @@ class BeamSettings:
 
     @property
     def candidates(self) -> int:
-        """The number of continuations per step: enough for all beams to go on, even if each has all end tokens."""
+        """The number of continuations per step: enough to keep all beams, even if each proposes every end token."""
         return (1 + self.end_tokens) * self.group_size
 
 
@@ -220,7 +220,7 @@ class Group:
         self.live = [Hypothesis()]
         self.finished: list[Hypothesis] = []
         self.died: list[Hypothesis] = []
-        """The live texts at the step at which everything was banned, as many as finished texts were missing."""
+        """The best texts that ended because every next token was banned: as many as finished texts were missing."""
         self.is_over = False
         self._max_new_tokens = max_new_tokens
         self._settings = settings
@@ -257,9 +257,9 @@ class Group:
         return Hypothesis(ids, score, beam.logprob + gain, ranking_score, self._ends(ids))
 
     def _set_aside_finished(self, candidates: list[tuple[int, Hypothesis]]) -> None:
-        """Keep the best finished texts. Of the candidates only the first count, as many as there are beams.
+        """Keep the best finished texts. Only the first candidates can finish: as many as there are beams.
 
-        The others are there so that enough unfinished texts remain. Transformers does the same.
+        The other candidates only ensure that enough unfinished texts remain. transformers does the same.
         """
         ended = [text for _, text in candidates[: self._size] if text.finish_reason]
         self.finished = _best_first([*self.finished, *ended])[: self._size]

@@ -8,7 +8,7 @@ alone and keep at least one token.
 `histories` holds the ids of each row. Any sequence works; a `History` caches its counts between steps.
 
 `keep` is the smallest number of tokens that a filter leaves. Beam search needs more than one: if only the end-of-text
-token is left, a beam cannot go on.
+token is left, a beam cannot continue.
 """
 
 from __future__ import annotations

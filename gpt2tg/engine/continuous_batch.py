@@ -32,7 +32,7 @@ class QueuedText:
     """A sequence that waits for a row."""
 
     sample: int
-    """Its number, which its tokens are marked with."""
+    """Its number, which each of its `NewToken`s repeats."""
     prompt: Sequence[int]
     max_new_tokens: int
     uniform: Callable[[], float] | None = None
@@ -111,7 +111,7 @@ class ContinuousBatch:
             capacity: tokens of the longest sequence; rounded up to a bucket.
             choose: filters the logits and chooses a token.
             end_ids: tokens that end a sequence.
-            steps: of a chunk.
+            steps: the steps of a chunk.
             captured: whether steps are captured as CUDA graphs; None means if the device is a CUDA GPU.
         """
         self._model, self._choose, self._end_ids, self._steps = model, choose, end_ids, steps

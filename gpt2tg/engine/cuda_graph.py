@@ -40,7 +40,7 @@ class StepBuffers:
         """
         Args:
             capacity: tokens of the longest row.
-            steps: of the longest chunk.
+            steps: the steps of the longest chunk.
         """
         shape, self.device = model.shape, model.device
         # Zeros: a masked slot has no weight in attention, but 0 * NaN, from uninitialised memory, is NaN.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from gpt2tg.engine.cpu.huge_pages import HugePages
 from gpt2tg.engine.cpu.preload import Preloaded
 from gpt2tg.engine.matrices import Matrix, PackedFp16, PackedInt8, Panels, Plain, SplitSum
 from gpt2tg.errors import UserError
+from gpt2tg.io.atomic import replacing
 
 # (K, N) weights -> the matrix that holds them.
 Maker = Callable[[Tensor], Matrix]
@@ -40,7 +40,7 @@ def matrix_maker(
 
     Args:
         precision: `fp32`, `fp16`, `int8`, or `auto`: fp16 on a CUDA GPU, else fp32.
-        width, inner: of the model; products of this shape are timed.
+        width, inner: the width of the model and of its MLP; products of this shape are timed.
         ready: matrices of the model that were packed in advance. The matrices must then be made in the order of
             `ModelShape.matrices`.
 
@@ -71,7 +71,7 @@ def matrix_maker(
 def _fastest_in_fp32(library: kernels.Kernels | None, memory: HugePages, width: int, inner: int) -> Maker:
     makers = _makers_in_fp32(library, memory)
     if library is not None and 4 * width * inner < SMALL:
-        # Calls take longer than the products of so small a matrix, and the kernels need one call for a whole pass.
+        # A call takes longer than the product of so small a matrix, and the kernels need one call for a whole pass.
         return makers["panels"]
     # What is timed has memory of its own, which is freed afterwards.
     return makers[_cached_fastest(_makers_in_fp32(library, HugePages()), width, inner)]
@@ -98,10 +98,8 @@ def _cached_fastest(makers: dict[str, Maker], width: int, inner: int) -> str:
     if known.get(key) in makers:
         return known[key]
     fastest = time_makers(makers, width, inner)
-    with contextlib.suppress(OSError):  # not cached: timed again next time
-        temporary = file.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps({**known, key: fastest}), encoding="utf-8")
-        os.replace(temporary, file)
+    with contextlib.suppress(OSError), replacing(file) as draft:  # not cached: timed again next time
+        draft.write_text(json.dumps({**known, key: fastest}), encoding="utf-8")
     return fastest
 
 

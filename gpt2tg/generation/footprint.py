@@ -24,7 +24,7 @@ def check_footprint(model: GPT2, options: DecodingOptions, prompts: int, new_tok
     Args:
         prompts: the number of prompts in the batch.
         new_tokens: the largest number of new tokens of a text.
-        batch_size: the option that led to so many prompts.
+        batch_size: the value of the option that led to so many prompts, for messages.
 
     Raises:
         UserError: names the option that asks for the most texts.

@@ -176,7 +176,7 @@ def load(name: str, device: str = "auto", option: str = "model_name", precision:
     Args:
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         option: the flag that the name came from, for messages.
-        precision: `fp32`, `fp16`, `int8` or `auto`; the model's own `precision` is what it became.
+        precision: `fp32`, `fp16`, `int8` or `auto`; `GPT2.precision` has the one that was chosen.
 
     Raises:
         UserError: the model does not exist or is broken, the device does not exist, or it cannot have the precision.
@@ -190,7 +190,7 @@ def load_checkpoint(
     """Load a model that was resolved before.
 
     Args:
-        preload: what packs its weights in the background, if anything does.
+        preload: the thread that packs its weights in the background, if there is one.
 
     Raises:
         UserError: the model is broken, the device does not exist, or it cannot have the precision.

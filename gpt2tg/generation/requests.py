@@ -20,7 +20,7 @@ class Request:
 
     prompt: str
     index: int
-    """The number of the prompt in its run. It is part of what seeds the texts of the prompt."""
+    """The number of the prompt in its run, which is part of the seed of its texts."""
     ids: tuple[int, ...]
     """The prompt tokens to read."""
     max_new_tokens: int

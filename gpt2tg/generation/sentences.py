@@ -34,7 +34,7 @@ def last_sentence_end(text: str, start: int = 0, is_all: bool = True) -> int:
 
     Args:
         start: only ends after this index count. The text before it is context.
-        is_all: whether the text is complete. If more may follow, only ends that hold whatever follows count.
+        is_all: whether the text is complete. If more may follow, an end counts only if no further text can change it.
     """
     found = start
     for stop in _STOPS.finditer(text, max(0, start - LOOKED_BACK)):

@@ -1,4 +1,4 @@
-"""Perplexity."""
+"""Perplexity, from a mean loss."""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ from gpt2tg.io.atomic import draft_beside, replacing
 
 # Directories that hold the open descriptors of this process under their numbers; the first one is Linux's.
 DESCRIPTORS = (f"/proc/{os.getpid()}/fd", "/dev/fd")
-# Stands for stdout, as it stands for stdin where a file is read.
+# `-` stands for stdout here, and for stdin where a file is read.
 STDOUT = Path("-")
-# Links to links that are followed; more of them are taken for a circle.
+# The longest chain of symbolic links that is followed; a longer one is taken for a circle.
 MOST_LINKS = 40
 
 

@@ -1,8 +1,8 @@
 """End a session on Ctrl-C, SIGTERM or a closed terminal, with the terminal restored.
 
 While a session starts, Ctrl-C ends the process immediately: a library that is being imported could swallow an
-exception, or the line editor could be left half set up. SIGTERM and SIGHUP end it immediately at any time. The terminal
-alone has to be restored: files are written atomically.
+exception, or the line editor could be left half set up. SIGTERM and SIGHUP end it immediately at any time. Only the
+terminal has to be restored: files are written atomically.
 """
 
 from __future__ import annotations

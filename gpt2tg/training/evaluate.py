@@ -12,6 +12,7 @@ from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
 from gpt2tg.checkpoint.checkpoint import Checkpoint
+from gpt2tg.inspection.perplexity import perplexity
 from gpt2tg.options import EvaluationOptions
 from gpt2tg.training.checks import check_stride
 from gpt2tg.training.console import log
@@ -47,11 +48,6 @@ class Evaluation:
     def bits_per_byte(self) -> float:
         """Bits that the model needs per byte of text: comparable between models with different tokenizers."""
         return self.nats / math.log(2) / self.bytes
-
-
-def perplexity(loss: float) -> float:
-    """Return exp of a mean loss in nats per token: infinite if that overflows, NaN if the loss is NaN."""
-    return math.inf if loss > 700 else math.exp(loss)
 
 
 def evaluate(

@@ -13,11 +13,11 @@ import transformers
 from transformers import GPT2LMHeadModel, TrainingArguments
 
 from gpt2tg import __version__
+from gpt2tg.inspection.perplexity import perplexity
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.console import log
 from gpt2tg.training.data.advice import counted
 from gpt2tg.training.data.training_data import TrainingData
-from gpt2tg.training.evaluate import perplexity
 from gpt2tg.training.fields import without_secrets
 from gpt2tg.training.outcome import Outcome
 from gpt2tg.training.stopwatch import format_duration

@@ -14,6 +14,7 @@ from gpt2tg import __version__
 from gpt2tg.checkpoint.runs import saved_checkpoints
 from gpt2tg.errors import Interrupted, RunError, UserError
 from gpt2tg.io.json_files import read_object
+from gpt2tg.io.tables import aligned
 from gpt2tg.options import NEWEST, DeviceOptions, ModelNameOptions, TrainingOptions
 from gpt2tg.training.checks import check_processes
 from gpt2tg.training.console import log, print_result
@@ -27,7 +28,7 @@ from gpt2tg.training.output.plots import LossCurve, draw_tries
 from gpt2tg.training.output.reservation import Reservation
 from gpt2tg.training.output.run_directory import publish_from
 from gpt2tg.training.pruning import Pruner, PruningCallback
-from gpt2tg.training.trials import Trial, as_csv, as_text, best_first, read_evaluations, table
+from gpt2tg.training.trials import Trial, as_csv, best_first, read_evaluations, table
 
 
 def search(
@@ -62,7 +63,7 @@ def search(
             interruption.is_saved = True
             search.run_trials()
             ranking = search.publish_best()
-    print_result(as_text(table(ranking)))
+    print_result("\n".join(aligned(table(ranking))))
     return replace(search.outcomes[ranking[0].folder], output_dir=directory)
 
 

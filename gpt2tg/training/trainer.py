@@ -18,11 +18,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import GPT2LMHeadModel
 
 from gpt2tg.errors import Interrupted
+from gpt2tg.inspection.perplexity import perplexity
 from gpt2tg.io.json_files import read_object
 from gpt2tg.training.data.batches import count_tokens
 from gpt2tg.training.data.blocks import NO_LOSS
 from gpt2tg.training.devices import memory_gb, preserved_random_state
-from gpt2tg.training.evaluate import perplexity
 from gpt2tg.training.failures import NotFinite
 from gpt2tg.training.hub_trainer import HubTrainer
 from gpt2tg.training.interruption import Interruption, SignalConsensus

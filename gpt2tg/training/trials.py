@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gpt2tg.checkpoint.runs import LOG_FILE
-from gpt2tg.training.evaluate import perplexity
+from gpt2tg.inspection.perplexity import perplexity
 from gpt2tg.training.outcome import Outcome
 from gpt2tg.training.stopwatch import format_duration
 
@@ -95,12 +95,6 @@ def as_csv(rows: Sequence[Sequence[str]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
-
-
-def as_text(rows: Sequence[Sequence[str]]) -> str:
-    """Return the rows as lines with aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
 
 
 def read_evaluations(folder: Path) -> list[tuple[float, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gpt2tg.io.tables import aligned
 from gpt2tg.tuning.held_out import CheckedSettings, HeldOutCheck
 from gpt2tg.tuning.search_space import OFF, SEARCHED, SearchedSettings
 
@@ -35,12 +36,7 @@ def summary(check: HeldOutCheck) -> str:
     """Return the table of both settings for a terminal, and the verdict."""
     rows = [[*HEADINGS], settings_row(check.default), settings_row(check.tuned)]
     rows.append(["human text", *[""] * len(SEARCHED), f"{check.human_distance:.2f}", ""])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for name, *cells in rows:
-        aligned = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
-        lines.append("  ".join([name.ljust(widths[0]), *aligned]).rstrip())
-    return "\n".join([*lines, "", verdict(check)]) + "\n"
+    return "\n".join([*aligned(rows, left={0}), "", verdict(check)]) + "\n"
 
 
 def settings_row(checked: CheckedSettings) -> list[str]:

@@ -164,12 +164,7 @@ def test_without_a_cache_directory_every_call_times(
     assert len(timed_shapes) == 2
 
 
-def test_two_processes_at_once_leave_a_complete_file(
-    cache_file: Path, timed_shapes: list, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two threads stand for processes: each has an id of its own."""
-    monkeypatch.setattr(matrix_choice.os, "getpid", threading.get_ident)
-
+def test_two_writers_at_once_leave_a_complete_file(cache_file: Path, timed_shapes: list) -> None:
     def work(first: int) -> None:
         for width in range(first, first + 30):
             matrix_choice._cached_fastest(MAKERS, width, 32)

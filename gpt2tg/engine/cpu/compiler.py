@@ -9,8 +9,9 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
+
+from gpt2tg.io.atomic import replacing
 
 SOURCE = Path(__file__).with_name("kernels.c")
 
@@ -93,20 +94,15 @@ def find_compiler() -> str | None:
 
 
 def compile_library(compiler: str, path: Path) -> None:
-    """Compile the kernels to a file.
-
-    The compiler writes to a temporary directory, from which the complete file is moved into place, so that no process
-    ever loads a truncated one.
+    """Compile the kernels to a file that appears complete, so that no process ever loads a truncated one.
 
     Raises:
         OSError, subprocess.SubprocessError: the compiler failed, took over two minutes, or the file is not writable.
     """
-    with tempfile.TemporaryDirectory(dir=path.parent) as directory:
-        compiled = Path(directory) / path.name
+    with replacing(path) as draft:
         subprocess.run(
-            [compiler, *FLAGS, str(SOURCE), "-o", str(compiled), *openmp_libraries(), "-lm"],
+            [compiler, *FLAGS, str(SOURCE), "-o", str(draft), *openmp_libraries(), "-lm"],
             check=True,
             capture_output=True,
             timeout=120,
         )
-        os.replace(compiled, path)

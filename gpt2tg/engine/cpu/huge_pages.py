@@ -30,7 +30,7 @@ class HugePages:
         """
         Args:
             ready: memory with packed matrices, which is handed out first.
-            precision: of the tensors that will be allocated. Packed matrices in another precision are overwritten.
+            precision: the precision of the tensors to allocate. Packed matrices in another precision are overwritten.
         """
         self._span = ready.take() if ready else None
         self._used = 0

@@ -42,7 +42,7 @@ class KernelContext(Context):
         self._cache_rows = torch.arange(rows, dtype=torch.int32)[:, None].repeat(1, padded)
 
     def _clear(self, rows: Sequence[int]) -> None:
-        """Give each of these rows a cache row that no other row refers to, from its first position on."""
+        """Empty these rows: give each a cache row that no other row refers to, which will hold all of its positions."""
         taken: set[int] = set()
         for row in range(len(self._ids)):
             if row not in rows:
@@ -150,10 +150,10 @@ class KernelContext(Context):
             self._cache_rows[row, len(text) :] = self._write_rows[row]
 
     def _assign_write_rows(self, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> None:
-        """Give every new row a cache row to write to: the first child keeps its parent's, the others take cache rows
-        that no history refers to.
+        """Give every selected row a cache row to write to. The first copy of a row keeps that row's; the others get
+        cache rows that no row refers to.
 
-        (If every row keeps its length, it can keep its cache row too: nothing is stored there beyond that length.)
+        Not needed if every row keeps its length: nothing is stored in its cache row beyond that length.
         """
         taken = {self._write_rows[row] for row in rows}
         for row, text in enumerate(ids):

@@ -28,7 +28,7 @@ class KernelModel:
     ) -> None:
         """
         Args:
-            scales: of the attention scores, by layer.
+            scales: the factor of the attention scores, by layer.
         """
         self._shape, self._weights, self._matrices = shape, dict(weights), dict(matrices)
         self._library = self._matrices["wte"].library
@@ -113,7 +113,7 @@ class KernelModel:
         """Read T tokens, which may belong to different rows. The kernels trust these arguments: nothing is checked.
 
         Args:
-            cache: of `empty_cache`; the keys and values of the tokens are written to it.
+            cache: a cache from `empty_cache`; the keys and values of the tokens are written to it.
             ids: T token ids.
             positions: T places of the tokens in their rows.
             cache_rows: (T, C) int32, the cache row that holds each position of the token's row; at the token's own

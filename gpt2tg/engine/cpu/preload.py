@@ -20,7 +20,7 @@ from gpt2tg.engine.cpu import compiler, kernels
 from gpt2tg.engine.cpu.memory_maps import mapped
 from gpt2tg.engine.cpu.weight_layout import offsets_in_file, packed_bytes, packed_layout
 
-# Bytes that are prefaulted between two looks at the stop flag.
+# Bytes that are prefaulted between two checks of the stop flag.
 PIECE = 32 * 2**20
 
 # The fields of `os.stat` that differ when another file takes the place of the one that was read.
@@ -37,11 +37,11 @@ class Preloaded:
     span: mmap.mmap | None
     """The memory; None once it was taken, so that it is freed with the last matrix in it."""
     precision: str = ""
-    """Of the packed matrices."""
+    """The precision of the packed matrices."""
     packed_bytes: int = 0
     """Size of the packed matrices at the beginning of the memory."""
     names: frozenset[str] = frozenset()
-    """Of the packed matrices. Their weights are known to be finite."""
+    """The names of the packed matrices, whose weights are known to be finite."""
 
     def take(self) -> mmap.mmap | None:
         """Return the memory; None from the second call on."""
@@ -137,10 +137,10 @@ class Preload:
             self._packed, self._packed_bytes = [place.name for place in done], done[-1].end
 
     def _prefault(self, span: mmap.mmap) -> None:
-        """Write to every page, but for as much as the embedding takes in fp32.
+        """Write to every page, except the last ones: as many as the embedding takes in fp32.
 
-        The embedding is packed first, while all of it is mapped: its share of the memory stays free until then, so
-        that peak memory never exceeds the final size.
+        While the embedding is packed, which happens first, the original is in memory too. Leaving its size unallocated
+        keeps the peak memory within the final size.
         """
         memory, end = _address(span), len(span) - 4 * self._shape.vocab_size * self._shape.n_embd
         for start in range(0, end, PIECE):

@@ -10,8 +10,8 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from gpt2tg.checkpoint.find import is_directory
+from gpt2tg.inspection.perplexity import perplexity
 from gpt2tg.options import BUNDLED_MODEL, TrainingOptions, default_of
-from gpt2tg.training.evaluate import perplexity
 
 # The hub's names of models that have shorter ones.
 HUB_NAMES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
