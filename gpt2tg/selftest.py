@@ -214,6 +214,7 @@ def class_of(settings: dict[str, Any]) -> str:
 def main() -> int:
     """Compare on all models and print the outcome. Returns 0 if every text was the same, else 1."""
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers does not annotate it
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # as above
     counts: Counter[tuple[str, str]] = Counter()
     differences: list[Difference] = []
     for seed in range(MODELS):

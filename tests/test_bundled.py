@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import runpy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,3 +65,10 @@ def test_a_text_of_three_contexts_slides_by(tiny: Generator) -> None:
     (sample,) = tiny.generate("Once upon a time", options)
     assert len(sample.ids) == 1500
     assert len(set(sample.completion[-1500:].split())) > 50
+
+
+def test_bundling_a_missing_checkpoint_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["bundle", str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "gpt2tg.training.bundle", raising=False)
+    with pytest.raises(SystemExit, match=r"^bundle: error: .*config\.json is missing"):
+        runpy.run_module("gpt2tg.training.bundle", run_name="__main__")

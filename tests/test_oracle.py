@@ -9,6 +9,7 @@ import os
 from collections import Counter
 
 import pytest
+import transformers
 
 from gpt2tg import selftest
 
@@ -41,3 +42,17 @@ def test_selftest_prints_a_verdict(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     out = capsys.readouterr().out
     assert out.startswith("gpt2tg ")
     assert "verdict: the same texts as transformers, in 15 comparisons" in out
+
+
+def test_selftest_shows_no_progress_bars(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """It saves each model in a moment: bars of transformers would only scroll past."""
+
+    def compare(seed: int) -> tuple[Counter, list]:
+        selftest.generator_of(selftest.random_model(seed, layers=1, width=8))
+        return Counter(), []
+
+    transformers.logging.enable_progress_bar()
+    monkeypatch.setattr(selftest, "compare", compare)
+    monkeypatch.setattr(selftest, "MODELS", 1)
+    assert selftest.main() == 0
+    assert capfd.readouterr().err == ""

@@ -50,6 +50,8 @@ def find_directory(name: str, option: str = "model_name") -> Path:
     Raises:
         UserError: the model does not exist, its weights are missing, or one of its files is a Git LFS pointer.
     """
+    if not name:
+        raise UserError("is empty: give the name or the directory of a model", option)
     try:
         path = Path(name).expanduser()
         if name == BUNDLED_MODEL and not path.is_dir():

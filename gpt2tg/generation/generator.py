@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from gpt2tg.decoding.interface import NotFiniteError
 from gpt2tg.engine.continuous_batch import ContinuousBatch
 from gpt2tg.engine.cpu.preload import Preload
 from gpt2tg.engine.model import GPT2
-from gpt2tg.errors import RunError, UserError
+from gpt2tg.errors import RunError, UserError, one_line
 from gpt2tg.generation.beams import generate_with_beams
 from gpt2tg.generation.caches import Caches
 from gpt2tg.generation.cuda_steps import CapturedSteps
@@ -25,7 +26,7 @@ from gpt2tg.generation.requests import Request, RequestBatch, fit_prompt
 from gpt2tg.generation.samples import Chunk, Sample, chosen_samples
 from gpt2tg.generation.seeds import new_seed, with_seed
 from gpt2tg.generation.token_by_token import generate_token_by_token
-from gpt2tg.options import DecodingOptions
+from gpt2tg.options import DecodingOptions, DeviceOptions, PrecisionOptions
 
 __all__ = ["Chunk", "Generator", "Request", "Sample", "choose_device", "load", "new_seed", "with_seed"]
 
@@ -111,6 +112,8 @@ class Generator:
 
     def encode(self, prompt: str) -> list[int]:
         """Return the token ids of a prompt. An empty prompt is the end-of-text token, after which texts begin."""
+        if not isinstance(prompt, str):
+            raise UserError(f"{one_line(repr(prompt), 40)} is not valid: give a string", "prompt")
         try:
             prompt.encode("utf-8")
         except UnicodeEncodeError:  # bytes of the command line or of stdin that are not UTF-8
@@ -124,8 +127,11 @@ class Generator:
             index: the number of the prompt in its run, which is part of the seed of its texts.
 
         Raises:
-            UserError: no room for new tokens, with the numbers; or the texts would not fit into memory.
+            UserError: an argument has the wrong type; no room for new tokens, with the numbers; or the texts would not
+                fit into memory.
         """
+        if not isinstance(options, DecodingOptions):
+            raise UserError(f"{one_line(repr(options), 40)} is not valid: give DecodingOptions", "options")
         request = fit_prompt(prompt, self.encode(prompt), options, self.model.shape.n_positions, index)
         check_footprint(self.model, options, 1, request.max_new_tokens)
         return request
@@ -170,7 +176,9 @@ class Generator:
                 first = next(waiting, None)
 
 
-def load(name: str, device: str = "auto", option: str = "model_name", precision: str = "auto") -> Generator:
+def load(
+    name: str | os.PathLike[str], device: str = "auto", option: str = "model_name", precision: str = "auto"
+) -> Generator:
     """Load a model by hub name, directory, or the name of the bundled one.
 
     Args:
@@ -181,7 +189,10 @@ def load(name: str, device: str = "auto", option: str = "model_name", precision:
     Raises:
         UserError: the model does not exist or is broken, the device does not exist, or it cannot have the precision.
     """
-    return load_checkpoint(resolve_checkpoint(name, option), device, precision)
+    if not isinstance(name, (str, os.PathLike)):
+        raise UserError(f"{one_line(repr(name), 40)} is not valid: give the name or the directory of a model", option)
+    device, precision = DeviceOptions(device).device, PrecisionOptions(precision).precision
+    return load_checkpoint(resolve_checkpoint(os.fspath(name), option), device, precision)
 
 
 def load_checkpoint(

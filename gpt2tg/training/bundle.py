@@ -12,6 +12,7 @@ import torch
 
 from gpt2tg.checkpoint.checkpoint import read_checkpoint
 from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
+from gpt2tg.errors import UserError
 from gpt2tg.training.model.build import existing_model
 from gpt2tg.training.model.new_tokenizer import transformers_tokenizer
 from gpt2tg.training.output.layout import make_readable
@@ -32,4 +33,7 @@ def bundle(source: Path, target: Path = BUNDLED_DIRECTORY) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m gpt2tg.training.bundle DIRECTORY")
-    bundle(Path(sys.argv[1]))
+    try:
+        bundle(Path(sys.argv[1]))
+    except (UserError, OSError) as error:
+        sys.exit(f"bundle: error: {error}")

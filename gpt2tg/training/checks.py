@@ -12,7 +12,7 @@ from gpt2tg.checkpoint.checkpoint import Checkpoint, resolve_checkpoint
 from gpt2tg.checkpoint.find import is_directory
 from gpt2tg.engine.cpu.startup import check_device
 from gpt2tg.errors import UserError
-from gpt2tg.options import BUNDLED_MODEL, EvaluationOptions, TrainingOptions
+from gpt2tg.options import BUNDLED_MODEL, DeviceOptions, EvaluationOptions, TrainingOptions
 from gpt2tg.training.data.corpus import Corpus
 from gpt2tg.training.data.sources import Sources, plan_sources, scan_evaluation
 from gpt2tg.training.output.layout import is_search
@@ -61,7 +61,7 @@ def check_training_device(name: str) -> None:
     Raises:
         UserError: the device is unknown, or not available.
     """
-    if name.startswith("cuda:"):
+    if DeviceOptions(name).device.startswith("cuda:"):
         number = name.removeprefix("cuda:")
         raise UserError(
             f"{name} is for generation: put CUDA_VISIBLE_DEVICES={number} in front of the command", "device"

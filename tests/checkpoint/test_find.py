@@ -35,6 +35,11 @@ def make_models(parent: Path, *names: str) -> None:
         (parent / name / "model.safetensors").touch()
 
 
+def test_empty_name_is_refused_and_not_the_current_directory() -> None:
+    with pytest.raises(UserError, match=r"^model_name is empty: give the name or the directory of a model$"):
+        find_directory("")
+
+
 def test_model_directory_is_found(model_dir: Path) -> None:
     assert find_directory(str(model_dir)) == model_dir
 

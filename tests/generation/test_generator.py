@@ -363,3 +363,35 @@ def test_text_is_empty_if_all_first_tokens_are_banned(generator: Generator, monk
     for settings in ({"decoding": "beam"}, {"decoding": "top_p", "seed": 1, "best_of": 3, "num_sequences": 1}):
         (sample,) = generator.generate("The fox", decoding_options(settings))
         assert (sample.completion, sample.ids, sample.finish_reason) == ("", (), "banned")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": 3}, r"^model_name 3 is not valid: give the name or the directory of a model$"),
+        ({"name": None}, r"^model_name None is not valid"),
+        ({"device": "gpu"}, r"^device gpu is not a device: use auto, cpu, cuda, cuda:N or mps$"),
+        ({"device": None}, r"^device None is not valid: give a string$"),
+        ({"precision": "int9"}, r"^precision int9 is unknown: did you mean int8\?$"),
+        ({"precision": 8}, r"^precision 8 is not valid: give one of auto, fp32, fp16, int8$"),
+    ],
+)
+def test_wrong_arguments_of_load_are_refused(model_dir: Path, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(**{"name": str(model_dir), **arguments})
+
+
+def test_load_takes_a_path(model_dir: Path) -> None:
+    assert load(model_dir).model.shape == load(str(model_dir)).model.shape
+
+
+@pytest.mark.parametrize("prompt", [3, None, b"The owl", ["The owl"]])
+def test_prompt_of_another_type_is_refused(generator: Generator, prompt: object) -> None:
+    with pytest.raises(UserError, match=r"^prompt .* is not valid: give a string$"):
+        generator.generate(prompt, options("greedy"))
+
+
+@pytest.mark.parametrize("settings", [None, {"seed": 1}, "greedy"])
+def test_options_of_another_type_are_refused(generator: Generator, settings: object) -> None:
+    with pytest.raises(UserError, match=r"^options .* is not valid: give DecodingOptions$"):
+        generator.generate("The owl", settings)

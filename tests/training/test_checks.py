@@ -14,9 +14,10 @@ import pytest
 from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
 from gpt2tg.commands.flags import Flags
 from gpt2tg.commands.train import TrainCommand, train
+from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training import finetune as training
-from gpt2tg.training.checks import advice_on_hub
+from gpt2tg.training.checks import advice_on_hub, check_training_device
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,6 +129,12 @@ def test_bad_input_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
         assert code == 2, (words, told)
         assert imported == [], words
     assert sorted(tmp_path.rglob("*")) == before  # nothing was made
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpu:x", "", None, 3])
+def test_unknown_device_of_finetune_is_refused(device: str) -> None:
+    with pytest.raises(UserError, match=r"^device .* is not (a device|valid)"):
+        check_training_device(device)
 
 
 def test_only_the_main_process_writes_final_samples(
