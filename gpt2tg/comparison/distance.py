@@ -44,7 +44,7 @@ def distance(found: SetMetrics, human: SetMetrics, scales: Mapping[str, float]) 
 
 
 class HumanBaseline:
-    """The metrics of human text, and how much each varies: what the distance of other texts is measured from.
+    """The metrics of human text and their scales, from which the distance of other texts is measured.
 
     The distance of a set is the mean, over the metrics in `SMALLEST_SCALES`, of its absolute difference from the human
     metric in units of a scale. The scale is the standard deviation of the metric over sets of `size` human texts,

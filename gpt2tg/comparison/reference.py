@@ -17,7 +17,7 @@ PROMPT_TOKENS = 16
 # In tokens. The metrics of shorter continuations are meaningless.
 MIN_CONTINUATION = 8
 
-# Characters per token, generously: the tokenizer reads this much text for a passage, and not a whole book.
+# A generous number of characters per token: only so much text is tokenized for a passage, not a whole book.
 MAX_TOKEN_CHARACTERS = 12
 
 # Passages measured of a long reference. More would change the metrics by less than they vary.

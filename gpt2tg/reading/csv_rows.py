@@ -54,7 +54,7 @@ def read_csv_rows(file: TextIO, suffix: str, choice: ColumnChoice, notify: Notif
     columns = choice.by_name(names) or only_column(choice, names, line, _rows_below(head, delimiter))
     of_several = f" (of {join_names(names)}; {_delimiter_name(delimiter)} between them)" if len(names) > 1 else ""
     notify(reading_notice(columns) + of_several)
-    # Empty values after the last column do not count, unless that is the text: then it may be a text cut at a comma.
+    # Extra empty values are ignored, unless the text is the last column: they may come from an unquoted comma in it.
     width = len(header) if names[-1] in columns else sys.maxsize
     yield from _select(records, names, columns, width, delimiter, notify)
 

@@ -17,8 +17,8 @@ def parse_json(text: str) -> Any:
     """Return the value of a JSON text.
 
     Raises:
-        ValueError: the text is not JSON, or an object names a key twice. The message continues a sentence that begins
-            with where the text is.
+        ValueError: the text is not JSON, or an object names a key twice. The message starts with a verb:
+            the caller puts the place before it.
     """
     try:
         return _DECODER.decode(text)
@@ -47,7 +47,7 @@ def refuse_lone_surrogates(value: Any) -> None:
     """Refuse a JSON value with a string that cannot be written as UTF-8.
 
     Raises:
-        ValueError: a string holds a lone surrogate. The message continues a sentence that begins with where it is.
+        ValueError: a string holds a lone surrogate. The message starts with a verb, as above.
     """
     if escape := lone_surrogate(value):
         raise ValueError(f"holds {escape}, half of a character (an emoji cut in two): complete or remove it")

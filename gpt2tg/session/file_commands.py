@@ -14,7 +14,7 @@ from gpt2tg.session.turns import count_turns
 
 
 def save(session: Session, words: str) -> None:
-    """Save the session to a file. Only the word `overwrite` allows to replace a file that another session wrote."""
+    """Save the session to a file. A file that it neither saved nor loaded is replaced only if `overwrite` follows."""
     path = _path(words, "/save")
     may_overwrite = words.endswith(" overwrite")
     if may_overwrite:

@@ -29,7 +29,7 @@ class SavedSession:
     model: str
     options: DecodingOptions
     tuned: frozenset[str]
-    """Names of the settings that came with the model and that the user did not choose; "brought" in the file."""
+    """Names of the settings that came with the model and that the user did not choose. In the file: "brought"."""
     turns: tuple[Turn, ...]
 
 
@@ -79,7 +79,7 @@ def load_session(path: Path) -> SavedSession:
 
 
 def _settings_to_json(options: DecodingOptions) -> dict[str, Any]:
-    """Return all settings, so that the text stays reproducible should a default change."""
+    """Return all settings, so that the text stays reproducible even if a default changes."""
     return dataclasses.asdict(options)
 
 

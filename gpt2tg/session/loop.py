@@ -10,7 +10,7 @@ from gpt2tg.session.commands import Quit, find_command
 from gpt2tg.session.session import Session
 from gpt2tg.session.settings import FIELDS, flags_as_settings
 
-# What users type to quit or to get help where commands have no slash.
+# What users of other programs type to quit or to get help.
 BARE_WORDS = {"quit": "/quit", "exit": "/quit", "q": "/quit", "help": "/help", "?": "/help"}
 
 
@@ -76,7 +76,7 @@ def _answer(session: Session, line: str) -> None:
 
 
 def _command_meant(line: str) -> str | None:
-    """Return the command that a user may mean who forgot its slash."""
+    """Return the command that the user probably meant but typed without its slash."""
     setting = re.fullmatch(r"(?:set )?([\w-]+)=\S+", line)
     if setting and setting[1].replace("-", "_") in FIELDS:
         return f"/set {line.removeprefix('set ')}"

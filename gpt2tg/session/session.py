@@ -20,7 +20,7 @@ from gpt2tg.session.front import Front
 from gpt2tg.session.settings import describe_settings, with_settings
 from gpt2tg.session.turns import GrowingText, Turn
 
-# What is reported of a text by its finish reason. Reaching the length is the usual end, and not reported.
+# Notes on how a text ended, by finish reason. The length limit is the usual end and gets no note.
 ENDINGS = {
     "eos": "the model ended the text",
     "stop": "ended at a stop string",
@@ -47,7 +47,7 @@ class Session:
 
         Args:
             name: the model's name as the user gave it.
-            load: loads another model by name; None if the session must keep this one.
+            load: loads another model from its checkpoint; None if the session must keep this one.
         """
         self.generator = generator
         self.options = options

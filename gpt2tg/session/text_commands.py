@@ -9,7 +9,7 @@ from gpt2tg.session.session import Session
 from gpt2tg.session.turns import Turn
 from gpt2tg.session.words import parse_number
 
-# Characters shown of the end of a text that changed without being generated.
+# Length in characters of the end of the text, which is shown after /undo, /pick and /edit.
 SHOWN_END = 60
 
 

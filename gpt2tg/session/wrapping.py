@@ -25,7 +25,7 @@ class WordWrap:
         """`width` returns the columns of the terminal; None breaks no lines."""
         self._write = write
         self._width = width
-        self._held = ""  # the last character, which what follows may still change
+        self._held = ""  # the last character, which may combine with the next piece
         self._word: list[str] = []
         self._spaces = ""  # before the word
         self._column = 0

@@ -1,4 +1,4 @@
-"""Print what a run has to say: log lines on stderr, results on stdout, both from the main process alone.
+"""Print the messages of a run: log lines on stderr, results on stdout, both from the main process alone.
 
 Log lines go through `logging`, so that a program that imports gpt2tg can redirect or silence them: the logger is
 "gpt2tg.training". This module gives it a handler that prints plain text, as a script needs it.
@@ -18,7 +18,7 @@ from gpt2tg.training.processes import is_main_process
 
 
 class _Stderr:
-    """The stderr of the moment, which never fails: a lost line is no reason to end a run.
+    """The current `sys.stderr`, with its errors ignored: a lost line is no reason to end a run.
 
     A terminal may be closed, a pipe may have lost its reader, a disk may be full, and a service may have no stderr.
     """

@@ -36,7 +36,7 @@ def explain_disk_errors(directory: Path) -> Iterator[None]:
             raise
         free = f" ({shutil.disk_usage(directory).free / 1e9:.2f} GB free)" if directory.is_dir() else ""
         cause = "a file could not be written completely" if isinstance(error, RuntimeError) else one_line(error)
-        remedy = "earlier checkpoints are intact, go on from them with --resume"
+        remedy = "earlier checkpoints are intact, continue from them with --resume"
         if not saved_checkpoints(directory):
             remedy = "nothing was saved yet, start again with --overwrite"
         raise RunError(f"cannot write to {directory}{free}: {cause}; {remedy} after freeing disk space") from None

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-# The tokenizer's threads are done before a data loader could fork, which this setting would otherwise forbid.
+# Otherwise tokenizers turns its threads off in a process that forks. Ours end before a data loader forks.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import torch

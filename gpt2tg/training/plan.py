@@ -69,7 +69,7 @@ def evaluated_steps(options: TrainingOptions, steps: int, epoch_steps: int) -> s
 
 
 def most_checkpoints(options: TrainingOptions, steps: int, evaluated: set[int]) -> int:
-    """Return how many checkpoints are left at the end at most: if each evaluation was a new best.
+    """Return the most checkpoints that can be left at the end: those left if each evaluation was a new best.
 
     With `save_total_limit` the best one is kept in addition.
     """

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from gpt2tg.options import TrainingOptions
 
-# So many trials run to their end before any is compared with them.
+# This many trials run to their end before later ones are compared with them.
 NEVER_PRUNED = 2
 
 

@@ -293,7 +293,7 @@ class Run:
             is_fused = has_fused_attention(self._model.config, self.options, self._device)
             raise RunError(out_of_memory(self._shape, batches, device_bytes(self._device), is_fused))
         log.warning(
-            f"out of memory: going on with --batch_size {smaller.batch_size} "
+            f"out of memory: continuing with --batch_size {smaller.batch_size} "
             f"--gradient_accumulation_steps {smaller.gradient_accumulation_steps}, which has as many blocks a step"
         )
         return smaller

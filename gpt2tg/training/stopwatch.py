@@ -11,7 +11,7 @@ class Stopwatch:
     """Counts the seconds spent training, without evaluation, saving and sampling. A resumed run continues the count."""
 
     def __init__(self, tokens_per_step: int) -> None:
-        """Set up a stopwatch that stands still.
+        """Set up a stopped stopwatch.
 
         Args:
             tokens_per_step: tokens of a step whose blocks are all full.
@@ -34,7 +34,7 @@ class Stopwatch:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stand still while the block runs."""
+        """Pause while the block runs."""
         self._before, self._since = self.seconds, None
         try:
             yield

@@ -122,7 +122,7 @@ class LanguageTrainer(HubTrainer):
         return loss
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        """Return the gradient norm, once a step, and note what the log says of the step: checkpoints store it."""
+        """Return the gradient norm, and keep it with the learning rate: checkpoints store them for the log."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]  # not annotated
         self._last_step = {"grad_norm": norm, "learning_rate": self._get_learning_rate()}
         return norm
@@ -133,7 +133,7 @@ class LanguageTrainer(HubTrainer):
             super()._run_epoch(**settings)  # type: ignore[no-untyped-call]  # not annotated
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Return the operations of a batch. transformers counts the model's weights anew at each step."""
+        """Return the operations of a batch. transformers counts the model's weights again at each step."""
         return self._operations_per_token * int(inputs["input_ids"].numel())
 
     @functools.cached_property

@@ -35,7 +35,7 @@ class SearchedSettings:
 
     @classmethod
     def of(cls, options: DecodingOptions) -> SearchedSettings:
-        """Return the point at which some decoding options lie."""
+        """Return the point that corresponds to decoding options."""
         return cls(
             temperature=options.temperature,
             top_p=1.0 if options.effective_top_p is None else options.effective_top_p,

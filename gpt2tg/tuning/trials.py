@@ -59,9 +59,9 @@ class Trials:
     batch_size: int
     baseline: HumanBaseline = field(init=False)
     distances: dict[DecodingOptions, list[float]] = field(default_factory=dict)
-    """For each settings, one distance for each trial."""
+    """By settings, the distance of each of their trials."""
     seconds: dict[DecodingOptions, float] = field(default_factory=dict)
-    """Duration of the last trial of each settings."""
+    """By settings, the duration of their last trial."""
     baseline_seconds: float = field(init=False)
     """Time to compute the baseline, from which the time of the bootstrap is estimated."""
 

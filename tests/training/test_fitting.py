@@ -160,7 +160,7 @@ def test_auto_batch_size_equals_a_run_with_that_size(
 ) -> None:
     """Bit for bit like a run with those batches from the start; and a resumed run needs no other flags."""
     finetune(quick(text_file, tmp_path / "auto", batch_size=4, auto_batch_size=True), str(model_dir))
-    assert "going on with --batch_size 2 --gradient_accumulation_steps 2" in capsys.readouterr().err
+    assert "continuing with --batch_size 2 --gradient_accumulation_steps 2" in capsys.readouterr().err
     finetune(quick(text_file, tmp_path / "set", batch_size=2, gradient_accumulation_steps=2), str(model_dir))
     name = "checkpoint-4/model.safetensors"
     assert (tmp_path / "auto" / name).read_bytes() == (tmp_path / "set" / name).read_bytes()
@@ -180,7 +180,7 @@ def test_out_of_memory_keeps_the_named_checkpoint(
     capsys.readouterr()
     finetune(replace(options, max_steps=6, resume=named, logging_steps=1), str(model_dir))
     told = capsys.readouterr().err
-    assert "going on with --batch_size 2" in told
+    assert "continuing with --batch_size 2" in told
     assert "step 3/6" in told
 
 

@@ -302,15 +302,15 @@ def test_differences_are_refused_unless_resume_anyway(
             finetune(replace(run, **settings), str(model_dir))
     with pytest.raises(UserError, match="the model to start from has other weights"):
         finetune(run, str(other_model))
-    with pytest.raises(UserError, match="cannot go on with another model: vocab_size 300"):
+    with pytest.raises(UserError, match="cannot continue with another model: vocab_size 300"):
         finetune(replace(run, block_size=24, resume_anyway=True), "gpt2-tiny")
     for name, value in {"lora": True, "freeze_layers": 1, "optim": "sgd"}.items():
-        with pytest.raises(UserError, match=f"cannot go on with this: --{name} {value} now, .* then; give the same"):
+        with pytest.raises(UserError, match=f"cannot continue: --{name} {value} now, .* then; give the same"):
             finetune(replace(run, max_steps=8, resume_anyway=True, **{name: value}), str(model_dir))
     changed = replace(run, train_file=str(other_text), batch_size=1, max_steps=8, resume_anyway=True)
     assert finetune(changed, str(model_dir)).steps == 8
     err = capsys.readouterr().err
-    assert "going on although this differs: --batch_size 1 now, 2 then" in err
+    assert "continuing although this differs: --batch_size 1 now, 2 then" in err
 
 
 def test_renamed_files_with_equal_content_are_accepted(
@@ -422,7 +422,7 @@ def changed(options: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 def test_other_tokenizer_is_refused_even_with_anyway(run: TrainingOptions) -> None:
     checkpoint = Path(run.output_dir) / "checkpoint-6"
     before = run_of(checkpoint)
-    with pytest.raises(UserError, match="cannot go on with another tokenizer"):
+    with pytest.raises(UserError, match="cannot continue with another tokenizer"):
         check_same_run(checkpoint, {**before, "vocabulary": "other words"}, anyway=True)
     write_run(checkpoint, {name: value for name, value in before.items() if name != "vocabulary"})
     check_same_run(checkpoint, before, anyway=True)

@@ -42,7 +42,7 @@ def _on_the_text(corpus: Corpus, options: TrainingOptions) -> Iterator[str]:
     if corpus.garbled:
         yield (
             f"{counted(corpus.garbled, 'example')} with letters that an earlier conversion broke, "
-            "\N{REPLACEMENT CHARACTER} or Ã¤ for ä: convert the text anew from its source"
+            "\N{REPLACEMENT CHARACTER} or Ã¤ for ä: convert the text again from its source"
         )
     if (corpus.examples > 1 or options.examples != "file") and corpus.examples < FEW_EXAMPLES:
         yield (

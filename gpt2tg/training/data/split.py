@@ -13,8 +13,8 @@ FEW_TEXTS = 20
 # Shorter examples are never cut in two.
 MIN_BYTES_TO_CUT = 512
 
-# When ends are held out, each is about this long: enough context to be measured in, and few short examples lose
-# their end.
+# When ends are held out, each has about this many tokens: enough context to measure the loss in, and long enough that
+# only few short examples lose their end.
 END_TOKENS = 512
 
 # The least that is held out: fewer tokens measure nothing.

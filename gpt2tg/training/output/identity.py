@@ -91,17 +91,17 @@ def check_same_run(checkpoint: Path, now: dict[str, Any], anyway: bool) -> None:
     both_know = before["shape"].keys() & now["shape"].keys()
     then, here = ({name: size for name, size in run["shape"].items() if name in both_know} for run in (before, now))
     if then != here:
-        raise UserError(f"cannot go on with another model: {_in_words(then)} then, {_in_words(here)} now", "resume")
+        raise UserError(f"cannot continue with another model: {_in_words(then)} then, {_in_words(here)} now", "resume")
     if anyway and before.get("vocabulary", now["vocabulary"]) != now["vocabulary"]:
         raise UserError(
-            "cannot go on with another tokenizer, whose ids stand for other words: give the --model_name of the first "
-            "run (and the same text where it was made --from_scratch), or start anew in another --output_dir",
+            "cannot continue with another tokenizer, whose ids stand for other words: give the --model_name of the "
+            "first run (and its text, if it was trained --from_scratch), or start over in another --output_dir",
             "resume",
         )
     options_before, options_now = _options_of(before), _options_of(now)
     if anyway and (unfit := _option_differences(options_before, options_now, MUST_AGREE)):
         raise UserError(
-            f"cannot go on with this: {'; '.join(unfit)}; give the same flags, or start anew in another --output_dir",
+            f"cannot continue: {'; '.join(unfit)}; give the same flags, or start over in another --output_dir",
             "resume",
         )
     found = _differences(before, now, options_before, options_now)
@@ -109,11 +109,11 @@ def check_same_run(checkpoint: Path, now: dict[str, Any], anyway: bool) -> None:
         return
     if not anyway:
         raise UserError(
-            f"would not go on with the same run: {'; '.join(found)}; give the same flags and files, or add "
-            "--resume_anyway, or start anew in another --output_dir",
+            f"would not continue the same run: {'; '.join(found)}; give the same flags and files, or add "
+            "--resume_anyway, or start over in another --output_dir",
             "resume",
         )
-    log.warning(f"going on although this differs: {'; '.join(found)}")
+    log.warning(f"continuing although this differs: {'; '.join(found)}")
     for line in _differences_without_effect(found, bool(options_now["lora"])):
         log.warning(line)
 

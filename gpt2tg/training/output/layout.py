@@ -75,7 +75,7 @@ def write_run(directory: Path, run: dict[str, Any]) -> None:
 
 
 def is_card_edited(directory: Path) -> bool:
-    """Whether the model card differs from those that our runs wrote. Early versions recorded no digests: then not."""
+    """Whether the model card differs from those that our runs wrote. Early versions recorded no digests: then False."""
     card, digests = directory / CARD_FILE, read_run(directory).get(CARD_DIGESTS)
     return isinstance(digests, list) and card.is_file() and checksum(card) not in digests
 

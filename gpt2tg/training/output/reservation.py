@@ -40,7 +40,7 @@ def check_output(directory: Path, resumes: bool, overwrite: bool, is_locked: boo
         return
     if not overwrite:
         raise UserError(
-            f"{directory} is not empty: choose another, or go on with --resume, or start over with --overwrite",
+            f"{directory} is not empty: choose another, or continue with --resume, or start over with --overwrite",
             "output_dir",
         )
     if not is_ours(directory):
