@@ -10,7 +10,7 @@ from gpt2tg.checkpoint.checkpoint import Checkpoint, resolve_checkpoint
 from gpt2tg.checkpoint.tuned_settings import Settings, as_flags, beside_chosen
 from gpt2tg.commands.flags import Flags
 from gpt2tg.io.streams import notice
-from gpt2tg.options import CheckpointOptions, DecodingOptions, DeviceOptions, PrecisionOptions
+from gpt2tg.options import CheckpointOptions, DecodingOptions, DeviceOptions, Precision, PrecisionOptions
 
 if TYPE_CHECKING:  # they import ctypes and torch
     from gpt2tg.engine.cpu.preload import Preload
@@ -27,7 +27,7 @@ class ModelChoice:
     which: str | None = None
     """`best`, `last` or a step: that checkpoint of the training run in the directory `name`."""
     device: str = DeviceOptions.device
-    precision: str = PrecisionOptions.precision
+    precision: Precision = PrecisionOptions.precision
 
     @classmethod
     def from_flags(cls, flags: Flags, name: str, option: str) -> ModelChoice:
@@ -52,7 +52,7 @@ class Loading:
 
     checkpoint: Checkpoint
     device: str
-    precision: str
+    precision: Precision
     preload: Preload | None
 
     def tuned_settings(self, options: DecodingOptions, chosen: Collection[str]) -> Settings:
@@ -99,7 +99,9 @@ def start_loading(model: ModelChoice) -> Loading:
     return Loading(checkpoint, model.device, model.precision, preload)
 
 
-def load_generator(checkpoint: Checkpoint, device: str, precision: str, preload: Preload | None = None) -> Generator:
+def load_generator(
+    checkpoint: Checkpoint, device: str, precision: Precision, preload: Preload | None = None
+) -> Generator:
     """Load a checkpoint, and print what the user should know about its files.
 
     Args:

@@ -26,7 +26,7 @@ from gpt2tg.generation.requests import Request, RequestBatch, fit_prompt
 from gpt2tg.generation.samples import Chunk, Sample, chosen_samples
 from gpt2tg.generation.seeds import new_seed, with_seed
 from gpt2tg.generation.token_by_token import generate_token_by_token
-from gpt2tg.options import DecodingOptions, DeviceOptions, PrecisionOptions
+from gpt2tg.options import DecodingOptions, DeviceOptions, Precision, PrecisionOptions
 
 __all__ = ["Chunk", "Generator", "Request", "Sample", "choose_device", "load", "new_seed", "with_seed"]
 
@@ -177,7 +177,7 @@ class Generator:
 
 
 def load(
-    name: str | os.PathLike[str], device: str = "auto", option: str = "model_name", precision: str = "auto"
+    name: str | os.PathLike[str], device: str = "auto", option: str = "model_name", precision: Precision = "auto"
 ) -> Generator:
     """Load a model by hub name, directory, or the name of the bundled one.
 
@@ -196,7 +196,7 @@ def load(
 
 
 def load_checkpoint(
-    checkpoint: Checkpoint, device: str = "auto", precision: str = "auto", preload: Preload | None = None
+    checkpoint: Checkpoint, device: str = "auto", precision: Precision = "auto", preload: Preload | None = None
 ) -> Generator:
     """Load a model that was resolved before.
 
