@@ -114,7 +114,7 @@ class Panels:
         """
         self.inputs, self.outputs = weight.shape
         self.precision = precision
-        self.library = library
+        self.compiled = library
         count = -(-self.outputs // library.panel)
         self.panels = memory.empty(count, self.inputs, library.panel, dtype=DTYPES[precision])
         self.scale = memory.empty(self.outputs) if precision == "int8" else None
@@ -124,7 +124,7 @@ class Panels:
 
     def _pack(self, weight: Tensor) -> None:
         """Pack some panels at a time, because weights of another dtype are converted to fp32 before."""
-        width = self.library.panel
+        width = self.compiled.panel
         for start in range(0, len(self.panels), PANELS_AT_A_TIME):
             first = start * width
             part = weight[:, first : first + PANELS_AT_A_TIME * width].float()
@@ -136,7 +136,7 @@ class Panels:
                 kernels.pointer(self.panels[start]),
                 None if self.scale is None else kernels.pointer(self.scale[first:]),
             )
-            self.library.pack_matrix(unpacked, torch.get_num_threads())
+            self.compiled.pack_matrix(unpacked, torch.get_num_threads())
 
     def struct(self) -> kernels.Matrix:
         """Return the matrix for the kernels. It points into this object and does not keep it alive."""
@@ -152,12 +152,12 @@ class Panels:
     def __call__(self, x: Tensor) -> Tensor:
         x, matrix = x.contiguous(), self.struct()
         product = torch.empty(len(x), self.outputs)
-        scratch = torch.empty(self.library.linear_scratch(matrix, len(x)))
-        self.library.linear(matrix, len(x), *map(kernels.pointer, (x, product, scratch)), torch.get_num_threads())
+        scratch = torch.empty(self.compiled.linear_scratch(matrix, len(x)))
+        self.compiled.linear(matrix, len(x), *map(kernels.pointer, (x, product, scratch)), torch.get_num_threads())
         return product
 
     def columns(self, ids: Tensor) -> Tensor:
-        width = self.library.panel
+        width = self.compiled.panel
         columns = self.panels[ids // width, :, ids % width].float()
         return columns if self.scale is None else columns * self.scale[ids][..., None]
 

@@ -25,7 +25,7 @@ FLAGS: tuple[str, ...] = (
 )
 
 
-def library_path() -> Path:
+def compiled_file() -> Path:
     """Return where the compiled library for this source and machine is cached.
 
     Raises:

@@ -31,7 +31,7 @@ class KernelModel:
             scales: the factor of the attention scores, by layer.
         """
         self._shape, self._weights, self._matrices = shape, dict(weights), dict(matrices)
-        self._library = self._matrices["wte"].library
+        self._library = self._matrices["wte"].compiled
         self.lanes = self._library.lanes
         # Rounded weights do not justify keys and values in 32 bits, and 16 bits are read in half the time.
         self.cache_precision = "fp32" if precision == "fp32" else "fp16"

@@ -144,7 +144,7 @@ def load() -> Kernels | None:
     with contextlib.suppress(OSError, subprocess.SubprocessError, AttributeError):
         for library in compiler.openmp_libraries():
             ctypes.CDLL(library, ctypes.RTLD_GLOBAL)
-        path = compiler.library_path()
+        path = compiler.compiled_file()
         with contextlib.suppress(OSError, AttributeError, ValueError):  # missing, broken, or compiled for another libc
             return Kernels(ctypes.CDLL(str(path)))
         if found := compiler.find_compiler():

@@ -152,7 +152,7 @@ def _remove_leftovers() -> None:
     """Remove the drafts of runs that were killed. The lock of a run that is still writing cannot be acquired."""
     for draft in CACHE.glob(f"{DRAFT}*"):
         name = draft.name.removeprefix(DRAFT).partition("-")[0]
-        with contextlib.suppress(Timeout, OSError, NotImplementedError), FileLock(_lock_path(name), timeout=0):
+        with contextlib.suppress(OSError, NotImplementedError), FileLock(_lock_path(name), timeout=0):
             shutil.rmtree(draft, ignore_errors=True)
 
 

@@ -82,7 +82,7 @@ def test_kernels_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("content", [b"", b"no library", b"\x7fELF" + bytes(200)])
 def test_broken_library_is_compiled_anew(fresh: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
-    compiler.library_path().write_bytes(content)
+    compiler.compiled_file().write_bytes(content)
     monkeypatch.setattr(compiler, "COMPILERS", ())
     assert kernels.load() is None
     monkeypatch.undo()
@@ -122,10 +122,10 @@ def test_fingerprint_depends_on_every_c_file(name: str, tmp_path: Path, monkeypa
 
 
 def library_file() -> ctypes.CDLL:
-    if not compiler.library_path().exists():  # compiled by a test with a cache directory of its own
+    if not compiler.compiled_file().exists():  # compiled by a test with a cache directory of its own
         kernels.load.cache_clear()
         assert kernels.load() is not None
-    return ctypes.CDLL(str(compiler.library_path()))
+    return ctypes.CDLL(str(compiler.compiled_file()))
 
 
 def test_struct_that_differs_from_the_library_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
