@@ -28,6 +28,7 @@ from gpt2tg.options import TrainingOptions
 from gpt2tg.training import run as training_run
 from gpt2tg.training.finetune import finetune
 from gpt2tg.training.output.identity import check_same_run
+from gpt2tg.training.output.locks import LOCK_FILE
 from gpt2tg.training.output.resumable import find_resumable
 from gpt2tg.training.trainer import LanguageTrainer
 
@@ -172,14 +173,19 @@ def run(whole: Path, text_file: Path, tmp_path: Path) -> TrainingOptions:
     return replace(options, keep="last", resume="newest")
 
 
+def modification_times(directory: str | Path) -> dict[Path, int]:
+    """Return when each file was last written, but for the lock, which some versions of filelock write to."""
+    return {path: path.stat().st_mtime_ns for path in Path(directory).rglob("*") if path.name != LOCK_FILE}
+
+
 def test_resuming_a_finished_run_does_nothing(
     run: TrainingOptions, model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = {path: path.stat().st_mtime_ns for path in Path(run.output_dir).rglob("*")}
+    before = modification_times(run.output_dir)
     outcome = finetune(run, str(model_dir))
     assert outcome.steps == 6
     assert "nothing to do: the run has reached its end at step 6" in capsys.readouterr().err
-    assert {path: path.stat().st_mtime_ns for path in Path(run.output_dir).rglob("*")} == before
+    assert modification_times(run.output_dir) == before
 
 
 def test_resume_publishes_after_a_kill_at_the_end(run: TrainingOptions, model_dir: Path) -> None:
@@ -263,10 +269,10 @@ def test_all_checkpoints_damaged_fails_and_changes_nothing(run: TrainingOptions,
     out = Path(run.output_dir)
     for saved in saved_checkpoints(out):
         damage(saved.path, random.Random(saved.step).choice(["cut", "flipped bit", "optimizer.pt"]))
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    before = modification_times(out)
     with pytest.raises(RunError, match=r"all 3 checkpoints in .* are damaged; nothing was changed"):
         finetune(run, str(model_dir))
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert modification_times(out) == before
 
 
 def test_resume_from_an_earlier_checkpoint(run: TrainingOptions, whole: Path, model_dir: Path) -> None:

@@ -154,20 +154,20 @@ def test_files_are_synced_before_they_are_renamed(
 ) -> None:
     """Power may fail at any moment: files are renamed only after they are synced, and run.json is written last."""
     events: list[tuple[str, str]] = []
-    sync, replace = durable.sync, os.replace
+    sync, replace = durable.sync, Path.replace
 
     def synced(path: Path) -> None:
         events.append(("sync", path.name))
         sync(path)
 
-    def replaced(source: Path, target: Path) -> None:
-        events.append(("name", Path(target).name))
-        replace(source, target)
+    def replaced(source: Path, target: Path) -> Path:
+        events.append(("name", target.name))
+        return replace(source, target)
 
     run = run_of(tmp_path, 1)
     monkeypatch.setattr(durable, "sync", synced)
     monkeypatch.setattr("gpt2tg.training.output.run_directory.sync", synced)
-    monkeypatch.setattr(os, "replace", replaced)
+    monkeypatch.setattr(Path, "replace", replaced)
     if not has_links:
         monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
     run.publish(1)
@@ -201,15 +201,15 @@ def test_file_locked_by_another_program_is_retried(
     run.tidy(1, None)
     run.add_checkpoint(draft(tmp_path, "weights of 2"), 2, {"run": {}})
     rename = {"publish": "replace", "remove": "rename"}[working]
-    real = getattr(os, rename)
+    real = getattr(Path, rename)  # not of os: pathlib of Python 3.10 holds on to that
 
-    def held(source: Path, target: Path) -> None:
-        if Path(target).name in ("model.safetensors", "removed-checkpoint-1"):
+    def held(source: Path, target: Path) -> Path:
+        if target.name in ("model.safetensors", "removed-checkpoint-1"):
             raise PermissionError(13, "The process cannot access the file", str(source))
-        real(source, target)
+        return real(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, rename, held)
+        patch.setattr(Path, rename, held)
         run.tidy(2, None)
     assert "tried again at the next save" in capsys.readouterr().err
     assert durable.find_damage(tmp_path / "checkpoint-2") is None
