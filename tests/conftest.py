@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import gc
+import json
 import os
 import shutil
 import signal
@@ -12,6 +14,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Set before any library reads them: no test may touch the user's caches or the network.
 os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="gpt2tg-tests-")
@@ -27,6 +30,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2tg.checkpoint.config import read_shape
+from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.checkpoint.weights import read_weights
 from gpt2tg.engine.cpu import compiler, kernels
@@ -35,6 +39,10 @@ from gpt2tg.options import TrainingOptions
 from gpt2tg.training.data.sources import plan_sources
 from gpt2tg.training.model.new_tokenizer import train_tokenizer, transformers_tokenizer
 from gpt2tg.training.output import records
+
+# The libraries are garbage of no collection: each would look through a million of their objects.
+gc.collect()
+gc.freeze()
 
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
@@ -47,12 +55,16 @@ FABLES = [
     "An ink-cat sat upon the map and the duke lost a lake.",
 ]
 
+# config.json of the model in `model_dir`, as far as it decides what is computed.
+CONFIG = {"model_type": "gpt2", "vocab_size": 300, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
 
-@pytest.fixture(scope="module")
-def without_pictures() -> Iterator[None]:
-    """Runs draw no loss.png, which takes longer than all their steps."""
+
+@pytest.fixture(scope="module", autouse=True)
+def without_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs draw no loss.png, which takes longer than all their steps, except in modules that set DRAWS_PICTURES."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records, "draw_losses", lambda history, path, title: None)
+        if not getattr(request.module, "DRAWS_PICTURES", False):
+            patch.setattr(records, "draw_losses", lambda history, path, title: path.touch())
         yield
 
 
@@ -92,6 +104,17 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: TextTokenizer
     return directory
 
 
+@pytest.fixture
+def checkpoint(model_dir: Path, tmp_path: Path) -> Path:
+    """A copy of the model's directory that a test may change."""
+    return shutil.copytree(model_dir, tmp_path / "model")
+
+
+@pytest.fixture(scope="session")
+def shape(model_dir: Path) -> ModelShape:
+    return read_shape(model_dir)
+
+
 @pytest.fixture(scope="session")
 def reference(model_dir: Path) -> GPT2LMHeadModel:
     """The same model, computed by transformers."""
@@ -111,6 +134,13 @@ def oracle_counts() -> Iterator[Counter]:
     yield counts
     for (kind, outcome), number in sorted(counts.items()):
         print(f"oracle: {kind}: {number} {outcome}", file=sys.stderr)
+
+
+def write_config(directory: Path, config: Any, name: str = "config.json") -> Path:
+    """Write a config, a string as it is; return the directory, which is made if it is missing."""
+    directory.mkdir(exist_ok=True)
+    (directory / name).write_text(config if isinstance(config, str) else json.dumps(config), encoding="utf-8")
+    return directory
 
 
 def read_gpt2(directory: Path) -> GPT2:

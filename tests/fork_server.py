@@ -7,6 +7,7 @@ directory, its environment and its three standard streams; a fork of the server 
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -19,7 +20,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 # What takes long to import, of all that our programs use.
-LIBRARIES = ("torch", "transformers.trainer", "peft", "matplotlib.figure", "optuna", "sacrebleu", "prompt_toolkit")
+LIBRARIES = (
+    "gpt2tg.generation.generator",
+    "gpt2tg.training.finetune",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "optuna",
+    "peft",
+    "prompt_toolkit",
+    "sacrebleu",
+)
 
 CLIENT = f"""#!{sys.executable} -ISE
 import json, os, socket, sys
@@ -41,6 +51,8 @@ def serve(address: str) -> None:
     """Accept requests for ever, each in a process of its own."""
     for library in LIBRARIES:
         importlib.import_module(library)
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy every page of the libraries
 
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)

@@ -31,8 +31,8 @@ SCRIPTS = {
     for script in (finetune_gpt2, generate_from_finetuned, gpt2_text_generation, text_generation_demo)
 }
 
-# Runs of the docs are for readers with a minute; here a tenth of their steps and of their time does.
-TENTH = ("--max_steps", "--eval_steps", "--budget")
+# Runs of the docs are for readers with a minute; here a twentieth of their steps, prompts and seconds does.
+SHORTENED = ("--max_steps", "--eval_steps", "--budget", "--num_prompts")
 
 # Flags of other programs that the pages name.
 FOREIGN = {
@@ -50,7 +50,7 @@ FOREIGN = {
 }
 
 # Lines of sample_data.txt that the commands find here.
-LINES = 60
+LINES = 36
 
 
 class Block(NamedTuple):
@@ -109,12 +109,12 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def shortened(commands: str) -> str:
-    """Return the commands with a tenth of the steps and seconds."""
+    """Return the commands with a twentieth of the steps, prompts and seconds."""
 
-    def tenth(found: re.Match[str]) -> str:
-        return f"{found[1]} {max(2, int(found[2]) // 10)}"
+    def less(found: re.Match[str]) -> str:
+        return f"{found[1]} {max(2, int(found[2]) // 20)}"
 
-    commands = re.sub(rf"({'|'.join(TENTH)}) (\d+)", tenth, commands)
+    commands = re.sub(rf"({'|'.join(SHORTENED)}) (\d+)", less, commands)
     return commands.replace("head -n 1000", f"head -n {LINES - 20}").replace("tail -n 156", "tail -n 20")
 
 

@@ -135,7 +135,7 @@ def _done(earlier: Earlier | None, jobs: Sequence[Job]) -> set[int]:
     return {entry["prompt_index"] for entry in earlier.records} if earlier else set()
 
 
-def write_one(
+def write_job(
     generator: Generator, job: Job, write: Callable[[str], None], say: Callable[[str], None], inspect: Inspect = None
 ) -> None:
     """Stream a single text to `write`; with `inspect`, its token probabilities after it."""
@@ -149,7 +149,7 @@ def write_one(
         say(f"{NO_SENTENCE}: the text stays as it is")
 
 
-def write_all(
+def write_jobs(
     generator: Generator,
     jobs: Sequence[Job],
     where: PromptOptions,

@@ -24,7 +24,7 @@ ANY_VALUE = {
 PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 # Values of a setting that is switched off.
-OFF: tuple[object, ...] = (None, False, "", [], {})
+UNSET: tuple[object, ...] = (None, False, "", [], {})
 
 
 def is_adapter(directory: Path) -> bool:
@@ -100,7 +100,7 @@ def _refuse_unsupported_settings(config: dict[str, Any], directory: Path) -> Non
             f"{directory} is an adapter of the type {config.get('peft_type')}: only LoRA is supported. "
             "Merge it into its model with peft if peft can, and give the directory of the merged model"
         )
-    refused = {name: value for name, value in config.items() if name not in ANY_VALUE and value not in OFF}
+    refused = {name: value for name, value in config.items() if name not in ANY_VALUE and value not in UNSET}
     if refused.get("revision") == "main":  # the revision that we read
         del refused["revision"]
     if (initialisation := config.get("init_lora_weights")) not in PLAIN_INITIALISATIONS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpt2tg.commands.flags import Flags, flags_of, notice_unused
+from gpt2tg.commands.flags import Flags, inspection_flags, notice_unused
 from gpt2tg.commands.loading import ModelChoice, start_loading
 from gpt2tg.commands.output import check_output
 from gpt2tg.io.streams import notice
@@ -41,9 +41,8 @@ def candidates(model: ModelChoice, command: CandidatesCommand) -> None:
         UserError: a flag, a file or the model cannot be used.
         RunError: the model failed, or the output cannot be written.
     """
-    for options in (DecodingOptions, InspectionOptions, PromptOptions):
-        names = [name for name in flags_of(options) if name not in USED]
-        notice_unused(command.given, names, "--candidates shows the model's own probabilities of the next token")
+    why = "--candidates shows the model's own probabilities of the next token"
+    notice_unused(command.given, inspection_flags(without=USED), why)
     check_output(command.prompts)
     model.check_device()
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from gpt2tg import cli
 from gpt2tg.io.streams import notice
-from gpt2tg.options import DecodingOptions, Options, decoding_options, only
+from gpt2tg.options import DecodingOptions, InspectionOptions, Options, PromptOptions, decoding_options, only
 
 OptionsT = TypeVar("OptionsT", bound=Options)
 
@@ -49,6 +49,12 @@ class Flags:
 def flags_of(options: type[Options]) -> list[str]:
     """Return the names of an options dataclass, in its order."""
     return [field.name for field in dataclasses.fields(options)]
+
+
+def inspection_flags(without: Collection[str]) -> list[str]:
+    """Return the flags that --score and --candidates take, without those that are used."""
+    names = (name for options in (DecodingOptions, InspectionOptions, PromptOptions) for name in flags_of(options))
+    return [name for name in names if name not in without]
 
 
 def notice_unused(given: Collection[str], names: Iterable[str], why: str) -> None:

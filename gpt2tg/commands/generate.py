@@ -58,7 +58,7 @@ def generate(model: ModelChoice, command: GenerateCommand) -> None:
     tuned = loading.tuned_settings(command.decoding, command.given)
     decoding = with_settings(command.decoding, tuned)
 
-    from gpt2tg.batch.jobs import plan_jobs, write_all, write_one
+    from gpt2tg.batch.jobs import plan_jobs, write_job, write_jobs
     from gpt2tg.batch.writers import earlier_run
     from gpt2tg.inspection.tokens import inspect_sample
 
@@ -67,9 +67,9 @@ def generate(model: ModelChoice, command: GenerateCommand) -> None:
     inspect = partial(inspect_sample, generator) if command.show_probabilities else None
     jobs = plan_jobs(generator, prompts, decoding, earlier, notice)
     if len(jobs) == 1 and jobs[0].options.draws == 1 and _is_stdout(command.prompts):
-        write_one(generator, jobs[0], write_text, notice, inspect)
+        write_job(generator, jobs[0], write_text, notice, inspect)
     else:
-        write_all(generator, jobs, command.prompts, earlier, notice, inspect)
+        write_jobs(generator, jobs, command.prompts, earlier, notice, inspect)
 
 
 def notice_unused_decoding(options: DecodingOptions, given: frozenset[str]) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpt2tg.commands.flags import Flags, flags_of, notice_unused
+from gpt2tg.commands.flags import Flags, inspection_flags, notice_unused
 from gpt2tg.commands.loading import ModelChoice, start_loading
 from gpt2tg.commands.output import check_output
 from gpt2tg.io.streams import notice
-from gpt2tg.options import DecodingOptions, InspectionOptions, PromptOptions
+from gpt2tg.options import InspectionOptions, PromptOptions
 
 USED = ("score", "text_column", "show_probabilities", "output", "format", "overwrite")
 
@@ -42,9 +42,7 @@ def score(model: ModelChoice, command: ScoreCommand) -> None:
         UserError: a flag, a file or the model cannot be used.
         RunError: the model failed, or the output cannot be written.
     """
-    for options in (DecodingOptions, InspectionOptions, PromptOptions):
-        names = [name for name in flags_of(options) if name not in USED]
-        notice_unused(command.given, names, "--score measures given lines as they are")
+    notice_unused(command.given, inspection_flags(without=USED), "--score measures given lines as they are")
     check_output(command.prompts)
     model.check_device()
     loading = start_loading(model)

@@ -96,11 +96,11 @@ def _unused(options: TrainingOptions) -> dict[str, str]:
 
 def _write_samples(options: TrainingOptions, device: str) -> None:
     """Print samples of the model that the run has left in its output directory."""
-    from gpt2tg.batch.jobs import plan_jobs, write_all
+    from gpt2tg.batch.jobs import plan_jobs, write_jobs
     from gpt2tg.batch.prompts import Prompt
     from gpt2tg.generation.generator import load
 
     generator = load(options.output_dir, device, "output_dir")
     decoding = DecodingOptions(num_sequences=options.num_samples, seed=options.seed)
     jobs = plan_jobs(generator, [Prompt(options.prompt)], decoding, None, notice)
-    write_all(generator, jobs, PromptOptions(), None, notice)
+    write_jobs(generator, jobs, PromptOptions(), None, notice)

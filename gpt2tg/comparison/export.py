@@ -12,7 +12,7 @@ from typing import Any
 
 from gpt2tg.batch.writers import record
 from gpt2tg.comparison.results import Comparison, Result
-from gpt2tg.comparison.table import COLUMNS, cell_text, cell_value, used_columns
+from gpt2tg.comparison.table import TABLE_COLUMNS, cell_text, cell_value, used_columns
 from gpt2tg.errors import UserError
 from gpt2tg.io.outputs import check_file, write_whole
 
@@ -74,9 +74,9 @@ def csv_text(comparison: Comparison) -> str:
     """Return a header and one line for each strategy, with all columns in full precision."""
     target = io.StringIO()
     rows = csv.writer(target, lineterminator="\n")
-    rows.writerow(["strategy", *(column.name for column in COLUMNS)])
+    rows.writerow(["strategy", *(column.name for column in TABLE_COLUMNS)])
     for result in comparison.all_results:
-        rows.writerow([result.name, *(cell_value(result, column) for column in COLUMNS)])
+        rows.writerow([result.name, *(cell_value(result, column) for column in TABLE_COLUMNS)])
     return target.getvalue()
 
 

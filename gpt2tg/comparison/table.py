@@ -21,7 +21,7 @@ class Column:
     meaning: str
 
 
-COLUMNS = (
+TABLE_COLUMNS = (
     Column("texts", "texts", ".0f", "number of texts generated"),
     Column("tokens_per_second", "tokens/s", ".0f", "tokens generated per second"),
     Column("logprob", "logprob", ".2f", "mean log-probability of a token under the model, in nats"),
@@ -55,7 +55,7 @@ def cell_text(result: Result, column: Column) -> str:
 
 def used_columns(comparison: Comparison) -> list[Column]:
     """Return the columns in which at least one result has a value."""
-    return [c for c in COLUMNS if any(cell_value(result, c) is not None for result in comparison.all_results)]
+    return [c for c in TABLE_COLUMNS if any(cell_value(result, c) is not None for result in comparison.all_results)]
 
 
 def terminal_table(comparison: Comparison, width: int) -> str:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gpt2tg.engine.cuda_graph import Choose, DecodeStep, StepBuffers, bucket_for, pinned
+from gpt2tg.engine.cuda_graph import ChooseOnDevice, DecodeStep, StepBuffers, bucket_for, pinned
 from gpt2tg.engine.model import GPT2, Attended
 
 # Steps of a chunk.
@@ -70,7 +70,7 @@ class ActiveText:
         return len(self.queued.prompt) + self.queued.max_new_tokens - 1
 
 
-class Chunk:
+class FetchedSteps:
     """The tokens of some steps, on their way to the host."""
 
     def __init__(self, buffers: StepBuffers, steps: int, texts: Sequence[ActiveText | None]) -> None:
@@ -100,7 +100,7 @@ class ContinuousBatch:
         model: GPT2,
         rows: int,
         capacity: int,
-        choose: Choose,
+        choose: ChooseOnDevice,
         end_ids: Collection[int],
         steps: int = STEPS,
         captured: bool | None = None,
@@ -131,7 +131,7 @@ class ContinuousBatch:
         """
         waiting = iter(queue)
         self._texts = [None] * len(self._texts)  # forget a run that was abandoned
-        running: Chunk | None = None
+        running: FetchedSteps | None = None
         while True:
             self._fill_rows(waiting)
             following = self._launch()
@@ -186,7 +186,7 @@ class ContinuousBatch:
         self._model.hidden(ids, torch.arange(longest, device=buffers.device).expand(len(prompts), -1), remember)
 
     @torch.inference_mode()
-    def _launch(self) -> Chunk | None:
+    def _launch(self) -> FetchedSteps | None:
         """Launch the next steps of all active sequences; None if there are none.
 
         A sequence that reaches `max_new_tokens` with these steps frees its row at once.
@@ -201,7 +201,7 @@ class ContinuousBatch:
             self._buffers.begin_chunk(self._uniform(steps))
             for _ in range(steps):
                 decode_step.run()
-            chunk = Chunk(self._buffers, steps, list(self._texts))
+            chunk = FetchedSteps(self._buffers, steps, list(self._texts))
         for row, text in enumerate(self._texts):
             if text is not None:
                 text.launched += steps
@@ -227,7 +227,7 @@ class ContinuousBatch:
         numbers = [[stream() if stream else 0.0 for stream in streams] for _ in range(steps)]
         return self._buffers.upload(numbers, torch.float64)
 
-    def _settle(self, chunk: Chunk, finish: Finish) -> Iterator[NewToken]:
+    def _settle(self, chunk: FetchedSteps, finish: Finish) -> Iterator[NewToken]:
         """Yield the tokens of a chunk, without those beyond the end of a sequence, and free the rows that ended."""
         for row, text, token, logprob in chunk.tokens():
             if text.is_finished:

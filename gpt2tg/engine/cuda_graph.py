@@ -19,7 +19,7 @@ from gpt2tg.engine.model import GPT2, Attended
 SMALLEST_BUCKET = 128
 
 # (B, V) logits and (B,) uniform numbers -> (B,) ids. May only compute with tensors: reading a value is a host sync.
-Choose = Callable[[Tensor, Tensor], Tensor]
+ChooseOnDevice = Callable[[Tensor, Tensor], Tensor]
 
 
 def bucket_for(length: int, positions: int) -> int:
@@ -86,7 +86,7 @@ class DecodeStep:
     """
 
     def __init__(
-        self, model: GPT2, buffers: StepBuffers, bucket: int, choose: Choose, end_ids: Collection[int]
+        self, model: GPT2, buffers: StepBuffers, bucket: int, choose: ChooseOnDevice, end_ids: Collection[int]
     ) -> None:
         self._model, self._buffers, self._bucket, self._choose = model, buffers, bucket, choose
         self._rows = torch.arange(len(buffers.tokens), device=buffers.device)

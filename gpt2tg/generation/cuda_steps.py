@@ -16,7 +16,7 @@ from torch import Tensor
 from gpt2tg.decoding.interface import Finish, FinishReason, Token, not_finite_error
 from gpt2tg.decoding.sampling import drawn, most_probable
 from gpt2tg.engine.continuous_batch import ContinuousBatch, QueuedText
-from gpt2tg.engine.cuda_graph import Choose, bucket_for
+from gpt2tg.engine.cuda_graph import ChooseOnDevice, bucket_for
 from gpt2tg.engine.model import GPT2
 from gpt2tg.generation.filter_chain import LogitsFilter
 from gpt2tg.generation.requests import RequestBatch
@@ -69,7 +69,7 @@ class CapturedSteps:
         self._kept = None
 
 
-def choice(filters: Sequence[LogitsFilter], samples: bool) -> Choose:
+def choice(filters: Sequence[LogitsFilter], samples: bool) -> ChooseOnDevice:
     """Return the function from (B, V) logits and (B,) uniform numbers to tokens, equal to that of `sampling.decode`."""
 
     def choose(logits: Tensor, uniform: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def choice(filters: Sequence[LogitsFilter], samples: bool) -> Choose:
     return choose
 
 
-def decode(batch: ContinuousBatch, entries: Iterable[QueuedText], finish: Finish) -> Iterator[Token]:
+def decode_on_gpu(batch: ContinuousBatch, entries: Iterable[QueuedText], finish: Finish) -> Iterator[Token]:
     """Generate the same tokens as `sampling.decode`, in the same order unless a text takes over the row of another.
 
     Raises:

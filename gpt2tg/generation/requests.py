@@ -95,8 +95,8 @@ def fit_prompt(prompt: str, ids: Sequence[int], options: DecodingOptions, positi
         return Request(prompt, index, tuple(ids[excess:]), limit, dropped=excess, first=first)
     option = "max_new_tokens" if options.max_new_tokens else "max_length"
     raise UserError(
-        f"{getattr(options, option)}: a prompt of {len(ids)} tokens and {limit} new ones are over the {positions} "
-        "positions of the model: ask for fewer, or use --overflow slide"
+        f"{getattr(options, option)}: a prompt of {len(ids)} tokens and {limit} new ones exceed the context length of "
+        f"{positions}: ask for fewer, or use --overflow slide"
         + (", or --overflow truncate" if limit < positions else ""),
         option,
     )

@@ -70,7 +70,7 @@ def generate_token_by_token(batch: RequestBatch, rows: Context | SlidingRows | C
     drafts = [Draft(batch, request, request.first + n) for request, n in zip(requests, numbers, strict=True)]
     finish = batch.endings(requests)
     if isinstance(rows, ContinuousBatch):
-        tokens = cuda_steps.decode(rows, _entries(batch, drafts), finish)
+        tokens = cuda_steps.decode_on_gpu(rows, _entries(batch, drafts), finish)
     else:
         tokens = _tokens(batch, rows, owners, drafts, finish)
     for token in tokens:

@@ -123,7 +123,7 @@ def next_token(generator: Generator, prompt: str, count: int, overflow: str = "e
     ids, positions = generator.encode(prompt), generator.model.shape.n_positions
     if len(ids) > positions and overflow == "error":
         raise UserError(
-            f"of {len(ids)} tokens is over the {positions} positions of the model: shorten it, or use --overflow slide",
+            f"of {len(ids)} tokens exceeds the context length of {positions}: shorten it, or use --overflow slide",
             "prompt",
         )
     (logprobs,) = _logprobs(generator, [*ids[-positions:], generator.tokenizer.end_id], len(ids[-positions:]))

@@ -24,7 +24,7 @@ class CompareOptions(Options):
 
     compare: bool = option(
         False,
-        "generate from the prompts with every strategy, print texts and figures, and exit",
+        "generate from the prompts with every strategy, print texts and metrics, and exit",
         group="comparison",
         is_common=True,
     )

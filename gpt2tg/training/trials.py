@@ -19,7 +19,7 @@ from gpt2tg.training.stopwatch import format_duration
 State = Literal["finished", "pruned", "diverged"]
 
 # The columns of the table after the settings.
-COLUMNS = ("validation_loss", "perplexity", "at_step", "of_steps", "time", "state")
+TRIAL_COLUMNS = ("validation_loss", "perplexity", "at_step", "of_steps", "time", "state")
 
 
 @dataclass
@@ -87,7 +87,7 @@ def best_first(trials: Sequence[Trial]) -> list[Trial]:
 
 def table(trials: Sequence[Trial]) -> list[list[str]]:
     """Return the rows of the table, the header first."""
-    return [[*trials[0].settings, *COLUMNS], *(trial.row() for trial in trials)]
+    return [[*trials[0].settings, *TRIAL_COLUMNS], *(trial.row() for trial in trials)]
 
 
 def as_csv(rows: Sequence[Sequence[str]]) -> str:

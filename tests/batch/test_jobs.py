@@ -436,7 +436,7 @@ def test_overflow_truncate_shortens_a_long_prompt(model_dir: Path, generator: Ge
     prompt = "The owl sold silence by the ounce." * 8
     tokens = len(generator.encode(prompt))
     assert run(model_dir, "--prompt", prompt, "--decoding", "greedy") == 2
-    assert f"a prompt of {tokens} tokens and 12 new ones are over the 64 positions" in capsys.readouterr().err
+    assert f"a prompt of {tokens} tokens and 12 new ones exceed the context length of 64" in capsys.readouterr().err
     assert run(model_dir, "--prompt", prompt, "--decoding", "greedy", "--overflow", "truncate") == 0
     out, err = capsys.readouterr()
     assert out.startswith(prompt)

@@ -196,7 +196,7 @@ def test_mistakes_are_reported_in_one_line(model_dir: Path, tmp_path: Path, text
         "--candidates 3 and --score": ["--candidates", "3", "--score", str(text_file)],
         "--candidates 0 is out of range": ["--candidates", "0"],
         "--candidates some is not valid": ["--candidates", "some"],
-        "--prompt of 360 tokens is over the 64 positions": ["--candidates", "3", "--prompt", "\u732b" * 120],
+        "--prompt of 360 tokens exceeds the context length of 64": ["--candidates", "3", "--prompt", "\u732b" * 120],
         "--temperature -1.0 is out of range": ["--score", str(text_file), "--temperature", "-1"],
     }
     for message, words in mistakes.items():

@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY, find_directory
 from gpt2tg.errors import UserError
-
-# config.json of the model in `model_dir`, as far as it decides what is computed.
-CONFIG = {"model_type": "gpt2", "vocab_size": 300, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
-
-
-@pytest.fixture
-def checkpoint(model_dir: Path, tmp_path: Path) -> Path:
-    """A copy of the model's directory to change at will."""
-    return shutil.copytree(model_dir, tmp_path / "model")
-
-
-def write_config(directory: Path, config: Any, name: str = "config.json") -> Path:
-    directory.mkdir(exist_ok=True)
-    (directory / name).write_text(config if isinstance(config, str) else json.dumps(config), encoding="utf-8")
-    return directory
 
 
 def make_models(parent: Path, *names: str) -> None:

@@ -33,12 +33,6 @@ Tensors = dict[str, Tensor]
 
 
 @pytest.fixture
-def checkpoint(model_dir: Path, tmp_path: Path) -> Path:
-    """Return a copy of the model's directory that a test may change."""
-    return shutil.copytree(model_dir, tmp_path / "model")
-
-
-@pytest.fixture
 def weights(model_dir: Path) -> Tensors:
     """Return the weights by their stored names. The head shares the embedding and has no name of its own."""
     return load_file(model_dir / "model.safetensors")

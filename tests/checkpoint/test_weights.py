@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import shutil
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import random_model
+from conftest import CONFIG, random_model, write_config
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPT2LMHeadModel
@@ -22,20 +21,6 @@ from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.checkpoint.weights import read_weights
 from gpt2tg.errors import UserError
 
-# config.json of the model in `model_dir`, as far as it decides what is computed.
-CONFIG = {"model_type": "gpt2", "vocab_size": 300, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
-
-
-@pytest.fixture
-def checkpoint(model_dir: Path, tmp_path: Path) -> Path:
-    """A copy of the model's directory to change at will."""
-    return shutil.copytree(model_dir, tmp_path / "model")
-
-
-@pytest.fixture
-def shape(model_dir: Path) -> ModelShape:
-    return read_shape(model_dir)
-
 
 @pytest.fixture
 def expected(reference: GPT2LMHeadModel) -> dict[str, Tensor]:
@@ -43,12 +28,6 @@ def expected(reference: GPT2LMHeadModel) -> dict[str, Tensor]:
     state = {name.removeprefix("transformer."): tensor for name, tensor in reference.state_dict().items()}
     del state["lm_head.weight"]
     return state
-
-
-def write_config(directory: Path, config: Any, name: str = "config.json") -> Path:
-    directory.mkdir(exist_ok=True)
-    (directory / name).write_text(config if isinstance(config, str) else json.dumps(config), encoding="utf-8")
-    return directory
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

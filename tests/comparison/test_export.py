@@ -10,7 +10,7 @@ import pytest
 from gpt2tg.comparison.export import as_json, csv_text, markdown
 from gpt2tg.comparison.results import compare_strategies
 from gpt2tg.comparison.strategies import parse_strategies
-from gpt2tg.comparison.table import COLUMNS, terminal_table
+from gpt2tg.comparison.table import TABLE_COLUMNS, terminal_table
 from gpt2tg.generation.generator import Generator, load
 from gpt2tg.options import DecodingOptions
 
@@ -29,7 +29,7 @@ def test_table_fits_the_terminal_width(generator: Generator) -> None:
     for width in (40, 80, 200):
         table = terminal_table(found, width)
         assert max(map(len, table.splitlines())) <= width
-        assert all(column.heading in table for column in COLUMNS[:13])
+        assert all(column.heading in table for column in TABLE_COLUMNS[:13])
         assert "copied" not in table  # no training text was given
         assert "distance" not in table
     assert terminal_table(found, 200).count("\n\n") == 0

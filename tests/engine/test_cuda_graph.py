@@ -21,7 +21,7 @@ from gpt2tg.decoding.stopping import Endings, StopStrings
 from gpt2tg.engine import continuous_batch, cuda_graph
 from gpt2tg.engine.contexts import new_context
 from gpt2tg.engine.continuous_batch import ContinuousBatch, QueuedText
-from gpt2tg.engine.cuda_graph import Choose, DecodeStep, StepBuffers, bucket_for
+from gpt2tg.engine.cuda_graph import ChooseOnDevice, DecodeStep, StepBuffers, bucket_for
 from gpt2tg.engine.model import GPT2
 from gpt2tg.generation.cuda_steps import choice
 from gpt2tg.generation.filter_chain import distribution_filters
@@ -56,7 +56,7 @@ def prompts_and_lengths(count: int, vocabulary: int = 300, longest: int = 30) ->
     ]
 
 
-def choose_with(options: DecodingOptions) -> Choose:
+def choose_with(options: DecodingOptions) -> ChooseOnDevice:
     return choice(distribution_filters(options, len(END_IDS)), options.strategy.samples)
 
 

@@ -104,7 +104,7 @@ def test_next_token_equals_transformers(generator: Generator, reference: GPT2LMH
 
 def test_prompt_over_the_context_window(generator: Generator) -> None:
     long = "fox " * 90
-    with pytest.raises(UserError, match="over the 64 positions of the model: shorten it"):
+    with pytest.raises(UserError, match="exceeds the context length of 64: shorten it"):
         next_token(generator, long, 3)
     ids = generator.encode(long)
     last = generator.tokenizer.decode(ids[-64:])

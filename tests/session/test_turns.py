@@ -193,7 +193,7 @@ def test_text_beyond_the_context_length(generator: Generator) -> None:
     before = talk.text
     (message,) = talk.type("/continue")[1]
     assert message.startswith(("error: max_new_tokens=30: a prompt of ", "error: max_new_tokens 30: "))
-    assert "over the 64 positions of the model" in message
+    assert "the context length of 64" in message
     assert "overflow=slide, or overflow=truncate" in message
     assert talk.text == before
     written, _ = talk.type("/set overflow=slide", "/continue")

@@ -110,7 +110,10 @@ def test_prompts_are_context_and_do_not_count(
 
 
 def test_loss_of_a_table_equals_the_validation_loss(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, text_file: Path, model_dir: Path, without_pictures: None
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    text_file: Path,
+    model_dir: Path,
 ) -> None:
     """If one window holds the whole table."""
     path, _ = write_rows(tmp_path_factory.mktemp("rows"), 1)

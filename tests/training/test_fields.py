@@ -15,8 +15,6 @@ from gpt2tg.options import DeviceOptions, TrainingOptions
 from gpt2tg.training.fields import FIXED, FLAGS, trainer_fields
 from gpt2tg.training.finetune import finetune, training_arguments
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
-
 
 def test_fields_have_their_declared_types() -> None:
     entries = ("adam_beta1=0.8", "dataloader_num_workers=2", "hub_private_repo=true", 'lr_scheduler_kwargs={"a": 1}')

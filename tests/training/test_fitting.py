@@ -21,10 +21,7 @@ from gpt2tg.training.finetune import finetune
 from gpt2tg.training.model.memory_estimate import smaller_batches
 from gpt2tg.training.trainer import LanguageTrainer
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
-    pytest.mark.usefixtures("without_pictures"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 
 IDS = [[5, 80, 7, 33, 12, 250, 3]]
 

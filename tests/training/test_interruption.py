@@ -26,8 +26,6 @@ from gpt2tg.training.interruption import MOST_STEPS_BETWEEN, SECONDS_BETWEEN, WA
 from gpt2tg.training.output.run_directory import RunDirectory
 from gpt2tg.training.trainer import LanguageTrainer
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
-
 ROOT = Path(__file__).parents[2]
 
 

@@ -32,8 +32,6 @@ from gpt2tg.training.output.locks import LOCK_FILE
 from gpt2tg.training.output.resumable import find_resumable
 from gpt2tg.training.trainer import LanguageTrainer
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
-
 # There are 12 training blocks, or 14 if none are held out: with batches of 2 an epoch has 6 or 7 batches.
 BASE = dict(block_size=16, batch_size=2, save_steps=2, learning_rate=1e-3, logging_steps=3, save_total_limit=0)
 

@@ -21,8 +21,6 @@ from gpt2tg.training.finetune import Outcome
 from gpt2tg.training.search import search
 from gpt2tg.training.trials import Trial, read_evaluations
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
-
 Capture = pytest.CaptureFixture[str]
 
 

@@ -105,7 +105,8 @@ def test_invalid_flags_give_one_line(flags: list[str], message: str, capsys: Cap
     assert message in err
 
 
-def test_unused_flags_give_notices(words: list[str], capsys: Capture) -> None:
+def test_unused_flags_give_notices(words: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock().replace_the_real_one(monkeypatch)
     assert text_generation_demo.main([*words, "--temperature", "0.3", "--decoding", "beam", "--compare"]) == 0
     err = capsys.readouterr().err
     for flag in ("--temperature", "--decoding", "--compare"):

@@ -20,7 +20,7 @@ from gpt2tg.training.output.plots import draw_losses
 from gpt2tg.training.output.run_directory import RunDirectory
 
 # Columns of training_log.csv, and the names of their values in the log history of transformers.
-COLUMNS = {
+LOG_COLUMNS = {
     "step": "step",
     "epoch": "epoch",
     "loss": "loss",
@@ -114,10 +114,10 @@ class Records(TrainerCallback):
         with self._log_file.open("a", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             if header:
-                writer.writerow(COLUMNS)
+                writer.writerow(LOG_COLUMNS)
             for entry in entries:
                 if "loss" in entry or "eval_loss" in entry:
-                    writer.writerow([entry.get(name, "") for name in COLUMNS.values()])
+                    writer.writerow([entry.get(name, "") for name in LOG_COLUMNS.values()])
 
 
 def _figures(history: History, step: int, last_step: int) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
+import pytest
 import torch
-from conftest import kernels_here
+from conftest import kernels_here, random_model
 from torch import Tensor
 
 from gpt2tg.checkpoint.checkpoint import read_checkpoint
@@ -16,6 +18,15 @@ from gpt2tg.engine.matrices import Panels
 from gpt2tg.engine.model import GPT2
 
 CPU = torch.device("cpu")
+PRECISIONS = ("fp32", "fp16", "int8")
+
+needs_linux = pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="weights are preloaded on Linux alone")
+
+
+def uneven_model(directory: Path, tied: bool) -> Path:
+    """Save a model in fp32 whose sizes are no multiples of a panel; return its directory."""
+    random_model(n_embd=20, n_head=2, n_layer=3, vocab_size=301, tie_word_embeddings=tied).save_pretrained(directory)
+    return directory
 
 
 def start(directory: Path, precision: str = "fp32") -> Preload:

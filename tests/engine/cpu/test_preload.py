@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import kernels_here, random_model
-from preloading import assert_same, built, preloaded, start, taken
+from preloading import PRECISIONS, assert_same, built, needs_linux, preloaded, start, taken, uneven_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -32,17 +32,12 @@ from gpt2tg.generation.generator import load, load_checkpoint
 from gpt2tg.options import decoding_options
 
 ROOT = Path(__file__).parents[3]
-PRECISIONS = ("fp32", "fp16", "int8")
-
-pytestmark = pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="weights are preloaded on Linux alone")
+pytestmark = needs_linux
 
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])
 def directory(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """A model in fp32 whose sizes are no multiples of a panel."""
-    model = random_model(n_embd=20, n_head=2, n_layer=3, vocab_size=301, tie_word_embeddings=request.param)
-    model.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    return uneven_model(tmp_path / "model", tied=request.param)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

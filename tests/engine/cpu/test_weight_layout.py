@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import mmap
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import kernels_here, random_model
-from preloading import assert_same, built, numbers, preloaded
+from preloading import PRECISIONS, assert_same, built, needs_linux, numbers, preloaded, uneven_model
 from safetensors.torch import load_file, save_file
 
 from gpt2tg.checkpoint.checkpoint import read_checkpoint
@@ -19,17 +18,12 @@ from gpt2tg.engine.cpu.weight_layout import packed_bytes
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import load
 
-PRECISIONS = ("fp32", "fp16", "int8")
-
-pytestmark = pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="weights are preloaded on Linux alone")
+pytestmark = needs_linux
 
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])
 def directory(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """A model in fp32 whose sizes are no multiples of a panel."""
-    model = random_model(n_embd=20, n_head=2, n_layer=3, vocab_size=301, tie_word_embeddings=request.param)
-    model.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    return uneven_model(tmp_path / "model", tied=request.param)
 
 
 def test_tensor_stored_under_two_names_is_not_packed(directory: Path) -> None:

@@ -20,8 +20,6 @@ from gpt2tg.training.data.sources import plan_sources
 from gpt2tg.training.data.training_data import load_data
 from gpt2tg.training.finetune import finetune
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
-
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 1042301\n"
 
 TEMPLATE = "{{ messages[0]['content'] }}<sep>"

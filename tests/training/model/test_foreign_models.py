@@ -29,12 +29,6 @@ WTE, HEAD = "transformer.wte.weight", "lm_head.weight"
 
 
 @pytest.fixture
-def checkpoint(model_dir: Path, tmp_path: Path) -> Path:
-    """A copy of the model's directory that a test may change."""
-    return shutil.copytree(model_dir, tmp_path / "model")
-
-
-@pytest.fixture
 def weights(model_dir: Path) -> dict[str, Tensor]:
     return load_file(model_dir / "model.safetensors")
 
@@ -104,7 +98,6 @@ def test_training_reads_tied_weights_stored_under_lm_head(
 
 
 @pytest.mark.parametrize("settings", [{}, {"lora": True}], ids=str)
-@pytest.mark.usefixtures("without_pictures")
 def test_untied_head_is_trained_and_kept(
     checkpoint: Path,
     weights: dict[str, Tensor],
@@ -123,7 +116,6 @@ def test_untied_head_is_trained_and_kept(
     torch.testing.assert_close(found, expected[-1], atol=1e-4, rtol=0)
 
 
-@pytest.mark.usefixtures("without_pictures")
 def test_rows_without_a_token_are_kept_and_counted(
     checkpoint: Path, weights: dict[str, Tensor], text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

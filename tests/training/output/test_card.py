@@ -15,8 +15,6 @@ from gpt2tg.training.output.layout import CARD_FILE, RUN_FILE
 from gpt2tg.training.output.records import Records
 from gpt2tg.training.output.run_directory import RunDirectory, publish_from
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
-
 FIGURES = {
     "step": 4, "of_steps": 8, "training_loss": 2.0, "validation_loss_before": None, "validation_loss": 3.0,
     "best_validation_loss": 3.0, "best_step": 4,

@@ -25,6 +25,8 @@ from gpt2tg.training.output import records
 
 Capture = pytest.CaptureFixture[str]
 
+DRAWS_PICTURES = True
+
 
 @pytest.fixture(scope="module")
 def options(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingOptions:

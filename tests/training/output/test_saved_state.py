@@ -24,8 +24,6 @@ from gpt2tg.training.output.durable import read_manifest, seal
 from gpt2tg.training.output.reservation import check_output
 from gpt2tg.training.output.resumable import find_resumable
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
-
 Change = Callable[[Path], None]
 
 
