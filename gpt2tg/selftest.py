@@ -7,6 +7,7 @@ alone and without padding. The output can be pasted into a bug report.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import platform
 import random
@@ -211,8 +212,12 @@ def class_of(settings: dict[str, Any]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} with controls"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Compare on all models and print the outcome. Returns 0 if every text was the same, else 1."""
+    argparse.ArgumentParser(
+        prog="python -m gpt2tg.selftest",
+        description="Check that this installation generates the same texts as transformers, in under a minute.",
+    ).parse_args(argv)
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers does not annotate it
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # as above
     counts: Counter[tuple[str, str]] = Counter()

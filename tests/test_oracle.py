@@ -38,7 +38,7 @@ def test_wrong_decoder_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_selftest_prints_a_verdict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(selftest, "MODELS", 1)
-    assert selftest.main() == 0
+    assert selftest.main([]) == 0
     out = capsys.readouterr().out
     assert out.startswith("gpt2tg ")
     assert "verdict: the same texts as transformers, in 15 comparisons" in out
@@ -54,5 +54,5 @@ def test_selftest_shows_no_progress_bars(monkeypatch: pytest.MonkeyPatch, capfd:
     transformers.logging.enable_progress_bar()
     monkeypatch.setattr(selftest, "compare", compare)
     monkeypatch.setattr(selftest, "MODELS", 1)
-    assert selftest.main() == 0
+    assert selftest.main([]) == 0
     assert capfd.readouterr().err == ""

@@ -74,13 +74,13 @@ def tune(model: ModelChoice, command: TuneCommand) -> None:
     why = "--tune searches settings for --reference, one text to each prompt"
     notice_unused(command.given, UNUSED, why)
     notice_unused(command.given, SEARCHED_SETTINGS, "--tune searches it")
+    examples = _read_reference(command)
     model.check_device()
 
     from gpt2tg.comparison import export, report
     from gpt2tg.tuning.page import tuning_page
 
     page = export.file_to_write(command.compare.report, report.FORMATS, "report", command.compare.overwrite, notice)
-    examples = _read_reference(command)
     loading = start_loading(model)
     if command.tune.apply:
         _check_can_apply(loading.checkpoint)

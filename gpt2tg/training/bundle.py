@@ -5,7 +5,7 @@ The weights are stored as 16-bit floats, which halves their size. Generation com
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import torch
@@ -31,9 +31,9 @@ def bundle(source: Path, target: Path = BUNDLED_DIRECTORY) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m gpt2tg.training.bundle DIRECTORY")
+    parser = argparse.ArgumentParser(prog="python -m gpt2tg.training.bundle", description="Copy a model into gpt2tg.")
+    parser.add_argument("directory", type=Path, help="the model to copy")
     try:
-        bundle(Path(sys.argv[1]))
+        bundle(parser.parse_args().directory)
     except (UserError, OSError) as error:
-        sys.exit(f"bundle: error: {error}")
+        parser.exit(2, f"bundle: error: {error}\n")
