@@ -80,6 +80,6 @@ def most_checkpoints(options: TrainingOptions, steps: int, evaluated: set[int]) 
 
 
 def has_fused_attention(config: GPT2Config, options: TrainingOptions, device: torch.device) -> bool:
-    """Whether torch computes attention without a matrix of tokens by tokens; on a CPU dropout prevents that."""
+    """Whether attention keeps no matrix of tokens by tokens; on a CPU dropout prevents that, and so does bf16."""
     dropout = config.attn_pdrop if options.dropout is None else options.dropout
-    return device.type == "cuda" or not dropout
+    return device.type == "cuda" or not (dropout or options.bf16)

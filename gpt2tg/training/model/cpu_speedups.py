@@ -23,6 +23,12 @@ ATTENTION = "gpt2tg"
 # The score of a token that is masked out.
 MASKED_SCORE = torch.finfo(torch.float32).min
 
+# Queries that attention in bf16 takes at a time.
+QUERY_CHUNK = 128
+
+# Elements of a bf16 tensor that the GELU converts to fp32 at a time: few enough to stay in the cache.
+GELU_CHUNK = 2**16
+
 # Parameters of mallopt in glibc's malloc.h, and the largest values that newer and older versions accept.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MAX_THRESHOLD, MAX_OLD_THRESHOLD = 2**31 - 1, 2**25
@@ -41,7 +47,8 @@ def keep_freed_memory() -> None:
 
 
 class GELU(nn.GELU):
-    """GPT-2's tanh GELU. On a CPU, torch's is slow, and computes the tanh again in the backward pass."""
+    """GPT-2's tanh GELU. On a CPU, torch's is slow, above all in bf16, and computes the tanh
+    again in the backward pass."""
 
     def __init__(self) -> None:
         super().__init__(approximate="tanh")
@@ -49,7 +56,8 @@ class GELU(nn.GELU):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the GELU to each element; any shape."""
         needs_gradient = torch.is_grad_enabled() and x.requires_grad
-        if needs_gradient and x.dtype == torch.float32 and _is_eager_on_cpu(x) and kernels.load() is not None:
+        fits = x.dtype in (torch.float32, torch.bfloat16) and _is_eager_on_cpu(x)
+        if needs_gradient and fits and kernels.load() is not None:
             result: Tensor = GELUWithSlope.apply(x)  # type: ignore[no-untyped-call]  # torch does not annotate it
             return result
         return super().forward(x)
@@ -60,13 +68,13 @@ class GELUWithSlope(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, x: Tensor) -> Tensor:
-        """x: fp32, any shape, which the result has too."""
-        library = kernels.load()
-        assert library is not None  # GELU checks it
+        """x: fp32 or bf16, any shape. The result has the same dtype and shape."""
         x = x.contiguous()
         result, slope = torch.empty_like(x), torch.empty_like(x)
-        source, *targets = map(kernels.pointer, (x, result, slope))
-        library.gelu(source, x.numel(), *targets, torch.get_num_threads())
+        if x.dtype == torch.float32:
+            _gelu_and_slope(x, result, slope)
+        else:
+            _gelu_and_slope_in_parts(x.view(-1), result.view(-1), slope.view(-1))
         context.save_for_backward(slope)
         return result
 
@@ -77,6 +85,26 @@ class GELUWithSlope(torch.autograd.Function):
         slope: Tensor
         (slope,) = context.saved_tensors
         return gradient * slope
+
+
+def _gelu_and_slope(x: Tensor, result: Tensor, slope: Tensor) -> None:
+    """Write the GELU of each element and its slope; all are contiguous and in fp32."""
+    library = kernels.load()
+    assert library is not None  # GELU checks it
+    source, *targets = map(kernels.pointer, (x, result, slope))
+    library.gelu(source, x.numel(), *targets, torch.get_num_threads())
+
+
+def _gelu_and_slope_in_parts(x: Tensor, result: Tensor, slope: Tensor) -> None:
+    """Do the same for bf16 in fp32, a part at a time; (N,) each."""
+    buffers = torch.empty(3, min(GELU_CHUNK, len(x)))
+    for first in range(0, len(x), GELU_CHUNK):
+        part = slice(first, first + GELU_CHUNK)
+        single, value, its_slope = buffers[:, : len(x) - first]
+        single.copy_(x[part])
+        _gelu_and_slope(single, value, its_slope)
+        result[part].copy_(value)
+        slope[part].copy_(its_slope)
 
 
 class Dropout(nn.Dropout):
@@ -126,7 +154,10 @@ def attention(
     Returns:
         (B, T, H, D), and None in place of the attention weights.
     """
-    if not dropout or not _is_eager_on_cpu(query):
+    is_eager = _is_eager_on_cpu(query)
+    if is_eager and not dropout and attention_mask is None and query.dtype == torch.bfloat16 and query.requires_grad:
+        return _attention_in_bf16(query, key, value, scaling), None
+    if not dropout or not is_eager:
         output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
@@ -142,6 +173,68 @@ def attention(
             scores.view(*shape[:2], *scores.shape[1:]).masked_fill_(~attention_mask, MASKED_SCORE)
         weights = dropped(scores.softmax(dim=-1), dropout)
         return (weights @ value).view(shape).transpose(1, 2).to(dtype), None
+
+
+def _attention_in_bf16(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    """Compute causal attention in bf16; (B, H, T, D) each, returns (B, T, H, D)."""
+    shape = query.shape
+    scale = shape[-1] ** -0.5 if scaling is None else scaling
+    flat = (x.reshape(-1, *shape[2:]) for x in (query, key, value))
+    with torch.autocast("cpu", enabled=False):
+        output: Tensor = CausalAttention.apply(*flat, scale)  # type: ignore[no-untyped-call]  # not annotated
+    return output.view(shape).transpose(1, 2)
+
+
+class CausalAttention(torch.autograd.Function):
+    """Causal attention as matrix products. In bf16 on a CPU, the backward pass of torch's fused kernel is slow.
+
+    Queries are taken in chunks, each with the keys up to its last query. The weights of each chunk are saved.
+    """
+
+    @staticmethod
+    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """query, key, value: (B·H, T, D), which the result has too."""
+        output, saved = torch.empty_like(query), []
+        for first, end in _chunks(query.shape[1]):
+            bias = _chunk_bias(first, end, query.dtype)
+            keys = key[:, :end].transpose(1, 2)
+            weights = torch.baddbmm(bias, query[:, first:end], keys, alpha=scale).softmax(dim=-1)
+            output[:, first:end] = weights @ value[:, :end]
+            saved.append(weights)
+        context.save_for_backward(query, key, value, *saved)
+        context.scale = scale
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """gradient: (B·H, T, D)"""
+        query, key, value, *saved = context.saved_tensors
+        of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for (first, end), weights in zip(_chunks(query.shape[1]), saved, strict=True):
+            part = gradient[:, first:end]
+            of_value[:, :end] += weights.transpose(1, 2) @ part
+            of_weights = part @ value[:, :end].transpose(1, 2)
+            of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+            of_query[:, first:end] = (of_scores @ key[:, :end]).mul_(context.scale)
+            of_key[:, :end] += (of_scores.transpose(1, 2) @ query[:, first:end]).mul_(context.scale)
+        return of_query, of_key, of_value, None
+
+
+def _chunks(length: int) -> list[tuple[int, int]]:
+    """Return the first query and the end of each chunk."""
+    return [(first, min(first + QUERY_CHUNK, length)) for first in range(0, length, QUERY_CHUNK)]
+
+
+def mean_keys(length: int) -> int:
+    """Return for how many keys `CausalAttention` saves a weight, in the mean of all queries."""
+    return sum((end - first) * end for first, end in _chunks(length)) // length
+
+
+@functools.lru_cache(maxsize=64)
+def _chunk_bias(first: int, end: int, dtype: torch.dtype) -> Tensor:
+    """(end - first, end), added to the scores of a chunk: -inf for keys after the query."""
+    return torch.full((end - first, end), -math.inf, dtype=dtype).triu_(diagonal=1 + first)
 
 
 @functools.lru_cache(maxsize=4)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from gpt2tg.training.model import cpu_speedups
 from gpt2tg.training.model.build import for_training
-from gpt2tg.training.model.cpu_speedups import GELU, Dropout, attention, dropped, keep_freed_memory
+from gpt2tg.training.model.cpu_speedups import GELU, CausalAttention, Dropout, attention, dropped, keep_freed_memory
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
@@ -109,6 +109,22 @@ def test_gelu_falls_back_to_torch_without_kernels(monkeypatch: pytest.MonkeyPatc
     assert torch.equal(GELU()(x.bfloat16()), F.gelu(x.bfloat16(), approximate="tanh"))
 
 
+@pytest.mark.parametrize("size", [(1,), (3, 33), (2, 65_537)], ids=str)
+def test_gelu_in_bf16_is_as_exact_as_torch(size: tuple[int, ...]) -> None:
+    """For sizes below and above the number of elements that are converted at a time."""
+    kernels_here()
+    x, gradient = (3 * torch.randn(2, *size, generator=torch.Generator().manual_seed(1))).bfloat16()
+    x = x.requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    expected, found = F.gelu(exact, approximate="tanh"), GELU()(x)
+    assert isinstance(found.grad_fn, cpu_speedups.GELUWithSlope._backward_cls)
+    assert found.dtype == torch.bfloat16
+    near = dict(rtol=2**-7, atol=1e-3, check_dtype=False)
+    torch.testing.assert_close(found, expected, **near)
+    (mine,), (theirs,) = (torch.autograd.grad(y, z, gradient.to(z.dtype)) for y, z in ((found, x), (expected, exact)))
+    torch.testing.assert_close(mine, theirs, **near)
+
+
 @pytest.mark.parametrize("dropout", [0, 0.5])
 @pytest.mark.parametrize("mask", [None, "two texts"])
 def test_compiled_model_has_the_same_loss_and_gradients(dropout: float, mask: str | None) -> None:
@@ -157,6 +173,34 @@ def test_attention_without_dropping_matches_torch(
         strict=True,
     ):
         torch.testing.assert_close(mine, theirs, **near)
+
+
+@pytest.mark.parametrize("length", [1, 4, 9, 12])
+def test_causal_attention_in_bf16_is_as_exact_as_torch(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    """For lengths that do and do not fill the chunks of queries, against fp64: errors of the size of torch's own."""
+    monkeypatch.setattr(cpu_speedups, "QUERY_CHUNK", 4)
+    torch.manual_seed(1)
+    query, key, value = (torch.randn(2, 3, length, 16).bfloat16().requires_grad_() for _ in range(3))
+    gradient = torch.randn(2, length, 3, 16).bfloat16()
+
+    def with_gradients(output: Tensor, *inputs: Tensor) -> list[Tensor]:
+        return [output, *torch.autograd.grad(output, inputs, gradient.to(output.dtype))]
+
+    module = torch.nn.Module()
+    found = with_gradients(attention(module, query, key, value, None)[0], query, key, value)
+    assert isinstance(found[0].grad_fn.next_functions[0][0].next_functions[0][0], CausalAttention._backward_cls)
+    exact = [x.detach().double().requires_grad_() for x in (query, key, value)]
+    expected = with_gradients(F.scaled_dot_product_attention(*exact, is_causal=True).transpose(1, 2), *exact)
+    plain = F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
+    for mine, torchs, true in zip(found, with_gradients(plain, query, key, value), expected, strict=True):
+        error, usual = ((x.double() - true).norm() for x in (mine, torchs))
+        assert error <= 2 * usual + 2**-8 * true.norm()
+
+
+def test_causal_attention_in_bf16_is_for_training_alone() -> None:
+    query = torch.randn(1, 2, 5, 8).bfloat16()
+    found, _ = attention(torch.nn.Module(), query, query, query, None)
+    assert torch.equal(found, F.scaled_dot_product_attention(query, query, query, is_causal=True).transpose(1, 2))
 
 
 def test_attention_scales_by_the_head_width_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
