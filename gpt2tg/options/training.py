@@ -18,7 +18,7 @@ NEWEST = "newest"
 
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Compile = Literal["auto", "on", "off"]
-Optimizer = Literal["adamw_torch_fused", "adamw_torch", "adafactor", "sgd"]
+Optimizer = Literal["adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "muon"]
 # The linear layers of a GPT-2, as its checkpoints name them. Attention and MLP each have a c_proj.
 LoraTarget = Literal["c_attn", "c_proj", "c_fc"]
 
@@ -213,7 +213,7 @@ class TrainingOptions(Options):
     )
     optim: Optimizer = option(
         "adamw_torch_fused",
-        "optimizer; adafactor needs far less memory for its state, sgd none",
+        "optimizer; muon learns more per step from scratch; adafactor needs far less memory for its state, sgd none",
         group="memory",
         choices=Optimizer,
     )

@@ -30,6 +30,7 @@ def training_arguments(options: TrainingOptions, device: torch.device) -> Traini
     """
     _check_services(options.report_to)
     _check_precision(options, device)
+    _check_optimizer(options.optim)
     others = trainer_fields(options.trainer)
     try:
         arguments = TrainingArguments(**_settings(options, device), **others)
@@ -66,7 +67,7 @@ def _settings(options: TrainingOptions, device: torch.device) -> dict[str, Any]:
         weight_decay=options.weight_decay,
         adam_beta2=options.adam_beta2,
         max_grad_norm=options.max_grad_norm,
-        optim=options.optim,
+        optim="adamw_torch_fused" if options.optim == "muon" else options.optim,  # the trainer makes Muon itself
         fp16=options.fp16 and on_gpu,
         bf16=options.bf16,
         use_cpu=device.type == "cpu",  # bf16 on a CPU requires it
@@ -109,6 +110,11 @@ def _check_precision(options: TrainingOptions, device: torch.device) -> None:
         log.warning("--fp16 needs a CUDA GPU and there is none: training in fp32")
     if options.bf16 and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"is not supported by {torch.cuda.get_device_name()}: use --fp16", "bf16")
+
+
+def _check_optimizer(name: str) -> None:
+    if name == "muon" and not hasattr(torch.optim, "Muon"):
+        raise UserError(f"muon needs torch 2.9 or newer, this is {torch.__version__}: upgrade torch", "optim")
 
 
 def _check_data_loader(arguments: TrainingArguments) -> None:

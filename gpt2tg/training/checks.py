@@ -81,8 +81,12 @@ def check_processes(options: TrainingOptions) -> None:
         raise UserError("trains in a single process: start it without torchrun or accelerate launch", "try")
     if options.auto_batch_size:
         raise UserError("is for a single process: choose a --batch_size that fits", "auto_batch_size")
-    if options.sample_steps and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
+        return
+    if options.sample_steps:
         raise UserError("needs the whole model in one process, but FSDP shards it: leave the flag out", "sample_steps")
+    if options.optim == "muon":
+        raise UserError("muon needs whole matrices, but FSDP shards them: choose another optimizer", "optim")
 
 
 def check_directory(options: TrainingOptions) -> None:

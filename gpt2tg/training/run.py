@@ -193,6 +193,7 @@ class Run:
             identity=run_identity,
             keep=options.keep,
             eval_steps=options.eval_steps,
+            uses_muon=options.optim == "muon",
             stopwatch=stopwatch,
             interruption=self._interruption,
             pad_id=self._tokenizer.end_id,

@@ -14,6 +14,7 @@ from gpt2tg.options import TrainingOptions
 from gpt2tg.training.devices import preserved_random_state, synchronize
 from gpt2tg.training.model.build import for_training
 from gpt2tg.training.model.lora import choose_weights
+from gpt2tg.training.model.muon import muon_and_adamw
 
 # Steps that are timed; the first one, which warms up, does not count.
 TIMED_STEPS = 4
@@ -62,7 +63,7 @@ def _time_model(options: TrainingOptions, config: GPT2Config, layers: int, devic
         model: torch.nn.Module = choose_weights(for_training(GPT2LMHeadModel(small)), options, "-")
         model.to(device).train()
         ids = torch.randint(small.vocab_size, (options.batch_size, options.block_size), device=device)
-        optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
+        optimizer = _optimizer(model, options)
         half = torch.bfloat16 if options.bf16 else torch.float16 if options.fp16 and device.type == "cuda" else None
 
         def forward() -> torch.Tensor:
@@ -80,6 +81,13 @@ def _time_model(options: TrainingOptions, config: GPT2Config, layers: int, devic
                 backward_time += forward_time
             times.append((forward_time, backward_time, update_time))
     return StepTimes(*map(min, *times[1:]))
+
+
+def _optimizer(model: torch.nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
+    """Return Muon, or AdamW for all other optimizers: their updates take about as long."""
+    if options.optim == "muon":
+        return muon_and_adamw(model, (), learning_rate=1e-3, weight_decay=0, betas=(0.9, 0.999), epsilon=1e-8)
+    return torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
 
 
 def _timed(work: Callable[[], Result], device: torch.device) -> tuple[Result, float]:

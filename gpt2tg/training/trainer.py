@@ -27,6 +27,7 @@ from gpt2tg.training.failures import NotFinite
 from gpt2tg.training.hub_trainer import HubTrainer
 from gpt2tg.training.interruption import Interruption, SignalConsensus
 from gpt2tg.training.log_history import best_step, held_step, is_evaluation_due
+from gpt2tg.training.model.muon import muon_and_adamw
 from gpt2tg.training.output.cleanup import remove_unfinished
 from gpt2tg.training.output.durable import UNFINISHED
 from gpt2tg.training.output.layout import CARD_FILE, OUTPUT_LAYER, STATE_FILE, make_readable
@@ -53,6 +54,7 @@ class LanguageTrainer(HubTrainer):
         identity: dict[str, Any],
         keep: str,
         eval_steps: int | None,
+        uses_muon: bool,
         stopwatch: Stopwatch,
         interruption: Interruption,
         pad_id: int,
@@ -73,6 +75,7 @@ class LanguageTrainer(HubTrainer):
         self._pad_id = pad_id
         self._keep = keep
         self._eval_steps = eval_steps
+        self._uses_muon = uses_muon
         self.stopwatch = stopwatch
         self._interruption = interruption
         self.signals = SignalConsensus(self.accelerator, interruption)
@@ -126,6 +129,20 @@ class LanguageTrainer(HubTrainer):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]  # not annotated
         self._last_step = {"grad_norm": norm, "learning_rate": self._get_learning_rate()}
         return norm
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Set up the optimizer: that of transformers, or Muon, which transformers does not have."""
+        if self.optimizer is None and self._uses_muon:
+            network: torch.nn.Module = self._network if model is None else model
+            self.optimizer = muon_and_adamw(
+                network,
+                self.get_decay_parameter_names(network),
+                learning_rate=self.args.learning_rate,
+                weight_decay=self.args.weight_decay,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                epsilon=self.args.adam_epsilon,
+            )
+        return super().create_optimizer(model)
 
     def _run_epoch(self, **settings: Any) -> None:  # type: ignore[override]  # the Trainer passes all by name
         """Skip the epoch if the evaluation before it ended the run: transformers would take one more step."""

@@ -121,7 +121,7 @@ def test_invalid_freeze_layers_are_refused(text_file: Path, model_dir: Path, tmp
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("optim", ["adafactor", "sgd"])
+@pytest.mark.parametrize("optim", ["adafactor", "sgd", "muon"])
 def test_other_optimizers_train(text_file: Path, model_dir: Path, tmp_path: Path, optim: str) -> None:
     options = quick(text_file, tmp_path / "out", optim=optim, validation_file=str(text_file), max_steps=10)
     outcome = finetune(options, str(model_dir))

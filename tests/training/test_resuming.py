@@ -41,6 +41,7 @@ GRID = {
     "accumulation": dict(max_steps=7, gradient_accumulation_steps=5, logging_steps=2),
     "checkpointing": dict(epochs=1.5, gradient_checkpointing=True, lr_scheduler_type="cosine", warmup_steps=2),
     "both": dict(epochs=3.0, gradient_accumulation_steps=2, gradient_checkpointing=True, dropout=0.2),
+    "muon": dict(epochs=2.0, optim="muon", weight_decay=0.1, lr_scheduler_type="cosine", dropout=0.2),
     "bf16": dict(max_steps=9, bf16=True, weight_decay=0.1, validation_split=0),
 }
 

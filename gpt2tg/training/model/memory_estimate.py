@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.model import loss
+from gpt2tg.training.model.cpu_speedups import mean_keys
 
 FP32, HALF = 4, 2  # bytes per number
 
-# Bytes per trained weight of the optimizer's state: two moments for AdamW, none for plain gradient descent.
-OPTIMIZER_BYTES = {"adamw_torch_fused": 8, "adamw_torch": 8, "sgd": 0}
+# Bytes per trained weight of the optimizer's state: two moments for AdamW, none for plain gradient descent. Muon keeps
+# two moments as well, but only one for a matrix of a layer.
+OPTIMIZER_BYTES = {"adamw_torch_fused": 8, "adamw_torch": 8, "sgd": 0, "muon": 8}
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ def estimate_memory(
     """Estimate the memory of each process in a training step.
 
     Args:
-        fused_attention: whether attention avoids matrices of tokens by tokens. On a CPU it does only without dropout.
+        fused_attention: whether attention avoids matrices of tokens by tokens. On a CPU it does only in fp32 without
+            dropout.
         processes: several keep buffers in which gradients are exchanged. The gradients are views of these buffers.
     """
     half = options.bf16 or options.fp16
@@ -67,14 +70,16 @@ def estimate_memory(
     layer = options.batch_size * options.block_size * _layer_bytes(shape, options, half, fused_attention) + casts
     # With gradient checkpointing, the forward pass casts the layers too, and frees them when the loss is computed.
     forward_casts = layers * casts if options.gradient_checkpointing else 0
+    # Gradients in the backward pass of `CausalAttention`: of queries, keys, values, output and scores.
+    buffers = 0 if fused_attention else 6 * HALF * options.batch_size * options.block_size * shape.n_embd
     embedding = 0 if options.lora or options.freeze_layers else FP32 * shape.vocab_size * shape.n_embd
     return MemoryEstimate(
         weights=total * weight_bytes + (FP32 * trained if options.lora else 0),
         gradients=FP32 * trained,
-        optimizer=sum(_optimizer_bytes(size, options.optim) for size in trained_weights(shape, options)),
+        optimizer=_optimizer_bytes(shape, options),
         activations=_activation_bytes(shape, options, half, layer),
         loss=_loss_bytes(shape, options, half) + forward_casts,
-        layer=max(layer, embedding),
+        layer=max(layer + buffers, embedding),
         keeps_gradients=options.gradient_accumulation_steps > 1 or processes > 1,
     )
 
@@ -113,9 +118,8 @@ def trained_weights(shape: ModelShape, options: TrainingOptions) -> Iterator[tup
 
 def checkpoint_bytes(shape: ModelShape, options: TrainingOptions) -> int:
     """Return the size of a checkpoint on disk: the weights, or only the adapter, and the optimizer's state."""
-    trained = list(trained_weights(shape, options))
-    saved = trained if options.lora else [size for _, size in shape.tensors()]
-    return FP32 * sum(map(math.prod, saved)) + sum(_optimizer_bytes(size, options.optim) for size in trained)
+    saved = trained_weights(shape, options) if options.lora else (size for _, size in shape.tensors())
+    return FP32 * sum(map(math.prod, saved)) + _optimizer_bytes(shape, options)
 
 
 def _layer_weights(shape: ModelShape) -> int:
@@ -130,7 +134,7 @@ def _layer_bytes(shape: ModelShape, options: TrainingOptions, half: bool, fused_
     saved = 20 * width + 4 * inner if half else 32 * width + 8 * inner
     saved += 4 * heads + 16  # one number per head, and two per layer norm
     if options.dropout == 0:
-        return saved
+        return saved if fused_attention else saved - 4 * heads + HALF * heads * mean_keys(options.block_size)
     if fused_attention:
         return saved + 2 * width  # dropout masks, one byte per element
     return saved + (10 if half else 12) * width + 12 * heads * options.block_size
@@ -149,10 +153,16 @@ def _loss_bytes(shape: ModelShape, options: TrainingOptions, half: bool) -> int:
     return gradients_so_far + max(probabilities, logit_gradient, product)
 
 
-def _optimizer_bytes(size: tuple[int, ...], optim: str) -> int:
-    if optim == "adafactor":  # a mean for each row and each column of a matrix
-        return FP32 * (sum(size) if len(size) == 2 else size[0])
-    return OPTIMIZER_BYTES[optim] * math.prod(size)
+def _optimizer_bytes(shape: ModelShape, options: TrainingOptions) -> int:
+    """Return the size of the optimizer's state."""
+    sizes = trained_weights(shape, options)
+    if options.optim == "adafactor":  # a mean for each row and each column of a matrix
+        return FP32 * sum(sum(size) if len(size) == 2 else size[0] for size in sizes)
+    per_weight = OPTIMIZER_BYTES[options.optim]
+    if options.optim != "muon":
+        return per_weight * sum(map(math.prod, sizes))
+    embeddings = {(count, shape.n_embd) for count in (shape.vocab_size, shape.n_positions)}
+    return sum((FP32 if len(size) == 2 and size not in embeddings else per_weight) * math.prod(size) for size in sizes)
 
 
 def remedies(
