@@ -72,6 +72,6 @@ def test_bundling_a_missing_checkpoint_is_one_line(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["bundle", str(tmp_path)])
     monkeypatch.delitem(sys.modules, "gpt2tg.training.bundle", raising=False)
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         runpy.run_module("gpt2tg.training.bundle", run_name="__main__")
     assert re.fullmatch(r"bundle: error: .*config\.json is missing.*\n", capsys.readouterr().err)

@@ -34,8 +34,20 @@ __all__ = ["Chunk", "Generator", "Request", "Sample", "choose_device", "load", "
 class Generator:
     """A model with its tokenizer, ready to generate text."""
 
-    def __init__(self, model: GPT2, tokenizer: TextTokenizer, notes: Sequence[str] = ()) -> None:
-        """Take a model and its tokenizer; `notes` are what the user should know about the model's files."""
+    def __init__(
+        self,
+        model: GPT2,
+        tokenizer: TextTokenizer,
+        notes: Sequence[str] = (),
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        """Take a model and its tokenizer.
+
+        Args:
+            notes: what the user should know about the model's files.
+            checkpoint: where the model was loaded from; None if it is not on disk.
+        """
+        self.checkpoint = checkpoint
         self.model = model
         self.tokenizer = tokenizer
         self.notes = list(notes)
@@ -210,7 +222,7 @@ def load_checkpoint(
     tokenizer = load_tokenizer(checkpoint.directory, shape.vocab_size, shape.end_ids)
     preloaded = preload.take(checkpoint) if preload else None
     weights = stream_weights(checkpoint, preloaded.names if preloaded else ())
-    return Generator(GPT2(weights, shape, where, precision, preloaded), tokenizer, weights.notes)
+    return Generator(GPT2(weights, shape, where, precision, preloaded), tokenizer, weights.notes, checkpoint)
 
 
 def choose_device(device: str) -> torch.device:

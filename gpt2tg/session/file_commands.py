@@ -23,7 +23,8 @@ def save(session: Session, words: str) -> None:
         raise UserError(f"{path} already exists: choose another name, or replace it with /save {words} overwrite")
     check_file(path, None, session.front.say, may_replace=True)
     tuned = frozenset(session.tuned - session.chosen)
-    save_session(path, SavedSession(session.name, session.options, tuned, session.text.turns))
+    weights = session.weights_fingerprint()
+    save_session(path, SavedSession(session.name, session.options, tuned, session.text.turns, weights))
     session.files.add(path.resolve())
     session.front.say(f"saved {count_turns(session.text.turns)} to {path}")
 
@@ -39,8 +40,15 @@ def load(session: Session, words: str) -> None:
     session.front.say(f"loaded {count_turns(saved.turns)}, {describe_settings(saved.options)}")
     if saved.model != session.name:
         session.front.say(f"It was saved with the model {saved.model}; this one is {session.name}. /model changes it.")
+    elif _has_other_weights(session, saved):
+        session.front.say(f"It was saved with other weights of {saved.model}: the same seeds write other texts now.")
     if saved.turns:
         show_text(session, "")
+
+
+def _has_other_weights(session: Session, saved: SavedSession) -> bool:
+    """Whether the model of this name has changed. Files of earlier versions do not tell."""
+    return saved.weights is not None and session.weights_fingerprint() not in (None, saved.weights)
 
 
 def _path(words: str, command: str) -> Path:

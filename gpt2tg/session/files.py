@@ -31,6 +31,8 @@ class SavedSession:
     tuned: frozenset[str]
     """Names of the settings that came with the model and that the user did not choose. In the file: "brought"."""
     turns: tuple[Turn, ...]
+    weights: str | None = None
+    """Fingerprint of the model's weights; None if it is not known, as in files of earlier versions."""
 
 
 def save_session(path: Path, session: SavedSession) -> None:
@@ -42,6 +44,7 @@ def save_session(path: Path, session: SavedSession) -> None:
     first = {
         "gpt2tg_session": VERSION,
         "model": session.model,
+        "weights": session.weights,
         "turns": len(session.turns),
         "settings": _settings_to_json(session.options),
         "brought": sorted(session.tuned),
@@ -74,8 +77,9 @@ def load_session(path: Path) -> SavedSession:
     tuned = first.get("brought", [])  # missing in files of earlier versions
     if not isinstance(tuned, list) or not set(map(str, tuned)) <= vars(options).keys():
         raise UserError(f'{where}: "brought" must be a list of names of settings')
+    weights = None if first.get("weights") is None else _string(first, "weights", where)
     turns = tuple(_turn_from_json(entry, f"{path} line {number}") for number, entry in enumerate(rest, start=2))
-    return SavedSession(model, options, frozenset(tuned), turns)
+    return SavedSession(model, options, frozenset(tuned), turns, weights)
 
 
 def _settings_to_json(options: DecodingOptions) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from gpt2tg.batch.prompts import trailing_spaces
 from gpt2tg.checkpoint.checkpoint import Checkpoint
+from gpt2tg.checkpoint.fingerprint import weights_fingerprint
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import Generator, Sample, new_seed, with_seed
 from gpt2tg.options import DecodingOptions, default_of
@@ -87,6 +88,14 @@ class Session:
         """Print what is loaded, and what to do."""
         self.front.say(self.description())
         self.front.say("Type the beginning of a text and press Enter. /help lists the commands, /quit leaves.")
+
+    def weights_fingerprint(self) -> str | None:
+        """Return the fingerprint of the model's weights; None if they are no longer on disk."""
+        checkpoint = self.generator.checkpoint
+        try:
+            return None if checkpoint is None else weights_fingerprint(checkpoint)
+        except (UserError, OSError):
+            return None
 
     def description(self) -> str:
         """Return model, device, precision and settings in one line."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from talk import Talk, greedy_options, greedy_text, sampling_options
 
 from gpt2tg.generation.generator import Generator, load
@@ -55,6 +58,31 @@ def test_loaded_session_equals_the_saved_one(generator: Generator, tmp_path: Pat
         assert turn.options is not None
         assert generator.generate(before + turn.typed, turn.options)[0].completion == turn.written
     assert other.type("/undo", "/undo", "/text")[1][-1] == "error: there is no text yet: type its beginning"
+
+
+def test_session_of_other_weights_says_so(generator: Generator, model_dir: Path, tmp_path: Path) -> None:
+    """The name is the same, the weights are not: the seeds of the file no longer write its text."""
+    changed = tmp_path / "model"
+    shutil.copytree(model_dir, changed)
+    weights = load_file(changed / "model.safetensors")
+    save_file({name: tensor * 1.5 for name, tensor in weights.items()}, changed / "model.safetensors")
+    file = tmp_path / "story.jsonl"
+    Talk(load(str(changed)), greedy_options()).type("The fox", f"/save {file}")
+    note = "It was saved with other weights of tiny: the same seeds write other texts now."
+    assert note in Talk(generator, greedy_options()).type(f"/load {file}")[1]
+    assert note not in Talk(load(str(changed)), greedy_options()).type(f"/load {file}")[1]
+
+
+def test_session_of_an_earlier_version_loads_without_a_note(generator: Generator, tmp_path: Path) -> None:
+    """Those versions wrote no fingerprint."""
+    file = tmp_path / "story.jsonl"
+    Talk(generator, greedy_options()).type("The fox", f"/save {file}")
+    first, *rest = file.read_text(encoding="utf-8").splitlines()
+    entry = json.loads(first)
+    del entry["weights"]
+    file.write_text("\n".join([json.dumps(entry), *rest]), encoding="utf-8")
+    printed = Talk(generator, greedy_options()).type(f"/load {file}")[1]
+    assert not [line for line in printed if "other weights" in line or line.startswith("error")]
 
 
 def test_files_of_others_are_not_overwritten(generator: Generator, tmp_path: Path) -> None:
