@@ -39,6 +39,7 @@ from gpt2tg.options import TrainingOptions
 from gpt2tg.training.data.sources import plan_sources
 from gpt2tg.training.model.new_tokenizer import train_tokenizer, transformers_tokenizer
 from gpt2tg.training.output import records
+from gpt2tg.training.output.locks import LOCK_FILE
 
 # The libraries are garbage of no collection: each would look through a million of their objects.
 gc.collect()
@@ -141,6 +142,11 @@ def write_config(directory: Path, config: Any, name: str = "config.json") -> Pat
     directory.mkdir(exist_ok=True)
     (directory / name).write_text(config if isinstance(config, str) else json.dumps(config), encoding="utf-8")
     return directory
+
+
+def modification_times(directory: str | Path) -> dict[Path, int]:
+    """Return when each file was last written, but for the lock, which some versions of filelock write to."""
+    return {path: path.stat().st_mtime_ns for path in Path(directory).rglob("*") if path.name != LOCK_FILE}
 
 
 def read_gpt2(directory: Path) -> GPT2:

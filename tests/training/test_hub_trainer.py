@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import modification_times
 from huggingface_hub.errors import LocalTokenNotFoundError
 from transformers import Trainer
 
@@ -104,7 +105,7 @@ def test_unreachable_hub_is_reported_before_training(
         finetune(refused, str(model_dir))
     assert not out.exists()
     finetune(given, str(model_dir))
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    before = modification_times(out)
     with pytest.raises(RunError, match="leave the flag out"):
         finetune(replace(refused, overwrite=True), str(model_dir))
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert modification_times(out) == before

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import modification_times
 from safetensors.torch import load_file
 from transformers import get_cosine_schedule_with_warmup
 from transformers.trainer_pt_utils import safe_globals
@@ -28,7 +29,6 @@ from gpt2tg.options import TrainingOptions
 from gpt2tg.training import run as training_run
 from gpt2tg.training.finetune import finetune
 from gpt2tg.training.output.identity import check_same_run
-from gpt2tg.training.output.locks import LOCK_FILE
 from gpt2tg.training.output.resumable import find_resumable
 from gpt2tg.training.trainer import LanguageTrainer
 
@@ -170,11 +170,6 @@ def run(whole: Path, text_file: Path, tmp_path: Path) -> TrainingOptions:
     shutil.copytree(whole, tmp_path / "out")
     options = TrainingOptions(train_file=str(text_file), output_dir=str(tmp_path / "out"), max_steps=6, **BASE)
     return replace(options, keep="last", resume="newest")
-
-
-def modification_times(directory: str | Path) -> dict[Path, int]:
-    """Return when each file was last written, but for the lock, which some versions of filelock write to."""
-    return {path: path.stat().st_mtime_ns for path in Path(directory).rglob("*") if path.name != LOCK_FILE}
 
 
 def test_resuming_a_finished_run_does_nothing(
