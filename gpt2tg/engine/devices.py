@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from itertools import pairwise
 
 import torch
 
@@ -32,7 +33,7 @@ def choose_device(device: str) -> torch.device:
 
 def _first_usable() -> torch.device:
     candidates = [kind for kind, exists in _available().items() if exists]
-    for kind, following in zip(candidates, candidates[1:], strict=False):
+    for kind, following in pairwise(candidates):
         fault = _find_fault(torch.device(kind))
         if fault is None:
             return torch.device(kind)

@@ -77,7 +77,8 @@ class Generator:
 
         Raises:
             UserError: the prompt leaves no room, or prompt and new tokens exceed the context length.
-            RunError: the model's logits are not finite, or memory ran out.
+            RunError: the model's logits are not finite.
+            torch.OutOfMemoryError: the memory of a CUDA GPU ran out. Other devices raise a RuntimeError.
         """
         return self.generate_batch([self.fit(prompt, options)], options)[0]
 
@@ -164,10 +165,6 @@ class Generator:
                     yield from generate_token_by_token(batch, cache)
         except NotFiniteError as error:
             raise RunError(str(error)) from None
-        except torch.OutOfMemoryError:
-            raise RunError(
-                "out of memory: lower --batch_size, --num_sequences or --max_length, or use --device cpu"
-            ) from None
 
     def _collect(self, batch: RequestBatch) -> list[list[Sample]]:
         samples: dict[int, list[Sample]] = {request.index: [] for request in batch.requests}
