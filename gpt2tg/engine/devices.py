@@ -27,7 +27,7 @@ def choose_device(device: str) -> torch.device:
     if chosen.type == "cuda":
         # cuDNN's attention, which torch asks first on recent GPUs, builds a plan for each new length of the text: that
         # takes longer than the step itself. With a mask, its gradients can be NaN.
-        torch.backends.cuda.enable_cudnn_sdp(False)  # type: ignore[no-untyped-call]  # torch does not annotate it
+        torch.backends.cuda.enable_cudnn_sdp(False)
     return chosen
 
 

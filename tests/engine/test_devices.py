@@ -97,3 +97,9 @@ def test_environment_variable_is_named_in_errors(machine: Machine, monkeypatch: 
         with pytest.raises(UserError) as caught:
             choose_device("auto")
         assert caught.value.as_flag() == message
+
+
+def test_this_suite_computes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a machine with a GPU, which tests that need it must name."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto") == torch.device("cpu")
