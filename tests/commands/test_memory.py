@@ -52,7 +52,7 @@ CASES = [
         GENERATING,
         "lower --batch_size or --max_length, or use --device cpu",
     ),
-    ("evaluate", "--task evaluate --eval_file FILE", EVALUATING, "lower --batch_size, or use --device cpu"),
+    ("evaluate", "--task evaluate --eval_file FILE", EVALUATING, "lower --batch_size"),
 ]
 
 
