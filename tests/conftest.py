@@ -19,6 +19,9 @@ from typing import Any
 # Set before any library reads them: no test may touch the user's caches or the network.
 os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="gpt2tg-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# What `--device auto` is here and in the programs that tests start: on a machine with a GPU, models would be computed
+# there in fp16 and compared with those of the CPU. The tests that need a GPU name it.
+os.environ["GPT2TG_DEVICE"] = "cpu"
 # Here and in the programs that tests start: the models are tiny, and more threads would only wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 # Under nohup it is ignored, also by the programs that tests start; what they do on a closed terminal is tested.

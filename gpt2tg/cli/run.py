@@ -9,6 +9,7 @@ from typing import Any
 
 from gpt2tg.cli.parser import Parser
 from gpt2tg.errors import Interrupted, RunError, UserError
+from gpt2tg.io.memory import is_out_of_memory
 from gpt2tg.io.streams import notice, open_closed_streams, silence_broken_streams, speak_utf8, write_out
 
 # Exit codes: bad input, a failure during the run, Ctrl-C.
@@ -49,6 +50,8 @@ def run(parser: Parser, body: Callable[[dict[str, Any]], None], argv: Sequence[s
     except (RunError, OSError) as error:
         return _fail(parser, str(error), FAILED, debug)
     except Exception as error:
+        if is_out_of_memory(error):
+            return _fail(parser, "out of memory: lower --batch_size, or use --device cpu", FAILED, debug)
         message = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
         return _fail(parser, message, FAILED, debug)
     finally:

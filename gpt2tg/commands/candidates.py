@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from gpt2tg.commands.flags import Flags, inspection_flags, notice_unused
 from gpt2tg.commands.loading import ModelChoice, start_loading
+from gpt2tg.commands.memory import advise_on_memory
 from gpt2tg.commands.output import check_output
 from gpt2tg.io.streams import notice
 from gpt2tg.options import DecodingOptions, InspectionOptions, PromptOptions
@@ -34,6 +35,7 @@ class CandidatesCommand:
         return cls(count, flags.decoding(), flags.pick(PromptOptions), flags.names)
 
 
+@advise_on_memory("shorten the prompts, close other programs, or use --device cpu")
 def candidates(model: ModelChoice, command: CandidatesCommand) -> None:
     """Print the most probable next tokens of each prompt, or write them to a file.
 

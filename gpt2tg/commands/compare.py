@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gpt2tg.checkpoint.tuned_settings import as_strategy
 from gpt2tg.commands.flags import Flags, flags_of, notice_unused
 from gpt2tg.commands.loading import Loading, ModelChoice, start_loading
+from gpt2tg.commands.memory import advise_on_memory
 from gpt2tg.io.streams import notice, write_out
 from gpt2tg.options import STRATEGIES, CompareOptions, DecodingOptions, PromptOptions, TuneOptions
 
@@ -41,6 +42,7 @@ class CompareCommand:
         return self.compare.reference is not None and self.given.isdisjoint({"prompt", "prompts_file"})
 
 
+@advise_on_memory("lower --batch_size or --max_length, or use --device cpu")
 def compare(model: ModelChoice, command: CompareCommand) -> None:
     """Print texts and figures of each strategy, or write them to the files of `--output` and `--report`.
 

@@ -9,6 +9,7 @@ from typing import Any
 from gpt2tg.checkpoint.tuned_settings import with_settings
 from gpt2tg.commands.flags import Flags, notice_unused
 from gpt2tg.commands.loading import ModelChoice, start_loading
+from gpt2tg.commands.memory import advise_on_memory
 from gpt2tg.commands.output import check_output, write_text
 from gpt2tg.io.streams import notice
 from gpt2tg.options import DecodingOptions, InspectionOptions, PromptOptions, unused_options, why_unused
@@ -39,6 +40,7 @@ class GenerateCommand:
         )
 
 
+@advise_on_memory("lower --batch_size, --num_sequences or --max_length, or use --device cpu")
 def generate(model: ModelChoice, command: GenerateCommand) -> None:
     """Continue the prompts.
 

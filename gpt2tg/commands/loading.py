@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from gpt2tg.checkpoint.checkpoint import Checkpoint, resolve_checkpoint
 from gpt2tg.checkpoint.tuned_settings import Settings, as_flags, beside_chosen
 from gpt2tg.commands.flags import Flags
+from gpt2tg.commands.memory import advise_on_memory
 from gpt2tg.io.streams import notice
 from gpt2tg.options import CheckpointOptions, DecodingOptions, DeviceOptions, Precision, PrecisionOptions
 
@@ -99,6 +100,10 @@ def start_loading(model: ModelChoice) -> Loading:
     return Loading(checkpoint, model.device, model.precision, preload)
 
 
+@advise_on_memory(
+    "the model does not fit into the memory that is free: close other programs, use --precision fp16 or --device cpu, "
+    "or take a smaller model"
+)
 def load_generator(
     checkpoint: Checkpoint, device: str, precision: Precision, preload: Preload | None = None
 ) -> Generator:
@@ -109,6 +114,7 @@ def load_generator(
 
     Raises:
         UserError: the files are broken, or torch cannot use the device.
+        RunError: memory ran out.
     """
     from gpt2tg.generation.generator import load_checkpoint
 

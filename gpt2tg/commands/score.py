@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from gpt2tg.commands.flags import Flags, inspection_flags, notice_unused
 from gpt2tg.commands.loading import ModelChoice, start_loading
+from gpt2tg.commands.memory import advise_on_memory
 from gpt2tg.commands.output import check_output
 from gpt2tg.io.streams import notice
 from gpt2tg.options import InspectionOptions, PromptOptions
@@ -35,6 +36,7 @@ class ScoreCommand:
         return cls(inspection.score or "-", inspection, flags.pick(PromptOptions), flags.names)
 
 
+@advise_on_memory("score shorter lines, close other programs, or use --device cpu")
 def score(model: ModelChoice, command: ScoreCommand) -> None:
     """Print log-probability and perplexity of each line, or write them to a file.
 

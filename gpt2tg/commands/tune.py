@@ -11,6 +11,7 @@ from gpt2tg.checkpoint.file_names import GENERATION_CONFIG
 from gpt2tg.checkpoint.tuned_settings import as_flags, tunable_settings, write_tuned_settings
 from gpt2tg.commands.flags import Flags, notice_unused
 from gpt2tg.commands.loading import Loading, ModelChoice, start_loading
+from gpt2tg.commands.memory import advise_on_memory
 from gpt2tg.errors import UserError
 from gpt2tg.io.outputs import check_file
 from gpt2tg.io.streams import notice, write_out
@@ -64,6 +65,7 @@ class TuneCommand:
         return cls(compare.reference, compare, tune, base, prompts.text_column, prompts.batch_size, flags.names)
 
 
+@advise_on_memory("lower --batch_size or --max_length, or use --device cpu")
 def tune(model: ModelChoice, command: TuneCommand) -> None:
     """Search settings, print the outcome, and save it in the checkpoint if `--apply` asks for it.
 

@@ -15,6 +15,7 @@ from gpt2tg.checkpoint.weights import stream_weights
 from gpt2tg.decoding.interface import NotFiniteError
 from gpt2tg.engine.continuous_batch import ContinuousBatch
 from gpt2tg.engine.cpu.preload import Preload
+from gpt2tg.engine.devices import choose_device
 from gpt2tg.engine.model import GPT2
 from gpt2tg.errors import RunError, UserError, one_line
 from gpt2tg.generation.beams import generate_with_beams
@@ -76,7 +77,8 @@ class Generator:
 
         Raises:
             UserError: the prompt leaves no room, or prompt and new tokens exceed the context length.
-            RunError: the model's logits are not finite, or memory ran out.
+            RunError: the model's logits are not finite.
+            torch.OutOfMemoryError: the memory of a CUDA GPU ran out. Other devices raise a RuntimeError.
         """
         return self.generate_batch([self.fit(prompt, options)], options)[0]
 
@@ -163,10 +165,6 @@ class Generator:
                     yield from generate_token_by_token(batch, cache)
         except NotFiniteError as error:
             raise RunError(str(error)) from None
-        except torch.OutOfMemoryError:
-            raise RunError(
-                "out of memory: lower --batch_size, --num_sequences or --max_length, or use --device cpu"
-            ) from None
 
     def _collect(self, batch: RequestBatch) -> list[list[Sample]]:
         samples: dict[int, list[Sample]] = {request.index: [] for request in batch.requests}
@@ -194,7 +192,7 @@ def load(
     """Load a model by hub name, directory, or the name of the bundled one.
 
     Args:
-        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; see `choose_device`.
         option: the flag that the name came from, for messages.
         precision: `fp32`, `fp16`, `int8` or `auto`; `GPT2.precision` has the one that was chosen.
 
@@ -223,20 +221,3 @@ def load_checkpoint(
     preloaded = preload.take(checkpoint) if preload else None
     weights = stream_weights(checkpoint, preloaded.names if preloaded else ())
     return Generator(GPT2(weights, shape, where, precision, preloaded), tokenizer, weights.notes, checkpoint)
-
-
-def choose_device(device: str) -> torch.device:
-    """Return the device for a `--device` value; `auto` is a CUDA GPU, else Apple's GPU, else the CPU.
-
-    Raises:
-        UserError: the device does not exist.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        return torch.device(next(kind for kind in available if available[kind]))
-    kind, _, index = device.partition(":")
-    if not available[kind]:
-        raise UserError(f"{device} asked for, but torch finds no such device here: use auto or cpu", "device")
-    if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
-        raise UserError(f"{device} asked for, but there are only {torch.cuda.device_count()} CUDA devices", "device")
-    return torch.device(device)

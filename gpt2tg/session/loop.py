@@ -6,12 +6,15 @@ import re
 from collections.abc import Callable
 
 from gpt2tg.errors import RunError, UserError
+from gpt2tg.io.memory import is_out_of_memory
 from gpt2tg.session.commands import Quit, find_command
 from gpt2tg.session.session import Session
 from gpt2tg.session.settings import FIELDS, flags_as_settings
 
 # What users of other programs type to quit or to get help.
 BARE_WORDS = {"quit": "/quit", "exit": "/quit", "q": "/quit", "help": "/help", "?": "/help"}
+
+OUT_OF_MEMORY = "out of memory: lower num_sequences, num_beams or max_new_tokens, or begin a shorter text with /new"
 
 
 def run(session: Session, first: str | None = None) -> None:
@@ -59,8 +62,16 @@ def _report_errors(session: Session, action: Callable[[], None]) -> None:
             raise
         session.front.say("stopped")
     except (UserError, RunError) as error:
-        session.failed_lines += 1
-        session.front.say(f"{session.front.style.error('error:')} {flags_as_settings(str(error))}")
+        _report(session, flags_as_settings(str(error)))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        _report(session, OUT_OF_MEMORY)
+
+
+def _report(session: Session, error: str) -> None:
+    session.failed_lines += 1
+    session.front.say(f"{session.front.style.error('error:')} {error}")
 
 
 def _answer(session: Session, line: str) -> None:

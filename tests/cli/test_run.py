@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
     [
         (RunError("the disk is full"), 1, "error: the disk is full"),
         (OSError(28, "No space left on device"), 1, "No space left on device"),
+        (RuntimeError("MPS backend out of memory"), 1, "error: out of memory: lower --batch_size, or use --device cpu"),
         (ZeroDivisionError("oh"), 1, "unexpected ZeroDivisionError: oh (--debug shows where)"),
         (ModuleNotFoundError("No module named 'torch'", name="torch"), 1, "the package torch is not installed"),
         (KeyboardInterrupt(), 130, "interrupted"),

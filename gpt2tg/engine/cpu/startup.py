@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import re
 import sys
 from math import prod
 from pathlib import Path
@@ -10,6 +12,9 @@ from pathlib import Path
 from gpt2tg.checkpoint.checkpoint import Checkpoint
 from gpt2tg.engine.cpu.preload import Preload
 from gpt2tg.errors import UserError
+
+# The environment variable that says what `--device auto` is.
+DEVICE_VARIABLE = "GPT2TG_DEVICE"
 
 # Device files of the drivers of an Nvidia GPU, one under Windows' Linux subsystem, and one of AMD.
 ACCELERATORS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
@@ -19,6 +24,20 @@ BOARDS = ("/dev/nvhost-ctrl", "/dev/nvmap")
 
 # The fewest bytes that a file takes for a weight.
 LEAST_STORED = 2
+
+
+def wanted_device(device: str) -> str:
+    """Return a `--device` value, `auto` replaced by the value of GPT2TG_DEVICE if that is set.
+
+    Raises:
+        UserError: the variable names no device.
+    """
+    named = os.environ.get(DEVICE_VARIABLE)
+    if device != "auto" or not named:
+        return device
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", named):
+        raise UserError(f"{DEVICE_VARIABLE}={named} is not a device: use auto, cpu, cuda, cuda:N or mps")
+    return named
 
 
 def check_device(name: str) -> None:
@@ -61,7 +80,8 @@ def start_preload(checkpoint: Checkpoint, device: str, precision: str) -> Preloa
 
 
 def _is_cpu(device: str) -> bool:
-    return device == "cpu" or (device == "auto" and not any(Path(path).exists() for path in ACCELERATORS))
+    wanted = wanted_device(device)
+    return wanted == "cpu" or (wanted == "auto" and not any(Path(path).exists() for path in ACCELERATORS))
 
 
 def _holds_weights(checkpoint: Checkpoint) -> bool:

@@ -37,6 +37,7 @@ def test_model_is_preloaded_in_its_precision(started: Started, asked: str, held:
 
 
 def test_nothing_is_preloaded_for_an_accelerator(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GPT2TG_DEVICE")
     bundled = read_checkpoint(BUNDLED_DIRECTORY)
     for device in ("cuda", "cuda:1", "mps"):
         startup.start_preload(bundled, device, "fp32")
