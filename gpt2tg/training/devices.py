@@ -39,6 +39,14 @@ def device_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().total)
 
 
+def bytes_of_other_processes(device: torch.device) -> int:
+    """Return the memory of a CUDA GPU that is used, but not by torch in this process; 0 for other devices."""
+    if device.type != "cuda":
+        return 0
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free - torch.cuda.memory_reserved(device)
+
+
 @contextlib.contextmanager
 def preserved_random_state() -> Iterator[None]:
     """Restore torch's random state on all devices after the block, so that its draws do not change the training."""

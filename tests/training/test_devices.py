@@ -57,6 +57,13 @@ def test_memory_is_read_from_the_training_device(apple: Apple) -> None:
     assert 0 < devices.memory_gb(torch.device("cpu")) != 3.0
 
 
+def test_memory_of_other_processes_is_told_from_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2_000, 24_000))  # free and in all
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 5_000)
+    assert devices.bytes_of_other_processes(torch.device("cuda")) == 17_000
+    assert devices.bytes_of_other_processes(torch.device("cpu")) == 0
+
+
 def test_random_state_is_restored_on_all_devices(apple: Apple) -> None:
     before = torch.random.get_rng_state()
 
