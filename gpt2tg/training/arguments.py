@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import fields
 from typing import Any
 
@@ -13,11 +12,9 @@ from transformers.integrations import integration_utils as integrations
 
 from gpt2tg.errors import UserError, masked, one_line
 from gpt2tg.options import TrainingOptions
+from gpt2tg.training.compiling import check_compiling
 from gpt2tg.training.console import log
 from gpt2tg.training.fields import trainer_fields
-
-# torch.compile takes about a minute for a model as deep as GPT-2, and then saves some tens of milliseconds a pass.
-PASSES_TO_REPAY_COMPILING = 2000
 
 
 def training_arguments(options: TrainingOptions, device: torch.device) -> TrainingArguments:
@@ -31,6 +28,7 @@ def training_arguments(options: TrainingOptions, device: torch.device) -> Traini
     _check_services(options.report_to)
     _check_precision(options, device)
     _check_optimizer(options.optim)
+    check_compiling(options, device)
     others = trainer_fields(options.trainer)
     try:
         arguments = TrainingArguments(**_settings(options, device), **others)
@@ -42,14 +40,6 @@ def training_arguments(options: TrainingOptions, device: torch.device) -> Traini
     # With several GPUs the Trainer would use DataParallel in one process, which is slow and changes the batch.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
-
-
-def is_compiled(options: TrainingOptions, device: torch.device, steps: int) -> bool:
-    """Whether to compile the model: "auto" does so on a CUDA GPU if the run is long enough to repay it."""
-    if options.compile != "auto":
-        return options.compile == "on"
-    passes = steps * options.gradient_accumulation_steps
-    return device.type == "cuda" and os.name != "nt" and passes >= PASSES_TO_REPAY_COMPILING
 
 
 def _settings(options: TrainingOptions, device: torch.device) -> dict[str, Any]:

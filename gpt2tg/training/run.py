@@ -19,8 +19,9 @@ from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import Interrupted, RunError, UserError
 from gpt2tg.io.memory import is_out_of_memory
 from gpt2tg.options import DEFAULT_MAX_LENGTH, NEWEST, TrainingOptions
-from gpt2tg.training.arguments import is_compiled, training_arguments
+from gpt2tg.training.arguments import training_arguments
 from gpt2tg.training.checks import check_existing, check_layers
+from gpt2tg.training.compiling import cause_of, forget_compiled, is_compile_error, is_compiled
 from gpt2tg.training.console import log, print_result
 from gpt2tg.training.data.advice import advice
 from gpt2tg.training.data.batches import collate
@@ -239,15 +240,16 @@ class Run:
         return Records(self.directory, plot_title(self._name, self.options))
 
     def train(self, final_state: TrainerState | None) -> None:
-        """Train to the end. Retries with smaller batches if memory runs out, and with an earlier checkpoint if one
-        does not fit the model.
+        """Train to the end. Retries with smaller batches if memory runs out, uncompiled if torch.compile fails, and
+        with an earlier checkpoint if one does not fit the model.
 
         Args:
             final_state: the state of a run that has nothing left to train.
 
         Raises:
             Damaged: the checkpoint that --resume names does not fit the model.
-            RunError: memory ran out, and --auto_batch_size is not set or has reached 1.
+            RunError: memory ran out, and --auto_batch_size is not set or has reached 1; or torch.compile failed, and
+                --compile is on or there are several processes.
             Interrupted: a signal ended the run.
         """
         batches, damaged = self.options, set[Path]()
@@ -261,9 +263,12 @@ class Run:
                 log.warning(f"{error}; it is skipped")
                 damaged.add(self._checkpoint)
             except RuntimeError as error:
-                if not is_out_of_memory(error):
+                if is_out_of_memory(error):
+                    batches = self._smaller(batches)
+                elif self._is_compiled and is_compile_error(error):
+                    self._stop_compiling(error)
+                else:
                     raise
-                batches = self._smaller(batches)
             if self.trainer.has_saved or damaged:
                 self._checkpoint = find_resumable(self.output_dir, NEWEST, damaged)
                 final_state = self.load_final_state()
@@ -323,8 +328,21 @@ class Run:
         taken = bytes_of_other_processes(self._device)
         return RunError(out_of_memory(self._shape, options, device_bytes(self._device), is_fused, taken))
 
+    def _stop_compiling(self, error: RuntimeError) -> None:
+        """Go on without torch.compile, after it failed.
+
+        Raises:
+            RunError: --compile is on; or there are several processes, which would wait for each other if it failed in
+                some of them.
+        """
+        if self.options.compile == "on" or self._processes > 1:
+            raise RunError(f"torch.compile failed: {cause_of(error)}: use --compile off") from None
+        log.warning(f"torch.compile failed: {cause_of(error)}; continuing without it")
+        self._is_compiled = False
+
     def _rebuild_trainer(self, batches: TrainingOptions) -> None:
         del self.trainer, self._model
+        forget_compiled()
         release_memory()
         self._model = self._load_model()[0]
         self.build_trainer(training_arguments(batches, self._device))

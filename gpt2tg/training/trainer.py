@@ -20,6 +20,7 @@ from transformers import GPT2LMHeadModel
 from gpt2tg.errors import Interrupted
 from gpt2tg.inspection.perplexity import perplexity
 from gpt2tg.io.json_files import read_object
+from gpt2tg.training.compiling import uncompiled
 from gpt2tg.training.data.batches import count_tokens
 from gpt2tg.training.data.blocks import NO_LOSS
 from gpt2tg.training.devices import memory_gb, preserved_random_state
@@ -185,7 +186,8 @@ class LanguageTrainer(HubTrainer):
             NotFinite: the loss is not finite.
             Interrupted: a signal came before the first training step.
         """
-        with self.stopwatch.paused(), preserved_random_state():
+        # Compiling it for evaluation as well would take longer than it saves.
+        with self.stopwatch.paused(), preserved_random_state(), uncompiled():
             self._network.train(False)
             total = torch.zeros(2, dtype=torch.float64)  # loss in nats, tokens
             for batch in evaluation_bar(self.get_eval_dataloader()):

@@ -137,9 +137,7 @@ def test_other_optimizers_train(text_file: Path, model_dir: Path, tmp_path: Path
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB."),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    RuntimeError(
-        "MPS backend out of memory (MPS allocated: 9.00 GB, max allowed: 9.07 GB)"
-    ),
+    RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB, max allowed: 9.07 GB)"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory"),
 ]
 
