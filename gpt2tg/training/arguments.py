@@ -70,6 +70,7 @@ def _settings(options: TrainingOptions, device: torch.device) -> dict[str, Any]:
         logging_nan_inf_filter=False,  # it would hide a loss that is not finite, and sync with the GPU at each step
         seed=options.seed,
         dataloader_pin_memory=on_gpu,
+        accelerator_config={"non_blocking": on_gpu},  # from pinned memory, so that no copy waits for the GPU
         prediction_loss_only=True,
         disable_tqdm=True,
         report_to=list(options.report_to) or "none",

@@ -18,3 +18,11 @@ def test_gpu_that_only_emulates_bf16_is_refused(monkeypatch: pytest.MonkeyPatch,
     options = TrainingOptions(train_file="a.txt", output_dir=str(tmp_path), bf16=True)
     with pytest.raises(UserError, match="bf16 is not supported by Tesla T4: use --fp16"):
         training_arguments(options, torch.device("cuda"))
+
+
+def test_batches_are_sent_to_a_gpu_without_waiting(tmp_path: Path) -> None:
+    """From pinned memory, as a copy that does not wait needs it."""
+    options = TrainingOptions(train_file="a.txt", output_dir=str(tmp_path))
+    for kind, expected in (("cuda", True), ("cpu", False)):
+        found = training_arguments(options, torch.device(kind))
+        assert (found.accelerator_config.non_blocking, found.dataloader_pin_memory) == (expected, expected)
