@@ -47,14 +47,34 @@ def bytes_of_other_processes(device: torch.device) -> int:
     return total - free - torch.cuda.memory_reserved(device)
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `memory_gb` start anew: earlier runs of this process may have taken more."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def gpu_random_state(device: torch.device) -> torch.Tensor | None:
+    """Return the random state of a GPU; None for a CPU. Other GPUs are not set up, which would take memory there."""
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    return torch.mps.get_rng_state() if device.type == "mps" else None
+
+
+def set_gpu_random_state(device: torch.device, state: torch.Tensor) -> None:
+    """Restore what `gpu_random_state` returned."""
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(state)
+
+
 @contextlib.contextmanager
-def preserved_random_state() -> Iterator[None]:
-    """Restore torch's random state on all devices after the block, so that its draws do not change the training."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+def preserved_random_state(device: torch.device) -> Iterator[None]:
+    """Restore torch's random states after the block, so that its draws on a device do not change the training."""
+    state, gpu_state = torch.get_rng_state(), gpu_random_state(device)
     try:
-        with torch.random.fork_rng(devices=devices):
-            yield
+        yield
     finally:
-        if mps_state is not None:
-            torch.mps.set_rng_state(mps_state)
+        torch.set_rng_state(state)
+        if gpu_state is not None:
+            set_gpu_random_state(device, gpu_state)

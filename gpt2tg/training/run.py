@@ -27,7 +27,7 @@ from gpt2tg.training.data.advice import advice
 from gpt2tg.training.data.batches import collate
 from gpt2tg.training.data.sources import Sources, plan_sources
 from gpt2tg.training.data.training_data import load_data
-from gpt2tg.training.devices import bytes_of_other_processes, device_bytes
+from gpt2tg.training.devices import bytes_of_other_processes, device_bytes, reset_peak_memory
 from gpt2tg.training.flow import FlowControl
 from gpt2tg.training.interruption import Interruption
 from gpt2tg.training.log_history import held_step, is_out_of_patience
@@ -216,6 +216,7 @@ class Run:
             processing_class=self._tokenizer_files(),
             callbacks=[Progress(stopwatch), *self._callbacks],
         )
+        reset_peak_memory(arguments.device)  # the model is there now
         self.trainer.remove_callback(transformers.PrinterCallback)
         self.trainer.add_callback(self._records())
         if options.sample_steps:
