@@ -12,6 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import torch
 import transformers
+from accelerate.utils import release_memory
 from transformers import TrainerCallback
 
 from gpt2tg.generation.generator import choose_device
@@ -60,8 +61,11 @@ def finetune(
     _silence_libraries()
     check_training_device(device)
     check_processes(options)
-    with Interruption() as interruption:
-        return _finetune(options, model_name, choose_device(device), interruption, callbacks, sources)
+    try:
+        with Interruption() as interruption:
+            return _finetune(options, model_name, choose_device(device), interruption, callbacks, sources)
+    finally:
+        release_memory()  # reference cycles would keep the model until a later garbage collection
 
 
 def _finetune(

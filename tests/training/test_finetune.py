@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import math
 import random
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from gpt2tg.engine.contexts import new_context
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.generation.generator import load
 from gpt2tg.options import TrainingOptions, decoding_options
-from gpt2tg.training import arguments, report, trainer
+from gpt2tg.training import arguments, report, run, trainer
 from gpt2tg.training.finetune import finetune
 
 
@@ -102,6 +104,26 @@ def test_block_of_one_token_does_not_make_the_loss_nan(text_file: Path, model_di
     outcome = finetune(replace(options, max_steps=None, epochs=1.0), str(model_dir))
     assert outcome.loss_after is not None
     assert math.isfinite(outcome.loss_after)
+
+
+def test_model_is_freed_when_its_run_ends(
+    text_file: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next trial, or the samples, need its memory. No collection of garbage happens by chance here."""
+    load_model, models = run.existing_model, []
+
+    def observed(*given: object) -> object:
+        model, tokenizer = load_model(*given)
+        models.append(weakref.ref(model))
+        return model, tokenizer
+
+    monkeypatch.setattr(run, "existing_model", observed)
+    gc.disable()
+    try:
+        finetune(quick(text_file, tmp_path / "out", max_steps=1), str(model_dir))
+    finally:
+        gc.enable()
+    assert [model() for model in models] == [None]
 
 
 def test_end_of_text_is_learned(tmp_path: Path, tokenizer: object) -> None:
