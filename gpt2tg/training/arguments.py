@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,14 @@ def training_arguments(options: TrainingOptions, device: torch.device) -> Traini
     return arguments
 
 
+def available_precision(options: TrainingOptions, device: torch.device) -> TrainingOptions:
+    """Return the options without --fp16 if the device cannot train in fp16; a warning is logged then."""
+    if not options.fp16 or device.type == "cuda":
+        return options
+    log.warning(f"--fp16 needs a CUDA GPU, and this run is on {device.type}: training in fp32")
+    return replace(options, fp16=False)
+
+
 def _settings(options: TrainingOptions, device: torch.device) -> dict[str, Any]:
     on_gpu = device.type == "cuda"
     return dict(
@@ -58,7 +66,7 @@ def _settings(options: TrainingOptions, device: torch.device) -> dict[str, Any]:
         adam_beta2=options.adam_beta2,
         max_grad_norm=options.max_grad_norm,
         optim="adamw_torch_fused" if options.optim == "muon" else options.optim,  # the trainer makes Muon itself
-        fp16=options.fp16 and on_gpu,
+        fp16=options.fp16,
         bf16=options.bf16,
         use_cpu=device.type == "cpu",  # bf16 on a CPU requires it
         **_checkpointing(options),
@@ -96,11 +104,12 @@ def _check_services(names: tuple[str, ...]) -> None:
 
 
 def _check_precision(options: TrainingOptions, device: torch.device) -> None:
-    on_gpu = device.type == "cuda"
-    if options.fp16 and not on_gpu:
-        log.warning("--fp16 needs a CUDA GPU and there is none: training in fp32")
-    if options.bf16 and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if not options.bf16:
+        return
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"is not supported by {torch.cuda.get_device_name()}: use --fp16", "bf16")
+    if device.type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
+        raise UserError("needs macOS 14 or newer on an Apple GPU: leave the flag out", "bf16")
 
 
 def _check_optimizer(name: str) -> None:

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from gpt2tg.generation.generator import choose_device
 from gpt2tg.options import DeviceOptions, ModelNameOptions, TrainingOptions
-from gpt2tg.training.arguments import training_arguments
+from gpt2tg.training.arguments import available_precision, training_arguments
 from gpt2tg.training.checks import check_processes, check_training_device
 from gpt2tg.training.console import log
 from gpt2tg.training.data.sources import Sources
@@ -27,7 +27,7 @@ from gpt2tg.training.outcome import Outcome, outcome_of
 from gpt2tg.training.output.reservation import Reservation
 from gpt2tg.training.output.resumable import find_resumable
 from gpt2tg.training.processes import run_on_main_process
-from gpt2tg.training.report import log_idle_gpus, log_outcome
+from gpt2tg.training.report import log_idle_gpus, log_outcome, log_precision
 from gpt2tg.training.run import Run
 
 
@@ -76,9 +76,11 @@ def _finetune(
     callbacks: Sequence[TrainerCallback],
     sources: Sources | None,
 ) -> Outcome | None:
+    options = available_precision(options, device)
     arguments = training_arguments(options, device)
     if arguments.world_size == 1:
         log_idle_gpus(device)
+    log_precision(options, arguments, device)
     reservation = Reservation(Path(options.output_dir), options.resume is not None, options.overwrite)
     with contextlib.ExitStack() as stack:
         checkpoint = run_on_main_process(lambda: _reserve(options, reservation, stack))

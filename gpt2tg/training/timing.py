@@ -64,7 +64,7 @@ def _time_model(options: TrainingOptions, config: GPT2Config, layers: int, devic
         model.to(device).train()
         ids = torch.randint(small.vocab_size, (options.batch_size, options.block_size), device=device)
         optimizer = _optimizer(model, options)
-        half = torch.bfloat16 if options.bf16 else torch.float16 if options.fp16 and device.type == "cuda" else None
+        half = torch.bfloat16 if options.bf16 else torch.float16 if options.fp16 else None
 
         def forward() -> torch.Tensor:
             with torch.autocast(device.type, half, enabled=half is not None):

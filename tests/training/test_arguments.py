@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.arguments import training_arguments
+from gpt2tg.training.report import log_precision
 
 
 def test_gpu_that_only_emulates_bf16_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -26,3 +29,37 @@ def test_batches_are_sent_to_a_gpu_without_waiting(tmp_path: Path) -> None:
     for kind, expected in (("cuda", True), ("cpu", False)):
         found = training_arguments(options, torch.device(kind))
         assert (found.accelerator_config.non_blocking, found.dataloader_pin_memory) == (expected, expected)
+
+
+def test_bf16_on_an_apple_gpu_needs_macos_14(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: (major, minor) <= (13, 3))
+    options = TrainingOptions(train_file="a.txt", output_dir=str(tmp_path), bf16=True)
+    with pytest.raises(UserError, match="bf16 needs macOS 14 or newer"):
+        training_arguments(options, torch.device("mps"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "capability", "advises"),
+    [
+        ({}, (8, 0), True),
+        ({}, (9, 0), True),
+        ({}, (7, 5), False),
+        ({"bf16": True}, (8, 0), False),
+        ({"fp16": True}, (8, 0), False),
+        ({"trainer": ("tf32=1",)}, (8, 0), False),
+    ],
+    ids=str,
+)
+def test_run_in_fp32_on_a_new_gpu_advises_bf16(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    settings: dict[str, Any], capability: tuple[int, int], advises: bool,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
+    arguments = SimpleNamespace(tf32="trainer" in settings or None)
+    options = TrainingOptions(train_file="a.txt", **settings)
+    log_precision(options, arguments, torch.device("cuda"))
+    expected = "advice: NVIDIA A100 computes several times as fast with --bf16\n"
+    assert capsys.readouterr().err == (expected if advises else "")
+    log_precision(options, arguments, torch.device("cpu"))
+    assert capsys.readouterr().err == ""

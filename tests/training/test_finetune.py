@@ -181,16 +181,18 @@ def test_training_options_lower_the_loss(text_file: Path, model_dir: Path, tmp_p
     assert outcome.loss_after < outcome.loss_before - 0.5
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU: fp16 needs no falling back")
-def test_fp16_without_a_gpu_warns_and_trains_in_fp32(
-    text_file: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("lora", [False, True])
+def test_fp16_on_the_cpu_warns_and_trains_in_fp32(
+    text_file: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], lora: bool
 ) -> None:
-    for name, fp16 in (("asked", True), ("plain", False)):
-        finetune(quick(text_file, tmp_path / name, fp16=fp16, max_steps=2), str(model_dir))
-        warned = "--fp16 needs a CUDA GPU and there is none: training in fp32" in capsys.readouterr().err
-        assert warned == fp16
-    asked, plain = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("asked", "plain"))
-    assert asked == plain
+    weights = {}
+    for fp16 in (True, False):
+        out = tmp_path / str(fp16)
+        finetune(quick(text_file, out, fp16=fp16, lora=lora, max_steps=2), str(model_dir), "cpu")
+        told = capsys.readouterr().err.count("--fp16 needs a CUDA GPU, and this run is on cpu: training in fp32")
+        assert told == fp16
+        weights[fp16] = (out / "model.safetensors").read_bytes()
+    assert weights[True] == weights[False]
 
 
 def test_log_lines_show_loss_speed_and_perplexity(
