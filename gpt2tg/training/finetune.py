@@ -21,6 +21,7 @@ from gpt2tg.training.arguments import available_precision, training_arguments
 from gpt2tg.training.checks import check_processes, check_training_device
 from gpt2tg.training.console import log
 from gpt2tg.training.data.sources import Sources
+from gpt2tg.training.devices import use_growing_segments
 from gpt2tg.training.failures import explain_disk_errors
 from gpt2tg.training.interruption import Interruption
 from gpt2tg.training.outcome import Outcome, outcome_of
@@ -76,6 +77,7 @@ def _finetune(
     callbacks: Sequence[TrainerCallback],
     sources: Sources | None,
 ) -> Outcome | None:
+    use_growing_segments(device)
     options = available_precision(options, device)
     arguments = training_arguments(options, device)
     if arguments.world_size == 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 from test_finetune import quick
 
 from gpt2tg.training import devices, run, timing
+from gpt2tg.training import finetune as finetuning
 from gpt2tg.training.finetune import finetune
 from gpt2tg.training.output.random_states import load_random_states, random_state_file, save_random_states
 
@@ -141,3 +144,23 @@ def test_every_attempt_of_a_run_starts_its_peak_memory_anew(
     monkeypatch.setattr(run, "reset_peak_memory", lambda device: found.append(device.type))
     finetune(quick(text_file, tmp_path / "out", max_steps=1), str(model_dir), "cpu")
     assert found == ["cpu"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch has growing segments on Linux alone")
+@pytest.mark.parametrize("name", [None, *devices.ALLOCATOR])
+def test_training_on_a_gpu_lets_segments_grow(
+    monkeypatch: pytest.MonkeyPatch, text_file: Path, tmp_path: Path, name: str | None
+) -> None:
+    """Unless the user has set up the allocator by one of its variables."""
+
+    def end(*_: object) -> None:
+        raise InterruptedError
+
+    variables = {} if name is None else {name: "max_split_size_mb:64"}
+    monkeypatch.setattr(os, "environ", dict(variables))
+    monkeypatch.setattr(finetuning, "available_precision", end)  # the first step after the device is chosen
+    for kind, expected in ("cpu", {}), ("cuda", {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}):
+        monkeypatch.setattr(finetuning, "choose_device", lambda name, kind=kind: torch.device(kind))
+        with pytest.raises(InterruptedError):
+            finetune(quick(text_file, tmp_path / "out"), "gpt2-tiny", "auto")
+        assert os.environ == (variables or expected)
