@@ -91,4 +91,5 @@ def uncompiled() -> AbstractContextManager[object]:
     """Return a context in which compiled models run uncompiled, and nothing is compiled."""
     if "torch._dynamo" not in sys.modules:  # importing it takes seconds, and nothing was compiled
         return contextlib.nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    eager: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return eager
