@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -13,11 +12,9 @@ from transformers.integrations import integration_utils as integrations
 
 from gpt2tg.errors import UserError, masked, one_line
 from gpt2tg.options import TrainingOptions
+from gpt2tg.training.compiling import check_compiling
 from gpt2tg.training.console import log
 from gpt2tg.training.fields import trainer_fields
-
-# torch.compile takes about a minute for a model as deep as GPT-2, and then saves some tens of milliseconds a pass.
-PASSES_TO_REPAY_COMPILING = 2000
 
 
 def training_arguments(options: TrainingOptions, device: torch.device) -> TrainingArguments:
@@ -31,6 +28,7 @@ def training_arguments(options: TrainingOptions, device: torch.device) -> Traini
     _check_services(options.report_to)
     _check_precision(options, device)
     _check_optimizer(options.optim)
+    check_compiling(options, device)
     others = trainer_fields(options.trainer)
     try:
         arguments = TrainingArguments(**_settings(options, device), **others)
@@ -44,12 +42,12 @@ def training_arguments(options: TrainingOptions, device: torch.device) -> Traini
     return arguments
 
 
-def is_compiled(options: TrainingOptions, device: torch.device, steps: int) -> bool:
-    """Whether to compile the model: "auto" does so on a CUDA GPU if the run is long enough to repay it."""
-    if options.compile != "auto":
-        return options.compile == "on"
-    passes = steps * options.gradient_accumulation_steps
-    return device.type == "cuda" and os.name != "nt" and passes >= PASSES_TO_REPAY_COMPILING
+def available_precision(options: TrainingOptions, device: torch.device) -> TrainingOptions:
+    """Return the options without --fp16 if the device cannot train in fp16; a warning is logged then."""
+    if not options.fp16 or device.type == "cuda":
+        return options
+    log.warning(f"--fp16 needs a CUDA GPU, and this run is on {device.type}: training in fp32")
+    return replace(options, fp16=False)
 
 
 def _settings(options: TrainingOptions, device: torch.device) -> dict[str, Any]:
@@ -68,7 +66,7 @@ def _settings(options: TrainingOptions, device: torch.device) -> dict[str, Any]:
         adam_beta2=options.adam_beta2,
         max_grad_norm=options.max_grad_norm,
         optim="adamw_torch_fused" if options.optim == "muon" else options.optim,  # the trainer makes Muon itself
-        fp16=options.fp16 and on_gpu,
+        fp16=options.fp16,
         bf16=options.bf16,
         use_cpu=device.type == "cpu",  # bf16 on a CPU requires it
         **_checkpointing(options),
@@ -80,6 +78,7 @@ def _settings(options: TrainingOptions, device: torch.device) -> dict[str, Any]:
         logging_nan_inf_filter=False,  # it would hide a loss that is not finite, and sync with the GPU at each step
         seed=options.seed,
         dataloader_pin_memory=on_gpu,
+        accelerator_config={"non_blocking": on_gpu},  # from pinned memory, so that no copy waits for the GPU
         prediction_loss_only=True,
         disable_tqdm=True,
         report_to=list(options.report_to) or "none",
@@ -105,11 +104,12 @@ def _check_services(names: tuple[str, ...]) -> None:
 
 
 def _check_precision(options: TrainingOptions, device: torch.device) -> None:
-    on_gpu = device.type == "cuda"
-    if options.fp16 and not on_gpu:
-        log.warning("--fp16 needs a CUDA GPU and there is none: training in fp32")
-    if options.bf16 and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if not options.bf16:
+        return
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"is not supported by {torch.cuda.get_device_name()}: use --fp16", "bf16")
+    if device.type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
+        raise UserError("needs macOS 14 or newer on an Apple GPU: leave the flag out", "bf16")
 
 
 def _check_optimizer(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
 from gpt2tg.checkpoint.checkpoint import Checkpoint
+from gpt2tg.errors import RunError
 from gpt2tg.inspection.perplexity import perplexity
+from gpt2tg.io.memory import is_out_of_memory
 from gpt2tg.options import EvaluationOptions
 from gpt2tg.training.checks import check_stride
 from gpt2tg.training.console import log
@@ -65,6 +68,7 @@ def evaluate(
 
     Raises:
         UserError: no such file, damaged weights, or a stride that is not shorter than the context length.
+        RunError: memory ran out.
     """
     found = found or scan_evaluation(options)
     for line in found.notices:
@@ -74,10 +78,23 @@ def evaluate(
     stride = options.stride or positions // 2
     check_stride(stride, positions)
     tokens = tokenize(found, tokenizer)
-    torch.nn.Module.to(model, device)  # transformers' own `to` is annotated wrongly
-    nats = _nats(model.train(False), tokens, positions, stride, options.batch_size)
+    with _explain_memory(device):
+        torch.nn.Module.to(model, device)  # transformers' own `to` is annotated wrongly
+        nats = _nats(model.train(False), tokens, positions, stride, options.batch_size)
     counted = len(tokens.ids) - 1 if tokens.learned is None else int(np.count_nonzero(tokens.learned[1:]))
     return Evaluation(tokens=counted, bytes=found.learned_bytes, nats=nats)
+
+
+@contextlib.contextmanager
+def _explain_memory(device: torch.device) -> Iterator[None]:
+    """Turn running out of memory into a RunError that names what to change."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        elsewhere = "" if device.type == "cpu" else ", or use --device cpu"
+        raise RunError(f"out of memory: lower --batch_size{elsewhere}") from None
 
 
 @torch.inference_mode()

@@ -12,21 +12,23 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import torch
 import transformers
+from accelerate.utils import release_memory
 from transformers import TrainerCallback
 
 from gpt2tg.generation.generator import choose_device
 from gpt2tg.options import DeviceOptions, ModelNameOptions, TrainingOptions
-from gpt2tg.training.arguments import training_arguments
+from gpt2tg.training.arguments import available_precision, training_arguments
 from gpt2tg.training.checks import check_processes, check_training_device
 from gpt2tg.training.console import log
 from gpt2tg.training.data.sources import Sources
+from gpt2tg.training.devices import use_growing_segments
 from gpt2tg.training.failures import explain_disk_errors
 from gpt2tg.training.interruption import Interruption
 from gpt2tg.training.outcome import Outcome, outcome_of
 from gpt2tg.training.output.reservation import Reservation
 from gpt2tg.training.output.resumable import find_resumable
 from gpt2tg.training.processes import run_on_main_process
-from gpt2tg.training.report import log_idle_gpus, log_outcome
+from gpt2tg.training.report import log_idle_gpus, log_outcome, log_precision
 from gpt2tg.training.run import Run
 
 
@@ -60,8 +62,11 @@ def finetune(
     _silence_libraries()
     check_training_device(device)
     check_processes(options)
-    with Interruption() as interruption:
-        return _finetune(options, model_name, choose_device(device), interruption, callbacks, sources)
+    try:
+        with Interruption() as interruption:
+            return _finetune(options, model_name, choose_device(device), interruption, callbacks, sources)
+    finally:
+        release_memory()  # reference cycles would keep the model until a later garbage collection
 
 
 def _finetune(
@@ -72,9 +77,12 @@ def _finetune(
     callbacks: Sequence[TrainerCallback],
     sources: Sources | None,
 ) -> Outcome | None:
+    use_growing_segments(device)
+    options = available_precision(options, device)
     arguments = training_arguments(options, device)
     if arguments.world_size == 1:
         log_idle_gpus(device)
+    log_precision(options, arguments, device)
     reservation = Reservation(Path(options.output_dir), options.resume is not None, options.overwrite)
     with contextlib.ExitStack() as stack:
         checkpoint = run_on_main_process(lambda: _reserve(options, reservation, stack))

@@ -22,6 +22,9 @@ from gpt2tg.training.fields import without_secrets
 from gpt2tg.training.outcome import Outcome
 from gpt2tg.training.stopwatch import format_duration
 
+# The lowest capability of CUDA GPUs (A100, RTX 30) that multiply bfloat16 matrices several times as fast as fp32 ones.
+FAST_BF16 = (8, 0)
+
 
 def log_setup(options: TrainingOptions, model: GPT2LMHeadModel, name: str, data: TrainingData, processes: int) -> None:
     """Log what is trained on what."""
@@ -43,6 +46,13 @@ def log_idle_gpus(device: torch.device) -> None:
     """Log how to use all GPUs, if the run uses one of several."""
     if device.type == "cuda" and (count := torch.cuda.device_count()) > 1:
         log.info(f"{count} GPUs are available, one is used: torchrun --nproc_per_node {count} uses all")
+
+
+def log_precision(options: TrainingOptions, arguments: TrainingArguments, device: torch.device) -> None:
+    """Log that 16 bits are faster, if the run computes in 32 bits on a GPU that has fast bfloat16."""
+    is_slow = device.type == "cuda" and not (options.bf16 or options.fp16 or arguments.tf32)
+    if is_slow and torch.cuda.get_device_capability(device) >= FAST_BF16:
+        log.info(f"advice: {torch.cuda.get_device_name(device)} computes several times as fast with --bf16")
 
 
 def log_outcome(outcome: Outcome) -> None:

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from accelerate.utils import release_memory
-from accelerate.utils.memory import should_reduce_batch_size
 from transformers import GPT2LMHeadModel, TrainerCallback, TrainerState, TrainingArguments
 
 from gpt2tg.checkpoint.file_names import ADAPTER_CONFIG
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import Interrupted, RunError, UserError
+from gpt2tg.io.memory import is_out_of_memory
 from gpt2tg.options import DEFAULT_MAX_LENGTH, NEWEST, TrainingOptions
-from gpt2tg.training.arguments import is_compiled, training_arguments
+from gpt2tg.training.arguments import training_arguments
 from gpt2tg.training.checks import check_existing, check_layers
+from gpt2tg.training.compiling import cause_of, forget_compiled, is_compile_error, is_compiled
 from gpt2tg.training.console import log, print_result
 from gpt2tg.training.data.advice import advice
 from gpt2tg.training.data.batches import collate
 from gpt2tg.training.data.sources import Sources, plan_sources
 from gpt2tg.training.data.training_data import load_data
-from gpt2tg.training.devices import device_bytes
+from gpt2tg.training.devices import bytes_of_other_processes, device_bytes, reset_peak_memory
 from gpt2tg.training.flow import FlowControl
 from gpt2tg.training.interruption import Interruption
 from gpt2tg.training.log_history import held_step, is_out_of_patience
@@ -134,11 +136,16 @@ class Run:
                 print_result(line)
 
     def print_plan(self) -> None:
-        """Print the plan of the run on stdout."""
+        """Print the plan of the run on stdout.
+
+        Raises:
+            RunError: the steps that are timed run out of memory.
+        """
         if is_main_process():
             config = self._model.config
-            for line in plan(self.options, config, self._shape, self._data, self._device, self._processes):
-                print_result(line)
+            with self._explain_memory():
+                for line in plan(self.options, config, self._shape, self._data, self._device, self._processes):
+                    print_result(line)
 
     def load_final_state(self) -> TrainerState | None:
         """Return the state in the checkpoint if nothing is left to train; None if there is more, or no checkpoint.
@@ -182,8 +189,12 @@ class Run:
         """Build the trainer with its callbacks. Writes nothing, but creates a missing output directory.
 
         Raises:
-            RunError: --push_to_hub is set, and the hub refuses.
+            RunError: --push_to_hub is set, and the hub refuses; or the device has no memory for the model.
         """
+        with self._explain_memory():
+            self._build_trainer(arguments)
+
+    def _build_trainer(self, arguments: TrainingArguments) -> None:
         options, data = self.options, self._data
         run_identity = self._identity  # before any weight changes
         tokens = options.batch_size * options.gradient_accumulation_steps * options.block_size
@@ -205,6 +216,7 @@ class Run:
             processing_class=self._tokenizer_files(),
             callbacks=[Progress(stopwatch), *self._callbacks],
         )
+        reset_peak_memory(arguments.device)  # the model is there now
         self.trainer.remove_callback(transformers.PrinterCallback)
         self.trainer.add_callback(self._records())
         if options.sample_steps:
@@ -229,15 +241,16 @@ class Run:
         return Records(self.directory, plot_title(self._name, self.options))
 
     def train(self, final_state: TrainerState | None) -> None:
-        """Train to the end. Retries with smaller batches if memory runs out, and with an earlier checkpoint if one
-        does not fit the model.
+        """Train to the end. Retries with smaller batches if memory runs out, uncompiled if torch.compile fails, and
+        with an earlier checkpoint if one does not fit the model.
 
         Args:
             final_state: the state of a run that has nothing left to train.
 
         Raises:
             Damaged: the checkpoint that --resume names does not fit the model.
-            RunError: memory ran out, and --auto_batch_size is not set or has reached 1.
+            RunError: memory ran out, and --auto_batch_size is not set or has reached 1; or torch.compile failed, and
+                --compile is on or there are several processes.
             Interrupted: a signal ended the run.
         """
         batches, damaged = self.options, set[Path]()
@@ -251,9 +264,12 @@ class Run:
                 log.warning(f"{error}; it is skipped")
                 damaged.add(self._checkpoint)
             except RuntimeError as error:
-                if not (isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)):
+                if is_out_of_memory(error):
+                    batches = self._smaller(batches)
+                elif self._is_compiled and is_compile_error(error):
+                    self._stop_compiling(error)
+                else:
                     raise
-                batches = self._smaller(batches)
             if self.trainer.has_saved or damaged:
                 self._checkpoint = find_resumable(self.output_dir, NEWEST, damaged)
                 final_state = self.load_final_state()
@@ -291,16 +307,43 @@ class Run:
         """
         smaller = smaller_batches(batches) if self.options.auto_batch_size else None
         if smaller is None:
-            is_fused = has_fused_attention(self._model.config, self.options, self._device)
-            raise RunError(out_of_memory(self._shape, batches, device_bytes(self._device), is_fused))
+            raise self._out_of_memory(batches)
         log.warning(
             f"out of memory: continuing with --batch_size {smaller.batch_size} "
             f"--gradient_accumulation_steps {smaller.gradient_accumulation_steps}, which has as many blocks a step"
         )
         return smaller
 
+    @contextlib.contextmanager
+    def _explain_memory(self) -> Iterator[None]:
+        """Turn running out of memory into a RunError that names what to change."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self._out_of_memory(self.options) from None
+
+    def _out_of_memory(self, options: TrainingOptions) -> RunError:
+        is_fused = has_fused_attention(self._model.config, options, self._device)
+        taken = bytes_of_other_processes(self._device)
+        return RunError(out_of_memory(self._shape, options, device_bytes(self._device), is_fused, taken))
+
+    def _stop_compiling(self, error: RuntimeError) -> None:
+        """Go on without torch.compile, after it failed.
+
+        Raises:
+            RunError: --compile is on; or there are several processes, which would wait for each other if it failed in
+                some of them.
+        """
+        if self.options.compile == "on" or self._processes > 1:
+            raise RunError(f"torch.compile failed: {cause_of(error)}: use --compile off") from None
+        log.warning(f"torch.compile failed: {cause_of(error)}; continuing without it")
+        self._is_compiled = False
+
     def _rebuild_trainer(self, batches: TrainingOptions) -> None:
         del self.trainer, self._model
+        forget_compiled()
         release_memory()
         self._model = self._load_model()[0]
         self.build_trainer(training_arguments(batches, self._device))

@@ -55,7 +55,7 @@ class Samples(TrainerCallback):
     ) -> None:
         if state.global_step % self._steps or not state.is_world_process_zero:
             return
-        with self._stopwatch.paused(), preserved_random_state():
+        with self._stopwatch.paused(), preserved_random_state(args.device):
             try:
                 self._write(state.global_step, self._generate(model))
             except Exception as error:

@@ -59,12 +59,12 @@ def measure_step_times(options: TrainingOptions, config: GPT2Config, device: tor
 def _time_model(options: TrainingOptions, config: GPT2Config, layers: int, device: torch.device) -> StepTimes:
     """Return the shortest times of a few steps of a model with so many layers."""
     small = GPT2Config.from_dict({**config.to_dict(), "n_layer": layers, "use_cache": False})
-    with preserved_random_state():
+    with preserved_random_state(device):
         model: torch.nn.Module = choose_weights(for_training(GPT2LMHeadModel(small)), options, "-")
         model.to(device).train()
         ids = torch.randint(small.vocab_size, (options.batch_size, options.block_size), device=device)
         optimizer = _optimizer(model, options)
-        half = torch.bfloat16 if options.bf16 else torch.float16 if options.fp16 and device.type == "cuda" else None
+        half = torch.bfloat16 if options.bf16 else torch.float16 if options.fp16 else None
 
         def forward() -> torch.Tensor:
             with torch.autocast(device.type, half, enabled=half is not None):

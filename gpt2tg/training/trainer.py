@@ -20,6 +20,7 @@ from transformers import GPT2LMHeadModel
 from gpt2tg.errors import Interrupted
 from gpt2tg.inspection.perplexity import perplexity
 from gpt2tg.io.json_files import read_object
+from gpt2tg.training.compiling import uncompiled
 from gpt2tg.training.data.batches import count_tokens
 from gpt2tg.training.data.blocks import NO_LOSS
 from gpt2tg.training.devices import memory_gb, preserved_random_state
@@ -31,6 +32,7 @@ from gpt2tg.training.model.muon import muon_and_adamw
 from gpt2tg.training.output.cleanup import remove_unfinished
 from gpt2tg.training.output.durable import UNFINISHED
 from gpt2tg.training.output.layout import CARD_FILE, OUTPUT_LAYER, STATE_FILE, make_readable
+from gpt2tg.training.output.random_states import load_random_states, random_state_file, save_random_states
 from gpt2tg.training.output.restoring import (
     check_adapter_fits,
     check_optimizer_fits,
@@ -185,7 +187,8 @@ class LanguageTrainer(HubTrainer):
             NotFinite: the loss is not finite.
             Interrupted: a signal came before the first training step.
         """
-        with self.stopwatch.paused(), preserved_random_state():
+        # Compiling it for evaluation as well would take longer than it saves.
+        with self.stopwatch.paused(), preserved_random_state(self.args.device), uncompiled():
             self._network.train(False)
             total = torch.zeros(2, dtype=torch.float64)  # loss in nats, tokens
             for batch in evaluation_bar(self.get_eval_dataloader()):
@@ -325,6 +328,12 @@ class LanguageTrainer(HubTrainer):
             (Path(output_dir) / CARD_FILE).unlink(missing_ok=True)
             config.save_pretrained(output_dir)
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        save_random_states(self._random_state_file(output_dir), self.args.device)
+
+    def _random_state_file(self, checkpoint: str) -> Path:
+        return random_state_file(Path(checkpoint), self.args.process_index, self.args.world_size)
+
     def _publish(self, draft: Path) -> None:
         make_readable(draft)
         self.directory.add_checkpoint(draft, self.state.global_step, {"run": self._identity})
@@ -365,6 +374,11 @@ class LanguageTrainer(HubTrainer):
             group.update(given)
         if isinstance(self.lr_scheduler, LambdaLR):
             set_learning_rates(self.lr_scheduler, self.optimizer)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and (path := self._random_state_file(checkpoint)).is_file():
+            with raise_as_damage(checkpoint, "its random states"):
+                load_random_states(path, self.args.device)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         with raise_as_damage(str(checkpoint), "the state of its loss scaler"):

@@ -2,49 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from test_finetune import quick
 
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training import arguments
 from gpt2tg.training.arguments import training_arguments
-from gpt2tg.training.finetune import finetune
-
-
-def test_compiled_run_has_the_same_losses(
-    text_file: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plainly = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: plainly(self, backend="aot_eager"))
-    losses = {}
-    for compile in ("off", "on"):
-        options = quick(text_file, tmp_path / compile, compile=compile, dropout=0.0, max_steps=3)
-        finetune(options, str(model_dir))
-        log = json.loads((tmp_path / compile / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
-        losses[compile] = [entry[name] for entry in log for name in ("loss", "eval_loss") if name in entry]
-    assert len(losses["on"]) == 5
-    assert losses["on"] == pytest.approx(losses["off"], abs=1e-5)
-
-
-def test_only_long_runs_on_a_gpu_are_compiled(
-    text_file: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    auto = quick(text_file, tmp_path)
-    cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    assert arguments.is_compiled(auto, cuda, 10_000)
-    assert not arguments.is_compiled(auto, cuda, 100)
-    assert not arguments.is_compiled(auto, cpu, 10_000)
-    assert not arguments.is_compiled(replace(auto, compile="off"), cuda, 10_000)
-    compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
-    finetune(replace(auto, compile="on", max_steps=1), str(model_dir))
-    assert len(compiled) == 1
+from gpt2tg.training.report import log_precision
 
 
 def test_gpu_that_only_emulates_bf16_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -53,3 +21,45 @@ def test_gpu_that_only_emulates_bf16_is_refused(monkeypatch: pytest.MonkeyPatch,
     options = TrainingOptions(train_file="a.txt", output_dir=str(tmp_path), bf16=True)
     with pytest.raises(UserError, match="bf16 is not supported by Tesla T4: use --fp16"):
         training_arguments(options, torch.device("cuda"))
+
+
+def test_batches_are_sent_to_a_gpu_without_waiting(tmp_path: Path) -> None:
+    """From pinned memory, as a copy that does not wait needs it."""
+    options = TrainingOptions(train_file="a.txt", output_dir=str(tmp_path))
+    for kind, expected in (("cuda", True), ("cpu", False)):
+        found = training_arguments(options, torch.device(kind))
+        assert (found.accelerator_config.non_blocking, found.dataloader_pin_memory) == (expected, expected)
+
+
+def test_bf16_on_an_apple_gpu_needs_macos_14(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: (major, minor) <= (13, 3))
+    options = TrainingOptions(train_file="a.txt", output_dir=str(tmp_path), bf16=True)
+    with pytest.raises(UserError, match="bf16 needs macOS 14 or newer"):
+        training_arguments(options, torch.device("mps"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "capability", "advises"),
+    [
+        ({}, (8, 0), True),
+        ({}, (9, 0), True),
+        ({}, (7, 5), False),
+        ({"bf16": True}, (8, 0), False),
+        ({"fp16": True}, (8, 0), False),
+        ({"trainer": ("tf32=1",)}, (8, 0), False),
+    ],
+    ids=str,
+)
+def test_run_in_fp32_on_a_new_gpu_advises_bf16(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    settings: dict[str, Any], capability: tuple[int, int], advises: bool,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
+    arguments = SimpleNamespace(tf32="trainer" in settings or None)
+    options = TrainingOptions(train_file="a.txt", **settings)
+    log_precision(options, arguments, torch.device("cuda"))
+    expected = "advice: NVIDIA A100 computes several times as fast with --bf16\n"
+    assert capsys.readouterr().err == (expected if advises else "")
+    log_precision(options, arguments, torch.device("cpu"))
+    assert capsys.readouterr().err == ""

@@ -12,7 +12,7 @@ from transformers import GPT2LMHeadModel, GPT2Model
 
 import gpt2_text_generation
 from gpt2tg.checkpoint.checkpoint import read_checkpoint
-from gpt2tg.errors import UserError
+from gpt2tg.errors import RunError, UserError
 from gpt2tg.generation.generator import load
 from gpt2tg.options import EvaluationOptions, TrainingOptions
 from gpt2tg.training.evaluate import evaluate, sliding_windows
@@ -30,6 +30,18 @@ def test_each_token_but_the_first_counts_once(length: int, positions: int, strid
         assert start < first
         counted += range(first, end)
     assert counted == list(range(1, length))
+
+
+def test_out_of_memory_names_the_flag_to_lower(
+    text_file: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB)")
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    for device, advice in ((CPU, "lower --batch_size$"), (torch.device("mps"), "lower --batch_size, or use --device")):
+        with pytest.raises(RunError, match=f"^out of memory: {advice}"):
+            evaluate(read_checkpoint(model_dir), EvaluationOptions(eval_file=str(text_file)), device)
 
 
 @pytest.mark.parametrize("stride", [8, 32, 63])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import math
 import random
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from gpt2tg.engine.contexts import new_context
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.generation.generator import load
 from gpt2tg.options import TrainingOptions, decoding_options
-from gpt2tg.training import arguments, report, trainer
+from gpt2tg.training import arguments, report, run, trainer
 from gpt2tg.training.finetune import finetune
 
 
@@ -104,6 +106,26 @@ def test_block_of_one_token_does_not_make_the_loss_nan(text_file: Path, model_di
     assert math.isfinite(outcome.loss_after)
 
 
+def test_model_is_freed_when_its_run_ends(
+    text_file: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next trial, or the samples, need its memory. No collection of garbage happens by chance here."""
+    load_model, models = run.existing_model, []
+
+    def observed(*given: object) -> object:
+        model, tokenizer = load_model(*given)
+        models.append(weakref.ref(model))
+        return model, tokenizer
+
+    monkeypatch.setattr(run, "existing_model", observed)
+    gc.disable()
+    try:
+        finetune(quick(text_file, tmp_path / "out", max_steps=1), str(model_dir))
+    finally:
+        gc.enable()
+    assert [model() for model in models] == [None]
+
+
 def test_end_of_text_is_learned(tmp_path: Path, tokenizer: object) -> None:
     """A model that memorised three lines must stop after each, although padding has the id of the end token."""
     lines = ["The owl sold silence.", "A fox counted stars.", "Two bells argued."]
@@ -159,16 +181,18 @@ def test_training_options_lower_the_loss(text_file: Path, model_dir: Path, tmp_p
     assert outcome.loss_after < outcome.loss_before - 0.5
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU: fp16 needs no falling back")
-def test_fp16_without_a_gpu_warns_and_trains_in_fp32(
-    text_file: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("lora", [False, True])
+def test_fp16_on_the_cpu_warns_and_trains_in_fp32(
+    text_file: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], lora: bool
 ) -> None:
-    for name, fp16 in (("asked", True), ("plain", False)):
-        finetune(quick(text_file, tmp_path / name, fp16=fp16, max_steps=2), str(model_dir))
-        warned = "--fp16 needs a CUDA GPU and there is none: training in fp32" in capsys.readouterr().err
-        assert warned == fp16
-    asked, plain = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("asked", "plain"))
-    assert asked == plain
+    weights = {}
+    for fp16 in (True, False):
+        out = tmp_path / str(fp16)
+        finetune(quick(text_file, out, fp16=fp16, lora=lora, max_steps=2), str(model_dir), "cpu")
+        told = capsys.readouterr().err.count("--fp16 needs a CUDA GPU, and this run is on cpu: training in fp32")
+        assert told == fp16
+        weights[fp16] = (out / "model.safetensors").read_bytes()
+    assert weights[True] == weights[False]
 
 
 def test_log_lines_show_loss_speed_and_perplexity(

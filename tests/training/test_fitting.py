@@ -17,6 +17,7 @@ from gpt2tg.engine.contexts import new_context
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.generation.generator import load
 from gpt2tg.options import TrainingOptions
+from gpt2tg.training import plan
 from gpt2tg.training.finetune import finetune
 from gpt2tg.training.model.memory_estimate import smaller_batches
 from gpt2tg.training.trainer import LanguageTrainer
@@ -132,14 +133,24 @@ def test_other_optimizers_train(text_file: Path, model_dir: Path, tmp_path: Path
 # ---- out of memory ----
 
 
+# How CUDA, cuBLAS, Metal and torch's CPU allocator report it.
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB."),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB, max allowed: 9.07 GB)"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory"),
+]
+
+
 @pytest.fixture
-def small_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_device(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """A device with memory for batches of two."""
     train = LanguageTrainer.training_step
+    error = getattr(request, "param", OUT_OF_MEMORY[0])
 
     def limited(self: LanguageTrainer, model: object, inputs: dict, *rest: object) -> object:
         if len(inputs["input_ids"]) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.")
+            raise error
         return train(self, model, inputs, *rest)
 
     monkeypatch.setattr(LanguageTrainer, "training_step", limited)
@@ -150,6 +161,33 @@ def test_out_of_memory_names_sizes_and_flags(
 ) -> None:
     with pytest.raises(RunError, match=r"a step takes about .*, the device has .*; most .*--batch_size 1"):
         finetune(quick(text_file, tmp_path / "out"), str(model_dir))
+
+
+@pytest.mark.parametrize("small_device", OUT_OF_MEMORY, indirect=True, ids=["cuda", "cublas", "mps", "cpu"])
+def test_auto_batch_size_knows_every_library(
+    text_file: Path, model_dir: Path, tmp_path: Path, small_device: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finetune(quick(text_file, tmp_path / "out", auto_batch_size=True, max_steps=1), str(model_dir))
+    assert "continuing with --batch_size 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["placing the model", "evaluation", "dry run"])
+def test_out_of_memory_is_explained_wherever_it_happens(
+    text_file: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OUT_OF_MEMORY[1]
+
+    owner, name = {
+        "placing the model": (LanguageTrainer, "_move_model_to_device"),
+        "evaluation": (LanguageTrainer, "_loss_and_tokens"),
+        "dry run": (plan, "measure_step_times"),
+    }[place]
+    monkeypatch.setattr(owner, name, full)
+    monkeypatch.setattr(LanguageTrainer, "place_model_on_device", True, raising=False)
+    options = quick(text_file, tmp_path / "out", dry_run=place == "dry run")
+    with pytest.raises(RunError, match=r"a step takes about .*; most effective first"):
+        finetune(options, str(model_dir))
 
 
 def test_auto_batch_size_equals_a_run_with_that_size(

@@ -15,8 +15,8 @@ def collate(block_size: int, pad_id: int) -> Callable[[list[BlockRow]], dict[str
     """Return a collator that pads blocks to `block_size` and stacks them. It can be pickled for data loader workers.
 
     Padding is on the right, where no real token attends to it, and carries no loss. So no attention mask is needed,
-    and attention is faster without one. If the blocks have `position_ids`, the collator adds a mask (B, 1, T, T) that
-    keeps the examples in a block apart, and each padding token gets position 0.
+    and attention is faster without one. If the blocks have `position_ids`, each padding token gets position 0. From
+    them the model makes the mask that keeps the examples apart.
     """
     return partial(_collate, block_size=block_size, pad_id=pad_id)
 
@@ -32,7 +32,6 @@ def _collate(rows: list[BlockRow], block_size: int, pad_id: int) -> dict[str, Te
     batch = {"input_ids": padded("input_ids", pad_id), "labels": labels}
     if "position_ids" in rows[0]:
         batch["position_ids"] = padded("position_ids", 0)
-        batch["attention_mask"] = mask_within_examples(batch["position_ids"])
     return batch
 
 
@@ -41,16 +40,3 @@ def count_tokens(batch: dict[str, Tensor], pad_id: int) -> Tensor:
     is_padding = (batch["input_ids"] == pad_id) & (batch["labels"] == NO_LOSS)  # (B, T)
     places = torch.arange(1, is_padding.shape[1] + 1, device=is_padding.device)
     return places.where(~is_padding, 0).amax(dim=1).sum()
-
-
-def mask_within_examples(position_ids: Tensor) -> Tensor:
-    """Return a causal attention mask that keeps the examples in a block apart.
-
-    Args:
-        position_ids: (B, T), 0 where an example starts.
-
-    Returns:
-        (B, 1, T, T) bool: whether the query token (row) attends to the key token (column).
-    """
-    example = (position_ids == 0).cumsum(dim=1)
-    return (example[:, :, None] == example[:, None, :]).tril()[:, None]

@@ -22,6 +22,8 @@ from gpt2tg.training.data.blocks import NO_LOSS
 # Rows of a chunk: 206 MB of logits for GPT-2's vocabulary in fp32, and matrix products that keep a GPU busy.
 ROWS = 1024
 
+HALVES = (torch.float16, torch.bfloat16)
+
 # In 16 bits, GPUs multiply fast only if the vocabulary is a multiple of this. GPT-2's 50,257 is not.
 VOCABULARY_MULTIPLE = 64
 
@@ -52,9 +54,9 @@ def next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor, count: Tenso
 class LinearCrossEntropy(torch.autograd.Function):
     """The sum of -log softmax(hidden @ weight.T)[label] over the rows that have a label.
 
-    Under autocast the factors of matrix products are in 16 bits. Probabilities, loss and the gradient of the weight
-    are in fp32: that gradient is computed before the loss is scaled, so a smaller loss scale could not prevent its
-    overflow.
+    Under autocast the factors of matrix products are in 16 bits. Probabilities and loss are in fp32, and on a CUDA GPU
+    the logits too. So is the gradient of the weight: it is computed before the loss is scaled, so a smaller loss scale
+    could not prevent its overflow.
     """
 
     @staticmethod
@@ -131,11 +133,20 @@ def _log_probabilities(hidden: Tensor, weight: Tensor, vocabulary: int) -> Tenso
         hidden: (R, W)
         weight: (V, W)
     """
-    logits = hidden @ weight.T
+    # GPT-2's logits are around -100, where neighbouring numbers are 1/2 apart in bf16, and 1/16 in fp16.
+    if hidden.dtype in HALVES and has_fp32_products(hidden):
+        logits = torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    else:
+        logits = hidden @ weight.T
     logits[:, vocabulary:] = -torch.inf
     if logits.device.type == "cpu":  # there log_softmax would make the same copy and keep both
         logits = logits.to(_sum_dtype(logits))
     return F.log_softmax(logits, dim=1, dtype=_sum_dtype(logits))
+
+
+def has_fp32_products(a: Tensor) -> bool:
+    """Whether the library of the device multiplies 16-bit matrices to fp32 ones: cuBLAS does."""
+    return a.is_cuda and torch.version.hip is None
 
 
 def _logit_gradient(log_probabilities: Tensor, labels: Tensor) -> Tensor:
@@ -161,7 +172,7 @@ def _add_product(total: Tensor | None, logit_gradient: Tensor, hidden: Tensor) -
 
 def _product_in_fp32(a: Tensor, b: Tensor) -> Tensor:
     """Multiply 16-bit matrices and sum in fp32: the sum over all rows with a frequent token can overflow fp16."""
-    if a.is_cuda and torch.version.hip is None:
+    if has_fp32_products(a):
         return torch.mm(a, b, out_dtype=torch.float32)
     if a.dtype == torch.float16:
         a, b = a.float(), b.float()

@@ -17,6 +17,9 @@ from gpt2tg.training.model.cpu_speedups import mean_keys
 
 FP32, HALF = 4, 2  # bytes per number
 
+# Memory of other processes up to this many bytes is no reason for running out; our own driver needs some too.
+LITTLE = 1e9
+
 # Bytes per trained weight of the optimizer's state: two moments for AdamW, none for plain gradient descent. Muon keeps
 # two moments as well, but only one for a matrix of a layer.
 OPTIMIZER_BYTES = {"adamw_torch_fused": 8, "adamw_torch": 8, "sgd": 0, "muon": 8}
@@ -202,13 +205,18 @@ def smaller_batches(options: TrainingOptions) -> TrainingOptions | None:
     return None
 
 
-def out_of_memory(shape: ModelShape, options: TrainingOptions, available: float | None, fused_attention: bool) -> str:
+def out_of_memory(
+    shape: ModelShape, options: TrainingOptions, available: float | None, fused_attention: bool, taken: float = 0
+) -> str:
     """Return the message for a run out of memory: how much a step takes, how much there is, and what to change.
 
     Args:
         available: bytes of the device, if known.
+        taken: bytes of it that other processes use.
     """
     of_device = f", the device has {format_bytes(available)}" if available else ""
+    if taken > LITTLE:
+        of_device += f", of which other processes use {format_bytes(taken)}"
     ways = [
         f"{flags} (then {format_bytes(memory.peak)})" for flags, memory in remedies(shape, options, fused_attention)
     ]

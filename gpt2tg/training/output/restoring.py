@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from gpt2tg.checkpoint.file_names import ADAPTER_WEIGHTS
 from gpt2tg.errors import RunError, one_line
+from gpt2tg.io.memory import is_out_of_memory
 
 
 class Damaged(RunError):
@@ -32,7 +32,7 @@ def raise_as_damage(checkpoint: str, part: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, MemoryError) or should_reduce_batch_size(error):
+        if isinstance(error, MemoryError) or is_out_of_memory(error):
             raise
         raise Damaged(f"{checkpoint} is damaged: {part} cannot be used: {one_line(error)}") from error
 

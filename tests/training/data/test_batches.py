@@ -26,6 +26,13 @@ def test_rows_need_no_attention_mask() -> None:
     assert batch["input_ids"].tolist() == batch["labels"].tolist() == [[5, 6, 7], [8, 9, 0]]
 
 
+def test_examples_kept_apart_need_no_mask_in_the_batch() -> None:
+    """It would have the square of the block size, and be sent to the GPU with each batch; the model makes it there."""
+    rows = [{name: np.array([0, 1, 0]) for name in ("input_ids", "labels", "position_ids")}]
+    batch = collate(4, pad_id=1)(rows)
+    assert {name: tuple(tensor.shape) for name, tensor in batch.items()} == dict.fromkeys(rows[0], (1, 4))
+
+
 def test_padding_is_on_the_right() -> None:
     batch = collate(4, pad_id=1)([{"input_ids": [5, 6, 7, 8]}, {"input_ids": [9, 3]}])
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [9, 3, 1, 1]]

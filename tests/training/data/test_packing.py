@@ -26,7 +26,7 @@ from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.reading import plain_text
 from gpt2tg.training.data import tokenization
 from gpt2tg.training.data.batches import collate
-from gpt2tg.training.model.build import existing_model
+from gpt2tg.training.model.build import existing_model, mask_within_examples
 
 
 @pytest.mark.parametrize("block_size", [4, 7, 64, 10_000])
@@ -107,9 +107,10 @@ def test_packed_batch_has_the_loss_of_its_examples_alone(
     assert max(len(ids_of([row])) for row in blocks) <= 48
     assert any(len(tokenizer.encode(line)) >= 48 for line in lines)
     assert (batch["labels"][:, 1:] != -100).sum() == count
+    ours, mask = existing_model(read_checkpoint(model_dir))[0].eval(), mask_within_examples(batch["position_ids"])
     with torch.no_grad():
-        for model in (reference, existing_model(read_checkpoint(model_dir))[0].eval()):
-            assert model(**batch).loss.item() == pytest.approx(total / count, abs=1e-5)
+        assert ours(**batch).loss.item() == pytest.approx(total / count, abs=1e-5)
+        assert reference(**batch, attention_mask=mask).loss.item() == pytest.approx(total / count, abs=1e-5)
 
 
 def test_logits_do_not_depend_on_other_examples_in_the_block(
@@ -119,7 +120,9 @@ def test_logits_do_not_depend_on_other_examples_in_the_block(
         blocks = load(write(tmp_path, [neighbour, "An owl."]), tokenizer, block_size=40, no_cross_examples=True).train
         [block] = blocks
         with torch.no_grad():
-            found = reference(**{key: value for key, value in collate(40, 0)([block]).items() if key != "labels"})
+            batch = collate(40, 0)([block])
+            mask = mask_within_examples(batch["position_ids"])
+            found = reference(batch["input_ids"], position_ids=batch["position_ids"], attention_mask=mask)
         start = len(block["position_ids"]) - 1 - block["position_ids"][::-1].tolist().index(0)
         return found.logits[0, start : len(block["input_ids"])]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 import torch
 from conftest import random_model
@@ -87,6 +89,39 @@ def test_loss_in_bf16_is_close_with_and_without_padding(monkeypatch: pytest.Monk
     for mine, theirs in zip(gradients, torch.autograd.grad(expected, (hidden, weight)), strict=True):
         assert mine.shape == theirs.shape
         torch.testing.assert_close(mine, theirs, rtol=0.1, atol=0.02)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("extra", [0, 33])
+def test_logits_of_16_bit_factors_are_not_rounded(
+    monkeypatch: pytest.MonkeyPatch, half: torch.dtype, extra: int
+) -> None:
+    """As on a CUDA GPU, with logits as low as GPT-2's: the error is that of fp32. In bf16 it would be about 0.1."""
+    plainly = torch.mm
+
+    def product(a: Tensor, b: Tensor, out_dtype: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
+        return plainly(a, b, out=out) if out_dtype is None else plainly(a.to(out_dtype), b.to(out_dtype))
+
+    monkeypatch.setattr(loss, "has_fp32_products", lambda x: True)
+    monkeypatch.setattr(loss, "padding", lambda vocabulary, device: extra)
+    monkeypatch.setattr(torch, "mm", product)
+    hidden, weight, labels = (tensor.detach() for tensor in example(4))
+    hidden[..., 0], weight[:, 0] = 10, -10
+    expected = whole(hidden.to(half), weight.to(half), labels, None)
+    with torch.autocast("cpu", half):
+        found = next_token_loss(hidden.requires_grad_(), weight.requires_grad_(), labels)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(found, (hidden, weight)))
+
+
+def test_products_in_fp32_are_those_of_cublas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ROCm calls its GPUs "cuda" too, and has no such product."""
+    on_gpu = types.SimpleNamespace(is_cuda=True)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert loss.has_fp32_products(on_gpu)
+    assert not loss.has_fp32_products(torch.zeros(1))
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert not loss.has_fp32_products(on_gpu)
 
 
 def test_sum_over_many_tokens_does_not_overflow_fp16(monkeypatch: pytest.MonkeyPatch) -> None:

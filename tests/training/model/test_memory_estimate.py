@@ -158,6 +158,9 @@ def test_out_of_memory_message_has_numbers_and_flags() -> None:
     assert "--batch_size 1 --gradient_accumulation_steps 16" in message
     assert "weights 0.5 GB" in message
     assert "--auto_batch_size finds" in message
+    assert "other processes" not in message
+    message = out_of_memory(GPT2, options, 8e9, fused_attention=True, taken=7.5e9)
+    assert "the device has 8.0 GB, of which other processes use 7.5 GB; most effective" in message
     assert "--auto_batch_size" not in out_of_memory(GPT2, replace(options, auto_batch_size=True), None, True)
 
 
