@@ -16,12 +16,10 @@ from torch import Tensor
 
 from gpt2tg.engine.cuda_graph import ChooseOnDevice, DecodeStep, GraphCapture, StepBuffers, bucket_for, pinned
 from gpt2tg.engine.model import GPT2, Attended
+from gpt2tg.engine.prefill import prefill_groups
 
 # Steps of a chunk.
 STEPS = 24
-
-# Tokens of prompts, padding included, that are prefilled in one forward pass; more would take much memory.
-PREFILL_TOKENS = 2**15
 
 # A sample and its new ids, the newest last -> why the sequence ends there, or None.
 Finish = Callable[[int, Sequence[int]], str | None]
@@ -169,12 +167,12 @@ class ContinuousBatch:
         for row, ids in prompts.items():
             if ids:
                 rows.setdefault(ids, []).append(row)
-        for group in _groups(sorted(rows, key=len)):
+        for group in prefill_groups({ids: ids for ids in rows}):
             self._prefill_group(group, [rows[ids] for ids in group])
 
     def _prefill_group(self, prompts: Sequence[tuple[int, ...]], rows_of_each: Sequence[Sequence[int]]) -> None:
-        """Read prompts, the longest last, in one forward pass."""
-        buffers, longest = self._buffers, len(prompts[-1])
+        """Read prompts in one forward pass."""
+        buffers, longest = self._buffers, max(map(len, prompts))
         ids = buffers.upload([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts])
         rows = buffers.upload([row for rows in rows_of_each for row in rows])
         sources = buffers.upload([source for source, rows in enumerate(rows_of_each) for _ in rows])
@@ -248,18 +246,6 @@ class ContinuousBatch:
 
     def _current_device(self) -> torch.cuda.device | nullcontext[None]:
         return torch.cuda.device(self._model.device) if self._model.device.type == "cuda" else nullcontext()
-
-
-def _groups(prompts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-    """Divide prompts, sorted by length, into groups of at most PREFILL_TOKENS tokens, padding included."""
-    group: list[tuple[int, ...]] = []
-    for prompt in prompts:
-        if group and (len(group) + 1) * len(prompt) > PREFILL_TOKENS:
-            yield group
-            group = []
-        group.append(prompt)
-    if group:
-        yield group
 
 
 def _fetched(tensor: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer
 from gpt2tg.checkpoint.weights import read_weights
 from gpt2tg.decoding import sampling
 from gpt2tg.decoding.stopping import Endings, StopStrings
-from gpt2tg.engine import continuous_batch, cuda_graph
+from gpt2tg.engine import cuda_graph, prefill
 from gpt2tg.engine.contexts import new_context
 from gpt2tg.engine.continuous_batch import ContinuousBatch, QueuedText
 from gpt2tg.engine.cuda_graph import ChooseOnDevice, DecodeStep, StepBuffers, bucket_for
@@ -205,7 +205,7 @@ def test_samples_of_one_prompt_share_a_prefill(gpt2: GPT2, monkeypatch: pytest.M
 
 
 def test_many_prompts_are_prefilled_in_groups(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(continuous_batch, "PREFILL_TOKENS", 40)
+    monkeypatch.setattr(prefill, "PREFILL_TOKENS", 40)
     read: list[int] = []
     genuine = GPT2.hidden
     monkeypatch.setattr(
@@ -216,6 +216,20 @@ def test_many_prompts_are_prefilled_in_groups(gpt2: GPT2, monkeypatch: pytest.Mo
     assert max(read) <= 40
     monkeypatch.undo()
     assert_equal(texts, one_by_one(gpt2, work, GREEDY))
+
+
+def test_short_prompts_are_not_padded_to_a_long_one(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefill, "FREE_TOKENS", 0)
+    read: list[tuple[int, ...]] = []
+    genuine = GPT2.hidden
+    monkeypatch.setattr(
+        GPT2, "hidden", lambda self, ids, *rest: (read.append(tuple(ids.shape)), genuine(self, ids, *rest))[1]
+    )
+    work = [([5, 6, 7], 4), (list(range(31)), 4), ([9, 9, 9], 4), ([8, 7], 4), (list(range(40, 71)), 4)]
+    texts = in_a_batch(ContinuousBatch(gpt2, 5, 64, choose_with(GREEDY), ()), work, GREEDY, ())
+    assert read[:2] == [(3, 2), (2, 30)]  # a step reads the last token of each prompt
+    monkeypatch.undo()
+    assert_equal(texts, one_by_one(gpt2, work, GREEDY, ()))
 
 
 def test_batch_works_after_an_abandoned_run(gpt2: GPT2) -> None:
