@@ -133,7 +133,7 @@ class GraphCapture:
 
     def _graph_of(self, step: Callable[[], None], pool: torch.cuda._POOL_HANDLE | None) -> torch.cuda.CUDAGraph:
         if self._stream is None:
-            self._stream = torch.cuda.Stream(self._device)
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # torch does not annotate it
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream):
             # Other threads, such as those of a data loader, may allocate memory meanwhile.
