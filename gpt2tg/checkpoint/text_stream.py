@@ -57,6 +57,10 @@ class TextStream:
         self._start, self._shown = self._shown, len(self._ids)
         return self._clean_up(text[len(known) :])
 
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Add tokens without a mark. Their text is held back until the next piece, so that they are decoded at once."""
+        self._ids.extend(tokens)
+
     def finish(self) -> str:
         """Return the text that was held back. An incomplete character becomes the replacement character."""
         known, text = self._decode()

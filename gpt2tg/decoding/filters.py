@@ -139,7 +139,7 @@ def top_p(logits: Tensor, p: float, keep: int = 1) -> Tensor:
     """
 
     def outside(ascending: Tensor) -> Tensor:
-        outside = ascending.softmax(dim=1).cumsum(dim=1) <= 1 - p
+        outside = _running_sums(ascending.softmax(dim=1)) <= 1 - p
         outside[:, -keep:] = False
         return outside
 
@@ -163,8 +163,17 @@ def typical_p(logits: Tensor, p: float, keep: int = 1) -> Tensor:
     probabilities = logprobs.exp()
     entropy = -(probabilities * logprobs).nansum(dim=1, keepdim=True)  # 0 * log 0 is NaN here, and counts as 0
     distance, order = (-logprobs - entropy).abs().sort(dim=1)
-    before = (probabilities.gather(1, order).cumsum(dim=1) < p).sum(dim=1, keepdim=True)
+    before = (_running_sums(probabilities.gather(1, order)) < p).sum(dim=1, keepdim=True)
     farthest = distance.gather(1, before.clamp(max=logits.shape[1] - 1))
     outside = distance > farthest
     outside[:, :keep] = False
     return logits.masked_fill(outside.scatter(1, order, outside), BANNED)
+
+
+def _running_sums(probabilities: Tensor) -> Tensor:
+    """Return the cumulative probabilities of each row, in float64. (B, V) -> (B, V)
+
+    A CUDA GPU adds in no fixed order. In float32 that would move the limit between the tokens kept and banned from one
+    run to the next. Apple's GPUs have no float64.
+    """
+    return probabilities.cumsum(dim=1, dtype=None if probabilities.device.type == "mps" else torch.float64)

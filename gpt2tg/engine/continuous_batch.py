@@ -14,14 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gpt2tg.engine.cuda_graph import ChooseOnDevice, DecodeStep, StepBuffers, bucket_for, pinned
+from gpt2tg.engine.cuda_graph import ChooseOnDevice, DecodeStep, GraphCapture, StepBuffers, bucket_for, pinned
 from gpt2tg.engine.model import GPT2, Attended
+from gpt2tg.engine.prefill import prefill_groups
 
 # Steps of a chunk.
 STEPS = 24
-
-# Tokens of prompts, padding included, that are prefilled in one forward pass; more would take much memory.
-PREFILL_TOKENS = 2**15
 
 # A sample and its new ids, the newest last -> why the sequence ends there, or None.
 Finish = Callable[[int, Sequence[int]], str | None]
@@ -104,6 +102,7 @@ class ContinuousBatch:
         end_ids: Collection[int],
         steps: int = STEPS,
         captured: bool | None = None,
+        capture: GraphCapture | None = None,
     ) -> None:
         """
         Args:
@@ -112,13 +111,14 @@ class ContinuousBatch:
             choose: filters the logits and chooses a token.
             end_ids: tokens that end a sequence.
             steps: the steps of a chunk.
-            captured: whether steps are captured as CUDA graphs; None means if the device is a CUDA GPU.
+            captured: whether steps are captured as CUDA graphs; see `GraphCapture`.
+            capture: captures them; None makes one for this batch alone.
         """
         self._model, self._choose, self._end_ids, self._steps = model, choose, end_ids, steps
-        self._captured = model.device.type == "cuda" if captured is None else captured
+        self._capture = capture or GraphCapture(model.device, captured)
         with torch.inference_mode():
             self._buffers = StepBuffers(model, rows, bucket_for(capacity, model.shape.n_positions), steps)
-        self._pool = torch.cuda.graph_pool_handle() if self._captured else None
+        self._pool = torch.cuda.graph_pool_handle() if self._capture.is_on else None
         self._texts: list[ActiveText | None] = [None] * rows
         self._decode_steps: dict[int, DecodeStep] = {}  # by bucket
 
@@ -167,12 +167,12 @@ class ContinuousBatch:
         for row, ids in prompts.items():
             if ids:
                 rows.setdefault(ids, []).append(row)
-        for group in _groups(sorted(rows, key=len)):
+        for group in prefill_groups({ids: ids for ids in rows}):
             self._prefill_group(group, [rows[ids] for ids in group])
 
     def _prefill_group(self, prompts: Sequence[tuple[int, ...]], rows_of_each: Sequence[Sequence[int]]) -> None:
-        """Read prompts, the longest last, in one forward pass."""
-        buffers, longest = self._buffers, len(prompts[-1])
+        """Read prompts in one forward pass."""
+        buffers, longest = self._buffers, max(map(len, prompts))
         ids = buffers.upload([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts])
         rows = buffers.upload([row for rows in rows_of_each for row in rows])
         sources = buffers.upload([source for source, rows in enumerate(rows_of_each) for _ in rows])
@@ -199,8 +199,7 @@ class ContinuousBatch:
         with self._current_device():
             decode_step = self._decode_step(bucket_for(longest, self._model.shape.n_positions))
             self._buffers.begin_chunk(self._uniform(steps))
-            for _ in range(steps):
-                decode_step.run()
+            self._run(decode_step, steps)
             chunk = FetchedSteps(self._buffers, steps, list(self._texts))
         for row, text in enumerate(self._texts):
             if text is not None:
@@ -210,14 +209,19 @@ class ContinuousBatch:
         return chunk
 
     def _decode_step(self, bucket: int) -> DecodeStep:
-        """Return the step of a bucket. It is captured from its second chunk on: for a short text that would not pay."""
+        """Return the step of a bucket."""
         decode_step = self._decode_steps.get(bucket)
         if decode_step is None:
             decode_step = DecodeStep(self._model, self._buffers, bucket, self._choose, self._end_ids)
             self._decode_steps[bucket] = decode_step
-        elif self._captured:
-            decode_step.capture(self._pool)
         return decode_step
+
+    def _run(self, decode_step: DecodeStep, steps: int) -> None:
+        """Run a step several times, and capture it as soon as that pays."""
+        for ahead in range(steps, 0, -1):
+            if self._capture.is_on and decode_step.is_worth_capturing(ahead):
+                decode_step.capture(self._capture, self._pool)
+            decode_step.run()
 
     def _uniform(self, steps: int) -> Tensor | None:
         """Return the random numbers of the next steps, (S, B); None if nothing is drawn."""
@@ -242,18 +246,6 @@ class ContinuousBatch:
 
     def _current_device(self) -> torch.cuda.device | nullcontext[None]:
         return torch.cuda.device(self._model.device) if self._model.device.type == "cuda" else nullcontext()
-
-
-def _groups(prompts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-    """Divide prompts, sorted by length, into groups of at most PREFILL_TOKENS tokens, padding included."""
-    group: list[tuple[int, ...]] = []
-    for prompt in prompts:
-        if group and (len(group) + 1) * len(prompt) > PREFILL_TOKENS:
-            yield group
-            group = []
-        group.append(prompt)
-    if group:
-        yield group
 
 
 def _fetched(tensor: Tensor) -> Tensor:

@@ -7,12 +7,25 @@ in model.py; S steps of a chunk.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
 
 from gpt2tg.engine.model import GPT2, Attended
+from gpt2tg.errors import one_line
+from gpt2tg.io.streams import notice
+
+# Environment variable; 0 turns CUDA graphs off.
+SWITCH = "GPT2TG_GRAPHS"
+
+# Steps that run before one is captured: in the first ones, libraries initialise themselves, which cannot be captured.
+WARM_STEPS = 2
+
+# A capture takes about as long as so many steps that run one by one. It must save at least as many.
+STEPS_OF_A_CAPTURE = 4
 
 # Attention reads the first slots of the cache, as many as the longest row needs, rounded up to this number, twice this
 # number, and so on. Each of these sizes, a bucket, has a graph of its own.
@@ -79,6 +92,62 @@ class StepBuffers:
         return torch.zeros(shape, dtype=dtype, device=self.device)
 
 
+class GraphCapture:
+    """Captures CUDA graphs for one model, one after the other, until a capture fails.
+
+    `torch.cuda.graph` would use one stream for all devices, would stay on it after an error, and would return all
+    cached memory to the driver, from which the next prompt has to ask for it again.
+    """
+
+    def __init__(self, device: torch.device, is_on: bool | None = None) -> None:
+        """
+        Args:
+            is_on: whether anything is captured; None means on a CUDA GPU, unless the user has turned graphs off.
+        """
+        self.is_on = device.type == "cuda" and os.environ.get(SWITCH) != "0" if is_on is None else is_on
+        """False also after a capture has failed."""
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+
+    def graph_of(self, step: Callable[[], None], pool: torch.cuda._POOL_HANDLE | None) -> torch.cuda.CUDAGraph | None:
+        """Capture what a function launches. The device must be the current CUDA device.
+
+        Returns:
+            The graph; None if it could not be captured, of which a line is printed.
+
+        Raises:
+            torch.OutOfMemoryError: there is no memory for the graph.
+        """
+        try:
+            try:
+                return self._graph_of(step, pool)
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()  # during a capture torch cannot free what it has cached
+                return self._graph_of(step, pool)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self.is_on = False
+            notice(f"no CUDA graphs: {one_line(error)}. Texts are generated step by step, which is slower.")
+            return None
+
+    def _graph_of(self, step: Callable[[], None], pool: torch.cuda._POOL_HANDLE | None) -> torch.cuda.CUDAGraph:
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # torch does not annotate it
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self._stream):
+            # Other threads, such as those of a data loader, may allocate memory meanwhile.
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                step()
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # the first error says what is wrong
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        return graph
+
+
 class DecodeStep:
     """One more token for every row, with attention over the first `bucket` slots of the cache.
 
@@ -93,29 +162,33 @@ class DecodeStep:
         self._slots = torch.arange(bucket, device=buffers.device)
         self._end_ids = buffers.upload(sorted(end_ids))
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._warm_steps = 0  # run without a graph
 
     def run(self) -> None:
         """Run the step once."""
         if self._graph is None:
             self._step()
+            self._warm_steps += 1
         else:
             self._graph.replay()
 
-    def capture(self, pool: torch.cuda._POOL_HANDLE | None) -> None:
+    def is_worth_capturing(self, ahead: int) -> bool:
+        """Whether a capture can work, and saves more time than it takes, if so many more steps are certain.
+
+        Steps that ran before count too: more are likely to follow then.
+        """
+        warm = self._warm_steps
+        return self._graph is None and warm >= WARM_STEPS and warm + ahead >= WARM_STEPS + STEPS_OF_A_CAPTURE
+
+    def capture(self, capture: GraphCapture, pool: torch.cuda._POOL_HANDLE | None) -> None:
         """Capture the step as a graph, which `run` replays from now on. Nothing is computed.
 
-        The device must be the current CUDA device, and the step must have run on it before: libraries initialise
-        themselves then, which cannot be captured.
+        If that fails, `run` goes on step by step.
 
         Args:
             pool: the memory pool that all graphs of these buffers share; nothing in it outlives a step.
         """
-        if self._graph is None:
-            graph = torch.cuda.CUDAGraph()
-            # Other threads, such as those of a data loader, may allocate memory meanwhile.
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                self._step()
-            self._graph = graph
+        self._graph = capture.graph_of(self._step, pool)
 
     def _step(self) -> None:
         buffers = self._buffers

@@ -6,6 +6,7 @@ import warnings
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2tg.engine.cpu import kernels
@@ -16,6 +17,9 @@ SPLIT_AT_MOST = 5
 SPLITS = 4
 
 PANELS_AT_A_TIME = 64
+
+# On a CUDA GPU, the outputs of the vocabulary's matrix are padded to a multiple of this number.
+PADDED_TO = 64
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.int8}
 
@@ -45,6 +49,28 @@ class Plain:
 
     def columns(self, ids: Tensor) -> Tensor:
         return self.weight.t()[ids]
+
+
+class Vocabulary(Plain):
+    """The token embedding, or the head, of a model on a CUDA GPU, with logits in fp32.
+
+    GPT-2's vocabulary is odd, and products of odd matrices are slow there. So it is padded with zeros, whose products
+    are cut off.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        """Take (K, V) weights, on their device."""
+        self._size = weight.shape[1]
+        super().__init__(F.pad(weight.t(), (0, 0, 0, -self._size % PADDED_TO)).t())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        # Logits of GPT-2 are around -100, where neighbouring numbers in fp16 are 1/16 apart. ROCm has no such product.
+        is_16_bit = self.weight.dtype != torch.float32
+        if is_16_bit and torch.version.hip is None:
+            product = torch.mm(x, self.weight, out_dtype=torch.float32)
+        else:
+            product = super().__call__(x)
+        return product[:, : self._size]
 
 
 class SplitSum(Plain):

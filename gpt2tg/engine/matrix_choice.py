@@ -14,12 +14,15 @@ from torch import Tensor
 from gpt2tg.engine.cpu import compiler, kernels
 from gpt2tg.engine.cpu.huge_pages import HugePages
 from gpt2tg.engine.cpu.preload import Preloaded
-from gpt2tg.engine.matrices import Matrix, PackedFp16, PackedInt8, Panels, Plain, SplitSum
+from gpt2tg.engine.matrices import Matrix, PackedFp16, PackedInt8, Panels, Plain, SplitSum, Vocabulary
 from gpt2tg.errors import UserError
 from gpt2tg.io.atomic import replacing
 
 # (K, N) weights -> the matrix that holds them.
 Maker = Callable[[Tensor], Matrix]
+
+# Devices on which cuBLAS multiplies. On `meta`, tests look at the shapes of what a CUDA GPU would compute.
+CUDA = ("cuda", "meta")
 
 # Numbers of tokens that are timed: one sequence, five beams, a batch of eight.
 TIMED_TOKENS = (1, 5, 8)
@@ -56,7 +59,7 @@ def matrix_maker(
     if device.type != "cpu":
         if precision == "int8":
             raise UserError(f"int8 is for the CPU; on {device} use fp16 or fp32", "precision")
-        dtype = torch.float16 if precision == "fp16" else torch.float32
+        dtype = _gpu_dtype(precision)
         return precision, lambda weight: Plain(weight.to(device, dtype))
     library = kernels.load()
     if precision == "fp32":
@@ -66,6 +69,24 @@ def matrix_maker(
     if "fbgemm" not in torch.backends.quantized.supported_engines:
         return "fp32", _fastest_in_fp32(None, memory, width, inner)
     return precision, PackedFp16 if precision == "fp16" else PackedInt8
+
+
+def vocabulary_maker(precision: str, device: torch.device, make: Maker) -> Maker:
+    """Choose how to hold the token embedding and the head. Their weights (K, V) are stored as (V, K).
+
+    Args:
+        precision: the one that is used.
+        make: makes the other matrices, and on a CPU these too.
+    """
+    if device.type == "cpu":
+        return make
+    dtype, kind = _gpu_dtype(precision), Vocabulary if device.type in CUDA else Plain
+    # Sent as they are stored: torch would transpose (K, V) on the CPU first, which takes longer than sending it.
+    return lambda weight: kind(weight.t().to(device, dtype).t())
+
+
+def _gpu_dtype(precision: str) -> torch.dtype:
+    return torch.float16 if precision == "fp16" else torch.float32
 
 
 def _fastest_in_fp32(library: kernels.Kernels | None, memory: HugePages, width: int, inner: int) -> Maker:

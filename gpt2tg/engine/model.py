@@ -20,7 +20,7 @@ from gpt2tg.checkpoint.tensor_names import HEAD
 from gpt2tg.engine.cpu.kernel_model import KernelModel
 from gpt2tg.engine.cpu.preload import Preloaded
 from gpt2tg.engine.matrices import Matrix
-from gpt2tg.engine.matrix_choice import matrix_maker
+from gpt2tg.engine.matrix_choice import matrix_maker, vocabulary_maker
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": partial(F.gelu, approximate="tanh"),
@@ -61,13 +61,15 @@ class GPT2:
         """
         self.device = device
         self.precision, make = matrix_maker(precision, device, shape.n_embd, shape.n_inner, ready)
+        make_vocabulary = vocabulary_maker(self.precision, device, make)
         self.dtype = torch.float16 if self.precision == "fp16" and device.type != "cpu" else torch.float32
         self.weights: dict[str, Tensor] = {}  # norms, biases, positions
         self.matrices: dict[str, Matrix] = {}
         by_output = {HEAD: True} | {name: by_output for name, _, _, by_output in shape.matrices()}
         for name, tensor in weights.items() if isinstance(weights, Mapping) else weights:
             if name in by_output:
-                self.matrices[name.removesuffix(".weight")] = make(tensor.t() if by_output[name] else tensor)
+                matrix = make_vocabulary(tensor.t()) if by_output[name] else make(tensor)
+                self.matrices[name.removesuffix(".weight")] = matrix
             else:
                 self.weights[name] = tensor.to(device, self.dtype, copy=True, memory_format=torch.contiguous_format)
         for name, matrix in self.matrices.items():

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gpt2tg.engine.context import Context
 from gpt2tg.engine.model import GPT2, Attended
+from gpt2tg.engine.prefill import prefill_groups
 
 
 class TorchContext(Context):
@@ -34,6 +35,21 @@ class TorchContext(Context):
     @torch.inference_mode()
     def read(self, texts: Mapping[int, Sequence[int]]) -> Tensor:
         """See `Context.read`."""
+        groups = list(prefill_groups(texts))
+        read = [self._read_group({row: texts[row] for row in group}) for group in groups]
+        order = [row for group in groups for row in group]
+        places = [order.index(row) for row in texts]
+        hidden = [states for _, of_group in read for states in of_group]
+        self._hidden = [hidden[place] for place in places] if self._keep_hidden else []
+        logits = [of_group for of_group, _ in read]
+        return logits[0] if len(logits) == 1 else torch.cat(logits)[places]
+
+    def _read_group(self, texts: Mapping[int, Sequence[int]]) -> tuple[Tensor, list[Tensor]]:
+        """Prefill some rows in one forward pass.
+
+        Returns:
+            (G, V) logits of the next token of these G rows, and the final hidden states (T, W) of each.
+        """
         model = self._model
         rows = list(texts)
         lengths = [len(text) for text in texts.values()]
@@ -50,10 +66,9 @@ class TorchContext(Context):
         hidden = model.hidden(torch.tensor(padded, device=model.device), positions, remember)
         for row, text in texts.items():
             self._ids[row] = list(text)
-        if self._keep_hidden:
-            self._hidden = [hidden[row, :length] for row, length in enumerate(lengths)]
         last = torch.tensor(lengths, device=model.device) - 1
-        return model.logits(hidden[torch.arange(len(rows)), last])
+        states = [hidden[place, :length] for place, length in enumerate(lengths)] if self._keep_hidden else []
+        return model.logits(hidden[torch.arange(len(rows)), last]), states
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:

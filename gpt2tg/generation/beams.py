@@ -11,13 +11,18 @@ from gpt2tg.generation.requests import Request, RequestBatch
 from gpt2tg.generation.samples import CUT_SHORT, Chunk, Sample
 
 
-def generate_with_beams(batch: RequestBatch, rows: Context | SlidingRows) -> Iterator[Chunk]:
-    """Search the texts of a batch, and yield what is certain: the common beginning of all beams, then the results."""
+def generate_with_beams(batch: RequestBatch, rows: Context | SlidingRows, in_pieces: bool) -> Iterator[Chunk]:
+    """Search the texts of a batch, and yield the results.
+
+    Args:
+        in_pieces: whether what is certain, the common beginning of all beams, is yielded before.
+    """
     visible = [batch.visible_text(request) for request in batch.requests]
     for position, search in _searches(batch, rows):
         request, best = batch.requests[position], visible[position]
         if not search.is_over:
-            piece = "".join(best.push(token) for token in search.agreed[best.count :])
+            certain = search.agreed[best.count :] if in_pieces else ()
+            piece = "".join(best.push(token) for token in certain)
             if piece:
                 yield Chunk(request.index, request.first, piece)
             continue
@@ -58,8 +63,11 @@ def _proposer(batch: RequestBatch, request: Request) -> beam.Propose:
 
 def _sample(batch: RequestBatch, request: Request, rank: int, text: beam.Hypothesis) -> Sample:
     visible = batch.visible_text(request)
-    for token in text.ids:
-        visible.push(token)
+    if batch.options.stop:
+        for token in text.ids:
+            visible.push(token)
+    else:
+        visible.extend(text.ids)
     visible.finish(text.finish_reason in CUT_SHORT)
     return Sample(
         prompt=request.prompt,

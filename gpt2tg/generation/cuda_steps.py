@@ -16,7 +16,7 @@ from torch import Tensor
 from gpt2tg.decoding.interface import Finish, FinishReason, Token, not_finite_error
 from gpt2tg.decoding.sampling import drawn, most_probable
 from gpt2tg.engine.continuous_batch import ContinuousBatch, QueuedText
-from gpt2tg.engine.cuda_graph import ChooseOnDevice, bucket_for
+from gpt2tg.engine.cuda_graph import ChooseOnDevice, GraphCapture, bucket_for
 from gpt2tg.engine.model import GPT2
 from gpt2tg.generation.filter_chain import LogitsFilter
 from gpt2tg.generation.requests import RequestBatch
@@ -28,6 +28,7 @@ class CapturedSteps:
     def __init__(self, model: GPT2) -> None:
         self.are_used = model.device.type == "cuda"
         self._model = model
+        self._capture = GraphCapture(model.device)
         self._kept: tuple[object, ContinuousBatch] | None = None
 
     def suit(self, batch: RequestBatch) -> bool:
@@ -56,7 +57,7 @@ class CapturedSteps:
         self.drop()  # frees its memory before the new one is allocated
         if kept is None:
             choose = choice([*filters.unused, *filters.distribution], samples)
-            kept = key, ContinuousBatch(self._model, rows, capacity, choose, batch.end_ids)
+            kept = key, ContinuousBatch(self._model, rows, capacity, choose, batch.end_ids, capture=self._capture)
         try:
             yield kept[1]
         except GeneratorExit:  # the caller has stopped early, which is no error
@@ -91,5 +92,6 @@ def decode_on_gpu(batch: ContinuousBatch, entries: Iterable[QueuedText], finish:
         counts[written.sample] = counts.get(written.sample, 0) + 1
         if math.isnan(written.logprob):
             raise not_finite_error(counts[written.sample])
-        reason = cast(FinishReason | None, written.finish_reason)  # the engine returns what `finish` gave it
+        # The engine returns what `finish` gave it. In quotes: to make the type takes longer than all else here.
+        reason = cast("FinishReason | None", written.finish_reason)
         yield Token(written.sample, written.id, written.logprob, reason)

@@ -122,7 +122,7 @@ class Generator:
         Args:
             rows: the number of texts that are generated at a time if CUDA graphs are used; None is all of them.
         """
-        return self._stream(self._batch(requests, options), rows)
+        return self._stream(self._batch(requests, options), rows, in_pieces=True)
 
     def encode(self, prompt: str) -> list[int]:
         """Return the token ids of a prompt. An empty prompt is the end-of-text token, after which texts begin."""
@@ -155,14 +155,15 @@ class Generator:
         filters = filter_chain(options, self.tokenizer, self.end_ids, self.unused)
         return RequestBatch(requests, options, filters, self.tokenizer, self.end_ids)
 
-    def _stream(self, batch: RequestBatch, rows: int | None = None) -> Iterator[Chunk]:
+    def _stream(self, batch: RequestBatch, rows: int | None = None, in_pieces: bool = False) -> Iterator[Chunk]:
+        """Generate a batch. `in_pieces` is whether texts are wanted while they grow, which takes time."""
         try:
             with self.caches.lend(batch, rows) as cache:
                 if batch.options.strategy.beams:
                     assert not isinstance(cache, ContinuousBatch)
-                    yield from generate_with_beams(batch, cache)
+                    yield from generate_with_beams(batch, cache, in_pieces)
                 else:
-                    yield from generate_token_by_token(batch, cache)
+                    yield from generate_token_by_token(batch, cache, in_pieces)
         except NotFiniteError as error:
             raise RunError(str(error)) from None
 

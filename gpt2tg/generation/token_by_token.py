@@ -18,7 +18,12 @@ from gpt2tg.generation.samples import CUT_SHORT, Chunk, Sample
 class Draft:
     """A sample that is being generated."""
 
-    def __init__(self, batch: RequestBatch, request: Request, index: int) -> None:
+    def __init__(self, batch: RequestBatch, request: Request, index: int, in_pieces: bool) -> None:
+        """
+        Args:
+            in_pieces: whether its text is wanted while it grows; else it is decoded once, at its end.
+        """
+        self._in_pieces = in_pieces or bool(batch.options.stop)  # a stop string is cut off as soon as it is found
         self.request = request
         self._index = index
         self._seed = batch.options.seed if batch.options.strategy.samples else None
@@ -37,8 +42,11 @@ class Draft:
         if token.id is not None:
             self._ids.append(token.id)
             self._logprob += token.logprob
-            piece = self._visible.push(token.id)
+            if self._in_pieces:
+                piece = self._visible.push(token.id)
         if token.finish_reason:
+            if not self._in_pieces:
+                self._visible.extend(self._ids)
             piece += self._visible.finish(token.finish_reason in CUT_SHORT)
         elif not piece:
             return None
@@ -62,12 +70,18 @@ class Draft:
         )
 
 
-def generate_token_by_token(batch: RequestBatch, rows: Context | SlidingRows | ContinuousBatch) -> Iterator[Chunk]:
-    """Generate the texts of a batch with a strategy other than beam search, and yield them piece by piece."""
+def generate_token_by_token(
+    batch: RequestBatch, rows: Context | SlidingRows | ContinuousBatch, in_pieces: bool
+) -> Iterator[Chunk]:
+    """Generate the texts of a batch with a strategy other than beam search.
+
+    Args:
+        in_pieces: whether they are yielded piece by piece; else one chunk has the whole text.
+    """
     owners = [owner for owner in range(len(batch.requests)) for _ in range(batch.options.draws)]
     numbers = [number for _ in batch.requests for number in range(batch.options.draws)]
     requests = [batch.requests[owner] for owner in owners]
-    drafts = [Draft(batch, request, request.first + n) for request, n in zip(requests, numbers, strict=True)]
+    drafts = [Draft(batch, request, request.first + n, in_pieces) for request, n in zip(requests, numbers, strict=True)]
     finish = batch.endings(requests)
     if isinstance(rows, ContinuousBatch):
         tokens = cuda_steps.decode_on_gpu(rows, _entries(batch, drafts), finish)

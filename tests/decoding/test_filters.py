@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -111,6 +112,23 @@ def test_typical_p_stops_at_exactly_p() -> None:
     logits = logits_of(0.5, 0.25, 0.125, 0.125)
     assert kept(filters.typical_p(logits, 0.25)) == [1]
     assert kept(filters.typical_p(logits, 0.75)) == [0, 1]
+
+
+@pytest.mark.parametrize(("change", "p"), [(filters.top_p, 0.2), (filters.typical_p, 0.9)])
+def test_limit_does_not_depend_on_the_order_of_a_sum(
+    change: Callable[[Tensor, float], Tensor], p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CUDA GPU adds in an order that changes from run to run."""
+    logits = torch.randn(40, 50_000, generator=torch.Generator().manual_seed(0)) / 10
+    expected = change(logits, p)
+
+    def in_halves(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+        x = x if dtype is None else x.to(dtype)
+        first, second = (torch.from_numpy(np.cumsum(half.numpy(), axis=dim)) for half in x.chunk(2, dim))
+        return torch.cat([first, first[:, -1:] + second], dim)
+
+    monkeypatch.setattr(Tensor, "cumsum", in_halves)
+    assert torch.equal(change(logits, p), expected)
 
 
 def test_typical_p_of_one_keeps_everything() -> None:

@@ -18,7 +18,7 @@ from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer
 from gpt2tg.checkpoint.weights import read_weights
 from gpt2tg.decoding import sampling
 from gpt2tg.decoding.stopping import Endings, StopStrings
-from gpt2tg.engine import continuous_batch, cuda_graph
+from gpt2tg.engine import cuda_graph, prefill
 from gpt2tg.engine.contexts import new_context
 from gpt2tg.engine.continuous_batch import ContinuousBatch, QueuedText
 from gpt2tg.engine.cuda_graph import ChooseOnDevice, DecodeStep, StepBuffers, bucket_for
@@ -205,7 +205,7 @@ def test_samples_of_one_prompt_share_a_prefill(gpt2: GPT2, monkeypatch: pytest.M
 
 
 def test_many_prompts_are_prefilled_in_groups(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(continuous_batch, "PREFILL_TOKENS", 40)
+    monkeypatch.setattr(prefill, "PREFILL_TOKENS", 40)
     read: list[int] = []
     genuine = GPT2.hidden
     monkeypatch.setattr(
@@ -218,6 +218,20 @@ def test_many_prompts_are_prefilled_in_groups(gpt2: GPT2, monkeypatch: pytest.Mo
     assert_equal(texts, one_by_one(gpt2, work, GREEDY))
 
 
+def test_short_prompts_are_not_padded_to_a_long_one(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefill, "FREE_TOKENS", 0)
+    read: list[tuple[int, ...]] = []
+    genuine = GPT2.hidden
+    monkeypatch.setattr(
+        GPT2, "hidden", lambda self, ids, *rest: (read.append(tuple(ids.shape)), genuine(self, ids, *rest))[1]
+    )
+    work = [([5, 6, 7], 4), (list(range(31)), 4), ([9, 9, 9], 4), ([8, 7], 4), (list(range(40, 71)), 4)]
+    texts = in_a_batch(ContinuousBatch(gpt2, 5, 64, choose_with(GREEDY), ()), work, GREEDY, ())
+    assert read[:2] == [(3, 2), (2, 30)]  # a step reads the last token of each prompt
+    monkeypatch.undo()
+    assert_equal(texts, one_by_one(gpt2, work, GREEDY, ()))
+
+
 def test_batch_works_after_an_abandoned_run(gpt2: GPT2) -> None:
     work = prompts_and_lengths(9)
     batch = ContinuousBatch(gpt2, 3, 64, choose_with(GREEDY), END_IDS, steps=4)
@@ -228,16 +242,17 @@ def test_batch_works_after_an_abandoned_run(gpt2: GPT2) -> None:
 
 
 @pytest.mark.usefixtures("small_buckets")
-def test_step_is_captured_from_its_second_chunk_on(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the first chunk of a bucket, libraries initialise themselves, and a short text ends."""
+def test_each_bucket_is_captured_once_it_pays(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first steps of a bucket, libraries initialise themselves, and a short text ends."""
     log: list[str] = []
     genuine = DecodeStep.run
-    monkeypatch.setattr(DecodeStep, "capture", lambda self, pool: log.append(f"capture {self._bucket}"))
+    monkeypatch.setattr(DecodeStep, "capture", lambda self, *_: log.append(f"capture {self._bucket}"))
     monkeypatch.setattr(DecodeStep, "run", lambda self: (log.append(f"run {self._bucket}"), genuine(self))[1])
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     batch = ContinuousBatch(gpt2, 1, 64, choose_with(GREEDY), (), steps=4, captured=True)
     in_a_batch(batch, [([1, 2, 3, 4, 5], 13)], GREEDY, ())
-    assert log == ["run 8"] * 4 + ["run 16"] * 4 + ["capture 16"] + ["run 16"] * 4 + ["run 32"]
+    # Nothing is really captured here, so each further step of a bucket tries it.
+    assert log == ["run 8"] * 4 + ["run 16"] * 4 + ["capture 16", "run 16"] * 4 + ["run 32"]
 
 
 @pytest.mark.parametrize(("end_ids", "lengths"), [((), [16, 3]), (range(300), [1, 1])], ids=["full", "ended"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpt2tg.engine.matrices import Matrix, PackedFp16, PackedInt8, Plain, SplitSum, round_to_int8
+from gpt2tg.engine.matrices import Matrix, PackedFp16, PackedInt8, Plain, SplitSum, Vocabulary, round_to_int8
 
 packed = pytest.mark.skipif(
     "fbgemm" not in torch.backends.quantized.supported_engines, reason="torch has no FBGEMM here"
@@ -28,6 +28,26 @@ def test_split_sum_equals_the_product(inputs: int, with_bias: bool) -> None:
         torch.testing.assert_close(split(x), plain(x), rtol=1e-5, atol=1e-4)
         expected = x.double() @ weight.double() + (torch.arange(45.0) if with_bias else 0)
         torch.testing.assert_close(split(x).double(), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 45, 64, 300])
+def test_vocabulary_is_padded_and_gives_the_logits_of_its_tokens(size: int) -> None:
+    weight, x = random_matrix(20, size), random_matrix(3, 20, seed=1)
+    vocabulary, plain = Vocabulary(weight), Plain(weight)
+    assert vocabulary.weight.shape[1] % 64 == 0
+    torch.testing.assert_close(vocabulary(x), plain(x))
+    ids = torch.tensor([[0, size - 1]])
+    assert torch.equal(vocabulary.columns(ids), plain.columns(ids))
+
+
+def test_logits_from_16_bits_are_not_rounded_to_16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Around -100, numbers in fp16 are 1/16 apart. Torch's product with an output of 32 bits runs on CUDA only."""
+    monkeypatch.setattr(torch, "mm", lambda a, b, out_dtype: a.to(out_dtype) @ b.to(out_dtype))
+    weight = (random_matrix(64, 300) - 12).half()
+    x = torch.full((2, 64), 1 / 8).half()
+    expected = x.double() @ weight.double()
+    assert expected.max() < -64
+    torch.testing.assert_close(Vocabulary(weight)(x).double(), expected, rtol=0, atol=1e-3)
 
 
 @packed

@@ -10,12 +10,16 @@ import pytest
 import torch
 from conftest import kernels_here, random_model
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import generate_from_finetuned
+from gpt2tg.checkpoint.config import read_shape
+from gpt2tg.checkpoint.weights import read_weights
 from gpt2tg.engine import matrix_choice
 from gpt2tg.engine.cpu import kernels
 from gpt2tg.engine.matrices import PackedFp16, PackedInt8, Panels, Plain, SplitSum
 from gpt2tg.engine.matrix_choice import matrix_maker
+from gpt2tg.engine.model import GPT2
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import load
 from gpt2tg.options import decoding_options
@@ -33,6 +37,30 @@ def test_int8_on_a_gpu_is_an_error_that_names_the_flag() -> None:
     with pytest.raises(UserError, match="int8 is for the CPU; on cuda use fp16 or fp32") as caught:
         matrix_maker("int8", torch.device("cuda"), 32, 128)
     assert caught.value.option == "precision"
+
+
+class Copies(TorchDispatchMode):
+    """Notes what is copied to another device or dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        if func is torch.ops.aten._to_copy.default:
+            self.sources.append(args[0])
+        return func(*args, **(kwargs or {}))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_weights_are_sent_to_a_gpu_as_they_are_stored(model_dir: Path, precision: str) -> None:
+    """Else the CPU transposes the embedding before it is sent, which takes longer than sending it."""
+    shape = read_shape(model_dir)
+    with Copies() as copies:
+        model = GPT2(read_weights(model_dir, shape), shape, torch.device("meta"), precision)
+    assert shape.vocab_size in {len(source) for source in copies.sources}
+    assert all(source.is_contiguous() for source in copies.sources)
+    assert model.logits(torch.zeros(2, shape.n_embd, device="meta", dtype=model.dtype)).shape == (2, shape.vocab_size)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])

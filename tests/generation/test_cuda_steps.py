@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from conftest import FABLES
 
 from gpt2tg.engine.continuous_batch import ContinuousBatch
+from gpt2tg.engine.cuda_graph import SWITCH, DecodeStep, GraphCapture
 from gpt2tg.errors import RunError
 from gpt2tg.generation import cuda_steps
 from gpt2tg.generation.generator import Generator, Request, Sample, load
@@ -183,3 +186,140 @@ def test_out_of_memory_frees_the_batch(in_steps: Generator, monkeypatch: pytest.
     monkeypatch.undo()
     assert in_steps.captured_steps._kept is None
     assert in_steps.generate("The owl", chosen)
+
+
+class PretendedGraphs:
+    """CUDA graphs without CUDA: a capture computes nothing, and a replay runs the step."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.stream = "default"
+        self.errors: dict[str, list[Exception]] = {}
+        """What the next captures raise, by `begin`, `step` and `end`."""
+        self.is_capturing = False
+        self.captured: Callable[[], None] | None = None
+
+    def at(self, stage: str) -> None:
+        """Raise the error of this stage, if there is one."""
+        if self.errors.get(stage):
+            raise self.errors[stage].pop(0)
+
+    def step(self, run: Callable[[], None]) -> None:
+        """Run a step, or capture it."""
+        if self.is_capturing:
+            self.at("step")
+            self.captured = run
+        else:
+            self.log.append("step")
+            run()
+
+    @contextmanager
+    def on(self, stream: str) -> Iterator[None]:
+        """Stand in for `torch.cuda.stream`."""
+        before, self.stream = self.stream, stream
+        try:
+            yield
+        finally:
+            self.stream = before
+
+
+class PretendedGraph:
+    """Stands in for `torch.cuda.CUDAGraph`."""
+
+    def __init__(self, graphs: PretendedGraphs) -> None:
+        self._graphs = graphs
+        self._run: Callable[[], None] | None = None
+
+    def capture_begin(self, pool: object, capture_error_mode: str) -> None:
+        self._graphs.log.append("capture")
+        assert self._graphs.stream == "captures"
+        self._graphs.at("begin")
+        self._graphs.is_capturing = True
+
+    def capture_end(self) -> None:
+        self._graphs.is_capturing = False
+        self._graphs.at("end")
+        self._run = self._graphs.captured
+
+    def replay(self) -> None:
+        assert self._graphs.stream == "default"
+        assert self._run is not None
+        self._graphs.log.append("replay")
+        self._run()
+
+
+@pytest.fixture
+def graphs(in_steps: Generator, monkeypatch: pytest.MonkeyPatch) -> PretendedGraphs:
+    """Lets `in_steps` capture its steps."""
+    pretended = PretendedGraphs()
+    genuine = DecodeStep._step
+    monkeypatch.setattr(DecodeStep, "_step", lambda self: pretended.step(partial(genuine, self)))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: PretendedGraph(pretended))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: "captures")
+    monkeypatch.setattr(torch.cuda, "stream", pretended.on)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: pretended.log.append("empty"))
+    in_steps.captured_steps._capture = GraphCapture(torch.device("cpu"), is_on=True)
+    return pretended
+
+
+def assert_equal_texts(generator: Generator, expected: Generator, settings: dict[str, object]) -> None:
+    chosen = options(settings)
+    assert outcomes(generator.generate("The owl", chosen)) == outcomes(expected.generate("The owl", chosen))
+
+
+def test_step_is_captured_after_two_steps(ordinary: Generator, in_steps: Generator, graphs: PretendedGraphs) -> None:
+    assert_equal_texts(in_steps, ordinary, {"decoding": "sample", "seed": 2})
+    assert graphs.log == ["step"] * 2 + ["capture"] + ["replay"] * 24
+
+
+def test_step_is_not_captured_for_a_short_text(in_steps: Generator, graphs: PretendedGraphs) -> None:
+    """A capture takes longer than the steps it would save. With the next text it pays."""
+    chosen = options({"decoding": "greedy", "max_new_tokens": 5})
+    in_steps.generate("The owl", chosen)
+    assert graphs.log == ["step"] * 5
+    in_steps.generate("The owl", chosen)
+    assert graphs.log[5:] == ["capture"] + ["replay"] * 5
+
+
+@pytest.mark.parametrize("stages", [["begin"], ["step"], ["end"], ["step", "end"]], ids=str)
+def test_texts_are_complete_if_a_capture_fails(
+    ordinary: Generator,
+    in_steps: Generator,
+    graphs: PretendedGraphs,
+    stages: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It fails once: it is not tried for the following texts, and one line says so."""
+    reason = "CUDA error: operation not permitted when stream is capturing"
+    graphs.errors = {stage: [RuntimeError(f"{reason}\nCompile with...")] for stage in reversed(stages)}
+    if len(stages) > 1:
+        graphs.errors["end"] = [RuntimeError("CUDA error: capture was invalidated")]
+    for settings in ({"decoding": "greedy"}, {"decoding": "sample", "seed": 2}, {"decoding": "sample", "seed": 3}):
+        assert_equal_texts(in_steps, ordinary, settings)
+    assert graphs.log == ["step"] * 2 + ["capture"] + ["step"] * (24 + 2 * 26)
+    assert graphs.stream == "default"
+    captured = capsys.readouterr()
+    assert captured.err == f"no CUDA graphs: {reason}. Texts are generated step by step, which is slower.\n"
+    assert captured.out == ""
+
+
+def test_capture_without_memory_is_tried_again_with_an_empty_cache(
+    ordinary: Generator, in_steps: Generator, graphs: PretendedGraphs
+) -> None:
+    graphs.errors = {"step": [torch.OutOfMemoryError()]}
+    assert_equal_texts(in_steps, ordinary, {"decoding": "greedy"})
+    assert graphs.log == ["step"] * 2 + ["capture", "empty", "capture"] + ["replay"] * 24
+    full = [torch.OutOfMemoryError("out of memory") for _ in range(2)]
+    graphs.errors = {"step": full, "end": [RuntimeError("invalidated")]}
+    with pytest.raises((RunError, torch.OutOfMemoryError), match="out of memory"):
+        in_steps.generate("The owl", options({"decoding": "sample"}))
+
+
+@pytest.mark.parametrize(("value", "is_on"), [(None, True), ("1", True), ("0", False)])
+def test_environment_variable_turns_graphs_off(value: str | None, is_on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(SWITCH, raising=False)
+    if value is not None:
+        monkeypatch.setenv(SWITCH, value)
+    assert GraphCapture(torch.device("cuda")).is_on is is_on
+    assert not GraphCapture(torch.device("mps")).is_on

@@ -91,8 +91,10 @@ def test_streamed_text_is_what_decoding_adds_to_the_prompt(kind: str) -> None:
         prompt = ours.encode_prompt(chance.choice(["", "The owl", "Nobody ", "an é字 it '", "</s>", "it 's "]))
         new = [chance.choice([chance.randrange(size), chance.randrange(2, 20)]) for _ in range(chance.randrange(1, 30))]
         whole, before = (theirs.decode(ids, skip_special_tokens=True) for ids in ([*prompt, *new], prompt))
-        stream = TextStream(ours, prompt)
+        stream, at_once = TextStream(ours, prompt), TextStream(ours, prompt)
         pieces = [stream.push(token) for token in new]
+        at_once.extend(new)
+        assert at_once.finish() == whole[len(before) :]
         assert "".join(pieces) + stream.finish() == whole[len(before) :] == ours.decode_after(prompt, new)
 
 
