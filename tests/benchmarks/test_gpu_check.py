@@ -8,11 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import chart
 import gpu_check
 import gpu_generation
+import gpu_memory
 import gpu_training
 import pytest
 import train
@@ -22,6 +25,7 @@ from gpu_results import Check, Rows
 from gpt2tg.checkpoint.config import read_shape
 from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
 from gpt2tg.options import TrainingOptions
+from gpt2tg.training.model.memory_estimate import estimate_memory
 
 PROGRAM = Path(gpu_check.__file__)
 
@@ -270,3 +274,38 @@ def test_figures_of_a_gpu_have_memory_and_utilization(monkeypatch: pytest.Monkey
     expected = train.flops_per_token(read_shape(BUNDLED_DIRECTORY), options) * 1024 / 312e12
     assert found["utilization"] == pytest.approx(expected)
     assert "peak 23.4 GB, --dry_run estimates 0.1 GB" in train.described(found)
+
+
+# ---- docs/gpu.md ----
+
+
+def test_tables_of_the_page_are_current() -> None:
+    """If not: python benchmarks/gpu_memory.py"""
+    page = gpu_memory.PAGE.read_text(encoding="utf-8")
+    for name, lines in gpu_memory.tables().items():
+        assert chart.fill(page, name, "\n".join(lines)) == page
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["all weights", "lora"])
+@pytest.mark.parametrize("card", gpu_memory.CARDS, ids=lambda card: card.name)
+def test_settings_of_the_page_fit_and_a_larger_batch_would_not(card: gpu_memory.Card, lora: bool) -> None:
+    for shape in gpu_memory.MODELS.values():
+        options = gpu_memory.fitting(card, shape, lora)
+        if options is None:
+            assert (card.gigabytes, shape.n_layer, lora) == (16, 48, False)  # all of gpt2-xl on a T4
+            continue
+        assert estimate_memory(shape, options).peak < 0.9 * card.gigabytes * 1e9
+        assert options.batch_size * options.gradient_accumulation_steps == 32
+        assert options.fp16 is (card.gigabytes == 16)  # a T4 has no bf16
+        if options.batch_size < 32:
+            doubled = replace(options, batch_size=2 * options.batch_size)
+            assert estimate_memory(shape, doubled).peak > 0.9 * card.gigabytes * 1e9
+
+
+def test_speed_by_arithmetic_agrees_with_what_nanogpt_published() -> None:
+    """107,000 tokens/s of gpt2 at block size 1,024 on an A100."""
+    (a100,) = (card for card in gpu_memory.CARDS if card.name.startswith("A100"))
+    shape = gpu_memory.MODELS["gpt2"]
+    options = gpu_memory.fitting(a100, shape, lora=False)
+    speed = gpu_memory.cells(a100, shape, options)[2]
+    assert int(speed.replace(",", "")) == pytest.approx(train.NANOGPT_A100, rel=0.05)
