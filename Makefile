@@ -4,6 +4,7 @@
 # make mutation   break the decoders and the filter chain in hundreds of small ways and list what no test notices
 # make bench-setup  install the rivals of benchmarks/, llama.cpp built for this processor
 # make bench  measure everything (hours), fill docs/benchmarks.md
+# make gpu-check  on a GPU machine: GPU tests, generation and training measured, at most 8 minutes
 # make test-kills   60 training runs killed at random moments by real signals, and resumed
 # make clean  remove what these made
 
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo_model
 
-.PHONY: setup demo test test-oracle test-kills mutation bench-setup bench clean
+.PHONY: setup demo test test-oracle test-kills mutation bench-setup bench gpu-check clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -62,6 +63,10 @@ bench: bench-setup
 		mv $$name.new benchmarks/results/$$name.json; \
 	done
 	$(BIN)/python benchmarks/chart.py
+
+# Needs no setup: a GPU machine often has a torch of its own, which fits its driver, and no network.
+gpu-check:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_check.py
 
 test-kills: setup
 	$(BIN)/python tests/training/kills.py --kills 60

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import formats
 import machine
+from agreement import agreement
 from rivals import ENTRIES, Job, missing, precisions_of_ours
 from workers import Team, report, spread
 
@@ -165,22 +166,6 @@ def figures(
 def texts_of(answers: list[dict]) -> list[list[int]]:
     """Return all texts of all repetitions."""
     return [text for answer in answers for text in answer["result"]]
-
-
-def agreement(texts: list[list[int]], expected: list[list[int]]) -> dict:
-    """Return how many texts equal those of transformers, and the first token that differs in any (None: none does)."""
-    first = [
-        next((place for place, pair in enumerate(zip(text, other, strict=False)) if pair[0] != pair[1]), None)
-        if len(text) == len(other)
-        else min(len(text), len(other))
-        for text, other in zip(texts, expected, strict=True)
-    ]
-    different = [place for place in first if place is not None]
-    return {
-        "equal_texts": len(first) - len(different),
-        "texts": len(first),
-        "first_difference": min(different, default=None),
-    }
 
 
 def read_bytes(rival: str, shape: str) -> float:

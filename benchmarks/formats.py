@@ -23,6 +23,11 @@ SHAPES = {
     "gpt2": dict(n_embd=768, n_layer=12, n_head=12),
     "gpt2-medium": dict(n_embd=1024, n_layer=24, n_head=16),
 }
+LARGE_SHAPES = {
+    "gpt2-large": dict(n_embd=1280, n_layer=36, n_head=20),
+    "gpt2-xl": dict(n_embd=1600, n_layer=48, n_head=25),
+}
+"""For a GPU; on a CPU they take minutes."""
 LLAMA_TYPES = ("F32", "F16", "Q8_0")
 
 
@@ -30,7 +35,7 @@ def checkpoint(shape: str, cache: Path = CACHE) -> Path:
     """Return a checkpoint of this shape as transformers saves it, with a placeholder tokenizer.
 
     Args:
-        shape: a key of SHAPES, or `gpt2-tiny`, the bundled model, which is trained.
+        shape: a key of SHAPES or LARGE_SHAPES, or `gpt2-tiny`, the bundled model, which is trained.
     """
     from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
 
@@ -53,8 +58,12 @@ def _write_checkpoint(shape: str, directory: Path) -> None:
     from gpt2tg.training.model.new_tokenizer import transformers_tokenizer
 
     torch.manual_seed(SEED)
-    config = GPT2Config(bos_token_id=0, eos_token_id=0, **SHAPES[shape])
-    GPT2LMHeadModel(config).save_pretrained(directory)
+    config = GPT2Config(bos_token_id=0, eos_token_id=0, **(SHAPES | LARGE_SHAPES)[shape])
+    if torch.cuda.is_available():  # gpt2-xl takes seconds instead of a minute, and half the disk
+        with torch.device("cuda"):
+            GPT2LMHeadModel(config).half().save_pretrained(directory)
+    else:
+        GPT2LMHeadModel(config).save_pretrained(directory)
     transformers_tokenizer(load_tokenizer(BUNDLED_DIRECTORY, VOCABULARY, [0]), POSITIONS).save_pretrained(directory)
 
 

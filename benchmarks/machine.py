@@ -1,21 +1,28 @@
-"""Describe the machine of a measurement, and measure its memory bandwidth."""
+"""Describe the machine of a measurement, and measure the limits that it sets: memory bandwidth and arithmetic."""
 
 from __future__ import annotations
 
 import os
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import psutil
-
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "ctranslate2", "llama-cpp-python", "onnxruntime")
+
+# Operations per second of dense products in 16 bits that are summed in 32, from the data sheets. The first name that is
+# part of the device's name counts.
+PEAK_FLOPS = {
+    "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "A10G": 70e12, "A10": 125e12,
+    "L40S": 362e12, "L4": 121e12, "T4": 65e12, "V100": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
+}  # fmt: skip
 
 
 def cores() -> int:
     """Return the number of physical cores that this process may use."""
+    import psutil
+
     physical = psutil.cpu_count(logical=False) or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
     return min(physical, allowed)
@@ -23,13 +30,15 @@ def cores() -> int:
 
 def description(packages: Iterable[str] = PACKAGES) -> dict:
     """Return processor, cores, memory, system and versions."""
+    import psutil  # not at the top: a GPU machine without it can be measured too
+
     return {
         "processor": _processor(),
         "cores": cores(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: found for name in packages if (found := _version(name))},
+        "versions": {name: found for name in packages if (found := version_of(name))},
     }
 
 
@@ -54,6 +63,41 @@ def read_bandwidth(threads: int, repeats: int = 7) -> float:
     return weights.nbytes / min(seconds)
 
 
+def peak_flops(device_name: str) -> float | None:
+    """Return the operations per second of a GPU in 16 bits by its data sheet; None if it is not listed here."""
+    return next((flops for name, flops in PEAK_FLOPS.items() if name in device_name), None)
+
+
+def product_flops(device: str, size: int = 8192, repeats: int = 5) -> float:
+    """Return the operations per second of a product of two square matrices in bf16, the best of several runs."""
+    import torch
+
+    one, other = torch.randn(2, size, size, device=device).to(torch.bfloat16)
+    one @ other
+    return 2 * size**3 / min(seconds_of(lambda: one @ other, device) for _ in range(repeats))
+
+
+def copied_bytes_per_second(device: str, size: int = 2**30, repeats: int = 20) -> float:
+    """Return the bytes per second read and written while `size` bytes are copied, the best of several runs."""
+    import torch
+
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / min(seconds_of(lambda: target.copy_(source), device) for _ in range(repeats))
+
+
+def seconds_of(work: Callable[[], object], device: str) -> float:
+    """Return the seconds of a call, from an idle device to an idle device."""
+    import torch
+
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - start
+
+
 def _processor() -> str:
     information = Path("/proc/cpuinfo")
     if information.exists():
@@ -63,7 +107,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Return the version of an installed package."""
     try:
         return version(package)
     except PackageNotFoundError:

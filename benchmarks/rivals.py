@@ -21,9 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 import formats
-
-Ids = list[list[int]]
-"""Rows of token ids."""
+from agreement import Ids
 
 TOP_P = 0.9
 BEAMS = 5
@@ -61,11 +59,13 @@ class Rival(Protocol):
 class Ours:
     """gpt2tg, through its Python API. It also decodes to text, as its generator always does."""
 
-    def __init__(self, shape: str, cache: Path, precision: str) -> None:
+    def __init__(self, shape: str, cache: Path, precision: str, device: str = "cpu") -> None:
         from gpt2tg.generation.generator import load
 
         chosen = {"precision": precision} if precision in precisions_of_ours() else {}
-        self.generator = load(str(formats.checkpoint(shape, cache)), "cpu", **chosen)
+        self.generator = load(str(formats.checkpoint(shape, cache)), device, **chosen)
+        # As for the other rivals, no token ends a text. Most ids of the random models have no text: none is excluded.
+        self.generator.end_ids, self.generator.unused = (), None
 
     def write(self, job: Job) -> Ids:
         """See `Rival`."""
@@ -76,7 +76,6 @@ class Ours:
             decoding=job.kind,
             num_sequences=1,
             max_new_tokens=job.new_tokens,
-            suppress_eos=True,
             no_repeat_ngram=job.no_repeat_ngram,
         )
         if job.kind == "beam":
@@ -107,16 +106,19 @@ class Ours:
 class Transformers:
     """`generate` of transformers, with its defaults or with a static KV cache and a compiled forward pass."""
 
-    def __init__(self, shape: str, cache: Path, compiled: bool) -> None:
+    def __init__(self, shape: str, cache: Path, compiled: bool, device: str = "cpu") -> None:
         import torch
         from transformers import GPT2LMHeadModel
 
-        self.torch = torch
-        self.model = GPT2LMHeadModel.from_pretrained(formats.checkpoint(shape, cache)).eval()
+        self.torch, self.device = torch, device
+        dtype = torch.float32 if device == "cpu" else torch.float16
+        model = GPT2LMHeadModel.from_pretrained(formats.checkpoint(shape, cache), dtype=dtype)
+        self.model = model.eval().to(device)
         self.model.generation_config.eos_token_id = None
         self.settings = {}
         if compiled:
             self.settings = dict(cache_implementation="static")
+        if compiled and device == "cpu":  # on a GPU, `generate` compiles it
             self.model.forward = torch.compile(self.model.forward)
 
     def write(self, job: Job) -> Ids:
@@ -126,7 +128,7 @@ class Transformers:
             "beam": dict(do_sample=False, num_beams=BEAMS),
             "top_p": dict(do_sample=True, top_p=TOP_P, top_k=0, temperature=1.0),
         }[job.kind]
-        prompts = self.torch.tensor(job.prompts)
+        prompts = self.torch.tensor(job.prompts, device=self.device)
         written = self.model.generate(
             prompts,
             attention_mask=self.torch.ones_like(prompts),
@@ -143,7 +145,7 @@ class Transformers:
         if self.settings:
             raise NotOffered
         with self.torch.inference_mode():
-            said = self.model(self.torch.tensor(job.prompts), use_cache=True, logits_to_keep=1)
+            said = self.model(self.torch.tensor(job.prompts, device=self.device), use_cache=True, logits_to_keep=1)
             seconds = []
             for _ in range(job.new_tokens):
                 start = time.perf_counter()

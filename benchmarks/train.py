@@ -2,23 +2,29 @@
 
     python benchmarks/train.py                                       # gpt2-tiny on sample_data.txt
     python benchmarks/train.py --model gpt2 --block_size 1024 --batch_size 16 --bf16 --steps 100      # on a GPU
+    python benchmarks/train.py --model gpt2 --block_size 1024 --batch_size 16 --fp16 --gradient_checkpointing
 
 Both start from the same weights with the same seed and take turns, each run in a process of its own. They are timed
 with dropout, GPT-2's default, and without. The timed runs log every 500 steps, as the plain Trainer does. Before that,
 each runs once without dropout and logs every step, so that the losses can be compared. The table goes to stderr, then
 JSON to stdout.
+
+On a CUDA GPU, the table also has the peak memory and, in 16 bits, the model FLOPs utilization: the floating-point
+operations that the model needs, without what gradient checkpointing computes again, as a share of those in the data
+sheet of the GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,12 +41,14 @@ from workers import spread
 sys.path.insert(0, str(ROOT))
 
 from gpt2tg.checkpoint.checkpoint import resolve_checkpoint
+from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.data.blocks import NO_LOSS
 from gpt2tg.training.data.sources import plan_sources
 from gpt2tg.training.data.training_data import load_data
 from gpt2tg.training.finetune import finetune
 from gpt2tg.training.model.build import existing_model
+from gpt2tg.training.model.memory_estimate import estimate_memory
 
 # nanoGPT's README and the discussions of its repository, for gpt2 at block size 1,024: tokens per second on one A100.
 NANOGPT_A100 = 107_000
@@ -49,10 +57,19 @@ NANOGPT_A100 = 107_000
 WARM_UP = 5
 
 
-class Clock(TrainerCallback):
-    """Records when each step ended, and its loss."""
+class Measured(Exception):
+    """The last step has ended: what follows, such as saving gpt2-xl, is not measured and takes long."""
 
-    def __init__(self) -> None:
+
+class Clock(TrainerCallback):
+    """Records when each step ended, and its loss.
+
+    Args:
+        stops: whether it raises `Measured` after the last step.
+    """
+
+    def __init__(self, stops: bool = False) -> None:
+        self.stops = stops
         self.ends: list[float] = []
         self.losses: list[float] = []
 
@@ -60,6 +77,8 @@ class Clock(TrainerCallback):
         if torch.cuda.is_available() and state.global_step in (WARM_UP, state.max_steps):
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
+        if self.stops and state.global_step == state.max_steps:
+            raise Measured
 
     def on_log(
         self,
@@ -77,16 +96,13 @@ class Clock(TrainerCallback):
         return (len(self.ends) - WARM_UP) * tokens / (self.ends[-1] - self.ends[WARM_UP - 1])
 
 
-def ours(options: TrainingOptions, model: str, place: str) -> Clock:
+def ours(options: TrainingOptions, model: str, place: str, clock: Clock) -> None:
     """Train as a user would."""
-    clock = Clock()
     finetune(replace(options, output_dir=place), model, callbacks=[clock])
-    return clock
 
 
-def plain(options: TrainingOptions, model: str, place: str) -> Clock:
+def plain(options: TrainingOptions, model: str, place: str, clock: Clock) -> None:
     """Train with transformers' Trainer as its documentation shows it, on the same blocks in the same order."""
-    clock = Clock()
     checkpoint = resolve_checkpoint(model)
     data = load_data(plan_sources(options), existing_model(checkpoint)[1], options)
     transformers.set_seed(options.seed)
@@ -114,15 +130,24 @@ def plain(options: TrainingOptions, model: str, place: str) -> Clock:
         learning_rate=options.learning_rate,
         seed=options.seed,
         bf16=options.bf16,
+        fp16=options.fp16,
+        **checkpointing(options),
         logging_steps=options.logging_steps,
         save_strategy="no",
         report_to="none",
+        use_cpu=not torch.cuda.is_available(),
         disable_tqdm=True,
     )
     trainer = Trainer(model=network, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[clock])
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
-    return clock
+
+
+def checkpointing(options: TrainingOptions) -> dict[str, bool]:
+    """Return the setting of gradient checkpointing, which newer versions of transformers name differently."""
+    new, old = "activation_checkpointing", "gradient_checkpointing"
+    known = {field.name for field in fields(TrainingArguments)}
+    return {new if new in known else old: True} if options.gradient_checkpointing else {}
 
 
 RIVALS = {"gpt2tg": ours, "plain Trainer": plain}
@@ -138,25 +163,59 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dropout", type=float, default=0.1, help="of the runs that have it (default: 0.1)")
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--fp16", action="store_true")
+    parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--compile", default="auto", choices=("auto", "on", "off"))
     parser.add_argument("--only", choices=RIVALS, help=argparse.SUPPRESS)  # one run, in this process
     parser.add_argument("--logging_steps", type=int, default=500, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def run(given: argparse.Namespace) -> dict[str, float | list[float]]:
-    """Run one rival once; return its tokens per second and the losses that it logged."""
+def run(given: argparse.Namespace) -> dict[str, Any]:
+    """Run one rival once; return its tokens per second, the losses that it logged, and what `figures` adds."""
     if not torch.cuda.is_available():
         torch.set_num_threads(machine.cores())
     options = TrainingOptions(
         train_file=given.train_file, block_size=given.block_size, batch_size=given.batch_size, max_steps=given.steps,
-        bf16=given.bf16, compile=given.compile, dropout=given.dropout, validation_split=0, save_steps=10**6,
-        logging_steps=given.logging_steps,
+        bf16=given.bf16, fp16=given.fp16, gradient_checkpointing=given.gradient_checkpointing, compile=given.compile,
+        dropout=given.dropout, validation_split=0, save_steps=10**6, logging_steps=given.logging_steps,
     )  # fmt: skip
-    with tempfile.TemporaryDirectory() as place:
-        clock = RIVALS[given.only](options, given.model, str(Path(place, "run")))
-    speed = clock.tokens_per_second(given.batch_size * given.block_size)
-    return {"tokens_per_second": speed, "losses": clock.losses}
+    clock = Clock()
+    train(given.only, options, given.model, clock)
+    return {"losses": clock.losses, **figures(options, given.model, clock)}
+
+
+def train(rival: str, options: TrainingOptions, model: str, clock: Clock) -> None:
+    """Train in a temporary directory."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with tempfile.TemporaryDirectory() as place, contextlib.suppress(Measured):
+        RIVALS[rival](options, model, str(Path(place, "run")), clock)
+
+
+def figures(options: TrainingOptions, model: str, clock: Clock) -> dict[str, float]:
+    """Return tokens per second; on a CUDA GPU also the peak memory, its estimate by --dry_run, and the utilization."""
+    speed = clock.tokens_per_second(options.batch_size * options.block_size)
+    found = {"tokens_per_second": speed}
+    if torch.cuda.is_available():
+        shape = resolve_checkpoint(model).shape
+        found["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        found["estimated_gb"] = estimate_memory(shape, options).peak / 1e9
+        peak = machine.peak_flops(torch.cuda.get_device_name())
+        if peak and (options.bf16 or options.fp16):
+            found["utilization"] = speed * flops_per_token(shape, options) / peak
+    return found
+
+
+def flops_per_token(shape: ModelShape, options: TrainingOptions) -> float:
+    """Return the floating-point operations that training needs for a token, counted as nanoGPT does.
+
+    A weight takes part in two in the forward pass, two for the gradient of its input, and two for its own gradient,
+    which LoRA does not compute. Attention counts the scores of all pairs of tokens, as if there was no causal mask.
+    """
+    forward = 2 * shape.n_embd * (shape.vocab_size + 12 * shape.n_layer * shape.n_embd)
+    attention = 4 * shape.n_layer * shape.n_embd * options.block_size
+    return (2 if options.lora else 3) * forward + 3 * attention
 
 
 def started(name: str, dropout: float, logging_steps: int) -> dict[str, Any]:
@@ -172,16 +231,33 @@ def started(name: str, dropout: float, logging_steps: int) -> dict[str, Any]:
 def race(dropout: float, rounds: int) -> dict[str, dict[str, float]]:
     """Return tokens per second of both, measured in turns; the first of each is not counted."""
     speeds: dict[str, list[float]] = {name: [] for name in RIVALS}
+    last: dict[str, dict[str, Any]] = {}
     for number in range(rounds + 1):
         for name, values in speeds.items():
-            speed = started(name, dropout, 500)["tokens_per_second"]
+            last[name] = started(name, dropout, 500)
             if number:
-                values.append(speed)
+                values.append(last[name]["tokens_per_second"])
     title = f"dropout {dropout:g}" if dropout else "no dropout"
     for name, values in speeds.items():
         middle = f"{median(values):8,.0f} tokens/s ({min(values):,.0f} to {max(values):,.0f})"
-        print(f"{title:12} {name:14} {middle}", file=sys.stderr, flush=True)
-    return {name: spread(values) for name, values in speeds.items()}
+        more = described(last[name])
+        print(f"{title:12} {name:14} {middle}{more and f', {more}'}", file=sys.stderr, flush=True)
+    return {name: spread(values) | of_gpu(last[name]) for name, values in speeds.items()}
+
+
+def of_gpu(found: dict[str, Any]) -> dict[str, float]:
+    """Return the figures that only a GPU has."""
+    return {name: value for name, value in found.items() if name not in ("tokens_per_second", "losses")}
+
+
+def described(found: dict[str, Any]) -> str:
+    """Return the figures that only a GPU has as text."""
+    texts = []
+    if "utilization" in found:
+        texts.append(f"model FLOPs utilization {found['utilization']:.0%}")
+    if "peak_gb" in found:
+        texts.append(f"peak {found['peak_gb']:.1f} GB, --dry_run estimates {found['estimated_gb']:.1f} GB")
+    return ", ".join(texts)
 
 
 def main() -> None:

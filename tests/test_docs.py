@@ -39,6 +39,7 @@ FOREIGN = {
     "--x_y",
     "--rivals",
     "--quick",
+    "--small",
     "--runs",
     "--local_dir",
     "--nproc_per_node",
