@@ -10,6 +10,7 @@ import torch
 
 from gpt2tg.engine.cpu.startup import DEVICE_VARIABLE, wanted_device
 from gpt2tg.errors import UserError, one_line
+from gpt2tg.io.memory import is_out_of_memory
 from gpt2tg.io.streams import notice
 
 
@@ -29,6 +30,19 @@ def choose_device(device: str) -> torch.device:
         # takes longer than the step itself. With a mask, its gradients can be NaN.
         torch.backends.cuda.enable_cudnn_sdp(False)
     return chosen
+
+
+def leaves_for_cpu(asked: str, used: torch.device, error: RuntimeError) -> bool:
+    """Whether the CPU takes over from a GPU that has no room for the model: if `auto` chose it. Prints a notice then.
+
+    Args:
+        asked: the `--device` value.
+        used: the device on which the error occurred.
+    """
+    if used.type == "cpu" or wanted_device(asked) != "auto" or not is_out_of_memory(error):
+        return False
+    notice(f"{used} is not used, but cpu: the model does not fit into the memory that is free there")
+    return True
 
 
 def _first_usable() -> torch.device:

@@ -15,7 +15,7 @@ from gpt2tg.checkpoint.weights import stream_weights
 from gpt2tg.decoding.interface import NotFiniteError
 from gpt2tg.engine.continuous_batch import ContinuousBatch
 from gpt2tg.engine.cpu.preload import Preload
-from gpt2tg.engine.devices import choose_device
+from gpt2tg.engine.devices import choose_device, leaves_for_cpu
 from gpt2tg.engine.model import GPT2
 from gpt2tg.errors import RunError, UserError, one_line
 from gpt2tg.generation.beams import generate_with_beams
@@ -209,7 +209,7 @@ def load(
 def load_checkpoint(
     checkpoint: Checkpoint, device: str = "auto", precision: Precision = "auto", preload: Preload | None = None
 ) -> Generator:
-    """Load a model that was resolved before.
+    """Load a model that was resolved before. If a GPU that `auto` chose has no room for it, the CPU takes over.
 
     Args:
         preload: the thread that packs its weights in the background, if there is one.
@@ -217,7 +217,17 @@ def load_checkpoint(
     Raises:
         UserError: the model is broken, the device does not exist, or it cannot have the precision.
     """
-    where, shape = choose_device(device), checkpoint.shape
+    where = choose_device(device)
+    try:
+        return _load_on(where, checkpoint, precision, preload)
+    except RuntimeError as error:
+        if not leaves_for_cpu(device, where, error):
+            raise
+    return _load_on(torch.device("cpu"), checkpoint, precision, None)
+
+
+def _load_on(where: torch.device, checkpoint: Checkpoint, precision: Precision, preload: Preload | None) -> Generator:
+    shape = checkpoint.shape
     tokenizer = load_tokenizer(checkpoint.directory, shape.vocab_size, shape.end_ids)
     preloaded = preload.take(checkpoint) if preload else None
     weights = stream_weights(checkpoint, preloaded.names if preloaded else ())

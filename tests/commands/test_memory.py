@@ -12,6 +12,7 @@ import generate_from_finetuned
 import gpt2_text_generation
 import text_generation_demo
 from gpt2tg.engine.model import GPT2
+from gpt2tg.generation import generator
 from gpt2tg.generation.caches import Caches
 from gpt2tg.io.memory import is_out_of_memory
 from gpt2tg.training import evaluate as evaluation
@@ -106,3 +107,37 @@ def test_real_errors_of_torch_are_understood() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
+
+
+@pytest.fixture
+def full_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU without room for a model, which is what `auto` finds."""
+    load_weights = GPT2.__init__
+
+    def loaded(self: GPT2, weights: object, shape: object, device: torch.device, *others: object) -> None:
+        if device.type == "cuda":
+            raise ERRORS[0]
+        load_weights(self, weights, shape, device, *others)  # type: ignore[arg-type]
+
+    monkeypatch.delenv("GPT2TG_DEVICE")
+    monkeypatch.setattr(GPT2, "__init__", loaded)
+    monkeypatch.setattr(generator, "choose_device", lambda asked: torch.device("cpu" if asked == "cpu" else "cuda"))
+
+
+def test_auto_leaves_a_full_gpu_for_the_cpu(
+    model_dir: Path, full_gpu: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generator.load(model_dir).model.device.type == "cpu"
+    assert capsys.readouterr().err == (
+        "cuda is not used, but cpu: the model does not fit into the memory that is free there\n"
+    )
+
+
+def test_full_gpu_that_was_asked_for_is_an_error(
+    model_dir: Path, full_gpu: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        generator.load(model_dir, "cuda")
+    monkeypatch.setenv("GPT2TG_DEVICE", "cuda")
+    assert run("generate", "--max_new_tokens 4", model_dir) == 1
+    assert "error: out of memory: the model does not fit" in capsys.readouterr().err
