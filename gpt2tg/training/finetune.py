@@ -62,6 +62,7 @@ def finetune(
     _silence_libraries()
     check_training_device(device)
     check_processes(options)
+    use_growing_segments(device)  # before a GPU is chosen, which may use it
     try:
         with Interruption() as interruption:
             return _finetune(options, model_name, choose_device(device), interruption, callbacks, sources)
@@ -77,7 +78,6 @@ def _finetune(
     callbacks: Sequence[TrainerCallback],
     sources: Sources | None,
 ) -> Outcome | None:
-    use_growing_segments(device)
     options = available_precision(options, device)
     arguments = training_arguments(options, device)
     if arguments.world_size == 1:
