@@ -44,13 +44,28 @@ def device_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().total)
 
 
-def use_growing_segments(device: torch.device) -> None:
+def use_growing_segments(name: str) -> None:
     """Let torch's allocator on a CUDA GPU grow its segments: batches of several sizes then leave fewer gaps.
 
     It has an effect until torch first uses the GPU. Settings of the user are kept. Windows has no such segments.
+
+    Args:
+        name: the value of --device.
     """
-    if device.type == "cuda" and sys.platform == "linux" and not any(name in os.environ for name in ALLOCATOR):
+    may_use_gpu = name not in ("cpu", "mps") and torch.cuda.is_available()
+    if may_use_gpu and sys.platform == "linux" and not any(variable in os.environ for variable in ALLOCATOR):
         os.environ[ALLOCATOR[0]] = "expandable_segments:True"
+
+
+def use_own_gpu(name: str) -> None:
+    """Select the GPU of this process, if a launcher started several: all would be set up on the first GPU otherwise.
+
+    Args:
+        name: the value of --device.
+    """
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    if name not in ("cpu", "mps") and torch.cuda.is_available() and 0 < number < torch.cuda.device_count():
+        torch.cuda.set_device(number)
 
 
 def bytes_of_other_processes(device: torch.device) -> int:
