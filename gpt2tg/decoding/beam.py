@@ -25,7 +25,7 @@ from gpt2tg.decoding.interface import Filter, Finish, FinishReason, Rows, Text, 
 from gpt2tg.decoding.ordering import highest
 
 # (K, V) scores of all continuations of a group, and a count -> the indices of that many continuations in the flattened
-# scores: the best ones, best first, or drawn ones. Fewer if fewer are allowed.
+# scores: the best ones, best first, or drawn ones. Fewer if there are fewer. Those that are banned do not count.
 Propose = Callable[[Tensor, int], Tensor]
 
 
@@ -201,10 +201,9 @@ def _penalised(scores: Tensor, taken: Counter[int], penalty: float) -> Tensor:
     """Subtract `penalty` from a token for each beam of an earlier group that chose it: Hamming diversity."""
     if not taken or not penalty:
         return scores
-    scores = scores.clone()
+    tokens = torch.tensor(list(taken), device=scores.device)
     counts = torch.tensor(list(taken.values()), dtype=scores.dtype, device=scores.device)
-    scores[:, list(taken)] -= penalty * counts
-    return scores
+    return scores.index_add(1, tokens, (-penalty * counts).expand(len(scores), -1))
 
 
 class Group:
@@ -246,10 +245,14 @@ class Group:
         so_far = torch.tensor([beam.score for beam in self.live], device=scores.device)
         total = scores + so_far[:, None]  # (K, V)
         chosen = self._propose(total, self._settings.candidates)
-        parents, tokens = chosen // scores.shape[1], chosen % scores.shape[1]
-        columns = parents, tokens, total.flatten()[chosen], logprobs.flatten()[chosen]
-        steps = zip(*(column.tolist() for column in columns), strict=True)
-        return [(parent, self._extend(self.live[parent], token, score, gain)) for parent, token, score, gain in steps]
+        # Fetched together, because each fetch is a host sync on a GPU.
+        sums, gains = torch.stack([total.flatten()[chosen], logprobs.flatten()[chosen]]).tolist()
+        candidates = []
+        for place, score, gain in zip(chosen.tolist(), sums, gains, strict=True):
+            parent, token = divmod(place, scores.shape[1])
+            if score > -math.inf:
+                candidates.append((parent, self._extend(self.live[parent], token, score, gain)))
+        return candidates
 
     def _extend(self, beam: Hypothesis, token: int, score: float, gain: float) -> Hypothesis:
         ids = (*beam.ids, token)
@@ -296,9 +299,8 @@ def _best_first(texts: list[Hypothesis]) -> list[Hypothesis]:
 
 
 def best(scores: Tensor, count: int) -> Tensor:
-    """Return the flat indices of the highest scores, best first, without banned ones. (K, V) -> (count,) or fewer"""
-    found, indices = highest(scores, count)
-    return indices[found > -torch.inf]
+    """Return the flat indices of the highest scores, best first. (K, V) -> (count,), or fewer if there are fewer"""
+    return highest(scores, count)[1]
 
 
 class DrawWithoutReplacement:

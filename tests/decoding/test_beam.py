@@ -211,9 +211,21 @@ def test_uniform_zero_draws_no_token_of_probability_zero() -> None:
     assert beam.DrawWithoutReplacement(Zero())(scores, 4).tolist() == [1, 3]
 
 
-def test_best_returns_no_banned_token() -> None:
-    assert beam.best(torch.tensor([[-torch.inf, 0.0], [-torch.inf, 1.0]]), 3).tolist() == [3, 1]
-    assert beam.best(torch.full((2, 2), -torch.inf), 3).tolist() == []
+def test_banned_token_is_never_chosen() -> None:
+    """Also where fewer tokens are allowed than the search looks at."""
+    ban = lambda scores, _: scores.index_fill(1, torch.tensor([END, 2, 3]), -torch.inf)  # noqa: E731
+    (texts,) = search(Recount(by_last_two(5, 0)), [[2]], [6], beam.BeamSettings(4), [ban])
+    assert len(texts) == 4
+    assert {token for text in texts for token in text.ids} <= {1, 4}
+
+
+def test_step_fetches_from_the_device_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[Tensor] = []
+    genuine = Tensor.tolist
+    monkeypatch.setattr(Tensor, "tolist", lambda self: (fetched.append(self), genuine(self))[1])
+    endless = lambda scores, _: scores.index_fill(1, torch.tensor(END), -torch.inf)  # noqa: E731
+    search(Recount(by_last_two(5, 0)), [[2]], [6], beam.BeamSettings(4), [endless])
+    assert len(fetched) == 6 * 2 + 5  # the model above fetches the tokens of each step but the first
 
 
 class DeadEnds(LogitsProcessor):
