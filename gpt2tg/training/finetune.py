@@ -41,8 +41,8 @@ def finetune(
 ) -> Outcome | None:
     """Train as the options say, and leave a model with its tokenizer in the output directory.
 
-    All input is checked before anything is written. On a CPU, glibc is configured to keep freed memory; that setting
-    stays for the process.
+    All input is checked before anything is written. On a CPU, glibc is configured to keep freed memory, and on a CUDA
+    GPU torch to grow its memory segments; these settings stay for the process.
 
     Args:
         model_name: the model to start from; ignored with `from_scratch`.
