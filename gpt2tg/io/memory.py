@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 # How cuBLAS, MPS and older drivers say it, as a plain RuntimeError.
-MESSAGES = ("CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory", "DefaultCPUAllocator")
+MESSAGES = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+    "DefaultCPUAllocator",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
