@@ -63,6 +63,14 @@ FABLES = [
 CONFIG = {"model_type": "gpt2", "vocab_size": 300, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
 
 
+# The files whose tests take longest start first: at the end, one worker would wait for another.
+LONGEST = ("test_docs.py", "test_processes.py", "test_interruption.py", "test_resuming.py", "test_terminal.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def without_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
     """Runs draw no loss.png, which takes longer than all their steps, except in modules that set DRAWS_PICTURES."""
