@@ -216,6 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Compare on all models and print the outcome. Returns 0 if every text was the same, else 1."""
     argparse.ArgumentParser(
         prog="python -m gpt2tg.selftest",
+        usage=argparse.SUPPRESS,  # so that an error is one line
         description="Check that this installation generates the same texts as transformers, in under a minute.",
     ).parse_args(argv)
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers does not annotate it

@@ -44,6 +44,12 @@ def test_selftest_prints_a_verdict(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "verdict: the same texts as transformers, in 15 comparisons" in out
 
 
+def test_selftest_refuses_unknown_words_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        selftest.main(["--nope"])
+    assert capsys.readouterr().err == "python -m gpt2tg.selftest: error: unrecognized arguments: --nope\n"
+
+
 def test_selftest_shows_no_progress_bars(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """It saves each model in a moment: bars of transformers would only scroll past."""
 

@@ -31,7 +31,11 @@ def bundle(source: Path, target: Path = BUNDLED_DIRECTORY) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m gpt2tg.training.bundle", description="Copy a model into gpt2tg.")
+    parser = argparse.ArgumentParser(
+        prog="python -m gpt2tg.training.bundle",
+        usage=argparse.SUPPRESS,  # so that an error is one line
+        description="Copy a model into gpt2tg.",
+    )
     parser.add_argument("directory", type=Path, help="the model to copy")
     try:
         bundle(parser.parse_args().directory)
