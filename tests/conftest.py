@@ -160,9 +160,9 @@ def modification_times(directory: str | Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in Path(directory).rglob("*") if path.name != LOCK_FILE}
 
 
-def read_gpt2(directory: Path) -> GPT2:
+def read_gpt2(directory: Path, device: str = "cpu", precision: str = "fp32") -> GPT2:
     shape = read_shape(directory)
-    return GPT2(read_weights(directory, shape), shape, torch.device("cpu"))
+    return GPT2(read_weights(directory, shape), shape, torch.device(device), precision)
 
 
 def has_avx2() -> bool:

@@ -31,6 +31,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gpt2tg.engine import step_cache
+from gpt2tg.engine.step_cache import AttentionKernel
+
 PACKAGE = f"{os.sep}gpt2tg{os.sep}"
 
 # Operations that read values on the host.
@@ -57,9 +60,10 @@ class HostSync(RuntimeError):
 class PretendedGPU(TorchDispatchMode):
     """Sees every operation: raises or counts host syncs, and counts kernels."""
 
-    def __init__(self, kind: str, strict: bool) -> None:
+    def __init__(self, kind: str, strict: bool, triton: bool = False) -> None:
         super().__init__()
         self.kind = kind
+        self._has_triton = triton
         self.strict = strict
         """Whether a host sync raises an error."""
         self.syncs: Counter[str] = Counter()
@@ -85,6 +89,31 @@ class PretendedGPU(TorchDispatchMode):
         if self.strict:
             raise HostSync(f"{place}: {what}")
         self.syncs[f"{place}: {what}"] += 1
+
+    def attention_kernel(self, cache: Tensor) -> AttentionKernel | None:
+        """Stand in for the kernel of triton_attention.py: check its arguments and launch as many kernels."""
+        if not (self._has_triton and self.is_here(cache)):
+            return None
+        held, size = cache.shape[2:5], cache.shape[-1]
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, *cached: Tensor | float) -> Tensor:
+            keys, values, lengths, scale = cached
+            rows, heads = query.shape[:2]
+            assert isinstance(keys, Tensor)
+            assert isinstance(values, Tensor)
+            assert isinstance(lengths, Tensor)
+            assert isinstance(scale, float)
+            assert keys.shape == values.shape == (*held, size)
+            assert keys.stride()[1:] == values.stride()[1:] == (held[2] * size, size, 1)
+            assert {x.dtype for x in (query, key, value, keys, values)} == {cache.dtype}
+            assert all(self.is_here(x) for x in (query, key, value, keys, values, lengths))
+            assert len({x.stride() for x in (query, key, value)}) == 1
+            assert query.stride(3) == 1
+            assert tuple(lengths.shape) == (rows,) <= (held[0],)
+            self.kernels.update(["attend_to_split", "merge_splits"])
+            return query.new_empty(rows, heads, 1, size)
+
+        return attend
 
     def is_here(self, x: object) -> bool:
         return isinstance(x, Tensor) and x.device.type == self.kind
@@ -294,15 +323,16 @@ def borrowed_guard(kind: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def pretended_gpu(
-    kind: str = "cuda", strict: bool = False, capture_error: Exception | None = None
+    kind: str = "cuda", strict: bool = False, capture_error: Exception | None = None, triton: bool = False
 ) -> Iterator[PretendedGPU]:
     """Within the block, tensors may be on the device `kind`, and no tensor has numbers.
 
     Args:
         strict: whether host syncs raise `HostSync` from the beginning.
         capture_error: raised at the end of each capture of a CUDA graph.
+        triton: whether our attention kernel can be used.
     """
-    gpu = PretendedGPU(kind, strict)
+    gpu = PretendedGPU(kind, strict, triton)
 
     def listed(x: Tensor) -> Any:
         if gpu.is_here(x):
@@ -313,6 +343,8 @@ def pretended_gpu(
         stack.enter_context(borrowed_guard(kind))
         stack.enter_context(mock.patch.object(FakeTensor, "tolist", listed, create=True))
         stack.enter_context(FakeMode(allow_non_fake_inputs=True))
+        # Triton would compile for the real GPU.
+        stack.enter_context(mock.patch.object(step_cache, "new_attention_kernel", gpu.attention_kernel))
         if kind == "cuda":
             for name, instead in pretended_runtime(gpu, capture_error).items():
                 stack.enter_context(mock.patch.object(torch.cuda, name, instead))

@@ -1,7 +1,8 @@
-"""The context that a model gets: the kernels' or torch's."""
+"""The context that a model gets: our kernels', torch's, or torch's with CUDA graphs."""
 
 from __future__ import annotations
 
+from gpt2tg.engine.captured_context import CapturedContext
 from gpt2tg.engine.context import Context
 from gpt2tg.engine.cpu.kernel_context import KernelContext
 from gpt2tg.engine.model import GPT2
@@ -17,6 +18,7 @@ def new_context(model: GPT2, capacity: int, keep_hidden: bool = False) -> Contex
     Raises:
         ValueError: the capacity exceeds the model's context length.
     """
-    if model.kernel_model is None:
-        return TorchContext(model, capacity, keep_hidden)
-    return KernelContext(model, model.kernel_model, capacity, keep_hidden)
+    if model.kernel_model is not None:
+        return KernelContext(model, model.kernel_model, capacity, keep_hidden)
+    kind = CapturedContext if model.graph_capture.is_on else TorchContext
+    return kind(model, capacity, keep_hidden)

@@ -1,22 +1,24 @@
 """Continuous batching: when a sequence ends, the next one in the queue takes its row.
 
-Tokens are generated in chunks of steps (cuda_graph.py). The tokens of a chunk are fetched while the next chunk runs,
+Tokens are generated in chunks of steps (decode_step.py). The tokens of a chunk are fetched while the next chunk runs,
 and those beyond the end of a sequence are dropped. Shapes as in model.py; S steps of a chunk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gpt2tg.engine.cuda_graph import ChooseOnDevice, DecodeStep, GraphCapture, StepBuffers, bucket_for, pinned
-from gpt2tg.engine.model import GPT2, Attended
+from gpt2tg.engine.cuda_graph import GraphCapture, current_device
+from gpt2tg.engine.decode_step import ChooseOnDevice, DecodeStep, StepBuffers
+from gpt2tg.engine.model import GPT2
 from gpt2tg.engine.prefill import prefill_groups
+from gpt2tg.engine.step_cache import bucket_for
+from gpt2tg.engine.upload import pinned, upload
 
 # Steps of a chunk.
 STEPS = 24
@@ -101,7 +103,6 @@ class ContinuousBatch:
         choose: ChooseOnDevice,
         end_ids: Collection[int],
         steps: int = STEPS,
-        captured: bool | None = None,
         capture: GraphCapture | None = None,
     ) -> None:
         """
@@ -111,11 +112,10 @@ class ContinuousBatch:
             choose: filters the logits and chooses a token.
             end_ids: tokens that end a sequence.
             steps: the steps of a chunk.
-            captured: whether steps are captured as CUDA graphs; see `GraphCapture`.
-            capture: captures them; None makes one for this batch alone.
+            capture: captures steps as CUDA graphs; None is the model's own.
         """
         self._model, self._choose, self._end_ids, self._steps = model, choose, end_ids, steps
-        self._capture = capture or GraphCapture(model.device, captured)
+        self._capture = capture or model.graph_capture
         with torch.inference_mode():
             self._buffers = StepBuffers(model, rows, bucket_for(capacity, model.shape.n_positions), steps)
         self._pool = torch.cuda.graph_pool_handle() if self._capture.is_on else None
@@ -149,14 +149,14 @@ class ContinuousBatch:
         taken = {row: ActiveText(queued) for row, queued in zip(free, waiting, strict=False)}
         if not taken:
             return
-        with self._current_device():
+        with current_device(self._model.device):
             self._prefill({row: tuple(text.queued.prompt[:-1]) for row, text in taken.items()})
-            texts, upload = list(taken.values()), self._buffers.upload
+            texts, device = list(taken.values()), self._model.device
             self._buffers.assign(
-                upload(list(taken)),
-                upload([text.queued.prompt[-1] for text in texts]),
-                upload([len(text.queued.prompt) - 1 for text in texts]),
-                upload([text.longest for text in texts]),
+                upload(list(taken), device),
+                upload([text.queued.prompt[-1] for text in texts], device),
+                upload([len(text.queued.prompt) - 1 for text in texts], device),
+                upload([text.longest for text in texts], device),
             )
         for row, text in taken.items():
             self._texts[row] = text
@@ -172,18 +172,18 @@ class ContinuousBatch:
 
     def _prefill_group(self, prompts: Sequence[tuple[int, ...]], rows_of_each: Sequence[Sequence[int]]) -> None:
         """Read prompts in one forward pass."""
-        buffers, longest = self._buffers, max(map(len, prompts))
-        ids = buffers.upload([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts])
-        rows = buffers.upload([row for rows in rows_of_each for row in rows])
-        sources = buffers.upload([source for source, rows in enumerate(rows_of_each) for _ in rows])
+        cache, longest, device = self._buffers.cache.tensor, max(map(len, prompts)), self._model.device
+        ids = upload([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device)
+        rows = upload([row for rows in rows_of_each for row in rows], device)
+        sources = upload([source for source, rows in enumerate(rows_of_each) for _ in rows], device)
 
-        def remember(layer: int, key: Tensor, value: Tensor) -> Attended:
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             # Padding is on the right, where the causal mask hides it from every token of the prompt.
-            buffers.cache[layer, 0][rows, :, :longest] = key[sources]
-            buffers.cache[layer, 1][rows, :, :longest] = value[sources]
-            return key, value, None, True
+            cache[layer, 0][rows, :, :longest] = key[sources]
+            cache[layer, 1][rows, :, :longest] = value[sources]
+            return self._model.causal_attention(layer, query, key, value)
 
-        self._model.hidden(ids, torch.arange(longest, device=buffers.device).expand(len(prompts), -1), remember)
+        self._model.hidden(ids, torch.arange(longest, device=device).expand(len(prompts), -1), attend)
 
     @torch.inference_mode()
     def _launch(self) -> FetchedSteps | None:
@@ -196,10 +196,11 @@ class ContinuousBatch:
             return None
         steps = min(self._steps, max(text.steps_left for text in active))
         longest = max(text.longest - max(0, text.steps_left - steps) for text in active)
-        with self._current_device():
-            decode_step = self._decode_step(bucket_for(longest, self._model.shape.n_positions))
+        with current_device(self._model.device):
+            decode_step = self._decode_step(self._buffers.cache.bucket(longest))
             self._buffers.begin_chunk(self._uniform(steps))
-            self._run(decode_step, steps)
+            for ahead in range(steps, 0, -1):
+                decode_step.run(ahead)
             chunk = FetchedSteps(self._buffers, steps, list(self._texts))
         for row, text in enumerate(self._texts):
             if text is not None:
@@ -212,16 +213,10 @@ class ContinuousBatch:
         """Return the step of a bucket."""
         decode_step = self._decode_steps.get(bucket)
         if decode_step is None:
-            decode_step = DecodeStep(self._model, self._buffers, bucket, self._choose, self._end_ids)
+            arguments = self._model, self._buffers, bucket, self._choose, self._end_ids
+            decode_step = DecodeStep(*arguments, self._capture, self._pool)
             self._decode_steps[bucket] = decode_step
         return decode_step
-
-    def _run(self, decode_step: DecodeStep, steps: int) -> None:
-        """Run a step several times, and capture it as soon as that pays."""
-        for ahead in range(steps, 0, -1):
-            if self._capture.is_on and decode_step.is_worth_capturing(ahead):
-                decode_step.capture(self._capture, self._pool)
-            decode_step.run()
 
     def _uniform(self, steps: int) -> Tensor | None:
         """Return the random numbers of the next steps, (S, B); None if nothing is drawn."""
@@ -229,7 +224,7 @@ class ContinuousBatch:
         if not any(streams):
             return None
         numbers = [[stream() if stream else 0.0 for stream in streams] for _ in range(steps)]
-        return self._buffers.upload(numbers, torch.float64)
+        return upload(numbers, self._model.device, torch.float64)
 
     def _settle(self, chunk: FetchedSteps, finish: Finish) -> Iterator[NewToken]:
         """Yield the tokens of a chunk, without those beyond the end of a sequence, and free the rows that ended."""
@@ -243,9 +238,6 @@ class ContinuousBatch:
                 if self._texts[row] is text:
                     self._texts[row] = None
             yield NewToken(text.queued.sample, token, logprob, reason)
-
-    def _current_device(self) -> torch.cuda.device | nullcontext[None]:
-        return torch.cuda.device(self._model.device) if self._model.device.type == "cuda" else nullcontext()
 
 
 def _fetched(tensor: Tensor) -> Tensor:

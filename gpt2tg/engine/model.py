@@ -19,6 +19,7 @@ from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.checkpoint.tensor_names import HEAD
 from gpt2tg.engine.cpu.kernel_model import KernelModel
 from gpt2tg.engine.cpu.preload import Preloaded
+from gpt2tg.engine.cuda_graph import GraphCapture
 from gpt2tg.engine.matrices import Matrix
 from gpt2tg.engine.matrix_choice import matrix_maker, vocabulary_maker
 
@@ -30,11 +31,9 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
 }
 
-# Keys (B, H, P, D), values (B, H, P, D), a mask or None, whether the mask is the plain causal one.
-Attended = tuple[Tensor, Tensor, Tensor | None, bool]
-
-# Layer, new keys and new values, each (B, H, T, D) -> what the new tokens attend to.
-Cache = Callable[[int, Tensor, Tensor], Attended]
+# Layer, and queries, keys and values of the new tokens, each (B, H, T, D) -> the mixed values (B, H, T, D). Stores keys
+# and values in a cache, and attends to what it holds.
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class GPT2:
@@ -77,24 +76,26 @@ class GPT2:
         self.shape = replace(shape, tied="lm_head" not in self.matrices)
         self.head = self.matrices["wte" if self.shape.tied else "lm_head"]
         self._activation = ACTIVATION_FUNCTIONS[shape.activation]
+        self.graph_capture = GraphCapture(device)
+        """Captures decode steps as CUDA graphs, if that is possible."""
         scales = [self.attention_scale(layer) for layer in range(shape.n_layer)]
         self.kernel_model = KernelModel.if_packed(self.shape, self.weights, self.matrices, self.precision, scales)
         """The model for our CPU kernels; None if torch computes it."""
 
-    def hidden(self, ids: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+    def hidden(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Run all layers.
 
         Args:
             ids: (B, T) tokens to read.
             positions: (B, T) their positions in the text, from 0.
-            cache: stores the new keys and values of a layer and returns those to attend to.
+            attend: the attention of a layer, which keeps the new keys and values.
 
         Returns:
             (B, T, W) states after the final layer norm.
         """
         x = self.matrices["wte"].columns(ids) + F.embedding(positions, self.weights["wpe.weight"])
         for layer in range(self.shape.n_layer):
-            x = x + self._attention(layer, self._norm(f"h.{layer}.ln_1", x), cache)
+            x = x + self._self_attention(layer, self._norm(f"h.{layer}.ln_1", x), attend)
             x = x + self._feed_forward(layer, self._norm(f"h.{layer}.ln_2", x))
         return self._norm("ln_f", x)
 
@@ -106,6 +107,25 @@ class GPT2:
         """Return the factor of the products of queries and keys, usually 1 / sqrt(D)."""
         scale = 1 / math.sqrt(self.shape.n_embd // self.shape.n_head) if self.shape.scale_attention else 1.0
         return scale / (layer + 1) if self.shape.scale_by_layer else scale
+
+    def attention(self, layer: int, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend by torch: each query to the keys that the mask allows.
+
+        Args:
+            query: (B, H, T, D)
+            keys, values: (B, H, P, D)
+            mask: (B or 1, 1, T, P), True or 0 for what is attended to, False or -inf for what is not; None attends to
+                everything.
+
+        Returns:
+            (B, H, T, D)
+        """
+        scale = self.attention_scale(layer)
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
+
+    def causal_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend by torch: each token to itself and those before it; (B, H, T, D) each, which the result has too."""
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.attention_scale(layer))
 
     @torch.inference_mode()
     def all_logits(self, ids: Sequence[int], chunk: int = 64) -> Iterator[Tensor]:
@@ -121,20 +141,17 @@ class GPT2:
         if len(ids) > self.shape.n_positions:
             raise ValueError(f"{len(ids)} tokens given, but the model has {self.shape.n_positions} positions")
         positions = torch.arange(len(ids), device=self.device)[None]
-        hidden = self.hidden(torch.tensor([list(ids)], device=self.device), positions, _nothing_before)
+        hidden = self.hidden(torch.tensor([list(ids)], device=self.device), positions, self.causal_attention)
         for part in torch.split(hidden[0], chunk):
             yield self.logits(part)
 
-    def _attention(self, layer: int, x: Tensor, cache: Cache) -> Tensor:
+    def _self_attention(self, layer: int, x: Tensor, attend: Attend) -> Tensor:
         """(B, T, W) -> (B, T, W)"""
         batch, tokens, width = x.shape
         projected = self._linear(f"h.{layer}.attn.c_attn", x)
         heads = projected.view(batch, tokens, 3, self.shape.n_head, width // self.shape.n_head)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
-        keys, values, mask, is_causal = cache(layer, key, value)
-        mixed = F.scaled_dot_product_attention(
-            query, keys, values, attn_mask=mask, is_causal=is_causal, scale=self.attention_scale(layer)
-        )
+        mixed = attend(layer, query, key, value)
         return self._linear(f"h.{layer}.attn.c_proj", mixed.transpose(1, 2).reshape(batch, tokens, width))
 
     def _feed_forward(self, layer: int, x: Tensor) -> Tensor:
@@ -149,8 +166,3 @@ class GPT2:
     def _norm(self, name: str, x: Tensor) -> Tensor:
         weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
         return F.layer_norm(x, weight.shape, weight, bias, self.shape.epsilon)
-
-
-def _nothing_before(layer: int, key: Tensor, value: Tensor) -> Attended:
-    """Attend to the tokens that are read and no others: a text that is read at once needs no cache."""
-    return key, value, None, True

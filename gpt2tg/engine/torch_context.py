@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gpt2tg.engine.context import Context
-from gpt2tg.engine.model import GPT2, Attended
+from gpt2tg.engine.model import GPT2
 from gpt2tg.engine.prefill import prefill_groups
 
 
@@ -57,13 +57,15 @@ class TorchContext(Context):
         padded = [[*text, *[0] * (longest - len(text))] for text in texts.values()]
         positions = torch.arange(longest, device=model.device).expand(len(rows), -1)
 
-        def remember(layer: int, key: Tensor, value: Tensor) -> Attended:
-            # Padding is on the right, where the causal mask hides it from every token of the text.
-            self._cache[layer, 0, rows, :, :longest] = key
-            self._cache[layer, 1, rows, :, :longest] = value
-            return key, value, None, True
+        at = torch.tensor(rows, device=model.device)
 
-        hidden = model.hidden(torch.tensor(padded, device=model.device), positions, remember)
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            # Padding is on the right, where the causal mask hides it from every token of the text.
+            self._cache[layer, 0, at, :, :longest] = key
+            self._cache[layer, 1, at, :, :longest] = value
+            return model.causal_attention(layer, query, key, value)
+
+        hidden = model.hidden(torch.tensor(padded, device=model.device), positions, attend)
         for row, text in texts.items():
             self._ids[row] = list(text)
         last = torch.tensor(lengths, device=model.device) - 1
@@ -80,7 +82,7 @@ class TorchContext(Context):
         mask = None if is_even else (torch.arange(longest, device=model.device) <= lengths[:, None])[:, None, None]
         rows = torch.arange(len(lengths), device=model.device)
 
-        def remember(layer: int, key: Tensor, value: Tensor) -> Attended:
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             keys, values = self._cache[layer]
             if is_even:
                 keys[:, :, longest - 1] = key[:, :, 0]
@@ -88,9 +90,9 @@ class TorchContext(Context):
             else:
                 keys[rows, :, lengths] = key[:, :, 0]
                 values[rows, :, lengths] = value[:, :, 0]
-            return keys[:, :, :longest], values[:, :, :longest], mask, False
+            return model.attention(layer, query, keys[:, :, :longest], values[:, :, :longest], mask)
 
-        hidden = model.hidden(tokens.to(model.device)[:, None], lengths[:, None], remember)
+        hidden = model.hidden(tokens.to(model.device)[:, None], lengths[:, None], attend)
         for ids, token in zip(self._ids, tokens.tolist(), strict=True):
             ids.append(token)
         if self._keep_hidden:
@@ -105,13 +107,13 @@ class TorchContext(Context):
         positions = torch.arange(held, end, device=model.device)
         mask = (torch.arange(end, device=model.device) <= positions[:, None])[None, None]
 
-        def remember(layer: int, key: Tensor, value: Tensor) -> Attended:
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             keys, values = self._cache[layer]
             keys[:, :, held:end] = key
             values[:, :, held:end] = value
-            return keys[:, :, :end], values[:, :, :end], mask, False
+            return model.attention(layer, query, keys[:, :, :end], values[:, :, :end], mask)
 
-        hidden = model.hidden(torch.tensor([list(tokens)], device=model.device), positions[None], remember)
+        hidden = model.hidden(torch.tensor([list(tokens)], device=model.device), positions[None], attend)
         self._ids[0] += tokens
         return model.logits(hidden[0])
 
@@ -123,10 +125,14 @@ class TorchContext(Context):
         if len(rows) == len(self._ids):
             changed = [row for row, source in enumerate(rows) if source != row]
             if changed:
-                sources = [rows[row] for row in changed]
-                self._cache[:, :, changed, :, :filled] = self._cache[:, :, sources, :, :filled]
+                targets, sources = torch.tensor([changed, [rows[row] for row in changed]], device=self._cache.device)
+                self._cache[:, :, targets, :, :filled] = self._cache[:, :, sources, :, :filled]
         else:
-            kept = self._cache.new_zeros(*self._cache.shape[:2], len(rows), *self._cache.shape[3:])
-            kept[:, :, :, :, :filled] = self._cache[:, :, list(rows), :, :filled]
-            self._cache = kept
+            self._rearrange(rows, filled)
         self._ids = [list(self._ids[row]) for row in rows]
+
+    def _rearrange(self, rows: Sequence[int], filled: int) -> None:
+        """Make a cache of another number of rows from the first slots of these rows."""
+        kept = self._cache.new_zeros(*self._cache.shape[:2], len(rows), *self._cache.shape[3:])
+        kept[:, :, :, :, :filled] = self._cache[:, :, list(rows), :, :filled]
+        self._cache = kept

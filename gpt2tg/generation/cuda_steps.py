@@ -1,7 +1,7 @@
-"""Generation with CUDA graphs: which texts can use it, and how a decode step inside a graph chooses its tokens.
+"""Generation with the choice of the token inside a CUDA graph: which texts can use it, and how tokens are chosen.
 
-`engine/cuda_graph.py` captures decode steps as CUDA graphs and replays them without a host sync per token. A captured
-step runs the same operations every time, so filters that depend on the text so far cannot be part of it.
+`engine/decode_step.py` has such steps, which are replayed without a host sync per token. A captured step runs the same
+operations every time, so filters that depend on the text so far cannot be part of it.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from torch import Tensor
 from gpt2tg.decoding.interface import Finish, FinishReason, Token, not_finite_error
 from gpt2tg.decoding.sampling import drawn, most_probable
 from gpt2tg.engine.continuous_batch import ContinuousBatch, QueuedText
-from gpt2tg.engine.cuda_graph import ChooseOnDevice, GraphCapture, bucket_for
+from gpt2tg.engine.decode_step import ChooseOnDevice
 from gpt2tg.engine.model import GPT2
+from gpt2tg.engine.step_cache import bucket_for
 from gpt2tg.generation.filter_chain import LogitsFilter
 from gpt2tg.generation.requests import RequestBatch
 
 
 class CapturedSteps:
-    """Lends a static KV cache with its captured CUDA graphs. Keeps the last one, because capturing takes time."""
+    """Lends a static KV cache with its captured steps. Keeps the last one, because capturing takes time."""
 
     def __init__(self, model: GPT2) -> None:
         self.are_used = model.device.type == "cuda"
         self._model = model
-        self._capture = GraphCapture(model.device)
         self._kept: tuple[object, ContinuousBatch] | None = None
 
     def suit(self, batch: RequestBatch) -> bool:
-        """Whether a batch can be generated with CUDA graphs.
+        """Whether the tokens of a batch can be chosen inside a CUDA graph.
 
         It must be greedy or sampled, fit into the context window, have no filter that depends on the text, and not
         ask for prompt lookup.
@@ -57,7 +57,7 @@ class CapturedSteps:
         self.drop()  # frees its memory before the new one is allocated
         if kept is None:
             choose = choice([*filters.unused, *filters.distribution], samples)
-            kept = key, ContinuousBatch(self._model, rows, capacity, choose, batch.end_ids, capture=self._capture)
+            kept = key, ContinuousBatch(self._model, rows, capacity, choose, batch.end_ids)
         try:
             yield kept[1]
         except GeneratorExit:  # the caller has stopped early, which is no error

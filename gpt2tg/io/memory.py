@@ -14,4 +14,6 @@ MESSAGES = (
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of a device, or of the machine, is used up."""
-    return type(error).__name__ == "OutOfMemoryError" or any(message in str(error) for message in MESSAGES)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return any(message in str(error) for message in MESSAGES)

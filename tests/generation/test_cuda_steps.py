@@ -13,7 +13,8 @@ import torch
 from conftest import FABLES
 
 from gpt2tg.engine.continuous_batch import ContinuousBatch
-from gpt2tg.engine.cuda_graph import SWITCH, DecodeStep, GraphCapture
+from gpt2tg.engine.cuda_graph import SWITCH, GraphCapture
+from gpt2tg.engine.decode_step import DecodeStep
 from gpt2tg.errors import RunError
 from gpt2tg.generation import cuda_steps
 from gpt2tg.generation.generator import Generator, Request, Sample, load
@@ -119,7 +120,7 @@ def test_samples_come_in_the_order_of_the_prompts(
 
 
 @pytest.mark.parametrize("settings", WRITTEN_STEP_BY_STEP, ids=str)
-def test_other_texts_do_not_use_cuda_graphs(
+def test_other_texts_are_chosen_step_by_step(
     ordinary: Generator, in_steps: Generator, batches: list[ContinuousBatch], settings: dict[str, object]
 ) -> None:
     chosen = options(settings)
@@ -259,7 +260,7 @@ def graphs(in_steps: Generator, monkeypatch: pytest.MonkeyPatch) -> PretendedGra
     monkeypatch.setattr(torch.cuda, "stream", pretended.on)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: pretended.log.append("empty"))
-    in_steps.captured_steps._capture = GraphCapture(torch.device("cpu"), is_on=True)
+    monkeypatch.setattr(in_steps.model, "graph_capture", GraphCapture(torch.device("cpu"), is_on=True))
     return pretended
 
 

@@ -16,7 +16,7 @@ from gpt2tg.checkpoint.weights import read_weights
 from gpt2tg.engine.contexts import new_context
 from gpt2tg.engine.cpu import kernel_context, kernels
 from gpt2tg.engine.cpu.kernel_context import KernelContext
-from gpt2tg.engine.model import GPT2, Attended
+from gpt2tg.engine.model import GPT2
 from gpt2tg.engine.torch_context import TorchContext
 
 PRECISIONS = ["fp32", "fp16", "int8"]
@@ -47,13 +47,13 @@ def read_anew(model: GPT2, text: list[int]) -> Tensor:
 def all_by_torch(model: GPT2, text: list[int]) -> Tensor:
     """Return (T, V) logits after each token, by torch; keys and values are rounded as in the kernels' cache."""
 
-    def held(layer: int, key: Tensor, value: Tensor) -> Attended:
+    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if model.precision != "fp32":
             key, value = key.half().float(), value.half().float()
-        return key, value, None, True
+        return model.causal_attention(layer, query, key, value)
 
     with torch.inference_mode():
-        return model.logits(model.hidden(torch.tensor([text]), torch.arange(len(text))[None], held)[0])
+        return model.logits(model.hidden(torch.tensor([text]), torch.arange(len(text))[None], attend)[0])
 
 
 def allowed(model: GPT2) -> float:

@@ -10,19 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FABLES
+from conftest import FABLES, read_gpt2
 
 from gpt2tg.checkpoint.config import read_shape
 from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
 from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer
-from gpt2tg.checkpoint.weights import read_weights
 from gpt2tg.decoding import sampling
 from gpt2tg.decoding.stopping import Endings, StopStrings
-from gpt2tg.engine import cuda_graph, prefill
+from gpt2tg.engine import prefill, step_cache
 from gpt2tg.engine.contexts import new_context
 from gpt2tg.engine.continuous_batch import ContinuousBatch, QueuedText
-from gpt2tg.engine.cuda_graph import ChooseOnDevice, DecodeStep, StepBuffers, bucket_for
+from gpt2tg.engine.cuda_graph import GraphCapture
+from gpt2tg.engine.decode_step import ChooseOnDevice, DecodeStep, StepBuffers
 from gpt2tg.engine.model import GPT2
+from gpt2tg.engine.step_cache import bucket_for
 from gpt2tg.generation.cuda_steps import choice
 from gpt2tg.generation.filter_chain import distribution_filters
 from gpt2tg.options import DecodingOptions, decoding_options
@@ -36,15 +37,10 @@ Texts = dict[int, tuple[list[int], list[float], str | None]]
 """Ids, log-probabilities and finish reason, by sample."""
 
 
-def read_model(directory: Path, device: str = "cpu", precision: str = "fp32") -> GPT2:
-    shape = read_shape(directory)
-    return GPT2(read_weights(directory, shape), shape, torch.device(device), precision)
-
-
 @pytest.fixture
 def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Buckets of 8, 16, 32 and 64, the positions of the tiny model."""
-    monkeypatch.setattr(cuda_graph, "SMALLEST_BUCKET", 8)
+    monkeypatch.setattr(step_cache, "SMALLEST_BUCKET", 8)
 
 
 def prompts_and_lengths(count: int, vocabulary: int = 300, longest: int = 30) -> list[tuple[list[int], int]]:
@@ -132,7 +128,7 @@ def test_growing_text_uses_larger_buckets(gpt2: GPT2, monkeypatch: pytest.Monkey
     """Each step uses the smallest bucket that holds the chunk."""
     seen: list[int] = []
     genuine = DecodeStep.run
-    monkeypatch.setattr(DecodeStep, "run", lambda self: (seen.append(self._bucket), genuine(self))[1])
+    monkeypatch.setattr(DecodeStep, "run", lambda self, ahead: (seen.append(self._bucket), genuine(self, ahead))[1])
     work = [([5, 6, 7], 60)]
     batch = ContinuousBatch(gpt2, 1, 63, choose_with(GREEDY), (), steps=4)
     assert_equal(in_a_batch(batch, work, GREEDY, ()), one_by_one(gpt2, work, GREEDY, ()))
@@ -144,7 +140,7 @@ def test_rows_are_reused_while_a_long_text_runs(gpt2: GPT2, monkeypatch: pytest.
     """One text of 40 tokens and four of 10, in two rows: 40 steps suffice."""
     steps: list[DecodeStep] = []
     genuine = DecodeStep.run
-    monkeypatch.setattr(DecodeStep, "run", lambda self: (steps.append(self), genuine(self))[1])
+    monkeypatch.setattr(DecodeStep, "run", lambda self, ahead: (steps.append(self), genuine(self, ahead))[1])
     work = [([1, 2], 40), *[([3, 4, 5], 10)] * 4]
     in_a_batch(ContinuousBatch(gpt2, 2, 64, choose_with(GREEDY), (), steps=5), work, GREEDY, ())
     assert len(steps) == 40
@@ -169,7 +165,7 @@ def test_text_ended_by_the_caller_frees_its_row(gpt2: GPT2) -> None:
 def test_next_chunk_runs_while_tokens_are_yielded(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[DecodeStep] = []
     genuine = DecodeStep.run
-    monkeypatch.setattr(DecodeStep, "run", lambda self: (steps.append(self), genuine(self))[1])
+    monkeypatch.setattr(DecodeStep, "run", lambda self, ahead: (steps.append(self), genuine(self, ahead))[1])
     batch = ContinuousBatch(gpt2, 1, 64, choose_with(GREEDY), (), steps=5)
     written = batch.write([QueuedText(0, [1, 2], 40)], lambda _, ids: "length" if len(ids) == 40 else None)
     counts = [len(steps) for _ in written]
@@ -245,11 +241,11 @@ def test_batch_works_after_an_abandoned_run(gpt2: GPT2) -> None:
 def test_each_bucket_is_captured_once_it_pays(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the first steps of a bucket, libraries initialise themselves, and a short text ends."""
     log: list[str] = []
-    genuine = DecodeStep.run
-    monkeypatch.setattr(DecodeStep, "capture", lambda self, *_: log.append(f"capture {self._bucket}"))
-    monkeypatch.setattr(DecodeStep, "run", lambda self: (log.append(f"run {self._bucket}"), genuine(self))[1])
+    genuine = DecodeStep._step
+    monkeypatch.setattr(DecodeStep, "capture", lambda self: log.append(f"capture {self._bucket}"))
+    monkeypatch.setattr(DecodeStep, "_step", lambda self: (log.append(f"run {self._bucket}"), genuine(self))[1])
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    batch = ContinuousBatch(gpt2, 1, 64, choose_with(GREEDY), (), steps=4, captured=True)
+    batch = ContinuousBatch(gpt2, 1, 64, choose_with(GREEDY), (), 4, GraphCapture(gpt2.device, is_on=True))
     in_a_batch(batch, [([1, 2, 3, 4, 5], 13)], GREEDY, ())
     # Nothing is really captured here, so each further step of a bucket tries it.
     assert log == ["run 8"] * 4 + ["run 16"] * 4 + ["capture 16", "run 16"] * 4 + ["run 32"]
@@ -259,12 +255,12 @@ def test_each_bucket_is_captured_once_it_pays(gpt2: GPT2, monkeypatch: pytest.Mo
 def test_inactive_row_does_not_grow(gpt2: GPT2, end_ids: Sequence[int], lengths: list[int]) -> None:
     """It is computed in every step, like the others."""
     buffers = StepBuffers(gpt2, 2, 16, 4)
-    decode_step = DecodeStep(gpt2, buffers, 16, choose_with(GREEDY), end_ids)
+    decode_step = DecodeStep(gpt2, buffers, 16, choose_with(GREEDY), end_ids, gpt2.graph_capture)
     buffers.assign(*map(torch.tensor, ([0, 1], [5, 6], [0, 0], [16, 3])))
     for _ in range(20):
         buffers.begin_chunk(None)
         with torch.inference_mode():
-            decode_step.run()
+            decode_step.run(1)
     assert buffers.lengths.tolist() == lengths
 
 
@@ -272,22 +268,22 @@ def test_inactive_row_does_not_grow(gpt2: GPT2, end_ids: Sequence[int], lengths:
 @pytest.mark.parametrize("options", [GREEDY, DRAWN, TYPICAL], ids=["greedy", "drawn", "typical"])
 def test_step_contains_no_host_sync(model_dir: Path, options: DecodingOptions, precision: str) -> None:
     """Meta tensors have no values, so that reading one is an error, as it is while a graph is captured."""
-    model = read_model(model_dir, "meta", precision)
+    model = read_gpt2(model_dir, "meta", precision)
     batch = ContinuousBatch(model, 3, 64, choose_with(options), END_IDS, steps=4)
     texts = {0: (5, 6, 7), 1: (), 2: (5, 6)}
     with torch.inference_mode():
         batch._prefill(texts)
-        batch._decode_step(64).run()
-    assert batch._buffers.cache.dtype == (torch.float16 if precision == "fp16" else torch.float32)
+        batch._decode_step(64).run(1)
+    assert batch._buffers.cache.tensor.dtype == (torch.float16 if precision == "fp16" else torch.float32)
 
 
 def test_host_sync_in_a_choice_is_detected(model_dir: Path) -> None:
     """The test above would fail."""
     batch = ContinuousBatch(
-        read_model(model_dir, "meta"), 1, 64, lambda x, _: x.argmax(dim=1) if x.max().item() > 0 else x[:, 0], END_IDS
+        read_gpt2(model_dir, "meta"), 1, 64, lambda x, _: x.argmax(dim=1) if x.max().item() > 0 else x[:, 0], END_IDS
     )
     with torch.inference_mode(), pytest.raises(RuntimeError, match="meta"):
-        batch._decode_step(64).run()
+        batch._decode_step(64).run(1)
 
 
 def bundled_prompts(count: int) -> list[list[int]]:
@@ -316,13 +312,15 @@ class TestOnAGPU:
         return [(prompt, 20 + number % 150) for number, prompt in enumerate(bundled_prompts(count))]
 
     def batch(self, precision: str, options: DecodingOptions, rows: int = 16, captured: bool = True) -> ContinuousBatch:
-        model = read_model(BUNDLED_DIRECTORY, "cuda", precision)
-        return ContinuousBatch(model, rows, 256, choose_with(options), self.END, captured=captured)
+        model = read_gpt2(BUNDLED_DIRECTORY, "cuda", precision)
+        return ContinuousBatch(
+            model, rows, 256, choose_with(options), self.END, capture=GraphCapture(model.device, captured)
+        )
 
     def test_greedy_ids_in_fp32_equal_those_of_the_cpu(self) -> None:
         """Rows are reused, and texts grow from one bucket into the next."""
         texts = in_a_batch(self.batch("fp32", GREEDY), self.work(), GREEDY, self.END)
-        expected = one_by_one(read_model(BUNDLED_DIRECTORY), self.work(), GREEDY, self.END)
+        expected = one_by_one(read_gpt2(BUNDLED_DIRECTORY), self.work(), GREEDY, self.END)
         assert_equal(texts, expected, tolerance=1e-2)
 
     @pytest.mark.parametrize("options", [GREEDY, DRAWN, TYPICAL], ids=["greedy", "drawn", "typical"])

@@ -1,0 +1,140 @@
+"""A context with CUDA graphs. Here a graph is a function that runs the step."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import random_ids, read_gpt2
+
+from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
+from gpt2tg.engine import matrix_choice, step_cache
+from gpt2tg.engine.captured_context import CapturedContext
+from gpt2tg.engine.context import Context
+from gpt2tg.engine.contexts import new_context
+from gpt2tg.engine.cpu import kernels
+from gpt2tg.engine.cuda_graph import GraphCapture
+from gpt2tg.engine.model import GPT2
+from gpt2tg.engine.torch_context import TorchContext
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Rows and bucket of each replay of a graph."""
+    log: list[tuple[int, int]] = []
+
+    def graph_of(self: GraphCapture, step: Callable[[], None], pool: object) -> object:
+        forward = step.__self__  # type: ignore[attr-defined]
+        kind = (forward.inputs.shape[1], forward._bucket)
+        return SimpleNamespace(replay=lambda: (log.append(kind), step()))
+
+    monkeypatch.setattr(GraphCapture, "graph_of", graph_of)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(step_cache, "SMALLEST_BUCKET", 8)
+    return log
+
+
+@pytest.fixture
+def model(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> GPT2:
+    """A model that torch computes, as on a GPU, with steps that are captured."""
+    monkeypatch.setattr(kernels, "load", lambda: None)
+    monkeypatch.setattr(matrix_choice, "_cached_fastest", lambda *_: "plain")
+    model = read_gpt2(model_dir)
+    model.graph_capture = GraphCapture(model.device, is_on=True)
+    return model
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_captured_steps_equal_those_of_torch(model: GPT2, replays: list[tuple[int, int]], seed: int) -> None:
+    """Rows are dropped, doubled and read anew, as beam search and long texts do."""
+    chance = random.Random(seed)
+    contexts: list[Context] = [CapturedContext(model, 40, keep_hidden=True), TorchContext(model, 40, keep_hidden=True)]
+    for _ in range(3):
+        prompts = [random_ids(chance.randint(1, 20), chance.randrange(99)) for _ in range(chance.randint(1, 4))]
+        assert_equal([context.start(prompts) for context in contexts])
+        while (longest := max(contexts[0].lengths)) < 40:
+            rows = len(contexts[0].lengths)
+            kind = chance.choices(["step", "select", "read"], [12, 1, 1])[0]
+            if kind == "step":
+                tokens = torch.tensor(random_ids(rows, longest))
+                assert_equal([context.step(tokens) for context in contexts])
+                for found, expected in zip(contexts[0].hidden(), contexts[1].hidden(), strict=True):
+                    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+            elif kind == "select":
+                chosen = [chance.randrange(rows) for _ in range(chance.randint(1, 5))]
+                for context in contexts:
+                    context.select(chosen)
+            else:
+                texts = {chance.randrange(rows): random_ids(chance.randint(1, longest), longest)}
+                assert_equal([context.read(texts) for context in contexts])
+            assert contexts[0].lengths == contexts[1].lengths
+    assert len(set(replays)) > 1
+
+
+def test_results_stay_when_the_next_step_runs(model: GPT2, replays: list[tuple[int, int]]) -> None:
+    """A graph overwrites its output."""
+    context = CapturedContext(model, 40, keep_hidden=True)
+    context.start([[1, 2]])
+    results = []
+    for token in range(10):
+        logits = context.step(torch.tensor([token]))
+        results.append((logits, logits.clone(), context.hidden()[0], context.hidden()[0].clone()))
+    assert replays
+    assert all(torch.equal(a, b) and torch.equal(c, d) for a, b, c, d in results)
+
+
+def test_step_is_captured_for_each_number_of_rows(model: GPT2, replays: list[tuple[int, int]]) -> None:
+    """Contrastive search goes back and forth between two numbers of rows, and beam search drops rows."""
+    context = CapturedContext(model, 64)
+    context.start([list(range(10))] * 2)
+    for rows in ([0, 0, 1, 1], [0, 2]):
+        context.select(rows)
+        for token in range(3):
+            context.step(torch.tensor([token] * len(rows)))
+    assert replays == [(4, 16), (2, 16)]
+
+
+def test_last_steps_are_not_captured(model: GPT2, replays: list[tuple[int, int]]) -> None:
+    """A capture takes as long as four steps."""
+    context = CapturedContext(model, 14)
+    context.start([list(range(10))])
+    for token in range(4):
+        context.step(torch.tensor([token]))
+    assert replays == []
+
+
+def test_model_with_graphs_gets_a_captured_context(model: GPT2, replays: list[tuple[int, int]]) -> None:
+    assert isinstance(new_context(model, 8), CapturedContext)
+    model.graph_capture.is_on = False
+    assert not isinstance(new_context(model, 8), CapturedContext)
+
+
+def assert_equal(logits: list[torch.Tensor]) -> None:
+    torch.testing.assert_close(*logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA GPU here")
+class TestContextOnAGPU:
+    """Graphs that are really captured."""
+
+    @pytest.mark.parametrize("precision", ["fp32", "fp16"])
+    def test_captured_steps_equal_those_of_torch(self, precision: str) -> None:
+        model = read_gpt2(BUNDLED_DIRECTORY, "cuda", precision)
+        contexts = CapturedContext(model, 200), TorchContext(model, 200)
+        prompts = [[7, 8, 9], [20] * 30]
+        for context in contexts:
+            context.start(prompts)
+        for step in range(160):
+            rows = [0, 1, 1] if step == 20 else [2, 0] if step == 60 else None
+            found, expected = (self.next_logits(context, rows, step) for context in contexts)
+            torch.testing.assert_close(found, expected, atol=0.2 if precision == "fp16" else 1e-2, rtol=0)
+
+    @staticmethod
+    def next_logits(context: Context, rows: list[int] | None, token: int) -> torch.Tensor:
+        if rows is not None:
+            context.select(rows)
+        return context.step(torch.tensor([token + row for row in range(len(context.lengths))]))
