@@ -259,11 +259,19 @@ def pretended_runtime(gpu: PretendedGPU, capture_error: Exception | None) -> dic
         capture_error: raised at the end of each capture of a graph.
     """
 
-    class Graph:
-        def __init__(self, *_: object, **__: object) -> None:
-            self._strict_before = gpu.strict
+    graphs_of_pools: Counter[object] = Counter()
 
-        def capture_begin(self, *_: object, **__: object) -> None:
+    class Graph:
+        def __init__(self) -> None:
+            self._strict_before = gpu.strict
+            self._pool: object = None
+
+        def capture_begin(self, pool: object = None, **_: object) -> None:
+            """A pool without any graph left is released, and torch cannot capture into it any more."""
+            if pool is not None and not graphs_of_pools[pool]:
+                raise RuntimeError("use_count > 0 INTERNAL ASSERT FAILED")
+            self._pool = object() if pool is None else pool
+            graphs_of_pools[self._pool] += 1
             gpu.graphs.append("capture")
             self._strict_before, gpu.strict = gpu.strict, True
 
@@ -272,24 +280,20 @@ def pretended_runtime(gpu: PretendedGPU, capture_error: Exception | None) -> dic
             if capture_error is not None:
                 raise capture_error
 
+        def pool(self) -> object:
+            return self._pool
+
         def replay(self) -> None:
             gpu.graphs.append("replay")
 
-    @contextlib.contextmanager
-    def graph(captured: Graph, *_: object, **__: object) -> Iterator[None]:
-        captured.capture_begin()
-        try:
-            yield
-        finally:
-            captured.capture_end()
+        def __del__(self) -> None:
+            graphs_of_pools[self._pool] -= 1
 
     def anything(*_: object, **__: object) -> contextlib.AbstractContextManager[Any]:
         return mock.MagicMock()
 
     return {
         "CUDAGraph": Graph,
-        "graph": graph,
-        "graph_pool_handle": lambda: (0, 1),
         **dict.fromkeys(
             ("Event", "Stream", "device", "stream", "current_stream", "set_stream", "synchronize"), anything
         ),

@@ -27,7 +27,7 @@ RULES: dict[str, set[str]] = {
     "cli": {"cli", "__init__", "errors", "options", "io"},
     "reading": {"reading", "errors", "io"},
     "checkpoint": {"checkpoint", "errors", "options", "io"} | {"huggingface_hub", "safetensors", "tokenizers", "torch"},
-    "engine": {"engine", "errors", "io", "checkpoint"} | {"torch"},
+    "engine": {"engine", "errors", "io", "checkpoint"} | {"torch", "triton"},
     "decoding": {"decoding"} | {"numpy", "torch"},
     "generation": {"generation", "errors", "options", "checkpoint", "engine", "decoding"}
     | {"psutil", "regex", "torch"},
@@ -213,7 +213,7 @@ def test_scripts_are_never_imported() -> None:
         (", ".join(f"gpt2tg.commands.{path.stem}" for path in (PACKAGE / "commands").glob("[a-z]*.py")), HEAVY),
         ("gpt2tg.engine.cpu.startup", HEAVY),
         ("gpt2tg.reading", HEAVY | {"numpy"}),
-        ("gpt2tg.generation.generator", {"transformers", "datasets", "accelerate", "peft", "regex"}),
+        ("gpt2tg.generation.generator", {"transformers", "datasets", "accelerate", "peft", "regex", "triton"}),
         ("gpt2tg.session", {"transformers", "datasets", "accelerate", "peft", "prompt_toolkit", "platformdirs"}),
         ("gpt2tg.comparison", {"transformers", "datasets", "accelerate", "peft"}),
     ],

@@ -263,7 +263,7 @@ def test_each_additional_kernel_is_counted() -> None:
     assert kernels_of_a_step(lambda x, uniform: greedy(x * 1, uniform)) == kernels_of_a_step(greedy) + 1
 
 
-# ---- texts in steps that are not captured ----
+# ---- texts whose tokens are chosen step by step ----
 
 # Settings, and the most host syncs of two texts with six new tokens each.
 STEP_BY_STEP: dict[str, tuple[dict[str, object], int]] = {

@@ -118,7 +118,6 @@ class ContinuousBatch:
         self._capture = capture or model.graph_capture
         with torch.inference_mode():
             self._buffers = StepBuffers(model, rows, bucket_for(capacity, model.shape.n_positions), steps)
-        self._pool = torch.cuda.graph_pool_handle() if self._capture.is_on else None
         self._texts: list[ActiveText | None] = [None] * rows
         self._decode_steps: dict[int, DecodeStep] = {}  # by bucket
 
@@ -214,7 +213,7 @@ class ContinuousBatch:
         decode_step = self._decode_steps.get(bucket)
         if decode_step is None:
             arguments = self._model, self._buffers, bucket, self._choose, self._end_ids
-            decode_step = DecodeStep(*arguments, self._capture, self._pool)
+            decode_step = DecodeStep(*arguments, self._capture)
             self._decode_steps[bucket] = decode_step
         return decode_step
 

@@ -53,8 +53,11 @@ class GraphCapture:
         """False also after a capture has failed."""
         self._device = device
         self._stream: torch.cuda.Stream | None = None
+        self._first: torch.cuda.CUDAGraph | None = None
+        """Kept, so that its memory pool is, which all graphs share: nothing in it outlives a step. torch cannot capture
+        into a pool again whose last graph is gone, and does not return its memory."""
 
-    def graph_of(self, step: Callable[[], None], pool: torch.cuda._POOL_HANDLE | None) -> torch.cuda.CUDAGraph | None:
+    def graph_of(self, step: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
         """Capture what a function launches. The device must be the current CUDA device.
 
         Returns:
@@ -64,11 +67,10 @@ class GraphCapture:
             torch.OutOfMemoryError: there is no memory for the graph.
         """
         try:
-            try:
-                return self._graph_of(step, pool)
-            except torch.OutOfMemoryError:
-                torch.cuda.empty_cache()  # during a capture torch cannot free what it has cached
-                return self._graph_of(step, pool)
+            with contextlib.suppress(torch.OutOfMemoryError):
+                return self._graph_of(step)
+            torch.cuda.empty_cache()  # during a capture torch cannot free what it has cached
+            return self._graph_of(step)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -76,10 +78,11 @@ class GraphCapture:
             notice(f"no CUDA graphs: {one_line(error)}. Texts are generated step by step, which is slower.")
             return None
 
-    def _graph_of(self, step: Callable[[], None], pool: torch.cuda._POOL_HANDLE | None) -> torch.cuda.CUDAGraph:
+    def _graph_of(self, step: Callable[[], None]) -> torch.cuda.CUDAGraph:
         if self._stream is None:
             self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # torch does not annotate it
         graph = torch.cuda.CUDAGraph()
+        pool = None if self._first is None else self._first.pool()
         with torch.cuda.stream(self._stream):
             # Other threads, such as those of a data loader, may allocate memory meanwhile.
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
@@ -90,18 +93,18 @@ class GraphCapture:
                     graph.capture_end()
                 raise
             graph.capture_end()
+        self._first = self._first or graph
         return graph
 
 
 class GraphedStep(ABC):
-    """Operations on buffers at fixed addresses. They run one by one, on any device, or as a graph once captured."""
+    """Operations on buffers at fixed addresses. They run one by one, on any device, or as a graph once captured.
 
-    def __init__(self, capture: GraphCapture, pool: torch.cuda._POOL_HANDLE | None) -> None:
-        """
-        Args:
-            pool: the memory pool of the graph. Several graphs may share it if nothing in it outlives a step.
-        """
-        self._capture, self._pool = capture, pool
+    All memory that they allocate is free again at their end: the results are in the buffers.
+    """
+
+    def __init__(self, capture: GraphCapture) -> None:
+        self._capture = capture
         self._graph: torch.cuda.CUDAGraph | None = None
         self._warm_steps = 0  # run without a graph
 
@@ -113,7 +116,7 @@ class GraphedStep(ABC):
         """Run the step once. It is captured before if that pays; if a capture fails, it runs without a graph.
 
         Args:
-            ahead: how many more runs are certain, or likely.
+            ahead: how many runs are certain or likely, this one included.
         """
         if self._capture.is_on and self._is_worth_capturing(ahead):
             self.capture()
@@ -133,4 +136,4 @@ class GraphedStep(ABC):
 
     def capture(self) -> None:
         """Capture the step as a graph, which `run` replays from now on. Nothing is computed."""
-        self._graph = self._capture.graph_of(self._step, self._pool)
+        self._graph = self._capture.graph_of(self._step)

@@ -61,7 +61,7 @@ class StepBuffers:
 
 
 class DecodeStep(GraphedStep):
-    """One more token for every row, with attention over the first `bucket` slots of the cache."""
+    """One more token for every row. No row may have `bucket` tokens or more."""
 
     def __init__(
         self,
@@ -71,9 +71,8 @@ class DecodeStep(GraphedStep):
         choose: ChooseOnDevice,
         end_ids: Collection[int],
         capture: GraphCapture,
-        pool: torch.cuda._POOL_HANDLE | None = None,
     ) -> None:
-        super().__init__(capture, pool)
+        super().__init__(capture)
         self._model, self._buffers, self._bucket, self._choose = model, buffers, bucket, choose
         self._end_ids = upload(sorted(end_ids), buffers.device)
 

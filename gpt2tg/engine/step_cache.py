@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpt2tg.engine.compilers import find_obstacle
 from gpt2tg.engine.cuda_graph import current_device, is_switched_off
 from gpt2tg.engine.model import GPT2, Attend
 from gpt2tg.errors import one_line
@@ -26,12 +28,12 @@ AttentionKernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, floa
 TOLERANCE = 1e-2
 
 
-def bucket_for(length: int, positions: int) -> int:
-    """Return the smallest bucket that holds so many tokens; at most the model's positions."""
+def bucket_for(length: int, limit: int) -> int:
+    """Return the smallest bucket that holds so many tokens; at most `limit`."""
     bucket = SMALLEST_BUCKET
     while bucket < length:
         bucket *= 2
-    return min(bucket, positions)
+    return min(bucket, limit)
 
 
 class StepCache:
@@ -63,7 +65,7 @@ class StepCache:
         Args:
             tokens: (N,) ids.
             lengths: (N,) tokens that each row has in the cache.
-            bucket: the slots to attend to; more than the longest row has tokens.
+            bucket: more than the tokens of the longest row; a number that `bucket` returned.
 
         Returns:
             (N, W) states after the final layer norm.
@@ -96,7 +98,7 @@ class StepCache:
 def new_attention_kernel(cache: Tensor) -> AttentionKernel | None:
     """Return our attention kernel for a cache, (layers, 2, B, H, C, D); None if torch's attention is to be used."""
     _, _, rows, heads, capacity, size = cache.shape
-    if cache.device.type != "cuda" or is_switched_off() or not is_kernel_usable(cache.device, cache.dtype, size):
+    if cache.device.type != "cuda" or is_switched_off() or not is_kernel_usable(cache.device, cache.dtype, heads, size):
         return None
     from gpt2tg.engine.triton_attention import SplitAttention
 
@@ -104,42 +106,45 @@ def new_attention_kernel(cache: Tensor) -> AttentionKernel | None:
 
 
 @functools.cache
-def is_kernel_usable(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
-    """Whether our attention kernel works: once in a process it is compared with torch's attention.
+def is_kernel_usable(device: torch.device, dtype: torch.dtype, heads: int, size: int) -> bool:
+    """Whether our attention kernel works, with heads of this size: it is compared with torch's attention.
 
-    A notice says why not, unless Triton is not installed, as on Windows.
+    A notice says why not.
 
     Raises:
         torch.OutOfMemoryError: the GPU is full.
     """
-    try:
-        from gpt2tg.engine.triton_attention import SplitAttention
-    except ImportError:
-        return False
-    try:
-        with torch.inference_mode(), current_device(device):
-            error = kernel_error(SplitAttention(2, 3, head_size, 300, device), device, dtype, head_size)
-        fault = f"its result is wrong by {error:.2g}" if not error <= TOLERANCE else None
-    except Exception as failure:  # Triton, its compilers and drivers raise all kinds
-        if isinstance(failure, RuntimeError) and is_out_of_memory(failure):
-            raise
-        fault = one_line(failure)
+    fault = find_obstacle(device)
+    if fault is None:
+        try:
+            fault = _find_fault(device, dtype, heads, size)
+        except ImportError:
+            return False  # there is no Triton for this system, such as Windows
+        except Exception as error:  # Triton, its compilers and drivers raise all kinds
+            if is_out_of_memory(error):
+                raise
+            fault = one_line(error)
     if fault is not None:
         notice(f"our attention kernel is not used: {fault}. Attention is computed by torch, which is slower.")
     return fault is None
 
 
-def kernel_error(kernel: AttentionKernel, device: torch.device, dtype: torch.dtype, head_size: int) -> float:
-    """Run the kernel on a small cache with two rows. Return the largest difference from torch's attention."""
+@torch.inference_mode()
+def _find_fault(device: torch.device, dtype: torch.dtype, heads: int, size: int) -> str | None:
+    """Run the kernel on a small cache with two rows. Return what is wrong with its result, or None."""
+    from gpt2tg.engine.triton_attention import SplitAttention
+
     generator = torch.Generator(device).manual_seed(0)
-    query, key, value, keys, values = (
-        torch.randn(2, 3, tokens, head_size, device=device, generator=generator).to(dtype)
-        for tokens in (1, 1, 1, 300, 300)
-    )
-    found = kernel(query, key, value, keys, values, torch.tensor([5, 290], device=device), 0.125)
-    differences = []
-    for row, end in enumerate((6, 291)):  # the kernel has appended the new token
-        one, held, mixed = (x[row : row + 1].float() for x in (query, keys[:, :, :end], values[:, :, :end]))
-        expected = F.scaled_dot_product_attention(one, held, mixed, scale=0.125)
-        differences.append((found[row] - expected[0]).abs().max().item())
-    return max(differences)
+    with current_device(device):
+        cache = torch.randn(2, 2, heads, SMALLEST_BUCKET * 3, size, device=device, generator=generator).to(dtype)
+        new = torch.randn(2, 1, 3, heads, size, device=device, generator=generator).to(dtype)
+        query, key, value = new.permute(2, 0, 3, 1, 4)  # as the model makes them
+        kernel = SplitAttention(2, heads, size, cache.shape[3], device)
+        found = kernel(query, key, value, cache[0], cache[1], torch.tensor([5, 300], device=device), 0.125)
+        differences = []
+        for row, end in enumerate((6, 301)):  # the kernel has appended the new token
+            keys, values = cache[:, row, :, :end].float()
+            expected = F.scaled_dot_product_attention(query[row].float(), keys, values, scale=0.125)
+            differences.append((found[row].float() - expected).abs().max().item())
+    error = max(differences, key=lambda difference: (math.isnan(difference), difference))
+    return None if error <= TOLERANCE else f"its result is wrong by {error:.2g}"

@@ -108,7 +108,7 @@ class TorchContext(Context):
         mask = (torch.arange(end, device=model.device) <= positions[:, None])[None, None]
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            keys, values = self._cache[layer]
+            keys, values = self._cache[layer, :, :1]
             keys[:, :, held:end] = key
             values[:, :, held:end] = value
             return model.attention(layer, query, keys[:, :, :end], values[:, :, :end], mask)

@@ -50,25 +50,27 @@ class SplitAttention:
         rows, heads, _, size = query.shape
         output = torch.empty(rows, heads, 1, size, dtype=query.dtype, device=query.device)
         scratch = self._mixed, self._maxima, self._totals
-        sizes = {"SIZE": size, "PADDED": self._padded, "SPLITS": self._splits, "KEYS": SPLIT}
+        sizes = {"SIZE": size, "PADDED": self._padded, "KEYS": SPLIT}
         attend_to_split[(rows * heads, self._splits)](
-            query, key, value, keys, values, lengths, *scratch, scale, heads, query.stride(0), query.stride(1),
-            keys.stride(0), keys.stride(1), **sizes, BLOCK_KEYS=BLOCK,
+            query, key, value, keys, values, lengths, *scratch, scale, heads, self._splits,
+            query.stride(0), query.stride(1), keys.stride(0), keys.stride(1), **sizes, BLOCK_KEYS=BLOCK,
         )  # fmt: skip
-        merge_splits[(rows * heads,)](*scratch, lengths, output, heads, **sizes)
+        merge_splits[(rows * heads,)](*scratch, lengths, output, heads, self._splits, **sizes)
         return output
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # Triton's types are not checked
+# One compiled form serves every capacity and every buffer of lengths. Triton would compile another one, in the middle
+# of a text, for a number or an address that is a multiple of 16.
+generic = triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["lengths"])
+
+
+@generic  # type: ignore[untyped-decorator]  # Triton's types are not checked
 def attend_to_split(  # type: ignore[no-untyped-def]  # the arguments are Triton's
-    query, key, value, keys, values, lengths, mixed_out, maxima_out, totals_out, scale, heads, row_stride, head_stride,
-    cache_row_stride, cache_head_stride, SIZE: tl.constexpr, PADDED: tl.constexpr, SPLITS: tl.constexpr,
+    query, key, value, keys, values, lengths, mixed_out, maxima_out, totals_out, scale, heads, splits,
+    row_stride, head_stride, cache_row_stride, cache_head_stride, SIZE: tl.constexpr, PADDED: tl.constexpr,
     KEYS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
 ):  # fmt: skip
-    """Attend to the keys of one split, for one head of one row.
-
-    Writes the weighted sum of the values (D), not yet divided, the highest score, and the sum of the weights.
-    """
+    """Attend to the keys of one split, for one head of one row. Writes a part of a sum, as `combined` takes it."""
     row_and_head, split = tl.program_id(0), tl.program_id(1)
     row, head = (row_and_head // heads).to(tl.int64), row_and_head % heads
     length = tl.load(lengths + row).to(tl.int32)  # the type of the slots
@@ -91,11 +93,10 @@ def attend_to_split(  # type: ignore[no-untyped-def]  # the arguments are Triton
         k = tl.load(keys + at, mask=mask, other=0.0).to(tl.float32)
         v = tl.load(values + at, mask=mask, other=0.0).to(tl.float32)
         scores = tl.where(is_read, tl.sum(k * q[None, :], axis=1), float("-inf"))
-        highest = tl.maximum(maximum, tl.max(scores, axis=0))
-        weights, shrunk = tl.exp(scores - highest), tl.exp(maximum - highest)
-        total = total * shrunk + tl.sum(weights, axis=0)
-        mixed = mixed * shrunk + tl.sum(weights[:, None] * v, axis=0)
-        maximum = highest
+        highest = tl.max(scores, axis=0)
+        weights = tl.exp(scores - highest)
+        block = tl.sum(weights[:, None] * v, axis=0)
+        maximum, total, mixed = combined(maximum, total, mixed, highest, tl.sum(weights, axis=0), block)
     if length < first + KEYS:  # the new token belongs to this split
         k = tl.load(key + new, mask=exists, other=0.0)
         v = tl.load(value + new, mask=exists, other=0.0)
@@ -103,21 +104,28 @@ def attend_to_split(  # type: ignore[no-untyped-def]  # the arguments are Triton
         tl.store(keys + at, k, mask=exists)
         tl.store(values + at, v, mask=exists)
         score = tl.sum(k.to(tl.float32) * q, axis=0)
-        highest = tl.maximum(maximum, score)
-        weight, shrunk = tl.exp(score - highest), tl.exp(maximum - highest)
-        total = total * shrunk + weight
-        mixed = mixed * shrunk + weight * v.to(tl.float32)
-        maximum = highest
-    place = row_and_head.to(tl.int64) * SPLITS + split
+        maximum, total, mixed = combined(maximum, total, mixed, score, 1.0, v.to(tl.float32))
+    place = row_and_head.to(tl.int64) * splits + split
     tl.store(maxima_out + place, maximum)
     tl.store(totals_out + place, total)
     tl.store(mixed_out + place * PADDED + dimension, mixed)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # Triton's types are not checked
+@triton.jit
+def combined(maximum, total, mixed, other_maximum, other_total, other_mixed):  # type: ignore[no-untyped-def]
+    """Add two parts of a softmax-weighted sum: highest score, sum of the weights, and weighted sum of the values (D).
+
+    Weights are relative to the highest score of their part, so that none overflows (Milakov & Gimelshein 2018).
+    """
+    highest = tl.maximum(maximum, other_maximum)
+    factor, other_factor = tl.exp(maximum - highest), tl.exp(other_maximum - highest)
+    return highest, total * factor + other_total * other_factor, mixed * factor + other_mixed * other_factor
+
+
+@generic  # type: ignore[untyped-decorator]  # Triton's types are not checked
 def merge_splits(  # type: ignore[no-untyped-def]  # the arguments are Triton's
-    mixed_in, maxima_in, totals_in, lengths, output, heads, SIZE: tl.constexpr, PADDED: tl.constexpr,
-    SPLITS: tl.constexpr, KEYS: tl.constexpr,
+    mixed_in, maxima_in, totals_in, lengths, output, heads, splits, SIZE: tl.constexpr, PADDED: tl.constexpr,
+    KEYS: tl.constexpr,
 ):  # fmt: skip
     """Combine the splits of one head of one row, and write the weighted mean of the values (D)."""
     row_and_head = tl.program_id(0).to(tl.int64)
@@ -127,12 +135,9 @@ def merge_splits(  # type: ignore[no-untyped-def]  # the arguments are Triton's
     total = 0.0
     mixed = tl.zeros((PADDED,), tl.float32)
     for split in range(0, length // KEYS + 1):
-        place = row_and_head * SPLITS + split
-        of_split = tl.load(maxima_in + place)
-        highest = tl.maximum(maximum, of_split)
-        shrunk, weight = tl.exp(maximum - highest), tl.exp(of_split - highest)
-        total = total * shrunk + tl.load(totals_in + place) * weight
-        mixed = mixed * shrunk + tl.load(mixed_in + place * PADDED + dimension) * weight
-        maximum = highest
+        place = row_and_head * splits + split
+        of_split = tl.load(mixed_in + place * PADDED + dimension)
+        highest, sum_of_weights = tl.load(maxima_in + place), tl.load(totals_in + place)
+        maximum, total, mixed = combined(maximum, total, mixed, highest, sum_of_weights, of_split)
     at = output + row_and_head * SIZE + dimension
     tl.store(at, (mixed / total).to(output.dtype.element_ty), mask=dimension < SIZE)

@@ -10,33 +10,33 @@ from gpt2tg.engine.contexts import new_context
 from gpt2tg.engine.continuous_batch import ContinuousBatch
 from gpt2tg.engine.model import GPT2
 from gpt2tg.engine.sliding import SlidingRows
-from gpt2tg.generation.cuda_steps import CapturedSteps
+from gpt2tg.generation.cuda_steps import ContinuousBatches
 from gpt2tg.generation.requests import RequestBatch
 
 
 class Caches:
     """Lends KV caches for generation, and keeps those that the next text can reuse."""
 
-    def __init__(self, model: GPT2, captured_steps: CapturedSteps) -> None:
+    def __init__(self, model: GPT2, continuous_batches: ContinuousBatches) -> None:
         self.spare: Context | None = None
         """The cache of the last single text, while no text uses it."""
         self._model = model
-        self._captured_steps = captured_steps
+        self._continuous_batches = continuous_batches
 
     @contextmanager
     def lend(self, batch: RequestBatch, rows: int | None = None) -> Iterator[Context | SlidingRows | ContinuousBatch]:
         """Lend the cache that suits a batch.
 
         Args:
-            rows: the number of rows if CUDA graphs are used; None is one row per text.
+            rows: the number of rows of a continuous batch, if there is one; None is one row per text.
         """
-        if self._captured_steps.suit(batch):
+        if self._continuous_batches.suit(batch):
             texts = batch.options.draws * len(batch.requests)
             length = batch.longest if texts > 1 else self._model.shape.n_positions
-            with self._captured_steps.lend(batch, min(rows or texts, texts), length) as captured:
+            with self._continuous_batches.lend(batch, min(rows or texts, texts), length) as captured:
                 yield captured
             return
-        self._captured_steps.drop()
+        self._continuous_batches.drop()
         context = self._context(batch)
         try:
             yield context

@@ -23,7 +23,7 @@ from gpt2tg.generation.filter_chain import LogitsFilter
 from gpt2tg.generation.requests import RequestBatch
 
 
-class CapturedSteps:
+class ContinuousBatches:
     """Lends a static KV cache with its captured steps. Keeps the last one, because capturing takes time."""
 
     def __init__(self, model: GPT2) -> None:

@@ -20,7 +20,7 @@ from gpt2tg.engine.model import GPT2
 from gpt2tg.errors import RunError, UserError, one_line
 from gpt2tg.generation.beams import generate_with_beams
 from gpt2tg.generation.caches import Caches
-from gpt2tg.generation.cuda_steps import CapturedSteps
+from gpt2tg.generation.cuda_steps import ContinuousBatches
 from gpt2tg.generation.filter_chain import filter_chain
 from gpt2tg.generation.footprint import check_footprint
 from gpt2tg.generation.requests import Request, RequestBatch, fit_prompt
@@ -56,8 +56,8 @@ class Generator:
         """The tokens that end a text."""
         self.unused = self._find_unused()
         """(V,) mask of the ids that have no token; None if every id has one."""
-        self.captured_steps = CapturedSteps(model)
-        self.caches = Caches(model, self.captured_steps)
+        self.continuous_batches = ContinuousBatches(model)
+        self.caches = Caches(model, self.continuous_batches)
 
     def _find_unused(self) -> torch.Tensor | None:
         size = self.model.shape.vocab_size
@@ -91,13 +91,13 @@ class Generator:
     ) -> Iterator[list[Sample]]:
         """Generate the completions of many prompts, about `batch_size` texts at a time. Yields the samples of each.
 
-        The texts of a prompt stay together, so a batch may be larger. With CUDA graphs, a text that ends gives its row
-        to the next one; otherwise, and with a time limit, one batch follows another.
+        The texts of a prompt stay together, so a batch may be larger. In a continuous batch, a text that ends gives
+        its row to the next one; otherwise, and with a time limit, one batch follows another.
         """
         if not requests:
             return
         batch = self._batch(requests, options)
-        if options.max_time is None and self.captured_steps.suit(batch):
+        if options.max_time is None and self.continuous_batches.suit(batch):
             yield from self._refilled(batch, max(batch_size, batch.options.draws))
             return
         together = max(1, batch_size // batch.options.draws)
@@ -120,7 +120,7 @@ class Generator:
         """Stream the completions of several prompts, generated as one batch. Each chunk names its prompt and text.
 
         Args:
-            rows: the number of texts that are generated at a time if CUDA graphs are used; None is all of them.
+            rows: the number of texts in a continuous batch, if there is one; None is all of them.
         """
         return self._stream(self._batch(requests, options), rows, in_pieces=True)
 

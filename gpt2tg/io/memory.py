@@ -6,6 +6,7 @@ from __future__ import annotations
 MESSAGES = (
     "CUDA out of memory",
     "CUDA error: out of memory",
+    "Triton Error [CUDA]: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "MPS backend out of memory",
     "DefaultCPUAllocator",

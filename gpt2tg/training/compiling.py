@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
-import shutil
 import sys
-import sysconfig
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 import torch
 
+from gpt2tg.engine.compilers import find_obstacle
 from gpt2tg.errors import UserError, one_line
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.console import log
 
 # torch.compile takes about a minute for a model as deep as GPT-2, and then saves some tens of milliseconds a pass.
 PASSES_TO_REPAY_COMPILING = 2000
-
-# The oldest CUDA GPUs that Triton generates code for.
-LOWEST_CAPABILITY = (7, 0)
 
 
 def is_compiled(options: TrainingOptions, device: torch.device, steps: int) -> bool:
@@ -47,28 +41,6 @@ def check_compiling(options: TrainingOptions, device: torch.device) -> None:
     """
     if options.compile == "on" and (obstacle := find_obstacle(device)):
         raise UserError(f"on is not possible here: {obstacle}: leave the flag out", "compile")
-
-
-def find_obstacle(device: torch.device) -> str | None:
-    """Return what prevents torch.compile on a device; None if nothing is known to prevent it.
-
-    torch would find out in the first training step. Triton compiles a C program for each kernel, Inductor a C++ program
-    for a CPU; both include Python.h.
-    """
-    if device.type not in ("cuda", "cpu") or os.name == "nt":
-        return None
-    if device.type == "cuda":
-        if importlib.util.find_spec("triton") is None:
-            return "Triton is not installed (pip install triton)"
-        if torch.version.hip is None and torch.cuda.get_device_capability(device) < LOWEST_CAPABILITY:
-            return f"Triton does not support {torch.cuda.get_device_name(device)}"
-    variable, names = ("CC", ("gcc", "clang")) if device.type == "cuda" else ("CXX", ("g++", "clang++"))
-    chosen = os.environ.get(variable, "").split()[:1]  # may have flags behind it
-    if not any(map(shutil.which, chosen or names)):
-        return f"found no compiler ({' or '.join(chosen or names)})"
-    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
-        return "Python.h is missing (a package like python3-dev contains it)"
-    return None
 
 
 def is_compile_error(error: BaseException) -> bool:

@@ -65,7 +65,7 @@ class Samples(TrainerCallback):
     def _generate(self, model: GPT2LMHeadModel) -> list[str]:
         generator = Generator(engine_model(model, self._tokenizer.end_id), self._tokenizer)
         # CUDA graphs would take memory that the training needs.
-        generator.captured_steps.are_used = generator.model.graph_capture.is_on = False
+        generator.continuous_batches.are_used = generator.model.graph_capture.is_on = False
         return [sample.text for sample in generator.generate(self._prompt, self._decoding)]
 
     def _write(self, step: int, texts: list[str]) -> None:

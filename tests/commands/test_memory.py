@@ -25,6 +25,7 @@ ERRORS = [
     ),
     RuntimeError("MPS backend out of memory (MPS allocated: 17.00 GB, max allowed: 18.13 GB)."),
     RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    MemoryError("Unable to allocate 9.00 GiB for an array"),
 ]
 
 TEXTS = Path(__file__).parents[2] / "sample_data.txt"

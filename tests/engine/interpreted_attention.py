@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from gpt2tg.engine.triton_attention import SplitAttention
 CPU = torch.device("cpu")
 
 # Lengths on both sides of the borders of splits and blocks, by capacity of the cache.
-LENGTHS = {300: [0, 1, 63, 64, 65, 127, 128, 129, 255, 256, 257, 299], 40: [0, 39, 7]}
+LENGTHS = {300: [0, 1, 63, 64, 65, 127, 128, 129, 257, 299], 256: [127, 255], 128: [127, 0], 40: [0, 39, 7]}
 
 
 def attend(
@@ -71,9 +72,8 @@ def check_rows() -> None:
 
 def check_texts(directory: Path) -> None:
     """A context with the kernel gives the logits of one without."""
-    shape = read_shape(directory)
+    shape = replace(read_shape(directory), scale_by_layer=True)
     model = GPT2(read_weights(directory, shape), shape, CPU)
-    step_cache.SMALLEST_BUCKET = 8
     step_cache.new_attention_kernel = lambda cache: SplitAttention(
         *(cache.shape[2], cache.shape[3], cache.shape[5], cache.shape[4]), CPU
     )

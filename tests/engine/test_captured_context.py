@@ -27,13 +27,12 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Rows and bucket of each replay of a graph."""
     log: list[tuple[int, int]] = []
 
-    def graph_of(self: GraphCapture, step: Callable[[], None], pool: object) -> object:
+    def graph_of(self: GraphCapture, step: Callable[[], None]) -> object:
         forward = step.__self__  # type: ignore[attr-defined]
         kind = (forward.inputs.shape[1], forward._bucket)
         return SimpleNamespace(replay=lambda: (log.append(kind), step()))
 
     monkeypatch.setattr(GraphCapture, "graph_of", graph_of)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     monkeypatch.setattr(step_cache, "SMALLEST_BUCKET", 8)
     return log
 
@@ -50,7 +49,7 @@ def model(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> GPT2:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_captured_steps_equal_those_of_torch(model: GPT2, replays: list[tuple[int, int]], seed: int) -> None:
-    """Rows are dropped, doubled and read anew, as beam search and long texts do."""
+    """Rows are dropped, doubled and read anew, as beam search and long texts do; a draft extends a single row."""
     chance = random.Random(seed)
     contexts: list[Context] = [CapturedContext(model, 40, keep_hidden=True), TorchContext(model, 40, keep_hidden=True)]
     for _ in range(3):
@@ -58,7 +57,7 @@ def test_captured_steps_equal_those_of_torch(model: GPT2, replays: list[tuple[in
         assert_equal([context.start(prompts) for context in contexts])
         while (longest := max(contexts[0].lengths)) < 40:
             rows = len(contexts[0].lengths)
-            kind = chance.choices(["step", "select", "read"], [12, 1, 1])[0]
+            kind = chance.choices(["step", "select", "read", "extend"], [12, 1, 1, 1])[0]
             if kind == "step":
                 tokens = torch.tensor(random_ids(rows, longest))
                 assert_equal([context.step(tokens) for context in contexts])
@@ -68,6 +67,12 @@ def test_captured_steps_equal_those_of_torch(model: GPT2, replays: list[tuple[in
                 chosen = [chance.randrange(rows) for _ in range(chance.randint(1, 5))]
                 for context in contexts:
                     context.select(chosen)
+            elif kind == "extend":
+                if rows == 1 and longest < 36:
+                    guesses = random_ids(4, longest)
+                    assert_equal([context.extend(guesses) for context in contexts])
+                    for context in contexts:
+                        context.take_back(2)
             else:
                 texts = {chance.randrange(rows): random_ids(chance.randint(1, longest), longest)}
                 assert_equal([context.read(texts) for context in contexts])
@@ -87,15 +92,35 @@ def test_results_stay_when_the_next_step_runs(model: GPT2, replays: list[tuple[i
     assert all(torch.equal(a, b) and torch.equal(c, d) for a, b, c, d in results)
 
 
-def test_step_is_captured_for_each_number_of_rows(model: GPT2, replays: list[tuple[int, int]]) -> None:
-    """Contrastive search goes back and forth between two numbers of rows, and beam search drops rows."""
+def test_numbers_of_rows_share_graphs(model: GPT2, replays: list[tuple[int, int]]) -> None:
+    """Contrastive search goes back and forth between two numbers of rows."""
     context = CapturedContext(model, 64)
     context.start([list(range(10))] * 2)
-    for rows in ([0, 0, 1, 1], [0, 2]):
+    for rows in ([0, 0, 1, 1, 1], [0, 2, 3, 4], [1, 2]):
         context.select(rows)
         for token in range(3):
             context.step(torch.tensor([token] * len(rows)))
-    assert replays == [(4, 16), (2, 16)]
+    assert replays == [(5, 16), (4, 16), (2, 32)]
+
+
+def test_texts_that_end_one_after_the_other_need_few_graphs(model: GPT2, replays: list[tuple[int, int]]) -> None:
+    context = CapturedContext(model, 64)
+    context.start([[1]] * 20)
+    for rows in range(19, 0, -1):
+        for _ in range(3):
+            context.step(torch.tensor([2] * (rows + 1)))
+        context.select(range(rows))
+    assert {rows for rows, _ in replays} == {20, 16, 8, 4, 2}
+    assert len(replays) > 20
+
+
+def test_full_row_is_refused(model: GPT2) -> None:
+    context = CapturedContext(model, 12)
+    context.start([list(range(10)), [1]])
+    for _ in range(2):
+        context.step(torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match="a row has 12 tokens"):
+        context.step(torch.tensor([1, 2]))
 
 
 def test_last_steps_are_not_captured(model: GPT2, replays: list[tuple[int, int]]) -> None:
@@ -121,8 +146,16 @@ def assert_equal(logits: list[torch.Tensor]) -> None:
 class TestContextOnAGPU:
     """Graphs that are really captured."""
 
+    @pytest.mark.parametrize("has_kernel", [True, False], ids=["kernel", "torch"])
     @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-    def test_captured_steps_equal_those_of_torch(self, precision: str) -> None:
+    def test_captured_steps_equal_those_of_torch(
+        self, precision: str, has_kernel: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The first graphs go when more rows are needed; their memory pool must stay."""
+        if has_kernel:
+            pytest.importorskip("triton")
+        else:
+            monkeypatch.setattr(step_cache, "new_attention_kernel", lambda cache: None)
         model = read_gpt2(BUNDLED_DIRECTORY, "cuda", precision)
         contexts = CapturedContext(model, 200), TorchContext(model, 200)
         prompts = [[7, 8, 9], [20] * 30]
@@ -132,6 +165,9 @@ class TestContextOnAGPU:
             rows = [0, 1, 1] if step == 20 else [2, 0] if step == 60 else None
             found, expected = (self.next_logits(context, rows, step) for context in contexts)
             torch.testing.assert_close(found, expected, atol=0.2 if precision == "fp16" else 1e-2, rtol=0)
+        assert model.graph_capture.is_on
+        assert any(forward._graph is not None for forward in contexts[0]._steps.values())
+        assert (contexts[0]._step_cache._kernel is not None) is has_kernel
 
     @staticmethod
     def next_logits(context: Context, rows: list[int] | None, token: int) -> torch.Tensor:

@@ -244,7 +244,6 @@ def test_each_bucket_is_captured_once_it_pays(gpt2: GPT2, monkeypatch: pytest.Mo
     genuine = DecodeStep._step
     monkeypatch.setattr(DecodeStep, "capture", lambda self: log.append(f"capture {self._bucket}"))
     monkeypatch.setattr(DecodeStep, "_step", lambda self: (log.append(f"run {self._bucket}"), genuine(self))[1])
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     batch = ContinuousBatch(gpt2, 1, 64, choose_with(GREEDY), (), 4, GraphCapture(gpt2.device, is_on=True))
     in_a_batch(batch, [([1, 2, 3, 4, 5], 13)], GREEDY, ())
     # Nothing is really captured here, so each further step of a bucket tries it.
@@ -303,8 +302,16 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch find
 
 
 @needs_gpu
+@pytest.mark.parametrize("has_kernel", [True, False], ids=["kernel", "torch"])
 class TestOnAGPU:
-    """Captured steps with trained weights."""
+    """Captured steps with trained weights, with our attention kernel and without."""
+
+    @pytest.fixture(autouse=True)
+    def attention(self, has_kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        if has_kernel:
+            pytest.importorskip("triton")
+        else:
+            monkeypatch.setattr(step_cache, "new_attention_kernel", lambda cache: None)
 
     END = (read_shape(BUNDLED_DIRECTORY).end_ids or (0,))[:1]
 
@@ -317,9 +324,12 @@ class TestOnAGPU:
             model, rows, 256, choose_with(options), self.END, capture=GraphCapture(model.device, captured)
         )
 
-    def test_greedy_ids_in_fp32_equal_those_of_the_cpu(self) -> None:
-        """Rows are reused, and texts grow from one bucket into the next."""
-        texts = in_a_batch(self.batch("fp32", GREEDY), self.work(), GREEDY, self.END)
+    def test_greedy_ids_in_fp32_equal_those_of_the_cpu(self, has_kernel: bool) -> None:
+        """Rows are reused, and without the kernel texts grow from one bucket into the next."""
+        batch = self.batch("fp32", GREEDY)
+        texts = in_a_batch(batch, self.work(), GREEDY, self.END)
+        assert all(step._graph is not None for step in batch._decode_steps.values())
+        assert (batch._buffers.cache._kernel is not None) is has_kernel
         expected = one_by_one(read_gpt2(BUNDLED_DIRECTORY), self.work(), GREEDY, self.END)
         assert_equal(texts, expected, tolerance=1e-2)
 

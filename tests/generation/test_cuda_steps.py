@@ -54,8 +54,8 @@ def ordinary(model_dir: Path) -> Generator:
 
 @pytest.fixture
 def in_steps(ordinary: Generator) -> Generator:
-    generator = Generator(ordinary.model, ordinary.tokenizer)
-    generator.captured_steps.are_used = True
+    generator = Generator(copy.copy(ordinary.model), ordinary.tokenizer)
+    generator.continuous_batches.are_used = True
     return generator
 
 
@@ -168,7 +168,7 @@ def test_max_time_ends_texts_with_cuda_graphs(in_steps: Generator, batches: list
 
 def test_broken_weights_raise_with_cuda_graphs(in_steps: Generator) -> None:
     broken = Generator(copy.copy(in_steps.model), in_steps.tokenizer)
-    broken.captured_steps.are_used = True
+    broken.continuous_batches.are_used = True
     weights = broken.model.weights
     broken.model.weights = {**weights, "ln_f.bias": torch.full_like(weights["ln_f.bias"], torch.nan)}
     for settings in ({"decoding": "greedy"}, {"decoding": "sample"}):
@@ -185,7 +185,7 @@ def test_out_of_memory_frees_the_batch(in_steps: Generator, monkeypatch: pytest.
     with pytest.raises(torch.OutOfMemoryError):
         in_steps.generate("The owl", chosen)
     monkeypatch.undo()
-    assert in_steps.captured_steps._kept is None
+    assert in_steps.continuous_batches._kept is None
     assert in_steps.generate("The owl", chosen)
 
 
@@ -231,6 +231,9 @@ class PretendedGraph:
         self._graphs = graphs
         self._run: Callable[[], None] | None = None
 
+    def pool(self) -> object:
+        return self
+
     def capture_begin(self, pool: object, capture_error_mode: str) -> None:
         self._graphs.log.append("capture")
         assert self._graphs.stream == "captures"
@@ -258,7 +261,6 @@ def graphs(in_steps: Generator, monkeypatch: pytest.MonkeyPatch) -> PretendedGra
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: PretendedGraph(pretended))
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: "captures")
     monkeypatch.setattr(torch.cuda, "stream", pretended.on)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: pretended.log.append("empty"))
     monkeypatch.setattr(in_steps.model, "graph_capture", GraphCapture(torch.device("cpu"), is_on=True))
     return pretended

@@ -55,7 +55,7 @@ def test_samples_equal_those_that_are_streamed(
     generator = generators[model]
     chosen = decoding_options({"max_new_tokens": 24, "seed": 6, "overflow": "truncate", **settings})
     requests = [generator.fit(prompt, chosen, index) for index, prompt in enumerate(["", *FABLES[:3], "é—猫🐈"])]
-    generator.captured_steps.are_used = in_steps
+    generator.continuous_batches.are_used = in_steps
     found = [*generator.generate_batch(requests, chosen), *generator.generate_each(requests, chosen, 2)]
     assert bool(pushed) is ("stop" in settings)
     chunks = generator.stream_batch(requests, chosen)

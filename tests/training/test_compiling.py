@@ -12,6 +12,7 @@ import pytest
 import torch
 from test_finetune import quick
 
+from gpt2tg.engine import compilers
 from gpt2tg.errors import RunError, UserError
 from gpt2tg.training import compiling, run
 from gpt2tg.training.finetune import finetune
@@ -78,12 +79,12 @@ def test_missing_prerequisites_prevent_compiling(
     monkeypatch.delenv("CC", raising=False)
     found = {name: name != missing for name in ("triton", "capability", "compiler", "header")}
     (tmp_path / "Python.h").touch()
-    monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: found["triton"] or None)
+    monkeypatch.setattr(compilers.importlib.util, "find_spec", lambda name: found["triton"] or None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5) if found["capability"] else (6, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla P100")
-    monkeypatch.setattr(compiling.shutil, "which", lambda name: name if found["compiler"] else None)
+    monkeypatch.setattr(compilers.shutil, "which", lambda name: name if found["compiler"] else None)
     include = tmp_path if found["header"] else tmp_path / "nowhere"
-    monkeypatch.setattr(compiling.sysconfig, "get_path", lambda name: str(include))
+    monkeypatch.setattr(compilers.sysconfig, "get_path", lambda name: str(include))
     options = quick(text_file, tmp_path / "out")
     assert not compiling.is_compiled(options, CUDA, 10_000)
     assert len(capsys.readouterr().err.splitlines()) == 1

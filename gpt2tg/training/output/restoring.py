@@ -32,7 +32,7 @@ def raise_as_damage(checkpoint: str, part: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, MemoryError) or is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         raise Damaged(f"{checkpoint} is damaged: {part} cannot be used: {one_line(error)}") from error
 
