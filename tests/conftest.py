@@ -71,6 +71,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Benchmarks use all cores. Beside another worker, two threads that wait for each other are many times slower."""
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def without_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
     """Runs draw no loss.png, which takes longer than all their steps, except in modules that set DRAWS_PICTURES."""
