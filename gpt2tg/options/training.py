@@ -107,6 +107,9 @@ class TrainingOptions(Options):
         is_common=True,
     )
     save_steps: int = option(1000, "steps between checkpoints", group="run", low=1)
+    save_minutes: float = option(
+        15, "minutes between checkpoints, besides those of --save_steps; 0 disables", group="run", low=0
+    )
     save_total_limit: int = option(
         2, "number of checkpoints to keep: the newest, and the best besides; 0 keeps all", group="run", low=0
     )

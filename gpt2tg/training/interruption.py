@@ -109,6 +109,14 @@ class SignalConsensus:
         self._is_reached = False
         self._last_asked: tuple[int, float] | None = None  # step and time
         self._next_step = 0  # the step after which to ask again
+        self._started = time.monotonic()
+        self._agreed_seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """The time since the start, about a second old with several processes: all have the same number."""
+        is_alone = self._accelerator.num_processes == 1
+        return time.monotonic() - self._started if is_alone else self._agreed_seconds
 
     def is_interrupted(self) -> bool:
         """Whether any process received a signal. All processes must call this together."""
@@ -133,6 +141,7 @@ class SignalConsensus:
         mine = torch.tensor([float(bool(self._interruption)), seconds], device=self._accelerator.device)
         signals, mean_seconds = self._accelerator.reduce(mine, reduction="mean").tolist()
         self._is_reached = self._is_reached or signals > 0
+        self._agreed_seconds += mean_seconds
         return self._is_reached, mean_seconds
 
 

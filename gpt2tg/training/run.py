@@ -221,8 +221,7 @@ class Run:
         self.trainer.add_callback(self._records())
         if options.sample_steps:
             self.trainer.add_callback(Samples(options, self._tokenizer, self.output_dir, stopwatch))
-        evaluates, patience = data.validation is not None, options.early_stopping_patience
-        self.trainer.add_callback(FlowControl(evaluates, options.eval_steps, patience, self.trainer.signals))
+        self.trainer.add_callback(FlowControl(data.validation is not None, options, self.trainer.signals))
 
     def _trainable_model(self) -> torch.nn.Module:
         base = "" if self._base is None else base_reference(self._name, self._base.directory)

@@ -127,6 +127,45 @@ def two_processes(
     return asked[0], ended
 
 
+def test_processes_agree_on_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their clocks differ, and one is slower; a checkpoint is due in all of them after the same step."""
+    times: dict[int, list[float]] = {0: [], 1: []}
+    genuine = SignalConsensus.is_interrupted_at
+
+    def noted(self: SignalConsensus, step: int) -> bool:
+        is_interrupted = genuine(self, step)
+        times[threading.current_thread() is not threads_of[0]].append(self.seconds)
+        return is_interrupted
+
+    threads_of: list[threading.Thread] = []
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda self: (threads_of.append(self), start(self))[1])
+    monkeypatch.setattr(SignalConsensus, "is_interrupted_at", noted)
+    two_processes(monkeypatch, 0.3, 0, 30)
+    assert times[0] == times[1]
+    assert 0.3 * 30 * 0.8 < times[0][-1] < 0.3 * 30 * 1.4
+
+
+@pytest.mark.parametrize(("minutes", "steps"), [("2", [2, 4, 6, 7]), ("0", [7]), ("100", [7])])
+def test_checkpoint_is_saved_when_the_last_is_old(
+    text_file: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: str, steps: list[int]
+) -> None:
+    """A step takes a minute here."""
+    now = [0.0]
+    genuine = LanguageTrainer.training_step
+    monkeypatch.setattr(interruption, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(
+        LanguageTrainer,
+        "training_step",
+        lambda self, *rest: (now.append(now.pop() + 60), genuine(self, *rest))[1],
+    )
+    out = tmp_path / "out"
+    words = ["--train_file", text_file, "--model_name", model_dir, "--output_dir", out, "--block_size", 16]
+    words += ["--max_steps", 7, "--save_minutes", minutes, "--save_total_limit", 0, "--validation_split", 0]
+    assert finetune_gpt2.main([*map(str, words), "--device", "cpu"]) == 0
+    assert [saved.step for saved in saved_checkpoints(out)] == steps
+
+
 @pytest.fixture
 def signals_as_before() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in WARNINGS}

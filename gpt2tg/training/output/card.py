@@ -23,7 +23,15 @@ ALWAYS_SHOWN = ("block_size", "batch_size", "gradient_accumulation_steps", "lear
 
 # Settings that the card never names: paths and prompts are private, and the others do not affect the weights.
 NEVER_SHOWN = {"train_file", "validation_file", "output_dir", "resume", "resume_anyway", "overwrite", "prompt"}
-NEVER_SHOWN |= {"generate_samples", "num_samples", "sample_steps", "logging_steps", "report_to", "save_steps"}
+NEVER_SHOWN |= {
+    "generate_samples",
+    "num_samples",
+    "sample_steps",
+    "logging_steps",
+    "report_to",
+    "save_steps",
+    "save_minutes",
+}
 NEVER_SHOWN |= {"try_", "push_to_hub", "trainer"}
 
 CARD = """\
