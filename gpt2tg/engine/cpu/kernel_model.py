@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.engine.cpu import kernels
+from gpt2tg.engine.cpu.thread_count import ThreadCount
 from gpt2tg.engine.matrices import Matrix, Panels
 
 
@@ -35,6 +36,7 @@ class KernelModel:
         self.lanes = self._library.lanes
         # Rounded weights do not justify keys and values in 32 bits, and 16 bits are read in half the time.
         self.cache_precision = "fp32" if precision == "fp32" else "fp16"
+        self._thread_count = ThreadCount()
         self._layers = (kernels.Layer * shape.n_layer)(*(self._layer(*layer) for layer in enumerate(scales)))
         self._model = kernels.Model(
             layers=self._layers,
@@ -124,7 +126,20 @@ class KernelModel:
         Returns:
             (S, V) logits after the selected tokens.
         """
-        capacity, threads = cache_rows.shape[1], torch.get_num_threads()
+        with self._thread_count.measured() as threads:
+            return self._forward(threads, cache, ids, positions, cache_rows, selected, hidden)
+
+    def _forward(
+        self,
+        threads: int,
+        cache: Tensor,
+        ids: Sequence[int],
+        positions: Sequence[int],
+        cache_rows: Tensor,
+        selected: Sequence[int],
+        hidden: Tensor | None,
+    ) -> Tensor:
+        capacity = cache_rows.shape[1]
         # Allocated anew each time: several threads may use one model.
         scratch = torch.empty(self._library.forward_scratch(self._model, len(ids), capacity, threads))
         logits = torch.empty(len(selected), self._shape.vocab_size)

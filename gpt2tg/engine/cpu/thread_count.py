@@ -1,0 +1,79 @@
+"""How many threads the kernels use while other programs compute on the same cores.
+
+The threads of a forward pass wait for each other several times in each layer. If another program takes turns with one
+of them on a core, all wait for it, often for milliseconds. Then fewer threads are faster. Their number changes no
+result.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+# Threads that wait spin, so that n threads take n seconds of processor time a second. If so much of one second is
+# missing, a core has other work.
+MISSING = 0.3
+
+# Forward passes are judged together until they have taken this long, in seconds; two such windows in a row decide.
+WINDOW, WINDOWS = 0.02, 2
+
+# After so many seconds with fewer threads, the next window has one more again. Doubled each time this was in vain.
+FIRST_PATIENCE, MOST_PATIENCE = 0.25, 4.0
+
+
+class ThreadCount:
+    """Chooses the threads of each forward pass by the processor time that the last ones got."""
+
+    def __init__(self, most: Callable[[], int] = torch.get_num_threads) -> None:
+        """
+        Args:
+            most: returns the number of threads that may be used.
+        """
+        self._most = most
+        self._left_out = 0  # threads that are not used
+        self._patience = FIRST_PATIENCE
+        self._reduced_at = 0.0
+        self._slow_windows = 0
+        self._wall = self._missing = 0.0  # of the current window, in seconds
+        # With this policy, waiting threads sleep, and their processor time tells nothing.
+        self._is_on = os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive"
+
+    @contextmanager
+    def measured(self) -> Iterator[int]:
+        """Measure the forward pass in the block. Yields how many threads it is to use."""
+        threads = max(1, self._most() - self._left_out)
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield threads
+        if self._is_on:
+            self._note(threads, time.perf_counter() - wall, time.process_time() - cpu)
+
+    def _note(self, threads: int, wall: float, cpu: float) -> None:
+        """Judge the window if it is long enough.
+
+        Args:
+            wall, cpu: seconds of a forward pass, and of processor time of all threads in it.
+        """
+        self._wall += wall
+        self._missing += threads * wall - cpu
+        if self._wall < WINDOW:
+            return
+        is_slow = threads > 1 and self._missing > MISSING * self._wall
+        self._wall = self._missing = 0.0
+        now = time.perf_counter()
+        if is_slow:
+            self._slow_windows += 1
+            if self._slow_windows >= WINDOWS:
+                self._left_out += 1
+                self._reduced_at = now
+            return
+        self._slow_windows = 0
+        if not self._left_out:
+            self._patience = FIRST_PATIENCE
+        elif now - self._reduced_at >= self._patience:
+            self._left_out -= 1
+            self._patience = min(2 * self._patience, MOST_PATIENCE)
+            self._slow_windows = WINDOWS - 1  # a single slow window suffices now
