@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gpt2tg.errors import UserError
 from gpt2tg.io.outputs import check_file, holds_something
+from gpt2tg.options import BUNDLED_MODEL
 from gpt2tg.session.files import SavedSession, load_session, save_session
 from gpt2tg.session.session import Session
 from gpt2tg.session.settings import describe_settings
@@ -47,8 +48,13 @@ def load(session: Session, words: str) -> None:
 
 
 def _has_other_weights(session: Session, saved: SavedSession) -> bool:
-    """Whether the model of this name has changed. Files of earlier versions do not tell."""
-    return saved.weights is not None and session.weights_fingerprint() not in (None, saved.weights)
+    """Whether the model of this name has changed since the session was saved.
+
+    Files of earlier versions have no fingerprint. The bundled model has changed since then; of others we do not know.
+    """
+    if saved.weights is None:
+        return saved.model == BUNDLED_MODEL
+    return session.weights_fingerprint() not in (None, saved.weights)
 
 
 def _path(words: str, command: str) -> Path:

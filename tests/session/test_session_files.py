@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from talk import Talk, greedy_options, greedy_text, sampling_options
 
 from gpt2tg.generation.generator import Generator, load
+from gpt2tg.options import BUNDLED_MODEL
 from gpt2tg.session.style import Style
 from gpt2tg.session.turns import Turn
 
@@ -83,6 +84,21 @@ def test_session_of_an_earlier_version_loads_without_a_note(generator: Generator
     file.write_text("\n".join([json.dumps(entry), *rest]), encoding="utf-8")
     printed = Talk(generator, greedy_options()).type(f"/load {file}")[1]
     assert not [line for line in printed if "other weights" in line or line.startswith("error")]
+
+
+def test_session_of_the_earlier_bundled_model_says_so(generator: Generator, tmp_path: Path) -> None:
+    """The first versions, which wrote no fingerprint, had another gpt2-tiny."""
+    file = tmp_path / "story.jsonl"
+    talk = Talk(generator, greedy_options())
+    talk.session.name = BUNDLED_MODEL
+    talk.type("The fox", f"/save {file}")
+    note = "It was saved with other weights of gpt2-tiny: the same seeds write other texts now."
+    assert note not in talk.type(f"/load {file}")[1]
+    first, *rest = file.read_text(encoding="utf-8").splitlines()
+    entry = json.loads(first)
+    del entry["weights"]
+    file.write_text("\n".join([json.dumps(entry), *rest]), encoding="utf-8")
+    assert note in talk.type(f"/load {file}")[1]
 
 
 def test_files_of_others_are_not_overwritten(generator: Generator, tmp_path: Path) -> None:
