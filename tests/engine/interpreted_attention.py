@@ -47,7 +47,7 @@ def attend(
 
 def check_attention() -> None:
     for capacity, lengths in LENGTHS.items():
-        for size, dtype in [(16, torch.float32), (16, torch.float16), (20, torch.float32)]:
+        for size, dtype in [(16, torch.float16), (20, torch.float32)]:
             found, _, expected, _ = attend(lengths, capacity, size, dtype)
             assert found.dtype == dtype
             torch.testing.assert_close(found.float(), expected, atol=1e-5 if dtype == torch.float32 else 2e-3, rtol=0)
