@@ -384,7 +384,8 @@ def model_in_training(half: torch.dtype | None, lora: bool, checkpointing: bool)
         asked = TrainingOptions(train_file="-", lora=True, fp16=half == torch.float16, bf16=half == torch.bfloat16)
         model = choose_weights(model, asked, "-")
     if checkpointing:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        newer = getattr(model, "activation_checkpointing_enable", None)  # transformers 5.17 has only the other name
+        (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
     return model.train()
 
 
