@@ -126,28 +126,16 @@ class KernelModel:
         Returns:
             (S, V) logits after the selected tokens.
         """
-        with self._thread_count.measured() as threads:
-            return self._forward(threads, cache, ids, positions, cache_rows, selected, hidden)
-
-    def _forward(
-        self,
-        threads: int,
-        cache: Tensor,
-        ids: Sequence[int],
-        positions: Sequence[int],
-        cache_rows: Tensor,
-        selected: Sequence[int],
-        hidden: Tensor | None,
-    ) -> Tensor:
         capacity = cache_rows.shape[1]
-        # Allocated anew each time: several threads may use one model.
-        scratch = torch.empty(self._library.forward_scratch(self._model, len(ids), capacity, threads))
         logits = torch.empty(len(selected), self._shape.vocab_size)
         lists = [torch.tensor(numbers, dtype=torch.int32) for numbers in (ids, positions, selected)]
-        tensors = (*lists[:2], cache_rows, lists[2], logits, hidden, scratch)
-        batch = kernels.Batch(len(ids), len(selected), *map(kernels.pointer, tensors))
-        precision = kernels.PRECISIONS[self.cache_precision]
-        self._library.forward(
-            self._model, kernels.Cache(kernels.pointer(cache), cache.shape[2], capacity, precision), batch, threads
+        in_cache = kernels.Cache(
+            kernels.pointer(cache), cache.shape[2], capacity, kernels.PRECISIONS[self.cache_precision]
         )
+        with self._thread_count.measured() as threads:
+            # Allocated anew each time: several threads may use one model.
+            scratch = torch.empty(self._library.forward_scratch(self._model, len(ids), capacity, threads))
+            tensors = (*lists[:2], cache_rows, lists[2], logits, hidden, scratch)
+            batch = kernels.Batch(len(ids), len(selected), *map(kernels.pointer, tensors))
+            self._library.forward(self._model, in_cache, batch, threads)
         return logits

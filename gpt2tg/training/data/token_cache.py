@@ -128,7 +128,11 @@ def _publish(complete: Path, directory: Path) -> None:
 
 @contextlib.contextmanager
 def _sole_writer(name: str) -> Iterator[None]:
-    """Wait until no other run writes these tokens. If the file system has no locks, both write drafts of their own."""
+    """Wait until no other run writes these tokens.
+
+    If the lock cannot be taken, as on a file system without locks, both write drafts of their own. A folder that cannot
+    be written to is reported by the writing itself.
+    """
     lock = FileLock(_lock_path(name))
     try:
         lock.acquire(timeout=0)
@@ -149,7 +153,10 @@ def _lock_path(name: str) -> Path:
 
 
 def _remove_leftovers() -> None:
-    """Remove the drafts of runs that were killed. The lock of a run that is still writing cannot be acquired."""
+    """Remove the drafts of runs that were killed. The lock of a run that is still writing cannot be acquired.
+
+    On a file system without locks all drafts stay: nothing tells which of them is still written to.
+    """
     for draft in CACHE.glob(f"{DRAFT}*"):
         name = draft.name.removeprefix(DRAFT).partition("-")[0]
         with contextlib.suppress(OSError, NotImplementedError), FileLock(_lock_path(name), timeout=0):
