@@ -76,6 +76,8 @@ class PretendedGPU(TorchDispatchMode):
         self.attention: list[Attention] = []
         self.graphs: list[str] = []
         """`capture` and `replay`, in their order."""
+        self.pools: Counter[object] = Counter()
+        """The graphs that live, by their memory pool."""
         self._pinned: list[Tensor] = []
 
     def sync(self, what: str) -> None:
@@ -259,8 +261,6 @@ def pretended_runtime(gpu: PretendedGPU, capture_error: Exception | None) -> dic
         capture_error: raised at the end of each capture of a graph.
     """
 
-    graphs_of_pools: Counter[object] = Counter()
-
     class Graph:
         def __init__(self) -> None:
             self._strict_before = gpu.strict
@@ -268,10 +268,10 @@ def pretended_runtime(gpu: PretendedGPU, capture_error: Exception | None) -> dic
 
         def capture_begin(self, pool: object = None, **_: object) -> None:
             """A pool without any graph left is released, and torch cannot capture into it any more."""
-            if pool is not None and not graphs_of_pools[pool]:
+            if pool is not None and not gpu.pools[pool]:
                 raise RuntimeError("use_count > 0 INTERNAL ASSERT FAILED")
             self._pool = object() if pool is None else pool
-            graphs_of_pools[self._pool] += 1
+            gpu.pools[self._pool] += 1
             gpu.graphs.append("capture")
             self._strict_before, gpu.strict = gpu.strict, True
 
@@ -287,7 +287,7 @@ def pretended_runtime(gpu: PretendedGPU, capture_error: Exception | None) -> dic
             gpu.graphs.append("replay")
 
         def __del__(self) -> None:
-            graphs_of_pools[self._pool] -= 1
+            gpu.pools[self._pool] -= 1
 
     def anything(*_: object, **__: object) -> contextlib.AbstractContextManager[Any]:
         return mock.MagicMock()

@@ -24,6 +24,7 @@ from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer
 from gpt2tg.decoding import filters
 from gpt2tg.decoding.stopping import Endings, StopStrings
 from gpt2tg.engine import step_cache, upload
+from gpt2tg.engine.contexts import new_context
 from gpt2tg.engine.continuous_batch import ContinuousBatch, QueuedText
 from gpt2tg.engine.cuda_graph import GraphCapture
 from gpt2tg.engine.decode_step import ChooseOnDevice
@@ -290,6 +291,21 @@ def test_step_by_step_texts_stay_on_one_device(settings: dict[str, object], most
     assert {len(sample.ids) for sample in samples} == {6}
     assert sum(gpu.syncs.values()) <= most, gpu.syncs
     assert_dtypes_exist(gpu)
+
+
+def test_all_graphs_share_a_memory_pool_that_stays() -> None:
+    """When more rows are needed, all graphs of the context go. torch can neither use nor free a pool without graphs."""
+    with pretended_gpu() as gpu:
+        model = new_generator().model
+        context = new_context(model, 60)
+        context.start([[1, 2], [3]])
+        for rows in ([0, 1], [0, 1, 1]):
+            context.select(rows)
+            for _ in range(4):
+                context.step(torch.tensor([1] * len(rows)))
+        assert gpu.graphs.count("capture") == 2
+        assert model.graph_capture.is_on
+        assert len(gpu.pools) == 1
 
 
 # Lookup reads a varying number of tokens at once.
