@@ -40,6 +40,7 @@ from gpt2tg.options.model import (
     Precision,
     PrecisionOptions,
 )
+from gpt2tg.options.optimization import Compile, LoraTarget, Optimizer, Scheduler
 from gpt2tg.options.prompts import (
     DEFAULT_PROMPT,
     SESSION_NEW_TOKENS,
@@ -51,15 +52,8 @@ from gpt2tg.options.prompts import (
 )
 from gpt2tg.options.strategies import STRATEGIES, Strategy, StrategyName
 from gpt2tg.options.tasks import ALL_IN_ONE_DEFAULTS, Task, TaskOptions
-from gpt2tg.options.training import (
-    FROM_SCRATCH_FLAGS,
-    NEWEST,
-    Compile,
-    LoraTarget,
-    Optimizer,
-    Scheduler,
-    TrainingOptions,
-)
+from gpt2tg.options.training import FROM_SCRATCH_FLAGS, TrainingOptions
+from gpt2tg.options.training_run import NEWEST
 from gpt2tg.options.unused import unused_options, why_unused
 
 __all__ = [

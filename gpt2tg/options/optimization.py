@@ -1,0 +1,105 @@
+"""The options of a training run on its steps, its memory and its adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gpt2tg.options.fields import Options, option
+
+Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
+Compile = Literal["auto", "on", "off"]
+Optimizer = Literal["adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "muon"]
+# The linear layers of a GPT-2, as its checkpoints name them. Attention and MLP each have a c_proj.
+LoraTarget = Literal["c_attn", "c_proj", "c_fc"]
+
+
+@dataclass(frozen=True)
+class OptimizationOptions(Options):
+    """How a model is trained: steps, learning rate, precision, memory, adapter."""
+
+    try_: tuple[str, ...] = option(
+        (),
+        "hyperparameter search: train with every combination of these values, stop bad trials early, and keep the "
+        "best model: learning_rate=1e-5,5e-5 epochs=2,3",
+        group="training",
+        metavar="NAME=X,Y",
+        shown_default="off",
+        accepts_string=True,
+    )
+    trainer: tuple[str, ...] = option(
+        (),
+        "any other field of transformers' TrainingArguments: adam_beta1=0.8",
+        group="training",
+        metavar="NAME=X",
+        shown_default="none",
+        accepts_string=True,
+    )
+    epochs: float = option(3.0, "number of epochs", group="training", above=0, is_common=True)
+    max_steps: int | None = option(
+        None, "end after this many steps, whatever --epochs says", group="training", low=1, shown_default="off"
+    )
+    batch_size: int = option(4, "batch size: blocks per forward pass", group="training", low=1, is_common=True)
+    gradient_accumulation_steps: int = option(
+        1, "forward passes per optimizer step; the effective batch size is multiplied by it", group="training", low=1
+    )
+    learning_rate: float = option(5e-5, "peak learning rate", group="training", above=0, is_common=True)
+    lr_scheduler_type: Scheduler = option(
+        "linear", "learning rate schedule after the warm-up", group="training", choices=Scheduler
+    )
+    warmup_steps: int = option(
+        0, "warm-up: steps in which the learning rate rises to its peak", group="training", low=0
+    )
+    weight_decay: float = option(0.0, "weight decay", group="training", low=0)
+    adam_beta2: float = option(
+        0.999, "AdamW beta2; 0.95 suits training from scratch", group="training", above=0, below=1
+    )
+    max_grad_norm: float = option(1.0, "clip the gradient norm to X; 0 disables", group="training", low=0)
+    dropout: float | None = option(
+        None, "dropout probability", group="training", low=0, below=1, shown_default="the model's own"
+    )
+
+    fp16: bool = option(
+        False, "mixed precision: compute in fp16, with weights in fp32 (CUDA)", group="memory", is_common=True
+    )
+    bf16: bool = option(
+        False, "mixed precision: compute in bfloat16, with weights in fp32", group="memory", is_common=True
+    )
+    gradient_checkpointing: bool = option(
+        False, "recompute activations instead of storing them: a third slower, far less memory", group="memory"
+    )
+    compile: Compile = option(
+        "auto",
+        "torch.compile: on, off, or auto (on a CUDA GPU if the run is long enough to gain from it)",
+        group="memory",
+        choices=Compile,
+        flag_value="on",
+    )
+    auto_batch_size: bool = option(
+        False, "when out of memory, halve the batch size and double the accumulation, and retry", group="memory"
+    )
+    optim: Optimizer = option(
+        "adamw_torch_fused",
+        "optimizer; muon learns more per step from scratch; adafactor needs far less memory for its state, sgd none",
+        group="memory",
+        choices=Optimizer,
+    )
+    lora: bool = option(
+        False,
+        "train a low-rank adapter (LoRA) and freeze the model itself: far less memory",
+        group="memory",
+        is_common=True,
+    )
+    lora_rank: int = option(8, "rank of the LoRA matrices", group="memory", low=1)
+    lora_alpha: float = option(16, "LoRA scale: the adapter's output is multiplied by X/rank", group="memory", above=0)
+    lora_dropout: float = option(0.0, "dropout probability of the adapter's input", group="memory", low=0, below=1)
+    lora_targets: tuple[LoraTarget, ...] = option(
+        ("c_attn",),
+        "layers that get an adapter",
+        group="memory",
+        choices=LoraTarget,
+        metavar="NAME",
+        shown_default="c_attn",
+    )
+    no_merge: bool = option(False, "save the adapter alone, without the merged model", group="memory")
+    freeze_layers: int = option(0, "freeze the embeddings and the lowest N layers", group="memory", low=0)

@@ -1,0 +1,70 @@
+"""The options of a training run on the text it learns from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpt2tg.options.data import TEXT_COLUMN, Examples
+from gpt2tg.options.fields import Options, option
+
+
+@dataclass(frozen=True)
+class TrainingDataOptions(Options):
+    """The text to learn from, and how it becomes examples and blocks."""
+
+    train_file: tuple[str, ...] = option(
+        (),
+        "the text to learn from, UTF-8: plain text, .csv, .tsv or .jsonl; several files, patterns like 'texts/*.txt', "
+        "or a folder",
+        group="data",
+        metavar="FILE",
+        is_common=True,
+        is_required=True,
+        accepts_string=True,
+    )
+    validation_file: tuple[str, ...] = option(
+        (),
+        "validation text; without it a part of the training examples is held out",
+        group="data",
+        metavar="FILE",
+        shown_default="none",
+        accepts_string=True,
+    )
+    validation_split: float = option(
+        0.05,
+        "fraction of the text to hold out for validation; 0 disables",
+        group="data",
+        low=0,
+        below=1,
+        is_common=True,
+    )
+    examples: Examples = option(
+        "line",
+        "what one example of plain text is: a non-empty line, a paragraph (blank lines between), or the whole file; "
+        "in a table, each row is one example",
+        group="data",
+        choices=Examples,
+        is_common=True,
+    )
+    text_column: str | None = TEXT_COLUMN
+    block_size: int = option(
+        128,
+        "context length in training, in tokens; examples are packed into blocks of this size",
+        group="data",
+        low=4,
+        is_common=True,
+    )
+    no_cross_examples: bool = option(
+        False,
+        "no attention between examples of the same block: positions and attention restart with each example",
+        group="data",
+    )
+    dry_run: bool = option(
+        False,
+        "print what the run would do, with its memory and time, and exit",
+        group="data",
+        is_common=True,
+    )
+    show_blocks: int = option(
+        0, "print the first N blocks as the model will see them, marking tokens without loss", group="data", low=0
+    )
