@@ -58,7 +58,13 @@ OPTIONAL = {
     EvaluationOptions: {"stride", "text_column"},
 }
 
-CLASSES = sorted(Options.__subclasses__(), key=lambda options: options.__name__)
+
+def leaves(options: type[Options]) -> set[type[Options]]:
+    """The classes that no other is made of."""
+    return set().union(*map(leaves, options.__subclasses__())) or {options}
+
+
+CLASSES = sorted(leaves(Options), key=lambda options: options.__name__)
 FIELDS = [(options, field) for options in CLASSES for field in dataclasses.fields(options)]
 
 
