@@ -88,6 +88,15 @@ def without_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def forked_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stand-in for `python` that runs programs in forks of one process with all libraries imported."""
+    fork_server = pytest.importorskip("fork_server", reason="needs fork and terminals", exc_type=ImportError)
+    folder, is_worker = tmp_path_factory.getbasetemp(), "PYTEST_XDIST_WORKER" in os.environ
+    # The workers share a server. It ends with the process that started them.
+    return fork_server.stand_in(folder.parent if is_worker else folder, os.getppid() if is_worker else os.getpid())
+
+
+@pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six lines of text."""
     path = tmp_path_factory.mktemp("text") / "fables.txt"
