@@ -14,6 +14,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 # Set before any library reads them: no test may touch the user's caches or the network.
@@ -28,6 +29,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+import accelerate.utils.memory
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -44,9 +46,11 @@ from gpt2tg.training.model.new_tokenizer import train_tokenizer, transformers_to
 from gpt2tg.training.output import records
 from gpt2tg.training.output.locks import LOCK_FILE
 
-# The libraries are garbage of no collection: each would look through a million of their objects.
+# The libraries are garbage of no collection: each would look through a million of their objects. Accelerate asks for
+# two in each training run.
 gc.collect()
 gc.freeze()
+accelerate.utils.memory.gc = SimpleNamespace(collect=lambda: 0)
 
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 

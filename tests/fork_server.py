@@ -22,6 +22,7 @@ import termios
 import time
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 from filelock import FileLock
 
@@ -49,7 +50,7 @@ CLIENT = f"""#!{sys.executable} -ISE
 import json, os, signal, socket, sys
 server = socket.socket(socket.AF_UNIX)
 server.connect({{address!r}})
-request = dict(words=sys.argv[1:], directory=os.getcwd(), environment=dict(os.environ))
+request = dict(python=sys.argv[0], words=sys.argv[1:], directory=os.getcwd(), environment=dict(os.environ))
 socket.send_fds(server, [json.dumps(request).encode() + b"\\n"], [0, 1, 2])
 answers = server.makefile()
 program = int(answers.readline())
@@ -97,6 +98,8 @@ def serve(address: str, until_end_of: int) -> None:
     # Runs draw no loss.png, which takes longer than all their steps.
     records = importlib.import_module("gpt2tg.training.output.records")
     records.draw_losses = lambda history, path, title: path.touch()
+    memory = importlib.import_module("accelerate.utils.memory")
+    memory.gc = SimpleNamespace(collect=lambda: 0)  # a collection in each run
     gc.collect()
     gc.freeze()  # a collection in a fork would copy every page of the libraries
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whoever answers is not waited for
@@ -139,6 +142,7 @@ def _answer(connection: socket.socket) -> None:
         os.environ.clear()
         os.environ.update(request["environment"])
         os.chdir(request["directory"])
+        sys.executable = request["python"]  # what the program starts runs in forks, too
         signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what runs in the background
         if os.environ.pop(OWNS_TERMINAL, None):
             os.setsid()
@@ -172,6 +176,7 @@ def _run(words: list[str]) -> int:
             exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
         else:
             sys.argv = words
+            sys.path.insert(0, str(Path(words[0]).resolve().parent))
             runpy.run_path(words[0], run_name="__main__")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
