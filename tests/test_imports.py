@@ -64,6 +64,7 @@ RULES: dict[str, set[str]] = {
     }
     | {
         "accelerate",
+        "bitsandbytes",
         "filelock",
         "huggingface_hub",
         "matplotlib",

@@ -26,6 +26,8 @@ class TrainingOptions(NewModelOptions, OptimizationOptions, TrainingRunOptions, 
         if self.lora and (self.from_scratch or self.freeze_layers):
             other = "from_scratch" if self.from_scratch else "freeze_layers"
             raise UserError(f"and --{other} contradict each other: give one of the two", "lora")
+        if self.load_in_4bit and not self.lora:
+            raise UserError("needs --lora: weights in 4 bits are frozen, and an adapter is trained", "load_in_4bit")
         self._check_resuming()
         self._check_validation()
         self._check_new_model()

@@ -225,7 +225,7 @@ class Run:
 
     def _trainable_model(self) -> torch.nn.Module:
         base = "" if self._base is None else base_reference(self._name, self._base.directory)
-        model = choose_weights(self._model, self.options, base)
+        model = choose_weights(self._model, self.options, base, self._device)
         if self._is_compiled:
             model.transformer.compile()
         return model
