@@ -31,6 +31,7 @@ from gpt2tg.options.fields import LARGEST_SEED, Options, default_of, number_from
 from gpt2tg.options.model import (
     BUNDLED_MODEL,
     HUB_MODELS,
+    AdapterOptions,
     BestOrLast,
     CheckpointOptions,
     DeviceKind,
@@ -76,6 +77,7 @@ __all__ = [
     "STRATEGIES",
     "TUNING_BATCH_SIZE",
     "TUNING_NEW_TOKENS",
+    "AdapterOptions",
     "BestOrLast",
     "CheckpointOptions",
     "CompareOptions",

@@ -230,3 +230,41 @@ def test_code_in_a_pickled_adapter_is_not_run(model_dir: Path, tmp_path: Path) -
     with pytest.raises(UserError, match="nothing in it was run"):
         load(str(tmp_path / "adapter"))
     assert not (tmp_path / "owned").exists()
+
+
+def ours_with(model: Path, *adapters: Path) -> torch.Tensor:
+    found = load(str(model), adapters=[str(adapter) for adapter in adapters])
+    return new_context(found.model, 64).start(IDS)[0]
+
+
+def test_chosen_adapters_give_the_logits_of_peft(model_dir: Path, tmp_path: Path) -> None:
+    """Also if the model that they were trained on is no longer where it was; the last one is in a run's directory."""
+    write_adapter(model_dir, tmp_path / "one")
+    write_adapter(model_dir, tmp_path / "two" / "adapter", r=2, target_modules=["c_proj"], use_rslora=True)
+    shutil.copytree(model_dir, tmp_path / "two", dirs_exist_ok=True)
+    base = GPT2LMHeadModel.from_pretrained(model_dir, local_files_only=True)
+    model = PeftModel.from_pretrained(base, tmp_path / "one", "one").eval()
+    model.load_adapter(tmp_path / "two" / "adapter", "two")
+    edit(tmp_path / "one", base_model_name_or_path="/nowhere/model")
+    for names, adapters in ((["one"], ["one"]), (["two"], ["two"]), (["one", "two"], ["one", "two"])):
+        model.base_model.set_adapter(names)
+        with torch.no_grad():
+            expected = model(torch.tensor(IDS)).logits[0, -1]
+        found = ours_with(model_dir, *(tmp_path / name for name in adapters))
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    notes = load(str(model_dir), adapters=[str(tmp_path / "one"), str(tmp_path / "two")]).notes
+    assert notes == [f"{tmp_path / 'one'} was trained on /nowhere/model, and is now applied to {model_dir}"]
+
+
+def test_unfit_adapter_is_refused(model_dir: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    write_adapter(model_dir, adapter)
+    with pytest.raises(UserError, match="holds a whole model and no adapter"):
+        ours_with(model_dir, model_dir)
+    with pytest.raises(UserError, match="nowhere cannot be found, here or on the hub"):
+        ours_with(model_dir, tmp_path / "nowhere")
+    with pytest.raises(UserError, match=f"not fit the model: the adapter was trained on {model_dir}"):
+        ours_with(Path("gpt2-tiny"), adapter)
+    shutil.copy(model_dir / "config.json", adapter)
+    with pytest.raises(UserError, match=f"does not fit gpt2-tiny, whose n_embd is 320: .*{model_dir}, whose n_embd is"):
+        ours_with(Path("gpt2-tiny"), adapter)

@@ -11,7 +11,13 @@ from typing import Any
 
 from gpt2tg.checkpoint.adapters import is_adapter
 from gpt2tg.checkpoint.checkpoint import read_checkpoint
-from gpt2tg.checkpoint.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG_FILES, TOKENIZER_FILES
+from gpt2tg.checkpoint.file_names import (
+    ADAPTER_CONFIG,
+    ADAPTER_DIRECTORY,
+    ADAPTER_WEIGHTS,
+    CONFIG_FILES,
+    TOKENIZER_FILES,
+)
 from gpt2tg.checkpoint.runs import saved_checkpoints, step_of_model
 from gpt2tg.errors import one_line
 from gpt2tg.io.atomic import sync
@@ -19,7 +25,6 @@ from gpt2tg.training.console import log
 from gpt2tg.training.output.cleanup import describe_content
 from gpt2tg.training.output.durable import UNFINISHED, delete_files, put_in_place, remove, seal
 from gpt2tg.training.output.layout import (
-    ADAPTER_DIRECTORY,
     ADAPTER_DIRECTORY_FILES,
     CARD_FILE,
     MODEL_FILES,

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import random_model
 
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training import checks
 from gpt2tg.training.model.four_bits import check_4bit, quantize
-from conftest import random_model
 
 IDS = torch.tensor([[5, 80, 7, 33, 12, 250, 3]])
 OPTIONS = TrainingOptions(train_file="a.txt", lora=True, load_in_4bit=True)

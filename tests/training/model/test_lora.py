@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import random_model
 
 from gpt2tg.engine.contexts import new_context
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.model.build import engine_model
 from gpt2tg.training.model.lora import choose_weights
-from conftest import random_model
 
 IDS = [[5, 80, 7, 33, 12, 250, 3]]
 
