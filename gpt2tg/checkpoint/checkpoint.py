@@ -89,38 +89,44 @@ def resolve_checkpoint(
     return with_adapters(checkpoint, adapters)
 
 
-def with_adapters(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:
+def with_adapters(checkpoint: Checkpoint, names: Sequence[str], option: str = ADAPTER_OPTION) -> Checkpoint:
     """Return a model with LoRA adapters applied to it, one after another.
 
     Args:
         names: directories, or names on the hub. The output directory of a training run stands for its adapter.
+        option: the flag that the names came from, for messages.
 
     Raises:
         UserError: an adapter does not exist, is broken, or was trained on a model of other sizes.
     """
     for name in names:
-        directory = _find_adapter(name)
-        shape = _adapted_shape(directory, checkpoint)
+        directory = find_adapter(name, option)
+        shape = _adapted_shape(directory, checkpoint, option)
         called = f"{checkpoint.name} with {name}"
         checkpoint = Checkpoint(called, directory, shape, checkpoint, ADAPTER_OPTION, is_directory(name))
     return checkpoint
 
 
-def _find_adapter(name: str) -> Path:
+def find_adapter(name: str, option: str = ADAPTER_OPTION) -> Path:
+    """Return the directory of a LoRA adapter. The output directory of a training run stands for its adapter.
+
+    Raises:
+        UserError: it does not exist, or is no adapter.
+    """
     try:
-        directory = find_directory(name, ADAPTER_OPTION)
+        directory = find_directory(name, option)
     except UserError as error:
         if is_directory(name):
             raise
         way_out = f"give a directory that holds {ADAPTER_CONFIG}"
-        raise UserError(f"{name} cannot be found, here or on the hub: {way_out}", ADAPTER_OPTION) from error
+        raise UserError(f"{name} cannot be found, here or on the hub: {way_out}", option) from error
     for place in (directory, directory / ADAPTER_DIRECTORY):
         if is_adapter(place):
             return place
-    raise UserError(f"{name} holds a whole model and no adapter: give it as the model itself", ADAPTER_OPTION)
+    raise UserError(f"{name} holds a whole model and no adapter: give the directory of an adapter", option)
 
 
-def _adapted_shape(directory: Path, base: Checkpoint) -> ModelShape:
+def _adapted_shape(directory: Path, base: Checkpoint, option: str) -> ModelShape:
     """Return the shape of a model with the adapter in a directory."""
     shape = read_shape(directory, base.shape)
     for name in COMMON_SIZES:
@@ -128,7 +134,7 @@ def _adapted_shape(directory: Path, base: Checkpoint) -> ModelShape:
             raise UserError(
                 f"{directory} does not fit {base.name}, whose {name} is {ours}: it was trained on "
                 f"{base_name(directory)}, whose {name} is {theirs}",
-                ADAPTER_OPTION,
+                option,
             )
     return replace(base.shape, vocab_size=shape.vocab_size, end_ids=shape.end_ids)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from gpt2tg.checkpoint.find import base_directory
 from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.checkpoint.tokenizer_files import tokenizer_directory
+from gpt2tg.errors import UserError
 from gpt2tg.io.json_files import read_json
 from gpt2tg.io.lfs import is_pointer, refuse_pointer
 
@@ -93,5 +95,8 @@ def _generation_config(directory: Path) -> Path | None:
     """Return the generation settings of a model; those of the base model if an adapter has none."""
     if (directory / GENERATION_CONFIG).is_file():
         return directory / GENERATION_CONFIG
-    has_config = (directory / "config.json").is_file()
-    return _generation_config(base_directory(directory)) if is_adapter(directory) and not has_config else None
+    if not is_adapter(directory) or (directory / "config.json").is_file():
+        return None
+    with contextlib.suppress(UserError):  # the adapter is applied to another model than that which it names
+        return _generation_config(base_directory(directory))
+    return None

@@ -28,7 +28,6 @@ from gpt2tg.training.output.layout import (
     ADAPTER_DIRECTORY_FILES,
     CARD_FILE,
     MODEL_FILES,
-    OUTPUT_LAYER,
     RUN_FILE,
     RUN_FILES,
     WEIGHTS,
@@ -163,16 +162,10 @@ class RunDirectory:
         self.update(model={"step": step, "sizes": self._sizes((WEIGHTS, ADAPTER_WEIGHTS))})
 
     def _write_merged(self, file: Path) -> None:
-        from safetensors.torch import save_file
-
+        from gpt2tg.checkpoint.saving import save_weights
         from gpt2tg.checkpoint.weights import stream_weights
 
-        weights = {
-            name if name == OUTPUT_LAYER else f"transformer.{name}": tensor.float().contiguous()
-            for name, tensor in stream_weights(read_checkpoint(self.path))
-        }
-        save_file(weights, file, metadata={"format": "pt"})
-        sync(file)
+        save_weights(file, stream_weights(read_checkpoint(self.path)))
 
     def _remove(self, checkpoint: Path) -> None:
         try:
