@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gpt2tg.checkpoint.adapters import is_adapter
+from gpt2tg.checkpoint.added_tokens import with_new_tokens
 from gpt2tg.checkpoint.file_names import GENERATION_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES
 from gpt2tg.checkpoint.find import base_directory
 from gpt2tg.checkpoint.shape import ModelShape
@@ -29,6 +30,10 @@ class CopiedFiles:
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         self._files = dict(files)
+
+    def with_tokens(self, tokens: Mapping[int, str]) -> CopiedFiles:
+        """Return the files with further tokens, by id, in the tokenizer."""
+        return CopiedFiles(with_new_tokens(self._files, tokens)) if tokens else self
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write the files into a directory."""

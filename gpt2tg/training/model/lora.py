@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,11 @@ CPU = torch.device("cpu")
 
 
 def choose_weights(
-    model: GPT2LMHeadModel, options: TrainingOptions, base: str, device: torch.device = CPU
+    model: GPT2LMHeadModel,
+    options: TrainingOptions,
+    base: str,
+    device: torch.device = CPU,
+    new_tokens: Sequence[int] = (),
 ) -> GPT2LMHeadModel | PeftModel:
     """Freeze the weights that are not trained, and add the adapter if there is one.
 
@@ -35,6 +40,7 @@ def choose_weights(
     Args:
         base: the name or path under which the adapter will find its base model.
         device: where the model will be trained.
+        new_tokens: ids whose embeddings an adapter trains as well, since the model has none for them yet.
 
     Raises:
         UserError: `freeze_layers` is more than the model has.
@@ -42,7 +48,7 @@ def choose_weights(
     check_layers(options, model.config.n_layer)
     if options.freeze_layers:
         _freeze(model, options.freeze_layers)
-    return _with_adapter(model, options, base, device) if options.lora else model
+    return _with_adapter(model, options, base, device, new_tokens) if options.lora else model
 
 
 def _freeze(model: GPT2LMHeadModel, layers: int) -> None:
@@ -50,7 +56,9 @@ def _freeze(model: GPT2LMHeadModel, layers: int) -> None:
         part.requires_grad_(False)
 
 
-def _with_adapter(model: GPT2LMHeadModel, options: TrainingOptions, base: str, device: torch.device) -> PeftModel:
+def _with_adapter(
+    model: GPT2LMHeadModel, options: TrainingOptions, base: str, device: torch.device, new_tokens: Sequence[int]
+) -> PeftModel:
     kind = torch.bfloat16 if options.bf16 else torch.float16 if options.fp16 else torch.float32
     model.to(kind)  # type: ignore[arg-type]  # transformers' wrapper of `to` has the wrong signature
     if options.load_in_4bit:
@@ -64,17 +72,28 @@ def _with_adapter(model: GPT2LMHeadModel, options: TrainingOptions, base: str, d
         use_rslora=options.use_rslora,
         use_dora=options.use_dora,
         fan_in_fan_out=not options.load_in_4bit,
+        # Their rows alone: the whole embedding would be as large as a third of gpt2, in each adapter.
+        trainable_token_indices=_rows_to_train(model, new_tokens),
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
     )
     with warnings.catch_warnings():  # peft uses a deprecated name of transformers
         warnings.simplefilter("ignore", FutureWarning)
         adapted = get_peft_model(model, settings)
+    for weight in adapted.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()  # peft leaves rows of tokens in the type of the embedding
     adapted.loss_type = model.loss_type  # type: ignore[assignment]  # nn.Module allows any attribute
     # By default every save asks the hub whether the vocabulary was resized.
     save = partial(adapted.save_pretrained, save_embedding_layers=False)
     adapted.save_pretrained = save  # type: ignore[method-assign]  # of this instance alone
     return adapted
+
+
+def _rows_to_train(model: GPT2LMHeadModel, tokens: Sequence[int]) -> dict[str, list[int]] | None:
+    """Return the rows of new tokens in the embedding, and in the head if it has weights of its own."""
+    layers = ("wte",) if model.config.tie_word_embeddings else ("wte", "lm_head")
+    return {layer: list(tokens) for layer in layers} if tokens else None
 
 
 def plain_weights(model: GPT2LMHeadModel | PeftModel) -> dict[str, Tensor]:
@@ -84,10 +103,13 @@ def plain_weights(model: GPT2LMHeadModel | PeftModel) -> dict[str, Tensor]:
     """
     if not isinstance(model, PeftModel):
         return {name.removeprefix("transformer."): weight.detach() for name, weight in model.state_dict().items()}
-    network, weights = model.get_base_model(), dict[str, Tensor]()
+    network: Any = model.get_base_model()
+    weights: dict[str, Tensor] = {}
     for name, weight in network.state_dict().items():
         if name.endswith((".weight", ".bias")) and "lora_" not in name:
             weights[_plain(name)] = weight.detach().float()
+    for layer_name, embedding in (("wte", network.transformer.wte), ("lm_head", network.lm_head)):
+        weights[f"{layer_name}.weight"] = embedding.weight.detach().float()  # with the rows of new tokens
     layers = list(network.named_modules())
     for name, layer in layers:
         if is_quantized(layer):
@@ -100,7 +122,7 @@ def plain_weights(model: GPT2LMHeadModel | PeftModel) -> dict[str, Tensor]:
 
 
 def _plain(name: str) -> str:
-    return name.removeprefix("transformer.").replace(".base_layer.", ".")
+    return name.removeprefix("transformer.").replace(".token_adapter", "").replace(".base_layer.", ".")
 
 
 def _merged(layer: Any, weight: Tensor) -> Tensor:

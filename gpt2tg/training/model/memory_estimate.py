@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from gpt2tg.checkpoint.shape import ModelShape
+from gpt2tg.checkpoint.tensor_names import EMBEDDING
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.model import loss
 from gpt2tg.training.model.cpu_speedups import mean_keys
@@ -75,7 +76,7 @@ def estimate_memory(
     forward_casts = layers * casts if options.gradient_checkpointing else 0
     # Gradients in the backward pass of `CausalAttention`: of queries, keys, values, output and scores.
     buffers = 0 if fused_attention else 6 * HALF * options.batch_size * options.block_size * shape.n_embd
-    embedding = 0 if options.lora or options.freeze_layers else FP32 * shape.vocab_size * shape.n_embd
+    embedding = 0 if _freezes_embedding(options) else FP32 * shape.vocab_size * shape.n_embd
     return MemoryEstimate(
         weights=_weight_bytes(shape, options, half) + (FP32 * trained if options.lora else 0),
         gradients=FP32 * trained,
@@ -106,12 +107,19 @@ def _activation_bytes(shape: ModelShape, options: TrainingOptions, half: bool, l
     head_cast = HALF * shape.vocab_size * shape.n_embd if half and not frozen_in_half else 0
     residual = tokens * shape.n_embd * (HALF if frozen_in_half else FP32)
     last_norm = residual + tokens * shape.n_embd * (FP32 + HALF if half else FP32)
-    return layers * (residual if options.gradient_checkpointing else layer) + head_cast + last_norm
+    with_new_rows = (HALF if half else FP32) * shape.vocab_size * shape.n_embd if options.add_tokens else 0
+    saved = head_cast + last_norm + (with_new_rows if options.lora else 0)
+    return layers * (residual if options.gradient_checkpointing else layer) + saved
 
 
 def _cast_bytes(shape: ModelShape, options: TrainingOptions, half: bool) -> int:
     """Return the size of one layer's weights cast to 16 bits; 0 if they are not cast."""
     return HALF * _layer_weights(shape) if half and not options.lora else 0
+
+
+def _freezes_embedding(options: TrainingOptions) -> bool:
+    """Whether the embedding has no gradients. An adapter that trains rows of new tokens needs those of all rows."""
+    return bool(options.freeze_layers or (options.lora and not options.add_tokens))
 
 
 def trained_weights(shape: ModelShape, options: TrainingOptions) -> Iterator[tuple[int, ...]]:
@@ -124,6 +132,8 @@ def trained_weights(shape: ModelShape, options: TrainingOptions) -> Iterator[tup
                 yield options.lora_rank, size[1]
                 if options.use_dora:
                     yield (size[1],)
+            elif name == EMBEDDING and options.add_tokens:
+                yield len(options.add_tokens), size[1]
         elif not options.freeze_layers or name.startswith("ln_f") or (layer or 0) >= options.freeze_layers:
             yield size
 
@@ -173,7 +183,7 @@ def _loss_bytes(shape: ModelShape, options: TrainingOptions, half: bool) -> int:
     tokens, width = options.batch_size * options.block_size, shape.n_embd
     number = HALF if half else FP32
     chunk, is_single = min(tokens, loss.ROWS) * shape.vocab_size, tokens <= loss.ROWS
-    head = 0 if options.lora or options.freeze_layers else width * shape.vocab_size
+    head = 0 if _freezes_embedding(options) else width * shape.vocab_size
     gradients_so_far = number * tokens * width + (0 if is_single else FP32 * head)
     probabilities = 2 * FP32 * chunk  # and the logits that they are computed from
     logit_gradient = (FP32 + HALF if half else FP32) * chunk
