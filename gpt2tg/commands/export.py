@@ -88,7 +88,6 @@ def _check_output(command: ExportCommand, checkpoint: Checkpoint) -> None:
 
     directory = command.output_dir
     check_output(directory, resumes=True, overwrite=False)
-    check_unused(directory, command.overwrite)
     part: Checkpoint | None = checkpoint
     while part is not None:
         if part.directory.resolve() == directory.resolve():
@@ -96,6 +95,7 @@ def _check_output(command: ExportCommand, checkpoint: Checkpoint) -> None:
         part = part.base
     if is_ours(directory) or is_adapter(directory):
         raise UserError(f"{directory} holds a training run or an adapter: choose another", "output_dir")
+    check_unused(directory, command.overwrite)
 
 
 def _write(command: ExportCommand, checkpoint: Checkpoint) -> None:

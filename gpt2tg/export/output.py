@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gpt2tg.checkpoint.file_names import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, TOKENIZER_FILES, WEIGHT_FILES
 from gpt2tg.errors import UserError
-from gpt2tg.io.atomic import draft_beside, sync
+from gpt2tg.io.atomic import sync
 
 # Files of another model that would contradict the new one.
 CONTRADICTING = (*TOKENIZER_FILES, *WEIGHT_FILES, ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_PICKLE)
@@ -19,13 +19,18 @@ CONTRADICTING = (*TOKENIZER_FILES, *WEIGHT_FILES, ADAPTER_CONFIG, ADAPTER_WEIGHT
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 
 
+# The folder in which the files are written. A kill leaves it behind, and the next export removes it.
+DRAFT = ".export.partial"
+
+
 def check_unused(directory: Path, overwrite: bool) -> None:
     """Check that a directory is missing or empty, or may be written to.
 
     Raises:
         UserError: it holds files, and `overwrite` is off.
     """
-    if not overwrite and directory.is_dir() and any(directory.iterdir()):
+    found = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    if not overwrite and found - {DRAFT}:
         raise UserError(
             f"{directory} is not empty: choose another, or replace the files of the same names with --overwrite",
             "output_dir",
@@ -43,7 +48,8 @@ def filling(directory: Path, replaces_model: bool = False) -> Iterator[Path]:
     """
     is_new = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
-    draft = draft_beside(directory / "draft")
+    draft = directory / DRAFT
+    shutil.rmtree(draft, ignore_errors=True)
     try:
         draft.mkdir()
         yield draft

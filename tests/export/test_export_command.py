@@ -102,6 +102,13 @@ def test_failed_export_leaves_nothing(model_dir: Path, tmp_path: Path, monkeypat
     assert not (tmp_path / "new" / "out").exists()
 
 
+def test_draft_of_a_killed_export_is_removed(model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / output.DRAFT).mkdir()
+    (tmp_path / output.DRAFT / "model-F32.gguf").write_text("half")
+    assert run("--export", "gguf", "--model_name", model_dir, "--output_dir", tmp_path) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["model-F16.gguf"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
