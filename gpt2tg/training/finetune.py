@@ -21,7 +21,7 @@ from gpt2tg.training.arguments import available_precision, training_arguments
 from gpt2tg.training.checks import check_processes, check_training_device
 from gpt2tg.training.console import log
 from gpt2tg.training.data.sources import Sources
-from gpt2tg.training.devices import use_growing_segments, use_own_gpu
+from gpt2tg.training.devices import use_growing_segments
 from gpt2tg.training.failures import explain_disk_errors
 from gpt2tg.training.interruption import Interruption
 from gpt2tg.training.outcome import Outcome, outcome_of
@@ -63,7 +63,6 @@ def finetune(
     check_training_device(device)
     check_processes(options)
     use_growing_segments(device)  # before a device is chosen, which may use the GPU
-    use_own_gpu(device)
     try:
         with Interruption() as interruption:
             return _finetune(options, model_name, choose_device(device), interruption, callbacks, sources)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import TypeVar
 
 from gpt2tg.errors import RunError, UserError
+from gpt2tg.io.processes import is_main_process, process_count
 
 Result = TypeVar("Result")
-
-
-def is_main_process() -> bool:
-    """Whether this is the process that prints and writes files."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def run_on_main_process(work: Callable[[], Result]) -> Result:
@@ -25,7 +20,7 @@ def run_on_main_process(work: Callable[[], Result]) -> Result:
         UserError, RunError: in every process, if the function raises one in the main process.
         OSError: in the main process, if the function raises one; the others raise a RunError.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if process_count() == 1:
         return work()
     import torch.distributed
 

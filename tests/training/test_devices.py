@@ -164,23 +164,3 @@ def test_training_on_a_gpu_lets_segments_grow(
         with pytest.raises(InterruptedError):
             finetune(quick(text_file, tmp_path / "out"), "gpt2-tiny", device)
         assert os.environ == (variables or expected)
-
-
-def test_each_process_is_set_up_on_its_own_gpu(
-    monkeypatch: pytest.MonkeyPatch, text_file: Path, tmp_path: Path
-) -> None:
-    """Before a device is chosen. A launcher that shows each process one GPU alone counts it as 0."""
-    chosen: list[int] = []
-
-    def end(*_: object) -> None:
-        raise InterruptedError
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(finetuning, "choose_device", end)
-    for rank, device in ("1", "auto"), ("0", "auto"), ("1", "cpu"), ("2", "auto"):
-        monkeypatch.setenv("LOCAL_RANK", rank)
-        with pytest.raises(InterruptedError):
-            finetune(quick(text_file, tmp_path / "out"), "gpt2-tiny", device)
-    assert chosen == [1]
