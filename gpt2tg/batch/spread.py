@@ -21,6 +21,7 @@ import contextlib
 import functools
 import itertools
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -82,8 +83,13 @@ def share(value: str) -> str:
 
 
 def _join() -> Store:
-    """Connect to the store, under a prefix that no other piece of work has."""
-    return PrefixStore(f"gpt2tg/{next(_works)}", _launcher_store())
+    """Connect to the store, under a prefix that no other piece of work has.
+
+    torchrun restarts failed processes (--max_restarts) with the same store, which still has the keys of the attempt
+    before.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return PrefixStore(f"gpt2tg/{attempt}/{next(_works)}", _launcher_store())
 
 
 @functools.cache
@@ -92,7 +98,10 @@ def _launcher_store() -> Store:
     try:
         store: Store = next(rendezvous("env://"))[0]
     except ValueError as error:
-        raise UserError(f"WORLD_SIZE is {process_count()}, but {one_line(error)}: start it with torchrun") from None
+        raise UserError(
+            f"WORLD_SIZE={process_count()} announces several processes, but they cannot meet: start them with torchrun "
+            f"({one_line(str(error).rpartition(': ')[2])})"
+        ) from None
     return store
 
 

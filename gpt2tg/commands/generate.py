@@ -21,6 +21,10 @@ if TYPE_CHECKING:  # they import torch
     from gpt2tg.generation.generator import Generator
 
 
+# The advice when memory runs out.
+ON_MEMORY = "lower --batch_size, --num_sequences or --max_length, or use --device cpu"
+
+
 @dataclass(frozen=True)
 class GenerateCommand:
     """Which prompts to continue, with which settings, and where the texts go."""
@@ -46,7 +50,6 @@ class GenerateCommand:
         )
 
 
-@advise_on_memory("lower --batch_size, --num_sequences or --max_length, or use --device cpu")
 def generate(model: ModelChoice, command: GenerateCommand) -> None:
     """Continue the prompts. The processes of a launcher share them: the first one reads them and writes the texts.
 
@@ -63,6 +66,7 @@ def generate(model: ModelChoice, command: GenerateCommand) -> None:
         _help(model, command)
 
 
+@advise_on_memory(ON_MEMORY)
 def _generate(model: ModelChoice, command: GenerateCommand) -> None:
     notice_unused_decoding(command.decoding, command.given)
     check_output(command.prompts, resumes=True)
@@ -95,7 +99,7 @@ def _generate(model: ModelChoice, command: GenerateCommand) -> None:
 
 def _help(model: ModelChoice, command: GenerateCommand) -> None:
     """Generate texts that the first process writes."""
-    with helping(model) as generator:
+    with helping(model, ON_MEMORY) as generator:
         from gpt2tg.batch.writing import help_to_write
 
         help_to_write(generator, command.prompts, _inspector(generator, command))

@@ -13,6 +13,9 @@ from gpt2tg.io.processes import is_main_process, process_count
 from gpt2tg.io.streams import notice
 from gpt2tg.options import InspectionOptions, PromptOptions
 
+# The advice when memory runs out.
+ON_MEMORY = "score shorter lines, close other programs, or use --device cpu"
+
 USED = ("score", "text_column", "show_probabilities", "output", "format", "overwrite")
 
 
@@ -38,7 +41,6 @@ class ScoreCommand:
         return cls(inspection.score or "-", inspection, flags.pick(PromptOptions), flags.names)
 
 
-@advise_on_memory("score shorter lines, close other programs, or use --device cpu")
 def score(model: ModelChoice, command: ScoreCommand) -> None:
     """Print log-probability and perplexity of each line, or write them to a file.
 
@@ -49,12 +51,14 @@ def score(model: ModelChoice, command: ScoreCommand) -> None:
         RunError: the model failed, or the output cannot be written.
     """
     check_device_of_all(model)
-    if not is_main_process():
-        with helping(model) as generator:
-            from gpt2tg.batch.scoring import help_to_score
+    if is_main_process():
+        _score(model, command)
+    else:
+        _help(model, command)
 
-            help_to_score(generator, command.prompts, command.inspection)
-        return
+
+@advise_on_memory(ON_MEMORY)
+def _score(model: ModelChoice, command: ScoreCommand) -> None:
     notice_unused(command.given, inspection_flags(without=USED), "--score measures given lines as they are")
     check_output(command.prompts)
     model.check_device()
@@ -67,3 +71,11 @@ def score(model: ModelChoice, command: ScoreCommand) -> None:
     compute_alike(generator)
     write = write_scores if process_count() == 1 else write_scores_together
     write(generator, lines, command.prompts, command.inspection)
+
+
+def _help(model: ModelChoice, command: ScoreCommand) -> None:
+    """Score lines whose scores the first process writes."""
+    with helping(model, ON_MEMORY) as generator:
+        from gpt2tg.batch.scoring import help_to_score
+
+        help_to_score(generator, command.prompts, command.inspection)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from gpt2tg.commands.loading import ModelChoice, start_loading
+from gpt2tg.commands.memory import advise_on_memory
 from gpt2tg.errors import ProcessError, RunError, UserError
 from gpt2tg.io.processes import is_main_process, process_count, process_number
 
@@ -29,10 +30,13 @@ def check_device_of_all(model: ModelChoice) -> None:
 
 
 @contextmanager
-def helping(model: ModelChoice) -> Iterator[Generator]:
+def helping(model: ModelChoice, on_memory: str) -> Iterator[Generator]:
     """Yield a generator in a process that is not the first, whose errors then name the process.
 
     Errors before that are those of the first process too, which prints them.
+
+    Args:
+        on_memory: the advice when memory runs out in the block.
 
     Raises:
         ProcessError: the model cannot be loaded, or the block failed.
@@ -41,7 +45,8 @@ def helping(model: ModelChoice) -> Iterator[Generator]:
     try:
         generator = loading.finish()
         compute_alike(generator)
-        yield generator
+        with advise_on_memory(on_memory):
+            yield generator
     except Exception as error:
         raise ProcessError(f"process {process_number()}: {error}") from error
 
