@@ -25,6 +25,7 @@ from gpt2tg.training.devices import use_growing_segments
 from gpt2tg.training.failures import explain_disk_errors
 from gpt2tg.training.interruption import Interruption
 from gpt2tg.training.outcome import Outcome, outcome_of
+from gpt2tg.training.output.machines import on_every_machine
 from gpt2tg.training.output.reservation import Reservation
 from gpt2tg.training.output.resumable import find_resumable
 from gpt2tg.training.processes import run_on_main_process
@@ -87,6 +88,7 @@ def _finetune(
     with contextlib.ExitStack() as stack:
         checkpoint = run_on_main_process(lambda: _reserve(options, reservation, stack))
         interruption.is_saved = checkpoint is not None
+        stack.enter_context(on_every_machine(checkpoint))
         run = Run(options, model_name, device, arguments, interruption, callbacks, checkpoint, sources)
         run.log_setup()
         if options.dry_run:

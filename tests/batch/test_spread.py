@@ -30,6 +30,12 @@ LINES = [{"prompt": text, "max_new_tokens": 3 + 9 * (n % 3)} for n, text in enum
 ]
 
 
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of Python 3.12 and newer, on forks beside threads
+]
+
+
 def free_port() -> int:
     with closing(socket.socket()) as listener:
         listener.bind(("127.0.0.1", 0))

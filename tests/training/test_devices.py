@@ -15,7 +15,12 @@ from test_finetune import quick
 from gpt2tg.training import devices, run, timing
 from gpt2tg.training import finetune as finetuning
 from gpt2tg.training.finetune import finetune
-from gpt2tg.training.output.random_states import load_random_states, random_state_file, save_random_states
+from gpt2tg.training.output.random_states import (
+    load_random_states,
+    random_state_file,
+    random_states,
+    save_random_states,
+)
 
 MPS = types.SimpleNamespace(type="mps")
 
@@ -89,7 +94,7 @@ def test_random_state_is_restored_on_the_device(apple: Apple) -> None:
 def test_checkpoints_keep_the_random_state_of_an_apple_gpu(apple: Apple, tmp_path: Path) -> None:
     """Otherwise a resumed run would have other dropout masks."""
     path = random_state_file(tmp_path / "checkpoint-1", process=0, processes=1)
-    save_random_states(path, MPS)
+    save_random_states(path.parent, [random_states(MPS)])
     apple.state, expected = apple.state + 1, torch.rand(3)
     load_random_states(path, MPS)
     assert apple.state == 5
@@ -105,7 +110,7 @@ def test_random_states_of_several_gpus_can_be_loaded(monkeypatch: pytest.MonkeyP
     found = {}
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states)
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: found.update({device: state.item()}))
-    save_random_states(tmp_path / "rng_state_1.pth", device)
+    save_random_states(tmp_path, [random_states(torch.device("cpu")), random_states(device)])
     load_random_states(tmp_path / "rng_state_1.pth", device)
     assert found == {device: 4}
 
