@@ -32,7 +32,7 @@ RULES: dict[str, set[str]] = {
     "generation": {"generation", "errors", "options", "checkpoint", "engine", "decoding"}
     | {"psutil", "regex", "torch"},
     "inspection": {"inspection", "errors", "io", "checkpoint", "engine", "decoding", "generation"} | {"torch"},
-    "batch": {"batch", "errors", "options", "io", "reading", "generation", "inspection"} | {"tqdm"},
+    "batch": {"batch", "errors", "options", "io", "reading", "generation", "inspection"} | {"torch", "tqdm"},
     "comparison": {"comparison", "errors", "options", "io", "reading", "generation", "inspection", "batch"}
     | {"jinja2", "markupsafe", "matplotlib", "numpy", "sacrebleu"},
     "tuning": {"tuning", "errors", "options", "io", "generation", "comparison"}

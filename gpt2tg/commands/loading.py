@@ -107,6 +107,10 @@ def start_loading(model: ModelChoice) -> Loading:
 
     checkpoint = resolve(model)
     preload = import_torch(checkpoint, model.device, model.precision)
+
+    from gpt2tg.engine.devices import share_cores
+
+    share_cores()
     return Loading(checkpoint, model.device, model.precision, preload)
 
 

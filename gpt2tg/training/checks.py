@@ -13,13 +13,13 @@ from gpt2tg.checkpoint.checkpoint import Checkpoint, resolve_checkpoint
 from gpt2tg.checkpoint.find import is_directory
 from gpt2tg.engine.cpu.startup import check_device
 from gpt2tg.errors import UserError
+from gpt2tg.io.processes import is_main_process, process_count
 from gpt2tg.options import BUNDLED_MODEL, DeviceOptions, EvaluationOptions, TrainingOptions
 from gpt2tg.training.data.corpus import Corpus
 from gpt2tg.training.data.sources import Sources, plan_sources, scan_evaluation
 from gpt2tg.training.output.layout import is_search
 from gpt2tg.training.output.reservation import check_output
 from gpt2tg.training.output.resumable import check_resumable
-from gpt2tg.training.processes import is_main_process
 
 
 def check_training(options: TrainingOptions, model_name: str, device: str) -> Sources | None:
@@ -77,7 +77,7 @@ def check_processes(options: TrainingOptions) -> None:
     Raises:
         UserError: names the flag.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if process_count() == 1:
         return
     if options.try_:
         raise UserError("trains in a single process: start it without torchrun or accelerate launch", "try")

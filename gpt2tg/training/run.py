@@ -18,6 +18,7 @@ from gpt2tg.checkpoint.file_names import ADAPTER_CONFIG
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import Interrupted, RunError, UserError
 from gpt2tg.io.memory import is_out_of_memory
+from gpt2tg.io.processes import is_main_process
 from gpt2tg.options import DEFAULT_MAX_LENGTH, NEWEST, TrainingOptions
 from gpt2tg.training.arguments import training_arguments
 from gpt2tg.training.checks import check_existing, check_layers
@@ -46,7 +47,7 @@ from gpt2tg.training.output.resumable import find_resumable
 from gpt2tg.training.output.run_directory import RunDirectory
 from gpt2tg.training.plan import has_fused_attention, plan, total_steps
 from gpt2tg.training.preview import preview_blocks
-from gpt2tg.training.processes import is_main_process, run_on_main_process
+from gpt2tg.training.processes import run_on_main_process
 from gpt2tg.training.progress import Progress
 from gpt2tg.training.report import log_setup, plot_title, run_record
 from gpt2tg.training.samples import Samples
