@@ -34,6 +34,10 @@ def log_setup(options: TrainingOptions, model: GPT2LMHeadModel, name: str, data:
         f"data: {counted(data.train_examples, 'example')} in {counted(len(data.train), 'block')} of "
         f"{options.block_size} tokens, {held_out}"
     )
+    if data.is_apart and not options.no_cross_examples:
+        log.info(
+            "examples with prompts are packed whole, their attention and positions apart; --cross_examples joins them"
+        )
     if processes > 1:
         blocks = processes * options.batch_size * options.gradient_accumulation_steps
         log.info(

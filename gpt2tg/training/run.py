@@ -37,7 +37,7 @@ from gpt2tg.training.model.cpu_speedups import keep_freed_memory
 from gpt2tg.training.model.lora import base_reference, choose_weights
 from gpt2tg.training.model.memory_estimate import out_of_memory, smaller_batches
 from gpt2tg.training.model.new_tokenizer import saved_tokenizer, train_tokenizer, transformers_tokenizer
-from gpt2tg.training.output.identity import check_same_run, identity
+from gpt2tg.training.output.identity import check_same_run, identity, like_before
 from gpt2tg.training.output.layout import RECORD_FILES, SAMPLES_FILE, STATE_FILE
 from gpt2tg.training.output.records import Records
 from gpt2tg.training.output.restoring import Damaged
@@ -87,7 +87,9 @@ class Run:
         self.directory = RunDirectory(self.output_dir, options.save_total_limit)
         self._device, self._arguments, self._processes = device, arguments, arguments.world_size
         self._interruption, self._callbacks, self._checkpoint = interruption, callbacks, checkpoint
-        self._sources = run_on_main_process(lambda: sources or plan_sources(options))
+        self._sources = run_on_main_process(lambda: sources or plan_sources(options, model_name))
+        if checkpoint is not None and any(side.corpus.has_prompts for side in self._sources if side is not None):
+            self.options = options = like_before(options, checkpoint)
         for line in dict.fromkeys(line for side in self._sources if side is not None for line in side.corpus.notices):
             log.info(line)
         self._base = None if options.from_scratch else check_existing(options, model_name)
@@ -132,7 +134,8 @@ class Run:
             log.info(f"advice: {line}")
         log_setup(self.options, self._model, self._name, self._data, self._processes)
         if is_main_process():
-            for line in preview_blocks(self._data, self._tokenizer, self.options):
+            template = self._sources[0].corpus.chat_template
+            for line in preview_blocks(self._data, self._tokenizer, self.options, template):
                 print_result(line)
 
     def print_plan(self) -> None:
@@ -232,9 +235,11 @@ class Run:
 
     def _tokenizer_files(self) -> CopiedFiles | transformers.PreTrainedTokenizerFast:
         """Return the object that saves the tokenizer, and other files of the base model, into each checkpoint."""
+        template = self._sources[0].corpus.chat_template
+        source = None if template is None else template.source
         if self._base is None:
-            return transformers_tokenizer(self._tokenizer, self._model.config.n_positions)
-        return files_to_copy(self._base.directory, self._base.shape, self._tokenizer)
+            return transformers_tokenizer(self._tokenizer, self._model.config.n_positions, source)
+        return files_to_copy(self._base.directory, self._base.shape, self._tokenizer, source)
 
     def _records(self) -> Records:
         return Records(self.directory, plot_title(self._name, self.options))
