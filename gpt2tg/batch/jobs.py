@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from itertools import groupby
 
 from tqdm import tqdm
 
-from gpt2tg.batch.prompts import Prompt, trailing_spaces
+from gpt2tg.batch.prompts import Prompt, trailing_spaces, with_template
 from gpt2tg.batch.writers import Earlier, Inspect, open_sink, recorded_settings
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import Generator
@@ -29,6 +30,12 @@ class Job:
 
     request: Request
     options: DecodingOptions
+    prompt: Prompt
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether the prompt is a conversation, so that only the answer is written."""
+        return bool(self.prompt.messages)
 
 
 def plan_jobs(
@@ -48,8 +55,9 @@ def plan_jobs(
         UserError: a prompt leaves no room for new tokens, has an invalid setting, or the earlier run had other
             prompts or settings.
     """
-    if line := trailing_spaces([prompt.text for prompt in prompts]):
+    if line := trailing_spaces(["" if prompt.messages else prompt.text for prompt in prompts]):
         say(line)
+    prompts = with_template(prompts, generator.chat)
     if replayed := options.replayed():
         prompts = _only(prompts, replayed[1])
         seed = None
@@ -93,7 +101,9 @@ def _job(generator: Generator, prompt: Prompt, index: int, options: DecodingOpti
         common["seed"] = seed
     try:
         own = decoding_options({**common, **prompt.settings})
-        return Job(generator.fit(prompt.text, own, index), with_seed(own))
+        if prompt.messages:
+            own = dataclasses.replace(own, stop=(*own.stop, *generator.chat.stop))
+        return Job(generator.fit(prompt.text, own, index), with_seed(own), prompt)
     except UserError as error:
         if prompts == 1:
             raise
@@ -139,9 +149,13 @@ def write_job(
     generator: Generator, job: Job, write: Callable[[str], None], say: Callable[[str], None], inspect: Inspect = None
 ) -> None:
     """Stream a single text to `write`; with `inspect`, its token probabilities after it."""
-    write(job.request.prompt)
+    begins = job.is_answer  # an answer begins after the white space that the template leaves to the model
+    if not job.is_answer:
+        write(job.request.prompt)
     for chunk in generator.stream_batch([job.request], job.options):
-        write(chunk.text)
+        text = chunk.text.lstrip() if begins else chunk.text
+        begins = begins and not text
+        write(text)
         if chunk.sample and inspect is not None:
             write(f"\n\n{token_table(inspect(chunk.sample))}")
     write("\n")
@@ -160,7 +174,7 @@ def write_jobs(
     """Write the texts of all jobs to the output that the options name, prompt by prompt."""
     if earlier is not None:
         earlier.truncate()
-    sink = open_sink(where, say, inspect)
+    sink = open_sink(where, say, inspect, {job.request.index: job.prompt for job in jobs if job.is_answer})
     started, tokens, texts, unfinished = time.monotonic(), 0, 0, 0
     hidden = not sys.stderr.isatty() or len(jobs) < 2
     with tqdm(total=len(jobs), desc="writing", unit=" prompts", disable=hidden) as bar:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from gpt2tg.batch.prompts import Prompt, answered
 from gpt2tg.errors import UserError
 from gpt2tg.generation.samples import Sample
 from gpt2tg.inspection.tables import token_entry, token_table
@@ -19,6 +20,11 @@ from gpt2tg.options import DecodingOptions, PromptOptions
 
 # A function that returns the token probabilities of a sample, or None if they are not to be written.
 Inspect = Callable[[Sample], Sequence[InspectedToken]] | None
+
+
+# Prompts that are conversations, by their number.
+Questions = Mapping[int, Prompt]
+NO_QUESTIONS: Questions = {}
 
 
 class Sink(Protocol):
@@ -34,8 +40,14 @@ class Sink(Protocol):
 class TextSink:
     """Writes plain texts with a blank line between them. A file appears only once it is complete."""
 
-    def __init__(self, path: Path | None, say: Callable[[str], None], inspect: Inspect = None) -> None:
-        self._path = path
+    def __init__(
+        self,
+        path: Path | None,
+        say: Callable[[str], None],
+        inspect: Inspect = None,
+        questions: Questions = NO_QUESTIONS,
+    ) -> None:
+        self._path, self._questions = path, questions
         self._say = say
         self._inspect = inspect
         self._texts: list[str] = []
@@ -59,14 +71,17 @@ class TextSink:
             write_whole(self._path, "\n\n".join(self._texts) + "\n")
 
     def _shown(self, sample: Sample) -> str:
-        return sample.text if self._inspect is None else f"{sample.text}\n\n{token_table(self._inspect(sample))}"
+        text = sample.completion.strip() if sample.prompt_index in self._questions else sample.text
+        return text if self._inspect is None else f"{text}\n\n{token_table(self._inspect(sample))}"
 
 
 class RecordSink:
     """Writes a JSON record per text. A file grows prompt by prompt, so that a later run can resume."""
 
-    def __init__(self, path: Path | None, overwrite: bool, inspect: Inspect = None) -> None:
-        self._path = path
+    def __init__(
+        self, path: Path | None, overwrite: bool, inspect: Inspect = None, questions: Questions = NO_QUESTIONS
+    ) -> None:
+        self._path, self._questions = path, questions
         self._inspect = inspect
         # A file that is replaced is kept until the first prompt is done.
         self._begins = path is not None and (overwrite or not path.exists())
@@ -97,6 +112,8 @@ class RecordSink:
 
     def _record(self, sample: Sample, texts: int, options: DecodingOptions) -> dict[str, Any]:
         entry = record(sample, texts, options)
+        if (question := self._questions.get(sample.prompt_index)) is not None:
+            entry["messages"] = answered(question, sample.completion)
         if self._inspect is not None:
             entry["tokens"] = [token_entry(token) for token in self._inspect(sample)]
         return entry
@@ -139,12 +156,22 @@ def recorded_settings(options: DecodingOptions) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
 
 
-def open_sink(options: PromptOptions, say: Callable[[str], None], inspect: Inspect = None) -> Sink:
-    """Return the output that the options name; `say` is called with notices for the user."""
+def open_sink(
+    options: PromptOptions,
+    say: Callable[[str], None],
+    inspect: Inspect = None,
+    questions: Questions = NO_QUESTIONS,
+) -> Sink:
+    """Return the output that the options name.
+
+    Args:
+        say: called with notices for the user.
+        questions: the prompts that are conversations, by their number: only the answers to them are written.
+    """
     path = None if options.output is None else Path(options.output)
     if options.format == "jsonl":
-        return RecordSink(path, options.overwrite, inspect)
-    return TextSink(path, say, inspect)
+        return RecordSink(path, options.overwrite, inspect, questions)
+    return TextSink(path, say, inspect, questions)
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,10 @@ class ChatTemplate:
         try:
             return render(self.source, messages, add_generation_prompt=add_generation_prompt, **values)
         except Exception as error:  # those of Jinja, and any that an expression raises
-            raise TemplateRefusal(f"{self.name} refuses it: {one_line(error)}") from None
+            is_broken = type(error).__name__ == "TemplateSyntaxError"
+            raise TemplateRefusal(
+                f"{self.name} {'is not valid Jinja' if is_broken else 'refuses the messages'}: {one_line(error)}"
+            ) from None
 
 
 def _between_marks(text: str) -> list[Piece]:

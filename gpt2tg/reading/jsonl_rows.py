@@ -7,7 +7,7 @@ from itertools import chain, islice
 from typing import Any, TextIO
 
 from gpt2tg.reading.columns import ColumnChoice, Columns, are_instructions, join_names, reading_notice
-from gpt2tg.reading.conversations import Conversations, conversation_row, instruction_row, read_messages
+from gpt2tg.reading.conversations import ASSISTANT, Conversations, conversation_row, instruction_row, read_messages
 from gpt2tg.reading.strict_json import parse_json, refuse_lone_surrogates
 from gpt2tg.reading.table_row import Notify, TableError, TableRow, bounded_lines, notify_empty, row_or_empty
 
@@ -56,7 +56,7 @@ def _select(
     Raises:
         TableError: a value is not a string, or most rows lack the column of the text.
     """
-    rows = empty = lacking = 0
+    rows = empty = unanswered = lacking = 0
     example = ""
     for line, row in objects:
         rows += 1
@@ -66,14 +66,19 @@ def _select(
             yield TableRow(line, "", "")
             continue
         found = _row(line, row, columns, takes_lists)
-        empty += not found.text
+        is_list = takes_lists and isinstance(row[columns[0]], list)
+        empty += not found.text and not is_list
+        unanswered += not found.text and is_list
         yield found
     if lacking:
         missing = f"no {join_names(columns[-1:])} in {lacking:,} of {rows:,} rows, such as {example}"
         if 2 * lacking > rows:
             raise TableError(f"has {missing}: name the column of the text with --text_column, or fix these rows")
         notify(f"skipped rows with {missing}")
+    if unanswered == rows > 0:
+        raise TableError(f"has no conversation with an answer: each needs a message whose role is {ASSISTANT}")
     notify_empty(empty, notify)
+    notify_empty(unanswered, notify, "an answer")
 
 
 def _row(line: int, row: dict[str, Any], columns: Columns, takes_lists: bool) -> TableRow:

@@ -58,7 +58,7 @@ def row_or_empty(line: int, prompt: str, text: str) -> TableRow:
     return TableRow(line, prompt.replace("\r\n", "\n"), text.replace("\r\n", "\n"))
 
 
-def notify_empty(count: int, notify: Notify) -> None:
-    """Report how many rows without text were skipped, if any."""
+def notify_empty(count: int, notify: Notify, what: str = "text") -> None:
+    """Report how many rows without text, or another part, were skipped, if any."""
     if count:
-        notify(f"skipped {count:,} row{'' if count == 1 else 's'} without text")
+        notify(f"skipped {count:,} row{'' if count == 1 else 's'} without {what}")
