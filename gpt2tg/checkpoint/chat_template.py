@@ -134,9 +134,9 @@ class ChatTemplate:
         """Return the text by which an answer ends in this template; None if nothing shows it."""
         messages = [{"role": "user", "content": SOME_QUESTION}, {"role": "assistant", "content": SOME_ANSWER}]
         try:
-            after = self.render(messages).rpartition(SOME_ANSWER)[2].strip()
-            if after:
-                return after
+            _, found, after = self.render(messages).rpartition(SOME_ANSWER)
+            if not found or after.strip():
+                return after.strip() if found else None
             text = self.render([*messages, {"role": "user", "content": NEXT_QUESTION}])
             return text.rpartition(SOME_ANSWER)[2].partition(NEXT_QUESTION)[0].rstrip() or None
         except TemplateRefusal:
