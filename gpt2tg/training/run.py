@@ -186,7 +186,9 @@ class Run:
         if is_main_process():
             model_name = None if self._base is None else self._name
             files = [*RECORD_FILES, *([SAMPLES_FILE] if self.options.sample_steps else [])]
-            self.directory.update(**run_record(self.options, model_name, self._data, self._arguments), files=files)
+            has_conversations = self._sources[0].corpus.chat_template is not None
+            record = run_record(self.options, model_name, self._data, has_conversations, self._arguments)
+            self.directory.update(**record, files=files)
 
     def build_trainer(self, arguments: TrainingArguments) -> None:
         """Build the trainer with its callbacks. Writes nothing, but creates a missing output directory.

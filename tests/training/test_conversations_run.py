@@ -76,6 +76,7 @@ def test_checkpoint_carries_the_template_and_evaluates_like_the_run(tmp_path: Pa
     question = MESSAGES[0][:3]
     assert theirs.apply_chat_template(question, tokenize=False, add_generation_prompt=True) == ours.prompt(question)
     assert ours.prompt(question).endswith("User: and?\nAssistant:")
+    assert '--chat --prompt "Who are you?"' in (out / "README.md").read_text(encoding="utf-8")
     found = evaluate(read_checkpoint(model_dir), EvaluationOptions(eval_file=str(path)), CPU)
     assert found.loss == pytest.approx(before.loss_before, abs=1e-5)
 
