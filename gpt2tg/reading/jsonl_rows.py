@@ -118,10 +118,8 @@ def _string(row: dict[str, Any], column: str, line: int) -> str:
     text = row.get(column)
     if text is None:
         return ""
-    if isinstance(text, list) and all(isinstance(part, dict) for part in text):
-        raise TableError(
-            f"line {line}: {column} is a conversation, which only training and evaluation read: name a text"
-        )
+    if isinstance(text, list) and any(isinstance(part, dict) for part in text):
+        raise TableError(f"line {line}: {column} is a conversation, which only training and --task evaluate read")
     if not isinstance(text, str):
         raise TableError(f"line {line}: {column} is {str(text)[:40]}, expected a string in quotes")
     try:

@@ -48,7 +48,7 @@ from gpt2tg.training.preview import preview_blocks
 from gpt2tg.training.processes import is_main_process, run_on_main_process
 from gpt2tg.training.progress import Progress
 from gpt2tg.training.report import log_setup, plot_title, run_record
-from gpt2tg.training.samples import Samples
+from gpt2tg.training.samples import Samples, as_question
 from gpt2tg.training.stopwatch import Stopwatch
 from gpt2tg.training.trainer import LanguageTrainer
 
@@ -225,7 +225,8 @@ class Run:
         self.trainer.remove_callback(transformers.PrinterCallback)
         self.trainer.add_callback(self._records())
         if options.sample_steps:
-            self.trainer.add_callback(Samples(options, self._tokenizer, self.output_dir, stopwatch))
+            asked = as_question(options, self._sources[0].corpus.chat_template)
+            self.trainer.add_callback(Samples(asked, self._tokenizer, self.output_dir, stopwatch))
         self.trainer.add_callback(FlowControl(data.validation is not None, options, self.trainer.signals))
 
     def _trainable_model(self) -> torch.nn.Module:
