@@ -142,6 +142,21 @@ def checkpoint(model_dir: Path, tmp_path: Path) -> Path:
     return shutil.copytree(model_dir, tmp_path / "model")
 
 
+# A chat template that needs few tokens.
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ m.role[0] + ':' + m.content + (eos_token if m.role == 'assistant' else '') + '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def chat_dir(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same checkpoint with a chat template."""
+    directory = shutil.copytree(model_dir, tmp_path_factory.mktemp("chat") / "model")
+    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    return directory
+
+
 @pytest.fixture(scope="session")
 def shape(model_dir: Path) -> ModelShape:
     return read_shape(model_dir)

@@ -26,7 +26,8 @@ RULES: dict[str, set[str]] = {
     "io": {"io", "errors"} | {"wcwidth"},
     "cli": {"cli", "__init__", "errors", "options", "io"},
     "reading": {"reading", "errors", "io"},
-    "checkpoint": {"checkpoint", "errors", "options", "io"} | {"huggingface_hub", "safetensors", "tokenizers", "torch"},
+    "checkpoint": {"checkpoint", "errors", "options", "io"}
+    | {"huggingface_hub", "jinja2", "safetensors", "tokenizers", "torch"},
     "engine": {"engine", "errors", "io", "checkpoint"} | {"torch", "triton"},
     "decoding": {"decoding"} | {"numpy", "torch"},
     "generation": {"generation", "errors", "options", "checkpoint", "engine", "decoding"}

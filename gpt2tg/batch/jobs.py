@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gpt2tg.batch.earlier import Earlier
-from gpt2tg.batch.prompts import Prompt, trailing_spaces
+from gpt2tg.batch.prompts import Prompt, trailing_spaces, with_template
 from gpt2tg.batch.rendering import recorded_settings
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import Generator
 from gpt2tg.generation.requests import Request
 from gpt2tg.generation.seeds import new_seed, with_seed
 from gpt2tg.options import DecodingOptions, decoding_options
+from gpt2tg.reading.conversations import Message
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Job:
 
     request: Request
     options: DecodingOptions
+    messages: tuple[Message, ...] = ()
+    """The conversation that the text answers, if it is not the continuation of a plain prompt."""
 
 
 def plan_jobs(
@@ -40,8 +44,9 @@ def plan_jobs(
         UserError: a prompt leaves no room for new tokens, has an invalid setting, or the earlier run had other
             prompts or settings.
     """
-    if line := trailing_spaces([prompt.text for prompt in prompts]):
+    if line := trailing_spaces(["" if prompt.messages else prompt.text for prompt in prompts]):
         say(line)
+    prompts = with_template(prompts, generator.chat)
     if replayed := options.replayed():
         prompts = _only(prompts, replayed[1])
         seed = None
@@ -85,7 +90,9 @@ def _job(generator: Generator, prompt: Prompt, index: int, options: DecodingOpti
         common["seed"] = seed
     try:
         own = decoding_options({**common, **prompt.settings})
-        return Job(generator.fit(prompt.text, own, index), with_seed(own))
+        if prompt.messages:
+            own = dataclasses.replace(own, stop=(*own.stop, *generator.chat.stop))
+        return Job(generator.fit(prompt.text, own, index), with_seed(own), prompt.messages)
     except UserError as error:
         if prompts == 1:
             raise

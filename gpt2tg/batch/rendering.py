@@ -12,6 +12,7 @@ from gpt2tg.generation.samples import Sample
 from gpt2tg.inspection.tables import token_entry, token_table
 from gpt2tg.inspection.tokens import InspectedToken
 from gpt2tg.options import DecodingOptions, PromptOptions
+from gpt2tg.reading.conversations import ASSISTANT, Message
 
 # A function that returns the token probabilities of a sample, or None if they are not to be written.
 Inspect = Callable[[Sample], Sequence[InspectedToken]] | None
@@ -30,26 +31,32 @@ class Rendered:
     """The number of texts that `--end_at_sentence` could not shorten."""
 
 
+# A conversation that texts answer; empty if they continue a plain prompt.
+Messages = Sequence[Message]
+
 # A function that renders the samples of one prompt.
-Render = Callable[[Sequence[Sample], DecodingOptions], Rendered]
+Render = Callable[[Sequence[Sample], DecodingOptions, Messages], Rendered]
 
 
 def renderer(options: PromptOptions, inspect: Inspect = None) -> Render:
     """Return the function that renders samples in the format of the options."""
 
-    def as_record(sample: Sample, texts: int, decoding: DecodingOptions) -> str:
+    def as_record(sample: Sample, texts: int, decoding: DecodingOptions, messages: Messages) -> str:
         entry = record(sample, texts, decoding)
+        if messages:
+            entry["messages"] = [*messages, {"role": ASSISTANT, "content": sample.completion.strip()}]
         if inspect is not None:
             entry["tokens"] = [token_entry(token) for token in inspect(sample)]
         return json.dumps(entry, ensure_ascii=False) + "\n"
 
-    def as_text(sample: Sample, texts: int, decoding: DecodingOptions) -> str:
-        return sample.text if inspect is None else f"{sample.text}\n\n{token_table(inspect(sample))}"
+    def as_text(sample: Sample, texts: int, decoding: DecodingOptions, messages: Messages) -> str:
+        text = sample.completion.strip() if messages else sample.text
+        return text if inspect is None else f"{text}\n\n{token_table(inspect(sample))}"
 
     one = as_record if options.format == "jsonl" else as_text
 
-    def render(samples: Sequence[Sample], decoding: DecodingOptions) -> Rendered:
-        texts = [one(sample, len(samples), decoding) for sample in samples]
+    def render(samples: Sequence[Sample], decoding: DecodingOptions, messages: Messages) -> Rendered:
+        texts = [one(sample, len(samples), decoding, messages) for sample in samples]
         tokens, unfinished = (sum(len(s.ids) for s in samples), sum(s.is_unfinished for s in samples))
         return Rendered(samples[0].prompt_index, texts, tokens, unfinished)
 

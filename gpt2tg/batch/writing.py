@@ -33,9 +33,13 @@ def write_job(
     generator: Generator, job: Job, write: Callable[[str], None], say: Callable[[str], None], inspect: Inspect = None
 ) -> None:
     """Stream a single text to `write`; with `inspect`, its token probabilities after it."""
-    write(job.request.prompt)
+    begins = bool(job.messages)  # an answer begins after the white space that the template leaves to the model
+    if not job.messages:
+        write(job.request.prompt)
     for chunk in generator.stream_batch([job.request], job.options):
-        write(chunk.text)
+        text = chunk.text.lstrip() if begins else chunk.text
+        begins = begins and not text
+        write(text)
         if chunk.sample and inspect is not None:
             write(f"\n\n{token_table(inspect(chunk.sample))}")
     write("\n")
@@ -97,20 +101,21 @@ def tasks(jobs: Iterable[Job], batch_size: int, processes: int) -> Iterator[dict
     finish at about the same time.
     """
     for options, alike in groupby(jobs, key=lambda job: job.options):
-        requests = [dataclasses.asdict(job.request) for job in alike]
+        left = [{"request": dataclasses.asdict(job.request), "messages": job.messages} for job in alike]
         together = max(1, batch_size // options.draws)
-        while requests:
-            batches = min(max(1, len(requests) // (2 * processes * together)), MOST_BATCHES)
-            yield {"options": dataclasses.asdict(options), "requests": requests[: batches * together]}
-            del requests[: batches * together]
+        while left:
+            batches = min(max(1, len(left) // (2 * processes * together)), MOST_BATCHES)
+            yield {"options": dataclasses.asdict(options), "jobs": left[: batches * together]}
+            del left[: batches * together]
 
 
 def _jobs_of(task: dict[str, Any]) -> Iterator[Job]:
     """Yield the jobs of a task."""
     settings = {name: tuple(value) if isinstance(value, list) else value for name, value in task["options"].items()}
     options = decoding_options(settings)
-    for request in task["requests"]:
-        yield Job(Request(**{**request, "ids": tuple(request["ids"])}), options)
+    for job in task["jobs"]:
+        request = job["request"]
+        yield Job(Request(**{**request, "ids": tuple(request["ids"])}), options, tuple(job["messages"]))
 
 
 def _performer(
@@ -128,9 +133,10 @@ def _performer(
 
 def _texts(generator: Generator, jobs: Sequence[Job], batch_size: int, render: Render) -> Iterator[Rendered]:
     """Yield the texts of each job, generated together with those that have the same options."""
+    messages = {job.request.index: job.messages for job in jobs}
     for options, alike in groupby(jobs, key=lambda job: job.options):
         for samples in generator.generate_each([job.request for job in alike], options, batch_size):
-            yield render(samples, options)
+            yield render(samples, options, messages[samples[0].prompt_index])
 
 
 @contextmanager

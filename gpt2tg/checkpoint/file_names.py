@@ -37,10 +37,13 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
 ADDED_TOKENS = "added_tokens.json"
 
+# Where transformers keeps the default chat template, and the directory of the others.
+CHAT_TEMPLATE, OTHER_CHAT_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+
 TOKENIZER_FILES = (
     *VOCABULARY_FILES,
     *(TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS),
-    *("chat_template.jinja", "chat_template.json"),
+    *(CHAT_TEMPLATE, "chat_template.json"),
 )
 
 

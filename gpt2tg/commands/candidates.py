@@ -12,7 +12,7 @@ from gpt2tg.io.processes import require_single_process
 from gpt2tg.io.streams import notice
 from gpt2tg.options import DecodingOptions, InspectionOptions, PromptOptions
 
-USED = ("candidates", "overflow", "prompt", "prompts_file", "text_column", "output", "format", "overwrite")
+USED = ("candidates", "overflow", "prompt", "prompts_file", "chat", "text_column", "output", "format", "overwrite")
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,15 @@ def candidates(model: ModelChoice, command: CandidatesCommand) -> None:
     check_output(command.prompts)
     model.check_device()
 
-    from gpt2tg.batch.prompts import read_prompts, trailing_spaces
+    from gpt2tg.batch.prompts import read_prompts, trailing_spaces, with_template
 
     prompts = read_prompts(command.prompts, notice)
-    if line := trailing_spaces([prompt.text for prompt in prompts]):
+    if line := trailing_spaces(["" if prompt.messages else prompt.text for prompt in prompts]):
         notice(line)
     loading = start_loading(model)
 
     from gpt2tg.batch.scoring import write_candidates
 
-    write_candidates(loading.finish(), prompts, command.prompts, command.count, command.decoding.overflow)
+    generator = loading.finish()
+    prompts = with_template(prompts, generator.chat)
+    write_candidates(generator, prompts, command.prompts, command.count, command.decoding.overflow)

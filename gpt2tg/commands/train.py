@@ -66,7 +66,8 @@ def train(command: TrainCommand) -> None:
 
         outcome = finetune(options, name, device, sources=sources)
     if outcome is not None and options.generate_samples and is_main_process():
-        _write_samples(options, device)
+        is_chat = sources is not None and sources[0].corpus.chat_template is not None
+        _write_samples(options, device, is_chat)
 
 
 def _unused(options: TrainingOptions) -> dict[str, str]:
@@ -94,8 +95,12 @@ def _unused(options: TrainingOptions) -> dict[str, str]:
     return found
 
 
-def _write_samples(options: TrainingOptions, device: str) -> None:
-    """Print samples of the model that the run has left in its output directory."""
+def _write_samples(options: TrainingOptions, device: str, is_chat: bool) -> None:
+    """Print samples of the model that the run has left in its output directory.
+
+    Args:
+        is_chat: whether it learned from conversations, so that the prompt is a question.
+    """
     from gpt2tg.batch.jobs import plan_jobs
     from gpt2tg.batch.prompts import Prompt
     from gpt2tg.batch.writing import write_jobs
@@ -103,5 +108,6 @@ def _write_samples(options: TrainingOptions, device: str) -> None:
 
     generator = load(options.output_dir, device, "output_dir")
     decoding = DecodingOptions(num_sequences=options.num_samples, seed=options.seed)
-    jobs = plan_jobs(generator, [Prompt(options.prompt)], decoding, None, notice)
+    messages = ({"role": "user", "content": options.prompt},) if is_chat else ()
+    jobs = plan_jobs(generator, [Prompt(options.prompt, messages=messages)], decoding, None, notice)
     write_jobs(generator, jobs, PromptOptions(), None, notice)

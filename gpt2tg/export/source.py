@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from gpt2tg.checkpoint.chat_template import stored_template
 from gpt2tg.checkpoint.checkpoint import Checkpoint
-from gpt2tg.checkpoint.file_names import TOKENIZER_CONFIG
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.checkpoint.tokenizer_loading import unused_ids
 from gpt2tg.checkpoint.weights import Weights
-
-TEMPLATE = "chat_template.jinja"
 
 
 @dataclass(frozen=True)
@@ -39,10 +36,4 @@ class Source:
 
     def chat_template(self) -> str | None:
         """Return the template that makes a prompt of a conversation, if the tokenizer's files hold one."""
-        directory = self.checkpoint.tokenizer_directory
-        if (directory / TEMPLATE).is_file():
-            return (directory / TEMPLATE).read_text(encoding="utf-8")
-        if not (directory / TOKENIZER_CONFIG).is_file():
-            return None
-        template = json.loads((directory / TOKENIZER_CONFIG).read_text(encoding="utf-8")).get("chat_template")
-        return template if isinstance(template, str) else None
+        return stored_template(self.checkpoint.directory)

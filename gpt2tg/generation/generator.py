@@ -20,6 +20,7 @@ from gpt2tg.engine.model import GPT2
 from gpt2tg.errors import RunError, UserError, one_line
 from gpt2tg.generation.beams import generate_with_beams
 from gpt2tg.generation.caches import Caches
+from gpt2tg.generation.chat import Chat
 from gpt2tg.generation.cuda_steps import ContinuousBatches
 from gpt2tg.generation.filter_chain import filter_chain
 from gpt2tg.generation.footprint import check_footprint
@@ -54,6 +55,7 @@ class Generator:
         self.notes = list(notes)
         self.end_ids = model.shape.end_ids or (tokenizer.end_id,)
         """The tokens that end a text."""
+        self.chat = Chat(checkpoint, tokenizer, self.end_ids)
         self.unused = self._find_unused()
         """(V,) mask of the ids that have no token; None if every id has one."""
         self.continuous_batches = ContinuousBatches(model)

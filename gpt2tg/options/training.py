@@ -23,6 +23,8 @@ class TrainingOptions(NewModelOptions, OptimizationOptions, TrainingRunOptions, 
         super().__post_init__()
         if self.fp16 and self.bf16:
             raise UserError("and --bf16 contradict each other: give one of the two", "fp16")
+        if self.cross_examples and self.no_cross_examples:
+            raise UserError("and --no_cross_examples contradict each other: give one of the two", "cross_examples")
         if self.lora and (self.from_scratch or self.freeze_layers):
             other = "from_scratch" if self.from_scratch else "freeze_layers"
             raise UserError(f"and --{other} contradict each other: give one of the two", "lora")

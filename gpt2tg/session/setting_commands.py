@@ -43,7 +43,7 @@ def show(session: Session, _: str) -> None:
     """Print the model, the settings and the length of the text."""
     session.front.say(session.description())
     if session.text.turns:
-        tokens = len(session.generator.encode(str(session.text)))
+        tokens = len(session.generator.encode(session.prompt_of(session.text.turns)))
         context_length = session.generator.model.shape.n_positions
         turns = count_turns(session.text.turns)
         session.front.say(f"text: {turns}, {tokens} tokens; context length {context_length}")

@@ -39,7 +39,7 @@ def check_training(options: TrainingOptions, model_name: str, device: str) -> So
     sources = None
     if is_main_process():
         check_directory(options)
-        sources = plan_sources(options)
+        sources = plan_sources(options, model_name)
     if not options.from_scratch:
         check_existing(options, model_name)
     return sources
@@ -52,7 +52,7 @@ def check_evaluation(options: EvaluationOptions, checkpoint: Checkpoint, device:
         UserError: names the flag or the file, and what to do.
     """
     check_device(device)
-    found = scan_evaluation(options)
+    found = scan_evaluation(options, checkpoint)
     check_stride(options.stride, checkpoint.shape.n_positions)
     return found
 

@@ -39,7 +39,7 @@ from gpt2tg.training.model.lora import base_reference, choose_weights
 from gpt2tg.training.model.memory_estimate import out_of_memory, smaller_batches
 from gpt2tg.training.model.new_tokenizer import saved_tokenizer, train_tokenizer, transformers_tokenizer
 from gpt2tg.training.model.new_tokens import add_tokens, extend
-from gpt2tg.training.output.identity import check_same_run, identity
+from gpt2tg.training.output.identity import check_same_run, identity, like_before
 from gpt2tg.training.output.layout import RECORD_FILES, SAMPLES_FILE, STATE_FILE
 from gpt2tg.training.output.records import Records
 from gpt2tg.training.output.restoring import Damaged
@@ -50,7 +50,7 @@ from gpt2tg.training.preview import preview_blocks
 from gpt2tg.training.processes import run_on_main_process
 from gpt2tg.training.progress import Progress
 from gpt2tg.training.report import log_setup, plot_title, run_record
-from gpt2tg.training.samples import Samples
+from gpt2tg.training.samples import Samples, as_question
 from gpt2tg.training.stopwatch import Stopwatch
 from gpt2tg.training.trainer import LanguageTrainer
 
@@ -89,7 +89,9 @@ class Run:
         self.directory = RunDirectory(self.output_dir, options.save_total_limit)
         self._device, self._arguments, self._processes = device, arguments, arguments.world_size
         self._interruption, self._callbacks, self._checkpoint = interruption, callbacks, checkpoint
-        self._sources = run_on_main_process(lambda: sources or plan_sources(options))
+        self._sources = run_on_main_process(lambda: sources or plan_sources(options, model_name))
+        if checkpoint is not None and any(side.corpus.has_prompts for side in self._sources if side is not None):
+            self.options = options = like_before(options, checkpoint)
         for line in dict.fromkeys(line for side in self._sources if side is not None for line in side.corpus.notices):
             log.info(line)
         self._base = None if options.from_scratch else check_existing(options, model_name)
@@ -139,7 +141,8 @@ class Run:
             log.info(f"advice: {line}")
         log_setup(self.options, self._model, self._name, self._data, self._processes)
         if is_main_process():
-            for line in preview_blocks(self._data, self._tokenizer, self.options):
+            template = self._sources[0].corpus.chat_template
+            for line in preview_blocks(self._data, self._tokenizer, self.options, template):
                 print_result(line)
 
     def print_plan(self) -> None:
@@ -190,7 +193,9 @@ class Run:
         if is_main_process():
             model_name = None if self._base is None else self._name
             files = [*RECORD_FILES, *([SAMPLES_FILE] if self.options.sample_steps else [])]
-            self.directory.update(**run_record(self.options, model_name, self._data, self._arguments), files=files)
+            has_conversations = self._sources[0].corpus.chat_template is not None
+            record = run_record(self.options, model_name, self._data, has_conversations, self._arguments)
+            self.directory.update(**record, files=files)
 
     def build_trainer(self, arguments: TrainingArguments) -> None:
         """Build the trainer with its callbacks. Writes nothing, but creates a missing output directory.
@@ -227,7 +232,8 @@ class Run:
         self.trainer.remove_callback(transformers.PrinterCallback)
         self.trainer.add_callback(self._records())
         if options.sample_steps:
-            self.trainer.add_callback(Samples(options, self._tokenizer, self.output_dir, stopwatch))
+            asked = as_question(options, self._sources[0].corpus.chat_template)
+            self.trainer.add_callback(Samples(asked, self._tokenizer, self.output_dir, stopwatch))
         self.trainer.add_callback(FlowControl(data.validation is not None, options, self.trainer.signals))
 
     def _trainable_model(self) -> torch.nn.Module:
@@ -239,9 +245,11 @@ class Run:
 
     def _tokenizer_files(self) -> CopiedFiles | transformers.PreTrainedTokenizerFast:
         """Return the object that saves the tokenizer, and other files of the base model, into each checkpoint."""
+        template = self._sources[0].corpus.chat_template
+        source = None if template is None else template.source
         if self._base is None:
-            return transformers_tokenizer(self._tokenizer, self._model.config.n_positions)
-        files = files_to_copy(self._base.directory, self._base.shape, self._tokenizer)
+            return transformers_tokenizer(self._tokenizer, self._model.config.n_positions, source)
+        files = files_to_copy(self._base.directory, self._base.shape, self._tokenizer, source)
         return files.with_tokens(self._added_tokens)
 
     def _records(self) -> Records:

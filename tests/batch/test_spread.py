@@ -150,7 +150,7 @@ def test_tasks_shrink_towards_the_end() -> None:
     """All jobs are handed out once, in whole batches, and the last tasks are single batches."""
     options = decoding_options({"decoding": "greedy"})
     jobs = [Job(Request("", index, (1,), 1), options) for index in range(101)]
-    found = [[request["index"] for request in task["requests"]] for task in writing.tasks(jobs, 4, 3)]
+    found = [[job["request"]["index"] for job in task["jobs"]] for task in writing.tasks(jobs, 4, 3)]
     assert [index for task in found for index in task] == list(range(101))
     sizes = [len(task) for task in found]
     assert sizes == sorted(sizes, reverse=True)

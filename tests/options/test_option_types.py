@@ -55,7 +55,16 @@ OPTIONAL = {
     CompareOptions: {"strategies", "reference", "num_prompts", "train_file", "report", "output"},
     TaskOptions: {"task"},
     TrainingOptions: {
-        *("text_column", "resume", "eval_steps", "early_stopping_patience", "max_steps", "dropout", "sample_steps"),
+        *(
+            "text_column",
+            "chat_template",
+            "resume",
+            "eval_steps",
+            "early_stopping_patience",
+            "max_steps",
+            "dropout",
+            "sample_steps",
+        ),
     },
     EvaluationOptions: {"stride", "text_column"},
     ExportOptions: {"merge", "export", "precision"},

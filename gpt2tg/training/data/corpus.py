@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from gpt2tg.checkpoint.chat_template import ChatTemplate
 from gpt2tg.errors import UserError
 from gpt2tg.reading.file_types import HEAD_BYTES, check_text_column, format_warning, is_table, require_plain_text
 from gpt2tg.reading.plain_text import ExampleMode, Piece, pieces
 from gpt2tg.reading.table_row import Notify, TableError
 from gpt2tg.reading.table_rows import row_pieces
 from gpt2tg.reading.utf8 import require_utf8
+from gpt2tg.training.data.conversations import TemplateChoice
 from gpt2tg.training.data.hashed_file import HashedFile, ZeroByteError
 from gpt2tg.training.data.input_files import find_files
 
@@ -35,6 +37,7 @@ class TextFormat:
 
     examples: ExampleMode
     text_column: str | None = None
+    conversations: TemplateChoice = field(default_factory=TemplateChoice, compare=False)
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,16 @@ class Corpus:
     hashes: np.ndarray  # (examples,) int64: equal for equal examples, within this process
     sizes: np.ndarray  # (examples,) int64: bytes of text
     notices: tuple[str, ...] = ()  # for the user: which columns are read, what is skipped
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """The template that made text of conversations; None if there are none."""
+        return self.text_format.conversations.used
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether some of the text carries no loss: prompts of completions, questions of answers."""
+        return self.learned_bytes < self.text_bytes
 
     @property
     def examples(self) -> int:
@@ -184,8 +197,9 @@ def _open_checked(path: Path, option: str, notify: Notify) -> HashedFile:
 
 def _format_key(path: Path, text_format: TextFormat) -> tuple[str | None, ...]:
     """Return what the examples of a file depend on besides its content."""
-    suffix = path.suffix.lower()
-    return (suffix, text_format.text_column, TABLE_VERSION) if is_table(path) else (text_format.examples,)
+    if not is_table(path):
+        return (text_format.examples,)
+    return (path.suffix.lower(), text_format.text_column, TABLE_VERSION, *text_format.conversations.key)
 
 
 def _ignore(notice: str) -> None:
@@ -197,7 +211,8 @@ def _read_pieces(raw: io.FileIO, path: Path, text_format: TextFormat, notify: No
     buffered = io.BufferedReader(raw, BUFFER_BYTES)
     with io.TextIOWrapper(buffered, encoding="utf-8-sig", newline="" if is_table(path) else "\n") as file:
         if is_table(path):
-            yield from row_pieces(file, path.suffix.lower(), text_format.text_column, notify)
+            suffix, column = path.suffix.lower(), text_format.text_column
+            yield from row_pieces(file, suffix, column, notify, text_format.conversations)
         else:
             yield from pieces(file, text_format.examples)
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from gpt2tg.checkpoint.checkpoint import Checkpoint
 from gpt2tg.options import EvaluationOptions, TrainingOptions
 from gpt2tg.reading.plain_text import Piece
+from gpt2tg.training.data.conversations import TemplateChoice
 from gpt2tg.training.data.corpus import Corpus, TextFormat, scan_corpus
 from gpt2tg.training.data.split import Split, choose_held_out
 
@@ -48,8 +50,11 @@ class TextSource:
 Sources = tuple[TextSource, TextSource | None]
 
 
-def plan_sources(options: TrainingOptions) -> Sources:
+def plan_sources(options: TrainingOptions, model_name: str | None = None) -> Sources:
     """Scan the text files and choose the held-out examples.
+
+    Args:
+        model_name: the model to start from, whose chat template writes conversations; not read with `from_scratch`.
 
     Returns:
         The training text, and the validation text: the validation files, or `validation_split` of the examples, or
@@ -58,7 +63,8 @@ def plan_sources(options: TrainingOptions) -> Sources:
     Raises:
         UserError: a file cannot be used.
     """
-    text_format = TextFormat(options.examples, options.text_column)
+    conversations = TemplateChoice(options.chat_template, None if options.from_scratch else model_name)
+    text_format = TextFormat(options.examples, options.text_column, conversations)
     output = Path(options.output_dir)
     corpus = scan_corpus(options.train_file, text_format, "train_file", output)
     if options.validation_file:
@@ -66,16 +72,21 @@ def plan_sources(options: TrainingOptions) -> Sources:
         return TextSource(corpus), TextSource(other)
     if not options.validation_split or corpus.examples < 2:
         return TextSource(corpus), None
-    split = choose_held_out(corpus.hashes, corpus.sizes, options.validation_split, options.seed)
+    may_cut = corpus.chat_template is None  # half a conversation has no question
+    split = choose_held_out(corpus.hashes, corpus.sizes, options.validation_split, options.seed, may_cut)
     if not (len(split.whole) or len(split.partial)):  # short copies of one text
         return TextSource(corpus), None
     return TextSource(corpus, split), TextSource(corpus, split, is_held_out=True)
 
 
-def scan_evaluation(options: EvaluationOptions) -> Corpus:
+def scan_evaluation(options: EvaluationOptions, checkpoint: Checkpoint | None = None) -> Corpus:
     """Scan the files to evaluate on.
+
+    Args:
+        checkpoint: the model, whose chat template writes conversations.
 
     Raises:
         UserError: a file cannot be used.
     """
-    return scan_corpus(options.eval_file, TextFormat(options.examples, options.text_column), "eval_file")
+    text_format = TextFormat(options.examples, options.text_column, TemplateChoice(model=checkpoint))
+    return scan_corpus(options.eval_file, text_format, "eval_file")
