@@ -38,6 +38,7 @@ FOREIGN = {
     "--small",
     "--runs",
     "--local_dir",
+    "--node_rank",
     "--nproc_per_node",
     "--num_processes",
     "--config_file",

@@ -118,6 +118,20 @@ def test_killed_process_loses_nothing_that_was_written(words: list[str], records
     assert (tmp_path / "stderr-1.txt").read_text() == ""
 
 
+@pytest.mark.parametrize("missing", [0, 2])
+def test_records_in_another_order_are_completed_and_sorted(
+    words: list[str], records: bytes, tmp_path: Path, missing: int
+) -> None:
+    """As several processes leave them when they are killed; also if only the sorting was left to do."""
+    out = tmp_path / "two.jsonl"
+    lines = records.splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[4:] + lines[: 4 - missing]))
+    files = set(tmp_path.iterdir())
+    assert generate_from_finetuned.main([*words, "--output", str(out)]) == 0
+    assert out.read_bytes() == records
+    assert set(tmp_path.iterdir()) == files
+
+
 def test_records_on_stdout_are_in_order(words: list[str], records: bytes, tmp_path: Path) -> None:
     assert run_together(words, tmp_path) == [0, 0]
     assert (tmp_path / "stdout-0.txt").read_bytes() == records
