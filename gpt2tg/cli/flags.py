@@ -33,7 +33,8 @@ class Meaning:
     def help(self) -> str:
         """What the flag does."""
         rule = self.field.metadata
-        return f"{', '.join(rule['choices'])}: {rule['help']}" if rule["choices"] and rule["metavar"] else rule["help"]
+        is_listed = rule["choices"] and rule["metavar"] and rule["lists_choices"]
+        return f"{', '.join(rule['choices'])}: {rule['help']}" if is_listed else rule["help"]
 
     @property
     def shown_default(self) -> str:

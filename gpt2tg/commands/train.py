@@ -9,6 +9,8 @@ from gpt2tg.commands.flags import Flags, notice_unused
 from gpt2tg.io.streams import notice
 from gpt2tg.options import (
     FROM_SCRATCH_FLAGS,
+    SCHEDULE_FREE_PREFIX,
+    WITHOUT_WARMUP,
     DecodingOptions,
     DeviceOptions,
     ModelNameOptions,
@@ -89,8 +91,9 @@ def _unused(options: TrainingOptions) -> dict[str, str]:
         found |= dict.fromkeys(options.tried_settings()[0], "--try sets it")
     if not options.lora and not options.try_:
         found |= dict.fromkeys(ADAPTER_FLAGS, "only --lora trains an adapter")
-    if options.lr_scheduler_type == "constant":
-        found["warmup_steps"] = "--lr_scheduler_type constant has no warm-up, constant_with_warmup has"
+    kind = options.lr_scheduler_type
+    if kind in WITHOUT_WARMUP and not options.optim.startswith(SCHEDULE_FREE_PREFIX):
+        found["warmup_steps"] = f"--lr_scheduler_type {kind} has no warm-up, constant_with_warmup has"
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from gpt2tg.errors import UserError
 from gpt2tg.options.new_model import NewModelOptions
-from gpt2tg.options.optimization import OptimizationOptions
+from gpt2tg.options.optimization import OptimizationOptions, whole_if_possible
 from gpt2tg.options.training_data import TrainingDataOptions
 from gpt2tg.options.training_run import NEWEST, TrainingRunOptions
 from gpt2tg.options.trials import read_trials
@@ -51,6 +51,10 @@ class TrainingOptions(NewModelOptions, OptimizationOptions, TrainingRunOptions, 
             )
         if self.try_:
             raise UserError("needs a validation loss: leave out --validation_split 0", "try")
+        if self.follows_validation:
+            raise UserError(
+                f"{self.lr_scheduler_type} needs a validation loss: leave out --validation_split 0", "lr_scheduler_type"
+            )
 
     def _check_new_model(self) -> None:
         if not self.from_scratch:
@@ -79,7 +83,11 @@ class TrainingOptions(NewModelOptions, OptimizationOptions, TrainingRunOptions, 
         if not self.try_:
             return []
         allowed = [name for name in TRIABLE if self.from_scratch or name not in FROM_SCRATCH_FLAGS]
-        return read_trials(TrainingOptions, self.try_, allowed)
+        found = read_trials(TrainingOptions, self.try_, allowed)
+        for settings in found:
+            if "warmup_steps" in settings:
+                settings["warmup_steps"] = whole_if_possible(settings["warmup_steps"])
+        return found
 
 
 # Flags of a new model: they do nothing when an existing one is fine-tuned.
@@ -91,5 +99,15 @@ TRIABLE = tuple(
     for f in dataclasses.fields(TrainingOptions)
     if f.name == "block_size" or f.metadata["group"] in ("training", "memory", "from scratch")
     if f.name
-    not in ("try_", "trainer", "from_scratch", "vocab_size", "compile", "auto_batch_size", "no_merge", "lora_targets")
+    not in (
+        "try_",
+        "trainer",
+        "from_scratch",
+        "vocab_size",
+        "compile",
+        "auto_batch_size",
+        "no_merge",
+        "lora_targets",
+        "lr_scheduler_kwargs",
+    )
 )

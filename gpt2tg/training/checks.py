@@ -6,13 +6,14 @@ Neither this module nor what it imports loads slowly.
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from gpt2tg.checkpoint.checkpoint import Checkpoint, resolve_checkpoint
 from gpt2tg.checkpoint.find import is_directory
 from gpt2tg.engine.cpu.startup import check_device
 from gpt2tg.errors import UserError
-from gpt2tg.options import BUNDLED_MODEL, DeviceOptions, EvaluationOptions, TrainingOptions
+from gpt2tg.options import BUNDLED_MODEL, PACKAGES, DeviceOptions, EvaluationOptions, TrainingOptions
 from gpt2tg.training.data.corpus import Corpus
 from gpt2tg.training.data.sources import Sources, plan_sources, scan_evaluation
 from gpt2tg.training.output.layout import is_search
@@ -34,6 +35,8 @@ def check_training(options: TrainingOptions, model_name: str, device: str) -> So
     """
     check_training_device(device)
     check_processes(options)
+    for one in options.tries() or [options]:
+        check_package(one.optim)
     sources = None
     if is_main_process():
         check_directory(options)
@@ -87,6 +90,17 @@ def check_processes(options: TrainingOptions) -> None:
         raise UserError("needs the whole model in one process, but FSDP shards it: leave the flag out", "sample_steps")
     if options.optim == "muon":
         raise UserError("muon needs whole matrices, but FSDP shards them: choose another optimizer", "optim")
+
+
+def check_package(optim: str) -> None:
+    """Check that the package of an optimizer is installed, without importing it.
+
+    Raises:
+        UserError: it is not.
+    """
+    module, name = PACKAGES.get(optim, (None, None))
+    if module is not None and find_spec(module) is None:
+        raise UserError(f"{optim} needs the package {name}, which is not installed: pip install {name}", "optim")
 
 
 def check_directory(options: TrainingOptions) -> None:

@@ -14,7 +14,7 @@ from transformers import GPT2LMHeadModel, TrainingArguments
 
 from gpt2tg import __version__
 from gpt2tg.inspection.perplexity import perplexity
-from gpt2tg.options import TrainingOptions
+from gpt2tg.options import SCHEDULE_FREE_PREFIX, TrainingOptions
 from gpt2tg.training.console import log
 from gpt2tg.training.data.advice import counted
 from gpt2tg.training.data.training_data import TrainingData
@@ -53,6 +53,12 @@ def log_precision(options: TrainingOptions, arguments: TrainingArguments, device
     is_slow = device.type == "cuda" and not (options.bf16 or options.fp16 or arguments.tf32)
     if is_slow and torch.cuda.get_device_capability(device) >= FAST_BF16:
         log.info(f"advice: {torch.cuda.get_device_name(device)} computes several times as fast with --bf16")
+
+
+def log_schedule(options: TrainingOptions) -> None:
+    """Log that a schedule-free optimizer wants a constant learning rate, if the run has another."""
+    if options.optim.startswith(SCHEDULE_FREE_PREFIX) and options.lr_scheduler_type != "constant":
+        log.info(f"advice: --optim {options.optim} needs no schedule: add --lr_scheduler_type constant")
 
 
 def log_outcome(outcome: Outcome) -> None:
