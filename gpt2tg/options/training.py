@@ -9,6 +9,7 @@ from typing import Any
 from gpt2tg.errors import UserError
 from gpt2tg.options.new_model import NewModelOptions
 from gpt2tg.options.optimization import OptimizationOptions, whole_if_possible
+from gpt2tg.options.selection import SelectionOptions
 from gpt2tg.options.training_data import TrainingDataOptions
 from gpt2tg.options.training_run import NEWEST, TrainingRunOptions
 from gpt2tg.options.trials import read_trials
@@ -16,7 +17,7 @@ from gpt2tg.options.trials import read_trials
 
 # The fields of the last base come first in the help: the text, the run, its steps.
 @dataclass(frozen=True)
-class TrainingOptions(NewModelOptions, OptimizationOptions, TrainingRunOptions, TrainingDataOptions):
+class TrainingOptions(NewModelOptions, OptimizationOptions, TrainingRunOptions, SelectionOptions, TrainingDataOptions):
     """A training run: from text files to a checkpoint directory."""
 
     def __post_init__(self) -> None:
@@ -44,6 +45,10 @@ class TrainingOptions(NewModelOptions, OptimizationOptions, TrainingRunOptions, 
     def _check_validation(self) -> None:
         if self.validation_split or self.validation_file:
             return
+        if self.max_eval_examples:
+            raise UserError(
+                f"{self.max_eval_examples} needs a validation text: leave out --validation_split 0", "max_eval_examples"
+            )
         if self.early_stopping_patience:
             raise UserError(
                 f"{self.early_stopping_patience} needs a validation loss: leave out --validation_split 0",
@@ -69,6 +74,11 @@ class TrainingOptions(NewModelOptions, OptimizationOptions, TrainingRunOptions, 
                 "lower it, or raise --n_positions",
                 "block_size",
             )
+
+    @property
+    def seed_of_split(self) -> int:
+        """The seed that decides what is held out."""
+        return self.seed if self.split_seed is None else self.split_seed
 
     def tries(self) -> list[TrainingOptions]:
         """Return the options of each trial of `try_`; the values of the last setting change fastest.

@@ -17,6 +17,7 @@ from gpt2tg.inspection.perplexity import perplexity
 from gpt2tg.options import SCHEDULE_FREE_PREFIX, TrainingOptions
 from gpt2tg.training.console import log
 from gpt2tg.training.data.advice import counted
+from gpt2tg.training.data.selection import plain_names
 from gpt2tg.training.data.training_data import TrainingData
 from gpt2tg.training.fields import without_secrets
 from gpt2tg.training.outcome import Outcome
@@ -106,7 +107,7 @@ def run_record(
 
 def plot_title(name: str, options: TrainingOptions) -> str:
     """Return the title of loss.png."""
-    first, *others = options.train_file
+    first, *others = plain_names(options.train_file)
     return f"{name} on {Path(first).name}" + (f" and {len(others)} more" if others else "")
 
 

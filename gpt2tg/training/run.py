@@ -17,6 +17,7 @@ from transformers import GPT2LMHeadModel, TrainerCallback, TrainerState, Trainin
 from gpt2tg.checkpoint.file_names import ADAPTER_CONFIG
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import Interrupted, RunError, UserError
+from gpt2tg.inspection.perplexity import perplexity
 from gpt2tg.io.memory import is_out_of_memory
 from gpt2tg.options import DEFAULT_MAX_LENGTH, NEWEST, TrainingOptions
 from gpt2tg.training.arguments import training_arguments
@@ -25,6 +26,7 @@ from gpt2tg.training.compiling import cause_of, forget_compiled, is_compile_erro
 from gpt2tg.training.console import log, print_result
 from gpt2tg.training.data.advice import advice
 from gpt2tg.training.data.batches import collate
+from gpt2tg.training.data.held_back import load_test, scan_test
 from gpt2tg.training.data.sources import Sources, plan_sources
 from gpt2tg.training.data.training_data import load_data
 from gpt2tg.training.devices import bytes_of_other_processes, device_bytes, reset_peak_memory
@@ -38,7 +40,7 @@ from gpt2tg.training.model.lora import base_reference, choose_weights
 from gpt2tg.training.model.memory_estimate import out_of_memory, smaller_batches
 from gpt2tg.training.model.new_tokenizer import saved_tokenizer, train_tokenizer, transformers_tokenizer
 from gpt2tg.training.output.identity import check_same_run, identity
-from gpt2tg.training.output.layout import RECORD_FILES, SAMPLES_FILE, STATE_FILE
+from gpt2tg.training.output.layout import RECORD_FILES, SAMPLES_FILE, STATE_FILE, read_run
 from gpt2tg.training.output.records import Records
 from gpt2tg.training.output.restoring import Damaged
 from gpt2tg.training.output.resumable import find_resumable
@@ -97,8 +99,10 @@ class Run:
         if options.generate_samples or options.sample_steps:
             tokens = len(self._tokenizer.encode(options.prompt))
             _check_sample_prompt(tokens, self._model.config.n_positions)
+        test = run_on_main_process(lambda: scan_test(options))
         with arguments.main_process_first():  # the others find the tokens in the cache
             self._data = load_data(self._sources, self._tokenizer, options)
+            self._test = None if test is None else load_test(test, self._tokenizer, options)
         self._shape = shape_of_model(self._model, self._tokenizer.end_id)
         self._steps = total_steps(options, len(self._data.train), self._processes)
         self._is_compiled = is_compiled(options, device, self._steps)
@@ -170,7 +174,8 @@ class Run:
     def is_published(self, state: TrainerState) -> bool:
         """Whether the output directory holds the model of a finished run, and nothing is left to merge or upload."""
         awaits_merge = self._merges_adapter and (self.output_dir / ADAPTER_CONFIG).is_file()
-        if self.options.push_to_hub or awaits_merge:
+        awaits_test = self._test is not None and read_test(self.output_dir) != self._test.fingerprint
+        if self.options.push_to_hub or awaits_merge or awaits_test:
             return False
         return self.directory.holds(held_step(state, self.options.keep))
 
@@ -347,17 +352,42 @@ class Run:
         self._model = self._load_model()[0]
         self.build_trainer(training_arguments(batches, self._device))
 
+    def _measure_test(self) -> dict[str, Any] | None:
+        """Return the result of the final model on the test text; None without one, or if the checkpoint is gone."""
+        if self._test is None:
+            return None
+        step = held_step(self.trainer.state, self.options.keep)
+        checkpoint = self.output_dir / f"checkpoint-{step}"
+        if not checkpoint.is_dir():
+            log.warning(f"--test_file is not measured: {checkpoint} is gone")
+            return None
+        loss, tokens = self.trainer.measure(self._test, checkpoint)
+        log.info(f"test loss {loss:.4f}, perplexity {perplexity(loss):.2f}: step {step:,} on {tokens:,} tokens")
+        return {"loss": loss, "tokens": tokens, "step": step, "fingerprint": self._test.fingerprint}
+
     def publish(self) -> None:
-        """Put the model into the output directory, merged if it is an adapter, and upload it if that was asked for."""
+        """Put the model into the output directory, merged if it is an adapter, and upload it if that was asked for.
+
+        The test text, if there is one, is measured before.
+        """
+        test = self._measure_test()
         if not is_main_process():
             return
+        if test is not None:
+            self.directory.update(test=test)
         self.directory.publish(held_step(self.trainer.state, self.options.keep))
         if self._merges_adapter:
             self.directory.merge_adapter()
-        if self._had_ended:
+        if self._had_ended or test is not None:
             self._records().write(self.trainer.state)
         if self.options.push_to_hub:
             self.trainer.push_to_hub()
+
+
+def read_test(directory: Path) -> str | None:
+    """Return which test text run.json has a result for."""
+    test = read_run(directory).get("test")
+    return test.get("fingerprint") if isinstance(test, dict) else None
 
 
 def _check_sample_prompt(tokens: int, positions: int) -> None:

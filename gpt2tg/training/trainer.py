@@ -187,6 +187,19 @@ class LanguageTrainer(OptimizerTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def measure(self, blocks: Any, checkpoint: Path) -> tuple[float, int]:
+        """Return the mean loss of a checkpoint on blocks, in nats per token, and the number of tokens.
+
+        The model has the weights of the checkpoint afterwards. All processes must call this together.
+        """
+        self._load_from_checkpoint(str(checkpoint))
+        with uncompiled():
+            self._network.train(False)
+            total = torch.zeros(2, dtype=torch.float64)
+            for batch in evaluation_bar(self.get_test_dataloader(blocks)):
+                total += self._loss_and_tokens(batch)
+        return float(total[0] / total[1]), int(total[1])
+
     @torch.no_grad()
     def _loss_and_tokens(self, batch: dict[str, Tensor]) -> Tensor:
         """Return (2,) the summed loss and the number of its tokens, over all processes."""

@@ -39,7 +39,7 @@ WRONG: dict[type, tuple[list[Any], str]] = {
 }
 
 # Options that are documented to accept one string for a tuple of one.
-ACCEPT_A_STRING = {"lr_scheduler_kwargs", "train_file", "validation_file", "try_", "trainer", "eval_file"}
+ACCEPT_A_STRING = {"lr_scheduler_kwargs", "test_file", "train_file", "validation_file", "try_", "trainer", "eval_file"}
 
 OPTIONAL = {
     DecodingOptions: {
@@ -54,6 +54,7 @@ OPTIONAL = {
     TaskOptions: {"task"},
     TrainingOptions: {
         *("text_column", "resume", "eval_steps", "early_stopping_patience", "max_steps", "dropout", "sample_steps"),
+        *("max_train_examples", "max_eval_examples", "split_seed"),
     },
     EvaluationOptions: {"stride", "text_column"},
 }

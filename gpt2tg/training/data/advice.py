@@ -50,10 +50,10 @@ def _on_the_text(corpus: Corpus, options: TrainingOptions) -> Iterator[str]:
             "watch the validation loss, and use fewer --epochs if it rises"
         )
     copies = int((np.diff(np.sort(corpus.hashes)) == 0).sum())
-    if copies > MANY_COPIES * corpus.examples:
+    if copies > MANY_COPIES * corpus.examples and not options.drop_copies:
         yield (
             f"{_percent(copies, corpus.examples)} of the examples are copies of others, which the model memorises "
-            "first: remove them"
+            "first: add --drop_copies"
         )
 
 

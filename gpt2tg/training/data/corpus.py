@@ -53,6 +53,7 @@ class Corpus:
     digest: str  # of the contents and the text format, whatever the files are called
     hashes: np.ndarray  # (examples,) int64: equal for equal examples, within this process
     sizes: np.ndarray  # (examples,) int64: bytes of text
+    file_examples: tuple[int, ...] = ()  # how many each file holds
     notices: tuple[str, ...] = ()  # for the user: which columns are read, what is skipped
 
     @property
@@ -114,14 +115,14 @@ def scan_corpus(names: tuple[str, ...], text_format: TextFormat, option: str, ou
     notices: list[str] = []
     files = find_files(names, option, output, notices.append)
     check_text_column(text_format.text_column, *files)
-    tally, size, digest = _Tally(), 0, hashlib.sha256()
-    file_digests: list[str] = []
-    by_notice: dict[str, list[Path]] = {}
+    tally, size, digest, borders = _Tally(), 0, hashlib.sha256(), [0]
+    file_digests, by_notice = list[str](), dict[str, list[Path]]()
     for path in files:
         notify = _NoticeCollector(path, by_notice)
         file = _open_checked(path, option, notify)
         for piece in _with_user_errors(_read_pieces(file, path, text_format, notify), path, option):
             tally.add(piece)
+        borders.append(len(tally.hashes))
         size += file.size
         file_digests.append(file.digest)
         digest.update(repr((file.digest, _format_key(path, text_format))).encode())
@@ -141,6 +142,7 @@ def scan_corpus(names: tuple[str, ...], text_format: TextFormat, option: str, ou
         digest=digest.hexdigest(),
         hashes=np.array(tally.hashes),
         sizes=np.array(tally.sizes),
+        file_examples=tuple(map(int, np.diff(borders))),
         notices=tuple(notices),
     )
 
