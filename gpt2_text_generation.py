@@ -25,6 +25,7 @@ from gpt2tg.options import (
     ModelNameOptions,
     PrecisionOptions,
     PromptOptions,
+    RevisionOptions,
     TaskOptions,
     TrainingOptions,
 )
@@ -42,6 +43,7 @@ TASKS: dict[str, tuple[type, ...]] = {
     "train": (ModelNameOptions, DeviceOptions, TrainingOptions),
     "generate": (
         ModelNameOptions,
+        RevisionOptions,
         CheckpointOptions,
         DeviceOptions,
         PrecisionOptions,
@@ -49,7 +51,7 @@ TASKS: dict[str, tuple[type, ...]] = {
         PromptOptions,
         InspectionOptions,
     ),
-    "evaluate": (ModelNameOptions, CheckpointOptions, DeviceOptions, EvaluationOptions),
+    "evaluate": (ModelNameOptions, RevisionOptions, CheckpointOptions, DeviceOptions, EvaluationOptions),
 }
 
 # The flags that --help shows without a task.

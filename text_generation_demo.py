@@ -24,6 +24,7 @@ from gpt2tg.options import (
     ModelPathOptions,
     PrecisionOptions,
     PromptOptions,
+    RevisionOptions,
     TuneOptions,
 )
 
@@ -43,6 +44,7 @@ def parser() -> cli.Parser:
     script.add_options(ModelNameOptions)
     script.add_options(ModelPathOptions, model_path="the model of --model_name")
     for options in (
+        RevisionOptions,
         DeviceOptions,
         PrecisionOptions,
         CompareOptions,

@@ -75,7 +75,7 @@ def _unused(options: TrainingOptions) -> dict[str, str]:
     """Return the flags that the other flags leave without effect, and why."""
     found: dict[str, str] = {}
     if options.from_scratch:
-        found["model_name"] = "--from_scratch starts from a new model"
+        found |= dict.fromkeys(("model_name", "revision"), "--from_scratch starts from a new model")
     else:
         found |= dict.fromkeys(FROM_SCRATCH_FLAGS, "it shapes a new model, which only --from_scratch makes")
     if not options.generate_samples and not options.sample_steps:

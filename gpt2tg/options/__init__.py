@@ -39,6 +39,7 @@ from gpt2tg.options.model import (
     ModelPathOptions,
     Precision,
     PrecisionOptions,
+    RevisionOptions,
 )
 from gpt2tg.options.optimization import Compile, LoraTarget
 from gpt2tg.options.optimizers import (
@@ -113,6 +114,7 @@ __all__ = [
     "Precision",
     "PrecisionOptions",
     "PromptOptions",
+    "RevisionOptions",
     "Scheduler",
     "SessionOptions",
     "Strategy",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt2tg.errors import UserError
+from gpt2tg.options.model import RevisionOptions
 from gpt2tg.options.new_model import NewModelOptions
 from gpt2tg.options.optimization import OptimizationOptions, whole_if_possible
 from gpt2tg.options.selection import SelectionOptions
@@ -17,7 +18,9 @@ from gpt2tg.options.trials import read_trials
 
 # The fields of the last base come first in the help: the text, the run, its steps.
 @dataclass(frozen=True)
-class TrainingOptions(NewModelOptions, OptimizationOptions, TrainingRunOptions, SelectionOptions, TrainingDataOptions):
+class TrainingOptions(
+    NewModelOptions, OptimizationOptions, TrainingRunOptions, SelectionOptions, TrainingDataOptions, RevisionOptions
+):
     """A training run: from text files to a checkpoint directory."""
 
     def __post_init__(self) -> None:

@@ -125,7 +125,7 @@ def check_existing(options: TrainingOptions, model_name: str) -> Checkpoint:
         UserError: no such model, missing files, another architecture, more frozen layers than the model has, a block
             size over its context length, or a model that --overwrite would delete.
     """
-    checkpoint = resolve_checkpoint(model_name)
+    checkpoint = resolve_checkpoint(model_name, revision=options.revision)
     directory, shape = checkpoint.directory, checkpoint.shape
     sizes = {one.block_size for one in options.tries()} if options.try_ else {options.block_size}
     if (longest := max(sizes)) > shape.n_positions:

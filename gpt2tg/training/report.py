@@ -80,11 +80,20 @@ def log_outcome(outcome: Outcome) -> None:
 
 
 def run_record(
-    options: TrainingOptions, model_name: str | None, data: TrainingData, arguments: TrainingArguments
+    options: TrainingOptions,
+    model_name: str | None,
+    commit: str | None,
+    data: TrainingData,
+    arguments: TrainingArguments,
 ) -> dict[str, Any]:
-    """Return what run.json holds from the start of a run. Secrets are left out."""
+    """Return what run.json holds from the start of a run. Secrets are left out.
+
+    Args:
+        commit: of the hub model that is fine-tuned.
+    """
     return {
         "model_name": model_name,
+        "model_commit": commit,
         "options": {**asdict(options), "trainer": without_secrets(options.trainer)},
         "data": {
             "train_examples": data.train_examples,

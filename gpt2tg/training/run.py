@@ -15,6 +15,7 @@ from accelerate.utils import release_memory
 from transformers import GPT2LMHeadModel, TrainerCallback, TrainerState, TrainingArguments
 
 from gpt2tg.checkpoint.file_names import ADAPTER_CONFIG
+from gpt2tg.checkpoint.hub import hub_commit
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import Interrupted, RunError, UserError
 from gpt2tg.inspection.perplexity import perplexity
@@ -40,7 +41,7 @@ from gpt2tg.training.model.lora import base_reference, choose_weights
 from gpt2tg.training.model.memory_estimate import out_of_memory, smaller_batches
 from gpt2tg.training.model.new_tokenizer import saved_tokenizer, train_tokenizer, transformers_tokenizer
 from gpt2tg.training.output.identity import check_same_run, identity
-from gpt2tg.training.output.layout import RECORD_FILES, SAMPLES_FILE, STATE_FILE, read_run
+from gpt2tg.training.output.layout import RECORD_FILES, SAMPLES_FILE, STATE_FILE, measured_test
 from gpt2tg.training.output.records import Records
 from gpt2tg.training.output.restoring import Damaged
 from gpt2tg.training.output.resumable import find_resumable
@@ -174,7 +175,7 @@ class Run:
     def is_published(self, state: TrainerState) -> bool:
         """Whether the output directory holds the model of a finished run, and nothing is left to merge or upload."""
         awaits_merge = self._merges_adapter and (self.output_dir / ADAPTER_CONFIG).is_file()
-        awaits_test = self._test is not None and read_test(self.output_dir) != self._test.fingerprint
+        awaits_test = self._test is not None and measured_test(self.output_dir) != self._test.fingerprint
         if self.options.push_to_hub or awaits_merge or awaits_test:
             return False
         return self.directory.holds(held_step(state, self.options.keep))
@@ -187,8 +188,11 @@ class Run:
         """Write run.json, the first file of a run."""
         if is_main_process():
             model_name = None if self._base is None else self._name
+            commit = None if self._base is None else hub_commit(self._base.directory)
             files = [*RECORD_FILES, *([SAMPLES_FILE] if self.options.sample_steps else [])]
-            self.directory.update(**run_record(self.options, model_name, self._data, self._arguments), files=files)
+            self.directory.update(
+                **run_record(self.options, model_name, commit, self._data, self._arguments), files=files
+            )
 
     def build_trainer(self, arguments: TrainingArguments) -> None:
         """Build the trainer with its callbacks. Writes nothing, but creates a missing output directory.
@@ -382,12 +386,6 @@ class Run:
             self._records().write(self.trainer.state)
         if self.options.push_to_hub:
             self.trainer.push_to_hub()
-
-
-def read_test(directory: Path) -> str | None:
-    """Return which test text run.json has a result for."""
-    test = read_run(directory).get("test")
-    return test.get("fingerprint") if isinstance(test, dict) else None
 
 
 def _check_sample_prompt(tokens: int, positions: int) -> None:

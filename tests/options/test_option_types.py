@@ -54,7 +54,7 @@ OPTIONAL = {
     TaskOptions: {"task"},
     TrainingOptions: {
         *("text_column", "resume", "eval_steps", "early_stopping_patience", "max_steps", "dropout", "sample_steps"),
-        *("max_train_examples", "max_eval_examples", "split_seed"),
+        *("max_train_examples", "max_eval_examples", "split_seed", "revision"),
     },
     EvaluationOptions: {"stride", "text_column"},
 }

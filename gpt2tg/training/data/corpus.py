@@ -116,19 +116,18 @@ def scan_corpus(names: tuple[str, ...], text_format: TextFormat, option: str, ou
     files = find_files(names, option, output, notices.append)
     check_text_column(text_format.text_column, *files)
     tally, size, digest, borders = _Tally(), 0, hashlib.sha256(), [0]
-    file_digests, by_notice = list[str](), dict[str, list[Path]]()
+    by_notice: dict[str, list[Path]] = {}
+    file_digests: list[str] = []
     for path in files:
-        notify = _NoticeCollector(path, by_notice)
-        file = _open_checked(path, option, notify)
+        file = _open_checked(path, option, notify := _NoticeCollector(path, by_notice))
         for piece in _with_user_errors(_read_pieces(file, path, text_format, notify), path, option):
             tally.add(piece)
-        borders.append(len(tally.hashes))
-        size += file.size
+        size, borders = size + file.size, [*borders, len(tally.hashes)]
         file_digests.append(file.digest)
         digest.update(repr((file.digest, _format_key(path, text_format))).encode())
     if not tally.hashes:
         raise _empty_error(files, size, option)
-    notices += [f"{_file_names(paths)}: {notice}" for notice, paths in by_notice.items()]
+    later = (f"{_file_names(paths)}: {notice}" for notice, paths in by_notice.items())
     return Corpus(
         files,
         tuple(file_digests),
@@ -143,7 +142,7 @@ def scan_corpus(names: tuple[str, ...], text_format: TextFormat, option: str, ou
         hashes=np.array(tally.hashes),
         sizes=np.array(tally.sizes),
         file_examples=tuple(map(int, np.diff(borders))),
-        notices=tuple(notices),
+        notices=(*notices, *later),
     )
 
 

@@ -53,6 +53,7 @@ def _with_adapter(model: GPT2LMHeadModel, options: TrainingOptions, base: str) -
         fan_in_fan_out=True,
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
+        revision=options.revision,
     )
     with warnings.catch_warnings():  # peft uses a deprecated name of transformers
         warnings.simplefilter("ignore", FutureWarning)

@@ -105,7 +105,7 @@ def model_card(run: dict[str, Any], step: int | None) -> str:
     )
     return CARD.format(
         metadata=metadata.to_yaml(),
-        origin=f"`{Path(base).name}`, fine-tuned" if base else "A GPT-2 trained from scratch",
+        origin=f"`{Path(base).name}`{_at_commit(run)}, fine-tuned" if base else "A GPT-2 trained from scratch",
         version=run["versions"]["gpt2tg"],
         state=f"{state}; the run stands at step {figures['step']:,} of {figures['of_steps']:,}.",
         data=_data(run["data"], run["options"]["block_size"]),
@@ -113,6 +113,11 @@ def model_card(run: dict[str, Any], step: int | None) -> str:
         settings=_settings(run["options"]),
         software=_table({**run["versions"], "device": run["device"]}),
     )
+
+
+def _at_commit(run: dict[str, Any]) -> str:
+    commit = run.get("model_commit")
+    return f" at commit {commit[:12]}" if commit else ""
 
 
 def _hub_name(base: str | None) -> str | None:
