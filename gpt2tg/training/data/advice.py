@@ -34,7 +34,7 @@ def advice(sources: Sources, data: TrainingData, options: TrainingOptions) -> It
             f"{known:,} of {counted(validation_source.count, 'held-out example')} are learned from too: "
             "the validation loss looks better than it is"
         )
-    is_selected = source.times is not None or validation_source is not None and validation_source.most is not None
+    is_selected = source.times is not None or (validation_source is not None and validation_source.most is not None)
     yield from _on_the_split(data, options, is_selected)
     yield from _on_the_blocks(source.corpus, data, options)
 
