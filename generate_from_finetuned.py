@@ -14,6 +14,7 @@ from gpt2tg.commands.loading import ModelChoice
 from gpt2tg.commands.session import SessionCommand, session
 from gpt2tg.errors import UserError
 from gpt2tg.options import (
+    AdapterOptions,
     CheckpointOptions,
     DecodingOptions,
     DeviceOptions,
@@ -42,6 +43,7 @@ def parser() -> cli.Parser:
     for options in (
         ModelPathOptions,
         RevisionOptions,
+        AdapterOptions,
         CheckpointOptions,
         DeviceOptions,
         PrecisionOptions,

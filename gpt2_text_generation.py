@@ -17,6 +17,7 @@ from gpt2tg.commands.train import TrainCommand, train
 from gpt2tg.errors import UserError
 from gpt2tg.options import (
     ALL_IN_ONE_DEFAULTS,
+    AdapterOptions,
     CheckpointOptions,
     DecodingOptions,
     DeviceOptions,
@@ -44,6 +45,7 @@ TASKS: dict[str, tuple[type, ...]] = {
     "generate": (
         ModelNameOptions,
         RevisionOptions,
+        AdapterOptions,
         CheckpointOptions,
         DeviceOptions,
         PrecisionOptions,
@@ -51,7 +53,14 @@ TASKS: dict[str, tuple[type, ...]] = {
         PromptOptions,
         InspectionOptions,
     ),
-    "evaluate": (ModelNameOptions, RevisionOptions, CheckpointOptions, DeviceOptions, EvaluationOptions),
+    "evaluate": (
+        ModelNameOptions,
+        RevisionOptions,
+        AdapterOptions,
+        CheckpointOptions,
+        DeviceOptions,
+        EvaluationOptions,
+    ),
 }
 
 # The flags that --help shows without a task.

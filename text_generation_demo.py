@@ -16,6 +16,7 @@ from gpt2tg.commands.session import SessionCommand, session
 from gpt2tg.commands.tune import TuneCommand, tune
 from gpt2tg.errors import UserError
 from gpt2tg.options import (
+    AdapterOptions,
     CheckpointOptions,
     CompareOptions,
     DecodingOptions,
@@ -45,6 +46,7 @@ def parser() -> cli.Parser:
     script.add_options(ModelPathOptions, model_path="the model of --model_name")
     for options in (
         RevisionOptions,
+        AdapterOptions,
         DeviceOptions,
         PrecisionOptions,
         CompareOptions,

@@ -32,7 +32,7 @@ RULES: dict[str, set[str]] = {
     "generation": {"generation", "errors", "options", "checkpoint", "engine", "decoding"}
     | {"psutil", "regex", "torch"},
     "inspection": {"inspection", "errors", "io", "checkpoint", "engine", "decoding", "generation"} | {"torch"},
-    "batch": {"batch", "errors", "options", "io", "reading", "generation", "inspection"} | {"tqdm"},
+    "batch": {"batch", "errors", "options", "io", "reading", "generation", "inspection"} | {"torch", "tqdm"},
     "comparison": {"comparison", "errors", "options", "io", "reading", "generation", "inspection", "batch"}
     | {"jinja2", "markupsafe", "matplotlib", "numpy", "sacrebleu"},
     "tuning": {"tuning", "errors", "options", "io", "generation", "comparison"}
@@ -64,6 +64,7 @@ RULES: dict[str, set[str]] = {
     }
     | {
         "accelerate",
+        "bitsandbytes",
         "filelock",
         "huggingface_hub",
         "matplotlib",
@@ -77,6 +78,7 @@ RULES: dict[str, set[str]] = {
         "tqdm",
         "transformers",
     },
+    "export": {"export", "errors", "io", "checkpoint"} | {"ctranslate2", "gguf", "torch", "transformers"},
     "selftest": {"__init__", "options", "decoding", "generation"} | {"tokenizers", "torch", "transformers"},
     "commands": {
         "commands",
@@ -94,6 +96,7 @@ RULES: dict[str, set[str]] = {
         "tuning",
         "session",
         "training",
+        "export",
     },
 }
 

@@ -1,26 +1,18 @@
-"""Generate texts for many prompts in batches, and resume an interrupted run."""
+"""Plan the texts of many prompts, and what an interrupted run has left to do."""
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
-from tqdm import tqdm
-
+from gpt2tg.batch.earlier import Earlier
 from gpt2tg.batch.prompts import Prompt, trailing_spaces
-from gpt2tg.batch.writers import Earlier, Inspect, open_sink, recorded_settings
+from gpt2tg.batch.rendering import recorded_settings
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import Generator
 from gpt2tg.generation.requests import Request
 from gpt2tg.generation.seeds import new_seed, with_seed
-from gpt2tg.inspection.tables import token_table
-from gpt2tg.options import DecodingOptions, PromptOptions, decoding_options
-
-# The note on texts that --end_at_sentence could not shorten.
-NO_SENTENCE = "no sentence is complete"
+from gpt2tg.options import DecodingOptions, decoding_options
 
 
 @dataclass(frozen=True)
@@ -133,46 +125,3 @@ def _done(earlier: Earlier | None, jobs: Sequence[Job]) -> set[int]:
             "output",
         )
     return {entry["prompt_index"] for entry in earlier.records} if earlier else set()
-
-
-def write_job(
-    generator: Generator, job: Job, write: Callable[[str], None], say: Callable[[str], None], inspect: Inspect = None
-) -> None:
-    """Stream a single text to `write`; with `inspect`, its token probabilities after it."""
-    write(job.request.prompt)
-    for chunk in generator.stream_batch([job.request], job.options):
-        write(chunk.text)
-        if chunk.sample and inspect is not None:
-            write(f"\n\n{token_table(inspect(chunk.sample))}")
-    write("\n")
-    if chunk.sample and chunk.sample.is_unfinished:
-        say(f"{NO_SENTENCE}: the text stays as it is")
-
-
-def write_jobs(
-    generator: Generator,
-    jobs: Sequence[Job],
-    where: PromptOptions,
-    earlier: Earlier | None,
-    say: Callable[[str], None],
-    inspect: Inspect = None,
-) -> None:
-    """Write the texts of all jobs to the output that the options name, prompt by prompt."""
-    if earlier is not None:
-        earlier.truncate()
-    sink = open_sink(where, say, inspect)
-    started, tokens, texts, unfinished = time.monotonic(), 0, 0, 0
-    hidden = not sys.stderr.isatty() or len(jobs) < 2
-    with tqdm(total=len(jobs), desc="writing", unit=" prompts", disable=hidden) as bar:
-        for options, alike in groupby(jobs, key=lambda job: job.options):
-            requests = [job.request for job in alike]
-            for samples in generator.generate_each(requests, options, where.batch_size):
-                sink.put(samples, options)
-                tokens += sum(len(sample.ids) for sample in samples)
-                texts += len(samples)
-                unfinished += sum(sample.is_unfinished for sample in samples)
-                bar.set_postfix_str(f"{tokens / (time.monotonic() - started):,.0f} tokens/s", refresh=False)
-                bar.update()
-    sink.close()
-    if unfinished:
-        say(f"{NO_SENTENCE} in {unfinished} of {texts} texts, which stay as they are")

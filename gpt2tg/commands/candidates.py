@@ -8,6 +8,7 @@ from gpt2tg.commands.flags import Flags, inspection_flags, notice_unused
 from gpt2tg.commands.loading import ModelChoice, start_loading
 from gpt2tg.commands.memory import advise_on_memory
 from gpt2tg.commands.output import check_output
+from gpt2tg.io.processes import require_single_process
 from gpt2tg.io.streams import notice
 from gpt2tg.options import DecodingOptions, InspectionOptions, PromptOptions
 
@@ -43,6 +44,7 @@ def candidates(model: ModelChoice, command: CandidatesCommand) -> None:
         UserError: a flag, a file or the model cannot be used.
         RunError: the model failed, or the output cannot be written.
     """
+    require_single_process("is for", "candidates")
     why = "--candidates shows the model's own probabilities of the next token"
     notice_unused(command.given, inspection_flags(without=USED), why)
     check_output(command.prompts)

@@ -12,6 +12,7 @@ from gpt2tg.commands.flags import Flags
 from gpt2tg.commands.memory import advise_on_memory
 from gpt2tg.io.streams import notice
 from gpt2tg.options import (
+    AdapterOptions,
     CheckpointOptions,
     DecodingOptions,
     DeviceOptions,
@@ -34,6 +35,8 @@ class ModelChoice:
     """The flag that the name came from, for messages."""
     which: str | None = None
     """`best`, `last` or a step: that checkpoint of the training run in the directory `name`."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters to apply to the model, one after another."""
     device: str = DeviceOptions.device
     precision: Precision = PrecisionOptions.precision
     revision: str | None = None
@@ -43,9 +46,8 @@ class ModelChoice:
     def from_flags(cls, flags: Flags, name: str, option: str) -> ModelChoice:
         """Choose the model `name`, which was written after the flag `option`."""
         which, device = flags.pick(CheckpointOptions).checkpoint, flags.pick(DeviceOptions).device
-        return cls(
-            name, option, which, device, flags.pick(PrecisionOptions).precision, flags.pick(RevisionOptions).revision
-        )
+        adapters, precision = flags.pick(AdapterOptions).adapter, flags.pick(PrecisionOptions).precision
+        return cls(name, option, which, adapters, device, precision, flags.pick(RevisionOptions).revision)
 
     def check_device(self) -> None:
         """Refuse a device that certainly does not exist.
@@ -92,7 +94,7 @@ def resolve(model: ModelChoice) -> Checkpoint:
     Raises:
         UserError: the model or the checkpoint does not exist, or is broken.
     """
-    checkpoint = resolve_checkpoint(model.name, model.option, model.which, model.revision)
+    checkpoint = resolve_checkpoint(model.name, model.option, model.which, model.adapters, model.revision)
     if model.which is not None:
         notice(f"model: {checkpoint.name}")
     return checkpoint
@@ -108,6 +110,10 @@ def start_loading(model: ModelChoice) -> Loading:
 
     checkpoint = resolve(model)
     preload = import_torch(checkpoint, model.device, model.precision)
+
+    from gpt2tg.engine.devices import share_cores
+
+    share_cores()
     return Loading(checkpoint, model.device, model.precision, preload)
 
 

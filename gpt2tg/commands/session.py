@@ -12,6 +12,7 @@ from gpt2tg.commands.generate import notice_unused_decoding
 from gpt2tg.commands.loading import ModelChoice, load_generator, start_loading
 from gpt2tg.commands.output import write_text
 from gpt2tg.errors import UserError
+from gpt2tg.io.processes import require_single_process
 from gpt2tg.io.signals import SessionSignals
 from gpt2tg.io.streams import notice
 from gpt2tg.options import SESSION_NEW_TOKENS, SESSION_SEQUENCES, DecodingOptions
@@ -58,6 +59,7 @@ def session(model: ModelChoice, command: SessionCommand) -> None:
     Raises:
         UserError: the model cannot be used, or lines of stdin were refused.
     """
+    require_single_process("a session is for")
     notice_unused(command.given, UNUSED, "a session writes text by text")
     with SessionSignals() as signals:
         _run(model, command, signals)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt2tg.commands.flags import Flags, notice_unused
+from gpt2tg.io.processes import is_main_process
 from gpt2tg.io.streams import notice
 from gpt2tg.options import (
     FROM_SCRATCH_FLAGS,
@@ -18,7 +19,7 @@ from gpt2tg.options import (
     TrainingOptions,
 )
 
-ADAPTER_FLAGS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "no_merge")
+ADAPTER_FLAGS = (*("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora", "use_dora", "no_merge"),)
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,6 @@ def train(command: TrainCommand) -> None:
         notice_unused(command.given, [flag], why)
 
     from gpt2tg.training.checks import advice_on_hub, check_training
-    from gpt2tg.training.processes import is_main_process
 
     sources = check_training(options, name, device)
     if advice := advice_on_hub(options, name):
@@ -99,8 +99,9 @@ def _unused(options: TrainingOptions) -> dict[str, str]:
 
 def _write_samples(options: TrainingOptions, device: str) -> None:
     """Print samples of the model that the run has left in its output directory."""
-    from gpt2tg.batch.jobs import plan_jobs, write_jobs
+    from gpt2tg.batch.jobs import plan_jobs
     from gpt2tg.batch.prompts import Prompt
+    from gpt2tg.batch.writing import write_jobs
     from gpt2tg.generation.generator import load
 
     generator = load(options.output_dir, device, "output_dir")

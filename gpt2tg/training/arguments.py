@@ -20,6 +20,7 @@ from gpt2tg.training.checks import check_package
 from gpt2tg.training.compiling import check_compiling
 from gpt2tg.training.console import log
 from gpt2tg.training.fields import trainer_fields
+from gpt2tg.training.model.four_bits import check_4bit
 from gpt2tg.training.schedules import check_schedule, scheduler_arguments
 
 
@@ -36,6 +37,7 @@ def training_arguments(options: TrainingOptions, device: torch.device) -> Traini
     check_package(options.optim)
     _check_optimizer(options.optim, device)
     check_schedule(options)
+    check_4bit(options, device)
     check_compiling(options, device)
     others = trainer_fields(options.trainer)
     try:

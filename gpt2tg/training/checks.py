@@ -13,13 +13,13 @@ from gpt2tg.checkpoint.checkpoint import Checkpoint, resolve_checkpoint
 from gpt2tg.checkpoint.find import is_directory
 from gpt2tg.engine.cpu.startup import check_device
 from gpt2tg.errors import UserError
+from gpt2tg.io.processes import is_main_process, process_count
 from gpt2tg.options import BUNDLED_MODEL, PACKAGES, DeviceOptions, EvaluationOptions, TrainingOptions
 from gpt2tg.training.data.corpus import Corpus
 from gpt2tg.training.data.sources import Sources, plan_sources, scan_evaluation
 from gpt2tg.training.output.layout import is_search
 from gpt2tg.training.output.reservation import check_output
 from gpt2tg.training.output.resumable import check_resumable
-from gpt2tg.training.processes import is_main_process
 
 
 def check_training(options: TrainingOptions, model_name: str, device: str) -> Sources | None:
@@ -35,6 +35,7 @@ def check_training(options: TrainingOptions, model_name: str, device: str) -> So
     """
     check_training_device(device)
     check_processes(options)
+    check_packages(options)
     for one in options.tries() or [options]:
         check_package(one.optim)
     sources = None
@@ -78,7 +79,7 @@ def check_processes(options: TrainingOptions) -> None:
     Raises:
         UserError: names the flag.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if process_count() == 1:
         return
     if options.try_:
         raise UserError("trains in a single process: start it without torchrun or accelerate launch", "try")
@@ -88,6 +89,8 @@ def check_processes(options: TrainingOptions) -> None:
         return
     if options.sample_steps:
         raise UserError("needs the whole model in one process, but FSDP shards it: leave the flag out", "sample_steps")
+    if options.load_in_4bit:
+        raise UserError("is not for FSDP, which shards weights in 16 or 32 bits: leave the flag out", "load_in_4bit")
     if options.optim == "muon":
         raise UserError("muon needs whole matrices, but FSDP shards them: choose another optimizer", "optim")
 
@@ -101,6 +104,16 @@ def check_package(optim: str) -> None:
     module, name = PACKAGES.get(optim, (None, None))
     if module is not None and find_spec(module) is None:
         raise UserError(f"{optim} needs the package {name}, which is not installed: pip install {name}", "optim")
+
+
+def check_packages(options: TrainingOptions) -> None:
+    """Check that the packages are installed that only some flags need.
+
+    Raises:
+        UserError: one is missing.
+    """
+    if options.load_in_4bit and find_spec("bitsandbytes") is None:
+        raise UserError("needs the package bitsandbytes: pip install bitsandbytes", "load_in_4bit")
 
 
 def check_directory(options: TrainingOptions) -> None:

@@ -18,8 +18,8 @@ from gpt2tg.checkpoint.file_names import ADAPTER_CONFIG
 from gpt2tg.checkpoint.hub import hub_commit
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import Interrupted, RunError, UserError
-from gpt2tg.inspection.perplexity import perplexity
 from gpt2tg.io.memory import is_out_of_memory
+from gpt2tg.io.processes import is_main_process
 from gpt2tg.options import DEFAULT_MAX_LENGTH, NEWEST, TrainingOptions
 from gpt2tg.training.arguments import training_arguments
 from gpt2tg.training.checks import check_existing, check_layers
@@ -31,6 +31,7 @@ from gpt2tg.training.data.held_back import load_test, scan_test
 from gpt2tg.training.data.sources import Sources, plan_sources
 from gpt2tg.training.data.training_data import load_data
 from gpt2tg.training.devices import bytes_of_other_processes, device_bytes, reset_peak_memory
+from gpt2tg.training.final_test import measure_test
 from gpt2tg.training.flow import FlowControl
 from gpt2tg.training.interruption import Interruption
 from gpt2tg.training.log_history import held_step, is_out_of_patience
@@ -40,6 +41,7 @@ from gpt2tg.training.model.cpu_speedups import keep_freed_memory
 from gpt2tg.training.model.lora import base_reference, choose_weights
 from gpt2tg.training.model.memory_estimate import out_of_memory, smaller_batches
 from gpt2tg.training.model.new_tokenizer import saved_tokenizer, train_tokenizer, transformers_tokenizer
+from gpt2tg.training.model.new_tokens import add_tokens, extend
 from gpt2tg.training.output.identity import check_same_run, identity
 from gpt2tg.training.output.layout import RECORD_FILES, SAMPLES_FILE, STATE_FILE, measured_test
 from gpt2tg.training.output.records import Records
@@ -48,7 +50,7 @@ from gpt2tg.training.output.resumable import find_resumable
 from gpt2tg.training.output.run_directory import RunDirectory
 from gpt2tg.training.plan import has_fused_attention, plan, total_steps
 from gpt2tg.training.preview import preview_blocks
-from gpt2tg.training.processes import is_main_process, run_on_main_process
+from gpt2tg.training.processes import run_on_main_process
 from gpt2tg.training.progress import Progress
 from gpt2tg.training.report import log_setup, plot_title, run_record
 from gpt2tg.training.samples import Samples
@@ -94,6 +96,7 @@ class Run:
         for line in dict.fromkeys(line for side in self._sources if side is not None for line in side.corpus.notices):
             log.info(line)
         self._base = None if options.from_scratch else check_existing(options, model_name)
+        self._added_tokens: dict[int, str] = {}
         self._name = "a new model" if options.from_scratch else model_name
         self._model, self._tokenizer = self._load_model()
         check_layers(options, self._model.config.n_layer)
@@ -113,14 +116,18 @@ class Run:
         transformers.set_seed(self.options.seed)
         if self._base is None:
             return new_model(self._new_tokenizer, self.options), self._new_tokenizer
-        return existing_model(self._base, self.options.dropout)
+        model, tokenizer = existing_model(self._base, self.options.dropout)
+        self._added_tokens = add_tokens(model, tokenizer, self.options.add_tokens)
+        return model, tokenizer
 
     @functools.cached_property
     def _new_tokenizer(self) -> TextTokenizer:
         """The tokenizer of a run from scratch: trained on the text, or loaded from the checkpoint."""
         if self._checkpoint is not None:
             return saved_tokenizer(self._checkpoint)
-        return run_on_main_process(lambda: train_tokenizer(self._sources[0], self.options.vocab_size))
+        tokenizer = run_on_main_process(lambda: train_tokenizer(self._sources[0], self.options.vocab_size))
+        extend(tokenizer, self.options.add_tokens)
+        return tokenizer
 
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
@@ -234,7 +241,7 @@ class Run:
 
     def _trainable_model(self) -> torch.nn.Module:
         base = "" if self._base is None else base_reference(self._name, self._base.directory)
-        model = choose_weights(self._model, self.options, base)
+        model = choose_weights(self._model, self.options, base, self._device, tuple(self._added_tokens))
         if self._is_compiled:
             model.transformer.compile()
         return model
@@ -243,7 +250,8 @@ class Run:
         """Return the object that saves the tokenizer, and other files of the base model, into each checkpoint."""
         if self._base is None:
             return transformers_tokenizer(self._tokenizer, self._model.config.n_positions)
-        return files_to_copy(self._base.directory, self._base.shape, self._tokenizer)
+        files = files_to_copy(self._base.directory, self._base.shape, self._tokenizer)
+        return files.with_tokens(self._added_tokens)
 
     def _records(self) -> Records:
         return Records(self.directory, plot_title(self._name, self.options))
@@ -356,30 +364,18 @@ class Run:
         self._model = self._load_model()[0]
         self.build_trainer(training_arguments(batches, self._device))
 
-    def _measure_test(self) -> dict[str, Any] | None:
-        """Return the result of the final model on the test text; None without one, or if the checkpoint is gone."""
-        if self._test is None:
-            return None
-        step = held_step(self.trainer.state, self.options.keep)
-        checkpoint = self.output_dir / f"checkpoint-{step}"
-        if not checkpoint.is_dir():
-            log.warning(f"--test_file is not measured: {checkpoint} is gone")
-            return None
-        loss, tokens = self.trainer.measure(self._test, checkpoint)
-        log.info(f"test loss {loss:.4f}, perplexity {perplexity(loss):.2f}: step {step:,} on {tokens:,} tokens")
-        return {"loss": loss, "tokens": tokens, "step": step, "fingerprint": self._test.fingerprint}
-
     def publish(self) -> None:
         """Put the model into the output directory, merged if it is an adapter, and upload it if that was asked for.
 
         The test text, if there is one, is measured before.
         """
-        test = self._measure_test()
+        step = held_step(self.trainer.state, self.options.keep)
+        test = None if self._test is None else measure_test(self.trainer, self._test, self.output_dir, step)
         if not is_main_process():
             return
         if test is not None:
             self.directory.update(test=test)
-        self.directory.publish(held_step(self.trainer.state, self.options.keep))
+        self.directory.publish(step)
         if self._merges_adapter:
             self.directory.merge_adapter()
         if self._had_ended or test is not None:

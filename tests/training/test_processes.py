@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -70,12 +69,12 @@ def log(directory: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def launch(launcher: tuple[str, ...], place: Path, commands: list[list[str]]) -> str:
+def launch(python: Path, launcher: tuple[str, ...], place: Path, commands: list[list[str]]) -> str:
     """Run commands one after the other in the same two processes, and return what they printed on stderr."""
     program = place / "launched.py"
     program.write_text(LAUNCHED)
     result = subprocess.run(
-        [sys.executable, *launcher, str(program), json.dumps(commands)],
+        [python, *launcher, "--no_python", python, program, json.dumps(commands)],
         capture_output=True,
         encoding="utf-8",
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -87,7 +86,7 @@ def launch(launcher: tuple[str, ...], place: Path, commands: list[list[str]]) ->
 
 
 @pytest.fixture(scope="module")
-def runs(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def runs(model_dir: Path, forked_python: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Run one: in a single process; two: in two; resumed: in two, stopped by a signal to one of them and resumed.
 
     sharded is launched by accelerate, with the model sharded by FSDP, and resumed once; undisturbed is the same
@@ -107,9 +106,9 @@ def runs(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
     assert finetune_gpt2.main(words("one", batch=2)) == 0
     resumed_commands = [words("resumed", steps=400), words("resumed", "--resume")]
-    said = launch(TORCHRUN, place, [words("two"), *resumed_commands])
+    said = launch(forked_python, TORCHRUN, place, [words("two"), *resumed_commands])
     cut = [words("sharded", steps=2), words("sharded", "--resume"), words("undisturbed")]
-    (place / "accelerate.txt").write_text(launch((*ACCELERATE, *FSDP), place, cut))
+    (place / "accelerate.txt").write_text(launch(forked_python, (*ACCELERATE, *FSDP), place, cut))
     return place, said
 
 
