@@ -22,6 +22,7 @@ from gpt2tg.options import (
     ModelPathOptions,
     PrecisionOptions,
     PromptOptions,
+    RevisionOptions,
     SessionOptions,
 )
 
@@ -41,6 +42,7 @@ def parser() -> cli.Parser:
     script = cli.Parser(prog="generate_from_finetuned.py", description=__doc__, examples=EXAMPLES)
     for options in (
         ModelPathOptions,
+        RevisionOptions,
         AdapterOptions,
         CheckpointOptions,
         DeviceOptions,

@@ -26,6 +26,7 @@ from gpt2tg.options import (
     ModelNameOptions,
     PrecisionOptions,
     PromptOptions,
+    RevisionOptions,
     TaskOptions,
     TrainingOptions,
 )
@@ -43,6 +44,7 @@ TASKS: dict[str, tuple[type, ...]] = {
     "train": (ModelNameOptions, DeviceOptions, TrainingOptions),
     "generate": (
         ModelNameOptions,
+        RevisionOptions,
         AdapterOptions,
         CheckpointOptions,
         DeviceOptions,
@@ -51,7 +53,14 @@ TASKS: dict[str, tuple[type, ...]] = {
         PromptOptions,
         InspectionOptions,
     ),
-    "evaluate": (ModelNameOptions, AdapterOptions, CheckpointOptions, DeviceOptions, EvaluationOptions),
+    "evaluate": (
+        ModelNameOptions,
+        RevisionOptions,
+        AdapterOptions,
+        CheckpointOptions,
+        DeviceOptions,
+        EvaluationOptions,
+    ),
 }
 
 # The flags that --help shows without a task.

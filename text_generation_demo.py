@@ -25,6 +25,7 @@ from gpt2tg.options import (
     ModelPathOptions,
     PrecisionOptions,
     PromptOptions,
+    RevisionOptions,
     TuneOptions,
 )
 
@@ -44,6 +45,7 @@ def parser() -> cli.Parser:
     script.add_options(ModelNameOptions)
     script.add_options(ModelPathOptions, model_path="the model of --model_name")
     for options in (
+        RevisionOptions,
         AdapterOptions,
         DeviceOptions,
         PrecisionOptions,

@@ -24,7 +24,7 @@ RULES: dict[str, set[str]] = {
     "errors": set(),
     "options": {"options", "errors"},
     "io": {"io", "errors"} | {"wcwidth"},
-    "cli": {"cli", "__init__", "errors", "options", "io"},
+    "cli": {"cli", "__init__", "errors", "options", "io"} | {"yaml"},
     "reading": {"reading", "errors", "io"},
     "checkpoint": {"checkpoint", "errors", "options", "io"}
     | {"huggingface_hub", "jinja2", "safetensors", "tokenizers", "torch"},

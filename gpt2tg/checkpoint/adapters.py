@@ -19,6 +19,7 @@ ANY_VALUE = {
     *("r", "rank_pattern", "lora_alpha", "use_rslora", "lora_dropout", "fan_in_fan_out", "bias", "modules_to_save"),
     *("alpha_pattern", "use_dora", "trainable_token_indices"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights", "eva_config"),
+    "revision",  # of the model, which is read at this revision
     *("megatron_core", "qalora_group_size"),  # peft writes values here even if it does not use them
 }
 
@@ -47,6 +48,13 @@ def base_name(directory: Path) -> str:
             "enter it as base_model_name_or_path"
         )
     return name
+
+
+def base_revision(directory: Path, name: str) -> str | None:
+    """Return the revision of the hub model `name` that an adapter was trained on; None if none is recorded."""
+    revision = read_adapter_config(directory).get("revision")
+    is_here = Path(name).expanduser().exists()  # peft keeps the revision of a model that lies in a directory now
+    return revision if isinstance(revision, str) and revision and not is_here else None
 
 
 def embedding_rows(directory: Path, rows: int) -> int:
@@ -146,8 +154,6 @@ def _refuse_unsupported_settings(config: dict[str, Any], directory: Path) -> Non
             "Merge it into its model with peft if peft can, and give the directory of the merged model"
         )
     refused = {name: value for name, value in config.items() if name not in ANY_VALUE and value not in UNSET}
-    if refused.get("revision") == "main":  # the revision that we read
-        del refused["revision"]
     if (initialisation := config.get("init_lora_weights")) not in PLAIN_INITIALISATIONS:
         refused["init_lora_weights"] = initialisation
     for name, value in refused.items():

@@ -70,7 +70,11 @@ class Checkpoint:
 
 
 def resolve_checkpoint(
-    name: str, option: str = "model_name", which: str | None = None, adapters: Sequence[str] = ()
+    name: str,
+    option: str = "model_name",
+    which: str | None = None,
+    adapters: Sequence[str] = (),
+    revision: str | None = None,
 ) -> Checkpoint:
     """Find a model by its name and read its shape. A model of the hub is downloaded if it is not cached.
 
@@ -78,13 +82,14 @@ def resolve_checkpoint(
         name: what the user wrote after the flag `option`.
         which: `best`, `last` or a step: that checkpoint of the training run in the directory `name`.
         adapters: LoRA adapters to apply to the model, one after another.
+        revision: a branch, a tag or a commit of a model of the hub.
 
     Raises:
         UserError: the model does not exist, is not complete, or is no GPT-2; the message names the flag or the file.
     """
     if which is not None:
         name = str(choose_checkpoint(name, which))
-    is_local, directory = is_directory(name), find_directory(name, option)
+    is_local, directory = is_directory(name), find_directory(name, option, revision)
     checkpoint = replace(read_checkpoint(directory), name=name, option=option, is_local=is_local)
     return with_adapters(checkpoint, adapters)
 

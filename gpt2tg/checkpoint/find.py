@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from gpt2tg.checkpoint.adapters import adapter_file, base_name, is_adapter
+from gpt2tg.checkpoint.adapters import adapter_file, base_name, base_revision, is_adapter
 from gpt2tg.checkpoint.file_names import (
     ADAPTER_CONFIG,
     ADAPTER_PICKLE,
@@ -39,21 +39,25 @@ def is_directory(name: str) -> bool:
         return False
 
 
-def find_directory(name: str, option: str = "model_name") -> Path:
+def find_directory(name: str, option: str = "model_name", revision: str | None = None) -> Path:
     """Return the directory of a model: the bundled one, a local one, or a snapshot of the hub, downloaded if needed.
 
     For an output directory that holds `checkpoint-N` folders but no model of its own, it is the newest of them.
 
     Args:
         name: what the user wrote after the flag `option`.
+        revision: of a model of the hub: a branch, a tag or a commit.
 
     Raises:
-        UserError: the model does not exist, its weights are missing, or one of its files is a Git LFS pointer.
+        UserError: the model does not exist or has no revisions, its weights are missing, or one of its files is a Git
+            LFS pointer.
     """
     if not name:
         raise UserError("is empty: give the name or the directory of a model", option)
     try:
         path = Path(name).expanduser()
+        if revision is not None and (name == BUNDLED_MODEL or path.exists()):
+            raise UserError(f"{revision} is for models of the hub, and {name} is none: leave it out", "revision")
         if name == BUNDLED_MODEL and not path.is_dir():
             return BUNDLED_DIRECTORY
         if path.is_dir():
@@ -67,7 +71,7 @@ def find_directory(name: str, option: str = "model_name") -> Path:
     if (parent := path.parent) != Path() and parent.is_dir():  # a local path, although it has the form of a hub name
         steps = ", ".join(step.name for step in numbered_checkpoints(parent)) or "no checkpoint-N"
         raise UserError(f"{name} does not exist: {parent} holds {steps}", option)
-    return fetch_model(name, option)
+    return fetch_model(name, option, revision)
 
 
 def _model_in(directory: Path, option: str) -> Path:
@@ -118,7 +122,7 @@ def base_directory(adapter: Path) -> Path:
     """
     name = base_name(adapter)
     try:
-        base = find_directory(name)
+        base = find_directory(name, revision=base_revision(adapter, name))
     except UserError as error:
         raise UserError(f"{adapter} is an adapter for {name}, which cannot be found: {error.message}") from None
     if base.resolve() == adapter.resolve():

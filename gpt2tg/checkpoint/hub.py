@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from gpt2tg.checkpoint.adapters import is_adapter
@@ -22,47 +23,67 @@ from gpt2tg.options import BUNDLED_MODEL
 HUB_TIMEOUT = 5
 
 
-def fetch_model(name: str, option: str = "model_name") -> Path:
+def fetch_model(name: str, option: str = "model_name", revision: str | None = None) -> Path:
     """Return the local directory of a hub model. Download it if the cache has no complete copy.
 
     Args:
         option: the flag that the name came from, for messages.
+        revision: a branch, a tag or a commit; None for the main branch.
 
     Raises:
-        UserError: the name is invalid, the hub has no such model or denies access, the hub cannot be reached, or the
-            download fails.
+        UserError: the name is invalid, the hub has no such model or revision or denies access, the hub cannot be
+            reached, or the download fails.
     """
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+    try:
+        return _find_cached(name, revision) or _download(name, revision)
+    except Exception as error:  # errors of the HTTP library pass through huggingface_hub
+        raise _explained(error, name, option, revision) from None
 
-    not_here = f"{name} is neither a directory here nor a model in the local cache"
+
+def _explained(error: Exception, name: str, option: str, revision: str | None) -> UserError:
+    """Return the error that names the way out for an error of huggingface_hub."""
+    from huggingface_hub import errors
+
+    version = f" at revision {revision}" if revision else ""
+    not_here = f"{name}{version} is neither a directory here nor a model in the local cache"
     ways_out = (
         f"use --{option} {BUNDLED_MODEL} (bundled, works offline), or give the path of a directory that holds the model"
     )
-    try:
-        return _find_cached(name) or _download(name)
-    except HFValidationError:
+    log_in = "`hf auth login`, or set HF_TOKEN"
+    if isinstance(error, errors.HFValidationError):
         message = f"{name[:100]} is neither a directory here nor a valid name of a hub model: check the spelling"
-    except OfflineModeIsEnabled:
+    elif isinstance(error, errors.OfflineModeIsEnabled):
         message = f"{not_here}, and HF_HUB_OFFLINE is set: {ways_out}"
-    except _HubUnreachable:
+    elif isinstance(error, _HubUnreachable):
         message = f"{not_here}, and the model hub cannot be reached: {ways_out}"
-    except GatedRepoError:
-        message = f"{name} is a gated model: accept its terms on the hub, then log in here with `hf auth login`"
-    except RepositoryNotFoundError:
+    elif isinstance(error, errors.RevisionNotFoundError):
+        option = "revision"
+        message = f"{revision} is no branch, tag or commit of {name}: look at its list of commits on the hub"
+    elif isinstance(error, errors.GatedRepoError):
+        message = f"{name} is a gated model: accept its terms on the hub, then log in here with {log_in}"
+    elif isinstance(error, errors.RepositoryNotFoundError):
         message = (
-            f"{name} is neither a directory here nor a model on the hub: check the spelling; "
-            "a private model needs `hf auth login`"
+            f"{name} is neither a directory here nor a model on the hub: check the spelling; a private model "
+            f"needs {log_in}"
         )
-    except Exception as error:  # errors of the HTTP library pass through huggingface_hub
+    elif getattr(getattr(error, "response", None), "status_code", None) == 401:
+        message = f"{name}: the hub does not accept the login: renew it with `hf auth login`, or unset HF_TOKEN"
+    else:
         message = f"{name} could not be downloaded from the hub ({one_line(error)}): {ways_out}"
-    raise UserError(message, option)
+    return UserError(message, option)
+
+
+def hub_commit(directory: Path) -> str | None:
+    """Return the commit of a model in the hub's cache; None for other directories."""
+    is_commit = directory.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", directory.name)
+    return directory.name if is_commit else None
 
 
 class _HubUnreachable(Exception):
     """The hub did not answer in time, or there is no network."""
 
 
-def _find_cached(name: str) -> Path | None:
+def _find_cached(name: str, revision: str | None) -> Path | None:
     """Return the cached snapshot if it is complete.
 
     `snapshot_download(local_files_only=True)` would also find it, but importing it takes 0.1 s longer, and it returns
@@ -71,7 +92,7 @@ def _find_cached(name: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     for file in ("config.json", ADAPTER_CONFIG):
-        found = try_to_load_from_cache(name, file)
+        found = try_to_load_from_cache(name, file, revision=revision)
         if isinstance(found, str) and _is_complete(Path(found).parent):
             return Path(found).parent
     return None
@@ -91,7 +112,7 @@ def _is_complete(snapshot: Path) -> bool:
     return bool(complete_vocabulary(names))
 
 
-def _download(name: str) -> Path:
+def _download(name: str, revision: str | None) -> Path:
     """Download the files that we need. Ask the hub for the list of files first, to choose one format of the weights.
 
     Raises:
@@ -102,12 +123,15 @@ def _download(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     try:  # a single request: `snapshot_download` alone has no timeout here, and retries for most of a minute
-        files = [file.rfilename for file in HfApi().model_info(name, timeout=HUB_TIMEOUT).siblings or ()]
+        files = [
+            file.rfilename for file in HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT).siblings or ()
+        ]
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled):
         raise
     except Exception as error:  # the HTTP library is another one in other versions of huggingface_hub
         raise _HubUnreachable from error
-    return Path(snapshot_download(name, allow_patterns=[*CONFIG_FILES, *TOKENIZER_FILES, *_weight_patterns(files)]))
+    patterns = [*CONFIG_FILES, *TOKENIZER_FILES, *_weight_patterns(files)]
+    return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
 
 
 def _weight_patterns(files: list[str]) -> list[str]:

@@ -12,6 +12,9 @@ from gpt2tg.io.streams import notice, printable
 from gpt2tg.options import Options, number_from, plain_type
 from gpt2tg.options.escapes import read_escapes
 
+# `--bf16=off` switches off what a recipe switches on.
+SWITCHED = {"on": True, "true": True, "off": False, "false": False}
+
 # Directories that libraries outside Python open too. These accept only UTF-8 names.
 OPENED_BY_LIBRARIES = ("model_name", "model_path", "adapter", "merge", "output_dir", "resume")
 
@@ -33,7 +36,8 @@ class Meaning:
     def help(self) -> str:
         """What the flag does."""
         rule = self.field.metadata
-        return f"{', '.join(rule['choices'])}: {rule['help']}" if rule["choices"] and rule["metavar"] else rule["help"]
+        is_listed = rule["choices"] and rule["metavar"] and rule["lists_choices"]
+        return f"{', '.join(rule['choices'])}: {rule['help']}" if is_listed else rule["help"]
 
     @property
     def shown_default(self) -> str:
@@ -111,9 +115,11 @@ class Flag:
             UserError: there is no value, or one too many; or a value is not UTF-8, not a number, or empty.
         """
         if self.takes == "none":
-            if values:
-                raise UserError(f"takes no value, but {values[0]} was given", self.field.name)
-            return True
+            if values and values[0].lower() not in SWITCHED:
+                raise UserError(
+                    f"takes no value, but {values[0]} was given: leave it out, or write =off", self.field.name
+                )
+            return not values or SWITCHED[values[0].lower()]
         if not values:
             if self.takes != "optional":
                 raise UserError("needs a value after it", self.field.name.rstrip("_"))
@@ -129,6 +135,8 @@ class Flag:
             shown, way_out = printable(word)[:80], "write it" if is_text else "rename the file, or write it"
             raise UserError(f"is not UTF-8: {shown}; {way_out} in UTF-8", name) from None
         if self.kind in (int, float):
+            if text in ("off", "none") and self.field.default is None:
+                return None  # as if a recipe did not set it
             return number_from(text, self.kind, name)
         if not is_text:
             if not word:

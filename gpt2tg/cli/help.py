@@ -66,7 +66,7 @@ def help_text(
     """
     width = min(shutil.get_terminal_size().columns, WIDEST)
     parts = [f"usage: {usage}\n", f"{description}\n"]
-    general = [(name.replace("_", "-"), meaning) for name, meaning in switches.items()]
+    general = [(name if " " in name else name.replace("_", "-"), meaning) for name, meaning in switches.items()]
     parts.append(_section("options", general, width))
     for heading, group in grouped(flags, task):
         rows = [(f"{flag.name} {flag.value}".rstrip(), flag.help(task)) for flag in group]

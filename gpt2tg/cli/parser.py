@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from gpt2tg import __version__
+from gpt2tg.cli.config import read_config
 from gpt2tg.cli.flags import Flag, Meaning
 from gpt2tg.cli.help import help_text
 from gpt2tg.cli.words import Values, pair_values
@@ -18,6 +20,10 @@ from gpt2tg.options import Options, only
 OptionsT = TypeVar("OptionsT", bound=Options)
 
 # Flags of every script, with their help texts.
+FILES = {
+    "--config": "read flags from a recipe: a YAML file, or the run.json of an earlier run; other flags win over it",
+    "--save_config": "save the flags of this command as a recipe, and run it",
+}
 SWITCHES = {
     "--help": "show the most common flags and exit",
     "--help_all": "show all flags and exit",
@@ -68,8 +74,11 @@ class Parser:
         """
         pairs = self.pairs(sys.argv[1:] if argv is None else argv)
         self._answer_questions(pairs)
+        files = self.files(pairs)
         given: dict[str, Any] = {}
         for name, values in pairs:
+            if name in FILES:
+                continue
             if name in SWITCHES and values:
                 raise UserError(f"takes no value, but {values[0]} was given", name.removeprefix("--"))
             if name in SWITCHES:
@@ -81,7 +90,26 @@ class Parser:
             flag = self._flags[name]
             value, before = flag.read(values), given.get(flag.field.name, ())
             given[flag.field.name] = (*before, *value) if flag.takes == "several" else value
-        return given
+        if "--config" in files:
+            given = {**read_config(files["--config"], self._flags), **given}
+        return {name: value for name, value in given.items() if value is not False}
+
+    def files(self, pairs: Sequence[tuple[str, list[str]]]) -> dict[str, Path]:
+        """Return the paths that `--config` and `--save_config` name.
+
+        Raises:
+            UserError: one of them is given twice, or has no path.
+        """
+        found: dict[str, Path] = {}
+        for name, values in pairs:
+            if name not in FILES:
+                continue
+            if not values or not values[0]:
+                raise UserError("needs the path of a file after it", name.removeprefix("--"))
+            if name in found:
+                raise UserError("is given twice: give one file", name.removeprefix("--"))
+            found[name] = Path(values[0]).expanduser()
+        return found
 
     def pairs(self, words: Sequence[str]) -> list[tuple[str, list[str]]]:
         """Return the flags among the words, each with its values."""
@@ -91,7 +119,8 @@ class Parser:
     def takes(self) -> dict[str, Values]:
         """How many values each flag takes, by the name of the flag."""
         switches: dict[str, Values] = dict.fromkeys(("-h", *SWITCHES), "none")
-        return switches | {name: flag.takes for name, flag in self._flags.items()}
+        files: dict[str, Values] = dict.fromkeys(FILES, "one")
+        return switches | files | {name: flag.takes for name, flag in self._flags.items()}
 
     def _way_out(self, word: str) -> str:
         if not word.startswith("--"):
@@ -137,7 +166,7 @@ class Parser:
             description=self.description,
             flags=self.flags(task, everything),
             total=len(self.flags(task)),
-            switches=SWITCHES,
+            switches={f"{name} FILE": text for name, text in FILES.items()} | SWITCHES,
             task=task,
             tasks=self.tasks,
             examples=self.examples,

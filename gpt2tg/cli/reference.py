@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from gpt2tg.cli.flags import Flag, Meaning
 from gpt2tg.cli.help import grouped
-from gpt2tg.cli.parser import SWITCHES, Parser
+from gpt2tg.cli.parser import FILES, SWITCHES, Parser
 from gpt2tg.io.streams import speak_utf8, write_out
 
 SCRIPTS = ("finetune_gpt2", "generate_from_finetuned", "gpt2_text_generation", "text_generation_demo")
@@ -30,8 +30,9 @@ also has these flags:
 
 def reference() -> str:
     """Return the page: a section for each script, a table for each group of flags."""
-    switches = ((_code(name.replace("_", "-")), text) for name, text in SWITCHES.items())
-    general = _table(("Flag", "What it does"), switches)
+    switches = [(_code(name.replace("_", "-")), text) for name, text in SWITCHES.items()]
+    switches += [(_code(f"{name} FILE"), text) for name, text in FILES.items()]
+    general = _table(("Flag", "What it does"), iter(switches))
     parsers = [importlib.import_module(name).parser() for name in SCRIPTS]
     return "\n".join([INTRODUCTION, *general, *(line for parser in parsers for line in _script(parser))])
 

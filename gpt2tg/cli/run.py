@@ -6,13 +6,15 @@ import contextlib
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from gpt2tg.cli.config import check_new, write_config
 from gpt2tg.cli.parser import Parser
 from gpt2tg.errors import Interrupted, ProcessError, RunError, UserError
 from gpt2tg.io.memory import is_out_of_memory
-from gpt2tg.io.processes import process_count
+from gpt2tg.io.processes import is_main_process, process_count
 from gpt2tg.io.streams import notice, open_closed_streams, silence_broken_streams, speak_utf8, write_out
 
 # Exit codes: bad input, a failure during the run, Ctrl-C.
@@ -32,7 +34,9 @@ def run(parser: Parser, body: Callable[[dict[str, Any]], None], argv: Sequence[s
     open_closed_streams()
     speak_utf8()
     try:
-        body(parser.parse(words))
+        given = parser.parse(words)
+        with _saved_config(parser, parser.files(pairs).get("--save_config"), given):
+            body(given)
         write_out()
         return 0
     except BrokenPipeError:  # the reader of a pipe, such as head or less, has seen enough
@@ -60,6 +64,21 @@ def run(parser: Parser, body: Callable[[dict[str, Any]], None], argv: Sequence[s
         return _fail(parser, message, FAILED, debug)
     finally:
         silence_broken_streams()
+
+
+@contextlib.contextmanager
+def _saved_config(parser: Parser, path: Path | None, given: Mapping[str, Any]) -> Iterator[None]:
+    """Save the flags as a recipe, if a path is given, and remove it again if the command refuses them."""
+    if path is None or not is_main_process():
+        yield
+        return
+    check_new(path)
+    write_config(path, given, parser.prog)
+    try:
+        yield
+    except UserError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def how_to_resume(pairs: Sequence[tuple[str, list[str]]]) -> str:

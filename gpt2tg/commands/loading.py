@@ -18,6 +18,7 @@ from gpt2tg.options import (
     DeviceOptions,
     Precision,
     PrecisionOptions,
+    RevisionOptions,
 )
 
 if TYPE_CHECKING:  # they import ctypes and torch
@@ -38,13 +39,15 @@ class ModelChoice:
     """LoRA adapters to apply to the model, one after another."""
     device: str = DeviceOptions.device
     precision: Precision = PrecisionOptions.precision
+    revision: str | None = None
+    """A branch, a tag or a commit of a model of the hub."""
 
     @classmethod
     def from_flags(cls, flags: Flags, name: str, option: str) -> ModelChoice:
         """Choose the model `name`, which was written after the flag `option`."""
         which, device = flags.pick(CheckpointOptions).checkpoint, flags.pick(DeviceOptions).device
         adapters, precision = flags.pick(AdapterOptions).adapter, flags.pick(PrecisionOptions).precision
-        return cls(name, option, which, adapters, device, precision)
+        return cls(name, option, which, adapters, device, precision, flags.pick(RevisionOptions).revision)
 
     def check_device(self) -> None:
         """Refuse a device that certainly does not exist.
@@ -91,7 +94,7 @@ def resolve(model: ModelChoice) -> Checkpoint:
     Raises:
         UserError: the model or the checkpoint does not exist, or is broken.
     """
-    checkpoint = resolve_checkpoint(model.name, model.option, model.which, model.adapters)
+    checkpoint = resolve_checkpoint(model.name, model.option, model.which, model.adapters, model.revision)
     if model.which is not None:
         notice(f"model: {checkpoint.name}")
     return checkpoint

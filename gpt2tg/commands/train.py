@@ -10,6 +10,8 @@ from gpt2tg.io.processes import is_main_process
 from gpt2tg.io.streams import notice
 from gpt2tg.options import (
     FROM_SCRATCH_FLAGS,
+    SCHEDULE_FREE_PREFIX,
+    WITHOUT_WARMUP,
     DecodingOptions,
     DeviceOptions,
     ModelNameOptions,
@@ -74,7 +76,7 @@ def _unused(options: TrainingOptions) -> dict[str, str]:
     """Return the flags that the other flags leave without effect, and why."""
     found: dict[str, str] = {}
     if options.from_scratch:
-        found["model_name"] = "--from_scratch starts from a new model"
+        found |= dict.fromkeys(("model_name", "revision"), "--from_scratch starts from a new model")
     else:
         found |= dict.fromkeys(FROM_SCRATCH_FLAGS, "it shapes a new model, which only --from_scratch makes")
     if not options.generate_samples and not options.sample_steps:
@@ -90,8 +92,9 @@ def _unused(options: TrainingOptions) -> dict[str, str]:
         found |= dict.fromkeys(options.tried_settings()[0], "--try sets it")
     if not options.lora and not options.try_:
         found |= dict.fromkeys(ADAPTER_FLAGS, "only --lora trains an adapter")
-    if options.lr_scheduler_type == "constant":
-        found["warmup_steps"] = "--lr_scheduler_type constant has no warm-up, constant_with_warmup has"
+    kind = options.lr_scheduler_type
+    if kind in WITHOUT_WARMUP and not options.optim.startswith(SCHEDULE_FREE_PREFIX):
+        found["warmup_steps"] = f"--lr_scheduler_type {kind} has no warm-up, constant_with_warmup has"
     return found
 
 

@@ -41,8 +41,19 @@ from gpt2tg.options.model import (
     ModelPathOptions,
     Precision,
     PrecisionOptions,
+    RevisionOptions,
 )
-from gpt2tg.options.optimization import Compile, LoraTarget, Optimizer, Scheduler
+from gpt2tg.options.optimization import Compile, LoraTarget
+from gpt2tg.options.optimizers import (
+    BY_VALIDATION,
+    PACKAGES,
+    SCHEDULE_FREE_PREFIX,
+    UNSUITABLE,
+    WITHOUT_LENGTH,
+    WITHOUT_WARMUP,
+    Optimizer,
+    Scheduler,
+)
 from gpt2tg.options.prompts import (
     DEFAULT_PROMPT,
     SESSION_NEW_TOKENS,
@@ -61,6 +72,7 @@ from gpt2tg.options.unused import unused_options, why_unused
 __all__ = [
     "ALL_IN_ONE_DEFAULTS",
     "BUNDLED_MODEL",
+    "BY_VALIDATION",
     "DEFAULT_MAX_LENGTH",
     "DEFAULT_NUM_SEQUENCES",
     "DEFAULT_PROMPT",
@@ -72,12 +84,17 @@ __all__ = [
     "MOST_TUNING_PROMPTS",
     "NEWEST",
     "NOT_FOR_TUNING",
+    "PACKAGES",
+    "SCHEDULE_FREE_PREFIX",
     "SEARCHED_SETTINGS",
     "SESSION_NEW_TOKENS",
     "SESSION_SEQUENCES",
     "STRATEGIES",
     "TUNING_BATCH_SIZE",
     "TUNING_NEW_TOKENS",
+    "UNSUITABLE",
+    "WITHOUT_LENGTH",
+    "WITHOUT_WARMUP",
     "AdapterOptions",
     "BestOrLast",
     "CheckpointOptions",
@@ -103,6 +120,7 @@ __all__ = [
     "Precision",
     "PrecisionOptions",
     "PromptOptions",
+    "RevisionOptions",
     "Scheduler",
     "SessionOptions",
     "Strategy",

@@ -1,4 +1,7 @@
-"""Options whose strings have a form of their own: `WORD=X` of `--bias` and `SEED/PROMPT/SAMPLE` of `--replay`."""
+"""Options whose strings have a form of their own.
+
+`WORD=X` of `--bias`, `NAME=X` of `--lr_scheduler_kwargs`, `SEED/PROMPT/SAMPLE` of `--replay`.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,40 @@ def read_biases(entries: Iterable[str]) -> dict[str, float]:
                 f"{entry} is not a word and a number: write it like dragon=+2, within {LARGEST_NUMBER:g} of 0", "bias"
             )
     return found
+
+
+def read_settings(entries: Iterable[str], option: str, example: str) -> dict[str, bool | float | str]:
+    """Read `name=value` entries: whole numbers, numbers, True and False, and everything else as text.
+
+    Args:
+        option: the option that holds the entries, for messages.
+        example: a valid entry, for messages.
+
+    Raises:
+        UserError: an entry is not of this form, names a setting twice, or has a number that is not finite.
+    """
+    found: dict[str, bool | float | str] = {}
+    for entry in entries:
+        name, equals, text = entry.partition("=")
+        if not name.isidentifier() or not equals or not text:
+            raise UserError(f"{entry} is not of the form name=value: write it like {example}", option)
+        if name in found:
+            raise UserError(f"{entry}: {name} is given twice: leave one out", option)
+        value = found[name] = _read_value(text)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{entry}: give a finite number", option)
+    return found
+
+
+def _read_value(text: str) -> bool | float | str:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def read_replay(text: str) -> tuple[int, int, int]:

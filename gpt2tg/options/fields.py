@@ -55,6 +55,7 @@ def option(
     is_common: bool = False,
     is_required: bool = False,
     accepts_string: bool = False,
+    lists_choices: bool = True,
 ) -> Any:
     r"""Return a dataclass field that describes and checks itself.
 
@@ -69,11 +70,13 @@ def option(
         is_common: the flag is one of the few that most people need; `--help` shows only these.
         is_required: the command fails without this flag.
         accepts_string: the Python API accepts one string for a tuple of one.
+        lists_choices: the help lists all choices; off where there are too many, and `help` names the usual ones.
     """
     metadata = dict(
         help=help, group=group, low=low, above=above, high=high, below=below,
         choices=typing.get_args(choices) or None, flag_value=flag_value, metavar=metavar, shown_default=shown_default,
         is_text=is_text, is_common=is_common, is_required=is_required, accepts_string=accepts_string,
+        lists_choices=lists_choices,
     )  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -120,7 +123,8 @@ def check_value(options: type[Options], field: Field[Any], value: Any) -> Any:
 def _check_choices(values: Sequence[str], choices: Sequence[str], name: str) -> None:
     for value in values:
         if value not in choices:
-            way_out = did_you_mean(value, choices, f"choose from {', '.join(choices)}")
+            begun = next((choice for choice in choices if len(value) > 2 and choice.startswith(value)), value)
+            way_out = did_you_mean(begun, choices, f"choose from {', '.join(choices)}")
             raise UserError(f"{value} is unknown: {way_out}", name)
 
 

@@ -49,6 +49,19 @@ class ModelPathOptions(Options):
 
 
 @dataclass(frozen=True)
+class RevisionOptions(Options):
+    """A version of a model on the hub."""
+
+    revision: str | None = option(
+        None,
+        "version of a model of the Hugging Face hub: a branch, a tag or a commit",
+        group="model",
+        metavar="NAME",
+        shown_default="main",
+    )
+
+
+@dataclass(frozen=True)
 class AdapterOptions(Options):
     """Adapters for the model."""
 

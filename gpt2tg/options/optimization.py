@@ -6,11 +6,12 @@ import typing
 from dataclasses import dataclass
 from typing import Literal
 
+from gpt2tg.errors import UserError
+from gpt2tg.options.entries import read_settings
 from gpt2tg.options.fields import Options, option
+from gpt2tg.options.optimizers import BY_VALIDATION, SCHEDULE_FREE_PREFIX, UNSUITABLE, Optimizer, Scheduler
 
-Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Compile = Literal["auto", "on", "off"]
-Optimizer = Literal["adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "muon"]
 # The linear layers of a GPT-2, as its checkpoints name them. Attention and MLP each have a c_proj.
 LoraLayer = Literal["c_attn", "c_proj", "c_fc"]
 LoraTarget = Literal[LoraLayer, "all-linear"]
@@ -47,10 +48,27 @@ class OptimizationOptions(Options):
     )
     learning_rate: float = option(5e-5, "peak learning rate", group="training", above=0, is_common=True)
     lr_scheduler_type: Scheduler = option(
-        "linear", "learning rate schedule after the warm-up", group="training", choices=Scheduler
+        "linear",
+        "learning rate schedule after the warm-up: linear, cosine, constant, constant_with_warmup, cosine_with_min_lr, "
+        "warmup_stable_decay, or another of transformers",
+        group="training",
+        choices=Scheduler,
+        metavar="NAME",
+        lists_choices=False,
     )
-    warmup_steps: int = option(
-        0, "warm-up: steps in which the learning rate rises to its peak", group="training", low=0
+    lr_scheduler_kwargs: tuple[str, ...] = option(
+        (),
+        "arguments of the schedule: min_lr_rate=0.1 for cosine_with_min_lr",
+        group="training",
+        metavar="NAME=X",
+        shown_default="none",
+        accepts_string=True,
+    )
+    warmup_steps: float = option(
+        0,
+        "warm-up: steps in which the learning rate rises to its peak; below 1, that share of all steps",
+        group="training",
+        low=0,
     )
     weight_decay: float = option(0.0, "weight decay", group="training", low=0)
     adam_beta2: float = option(
@@ -82,9 +100,12 @@ class OptimizationOptions(Options):
     )
     optim: Optimizer = option(
         "adamw_torch_fused",
-        "optimizer; muon learns more per step from scratch; adafactor needs far less memory for its state, sgd none",
+        "optimizer: muon (learns more per step from scratch), adafactor or adamw_bnb_8bit (far less memory), sgd, "
+        "lion_32bit, or another of transformers",
         group="memory",
         choices=Optimizer,
+        metavar="NAME",
+        lists_choices=False,
     )
     lora: bool = option(
         False,
@@ -122,7 +143,40 @@ class OptimizationOptions(Options):
     no_merge: bool = option(False, "save the adapter alone, without the merged model", group="memory")
     freeze_layers: int = option(0, "freeze the embeddings and the lowest N layers", group="memory", low=0)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.optim, str) and self.optim in UNSUITABLE:
+            raise UserError(f"{self.optim} {UNSUITABLE[self.optim]}", "optim")
+        super().__post_init__()
+        self._check_warmup()
+        self.scheduler_settings()
+
+    def _check_warmup(self) -> None:
+        steps = whole_if_possible(self.warmup_steps)
+        object.__setattr__(self, "warmup_steps", steps)
+        if isinstance(steps, float) and steps > 1:
+            raise UserError(f"{steps} is neither a whole number of steps nor a share below 1", "warmup_steps")
+        if isinstance(steps, float) and self.optim.startswith(SCHEDULE_FREE_PREFIX):
+            raise UserError(f"{steps} must be a number of steps with --optim {self.optim}", "warmup_steps")
+
+    def scheduler_settings(self) -> dict[str, bool | float | str]:
+        """Return the arguments of the schedule, by name.
+
+        Raises:
+            UserError: an entry of `lr_scheduler_kwargs` is not of the form name=value, or names an argument twice.
+        """
+        return read_settings(self.lr_scheduler_kwargs, "lr_scheduler_kwargs", "min_lr_rate=0.1")
+
+    @property
+    def follows_validation(self) -> bool:
+        """Whether the learning rate depends on the validation loss."""
+        return self.lr_scheduler_type in BY_VALIDATION
+
     @property
     def adapted_layers(self) -> tuple[str, ...]:
         """The names of the layers that get an adapter."""
         return typing.get_args(LoraLayer) if "all-linear" in self.lora_targets else self.lora_targets
+
+
+def whole_if_possible(number: float) -> float:
+    """Return 100 for 100.0: a number of steps, as it is written in records; and a share as it is."""
+    return int(number) if number == int(number) else number

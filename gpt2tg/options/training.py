@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt2tg.errors import UserError
+from gpt2tg.options.model import RevisionOptions
 from gpt2tg.options.new_model import NewModelOptions
-from gpt2tg.options.optimization import OptimizationOptions
+from gpt2tg.options.optimization import OptimizationOptions, whole_if_possible
+from gpt2tg.options.selection import SelectionOptions
 from gpt2tg.options.training_data import TrainingDataOptions
 from gpt2tg.options.training_run import NEWEST, TrainingRunOptions
 from gpt2tg.options.trials import read_trials
@@ -16,7 +18,9 @@ from gpt2tg.options.trials import read_trials
 
 # The fields of the last base come first in the help: the text, the run, its steps.
 @dataclass(frozen=True)
-class TrainingOptions(NewModelOptions, OptimizationOptions, TrainingRunOptions, TrainingDataOptions):
+class TrainingOptions(
+    NewModelOptions, OptimizationOptions, TrainingRunOptions, SelectionOptions, TrainingDataOptions, RevisionOptions
+):
     """A training run: from text files to a checkpoint directory."""
 
     def __post_init__(self) -> None:
@@ -52,6 +56,10 @@ class TrainingOptions(NewModelOptions, OptimizationOptions, TrainingRunOptions, 
     def _check_validation(self) -> None:
         if self.validation_split or self.validation_file:
             return
+        if self.max_eval_examples:
+            raise UserError(
+                f"{self.max_eval_examples} needs a validation text: leave out --validation_split 0", "max_eval_examples"
+            )
         if self.early_stopping_patience:
             raise UserError(
                 f"{self.early_stopping_patience} needs a validation loss: leave out --validation_split 0",
@@ -59,6 +67,10 @@ class TrainingOptions(NewModelOptions, OptimizationOptions, TrainingRunOptions, 
             )
         if self.try_:
             raise UserError("needs a validation loss: leave out --validation_split 0", "try")
+        if self.follows_validation:
+            raise UserError(
+                f"{self.lr_scheduler_type} needs a validation loss: leave out --validation_split 0", "lr_scheduler_type"
+            )
 
     def _check_new_model(self) -> None:
         if not self.from_scratch:
@@ -74,6 +86,11 @@ class TrainingOptions(NewModelOptions, OptimizationOptions, TrainingRunOptions, 
                 "block_size",
             )
 
+    @property
+    def seed_of_split(self) -> int:
+        """The seed that decides what is held out."""
+        return self.seed if self.split_seed is None else self.split_seed
+
     def tries(self) -> list[TrainingOptions]:
         """Return the options of each trial of `try_`; the values of the last setting change fastest.
 
@@ -87,7 +104,11 @@ class TrainingOptions(NewModelOptions, OptimizationOptions, TrainingRunOptions, 
         if not self.try_:
             return []
         allowed = [name for name in TRIABLE if self.from_scratch or name not in FROM_SCRATCH_FLAGS]
-        return read_trials(TrainingOptions, self.try_, allowed)
+        found = read_trials(TrainingOptions, self.try_, allowed)
+        for settings in found:
+            if "warmup_steps" in settings:
+                settings["warmup_steps"] = whole_if_possible(settings["warmup_steps"])
+        return found
 
 
 # Flags of a new model: they do nothing when an existing one is fine-tuned.
@@ -99,5 +120,15 @@ TRIABLE = tuple(
     for f in dataclasses.fields(TrainingOptions)
     if f.name == "block_size" or f.metadata["group"] in ("training", "memory", "from scratch")
     if f.name
-    not in ("try_", "trainer", "from_scratch", "vocab_size", "compile", "auto_batch_size", "no_merge", "lora_targets")
+    not in (
+        "try_",
+        "trainer",
+        "from_scratch",
+        "vocab_size",
+        "compile",
+        "auto_batch_size",
+        "no_merge",
+        "lora_targets",
+        "lr_scheduler_kwargs",
+    )
 )

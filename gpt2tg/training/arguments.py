@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
+import transformers
 from torch.utils.data import DataLoader, TensorDataset
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.integrations import integration_utils as integrations
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
 
 from gpt2tg.errors import UserError, masked, one_line
 from gpt2tg.options import TrainingOptions
+from gpt2tg.training.checks import check_package
 from gpt2tg.training.compiling import check_compiling
 from gpt2tg.training.console import log
 from gpt2tg.training.fields import trainer_fields
 from gpt2tg.training.model.four_bits import check_4bit
+from gpt2tg.training.schedules import check_schedule, scheduler_arguments
 
 
 def training_arguments(options: TrainingOptions, device: torch.device) -> TrainingArguments:
@@ -28,17 +34,21 @@ def training_arguments(options: TrainingOptions, device: torch.device) -> Traini
     """
     _check_services(options.report_to)
     _check_precision(options, device)
-    _check_optimizer(options.optim)
+    check_package(options.optim)
+    _check_optimizer(options.optim, device)
+    check_schedule(options)
     check_4bit(options, device)
     check_compiling(options, device)
     others = trainer_fields(options.trainer)
     try:
         arguments = TrainingArguments(**_settings(options, device), **others)
         _check_data_loader(arguments)
+        _follow_validation(arguments, options)
     except (ValueError, TypeError, ImportError) as error:
         if not others:
             raise
         raise UserError(f"{' '.join(map(masked, options.trainer))}: {one_line(error)}", "trainer") from None
+    _check_optimizer_settings(arguments, options)
     # With several GPUs the Trainer would use DataParallel in one process, which is slow and changes the batch.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
@@ -62,7 +72,8 @@ def _settings(options: TrainingOptions, device: torch.device) -> dict[str, Any]:
         per_device_eval_batch_size=options.batch_size,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         learning_rate=options.learning_rate,
-        lr_scheduler_type=options.lr_scheduler_type,
+        lr_scheduler_type="constant" if options.follows_validation else options.lr_scheduler_type,
+        lr_scheduler_kwargs=scheduler_arguments(options),
         warmup_steps=options.warmup_steps,
         weight_decay=options.weight_decay,
         adam_beta2=options.adam_beta2,
@@ -114,9 +125,35 @@ def _check_precision(options: TrainingOptions, device: torch.device) -> None:
         raise UserError("needs macOS 14 or newer on an Apple GPU: leave the flag out", "bf16")
 
 
-def _check_optimizer(name: str) -> None:
+def _follow_validation(arguments: TrainingArguments, options: TrainingOptions) -> None:
+    """Set a schedule that follows the validation loss. With `eval_strategy="no"` transformers would refuse it."""
+    if options.follows_validation:
+        arguments.lr_scheduler_type = SchedulerType(options.lr_scheduler_type)
+
+
+def _check_optimizer(name: str, device: torch.device) -> None:
+    if name not in (*OptimizerNames, "muon"):
+        raise UserError(f"{name} is not an optimizer of transformers {transformers.__version__}: upgrade it", "optim")
+    if name == "stable_adamw" and device.type == "cpu" and find_spec("triton"):
+        raise UserError("stable_adamw computes with Triton, which needs a GPU: choose adamw_torch", "optim")
     if name == "muon" and not hasattr(torch.optim, "Muon"):
         raise UserError(f"muon needs torch 2.9 or newer, this is {torch.__version__}: upgrade torch", "optim")
+
+
+def _check_optimizer_settings(arguments: TrainingArguments, options: TrainingOptions) -> None:
+    """Check that transformers finds the class of the optimizer, and understands `--trainer optim_args=...`.
+
+    Raises:
+        UserError: the optimizer's package is too old or broken, or refuses the arguments.
+    """
+    if options.optim == "muon":
+        return
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(arguments)
+    except Exception as error:  # packages that do not fit this machine fail in many ways
+        if arguments.optim_args:
+            raise UserError(f"optim_args={arguments.optim_args}: {one_line(error)}", "trainer") from None
+        raise UserError(f"{options.optim} cannot be used here: {one_line(error)}", "optim") from None
 
 
 def _check_data_loader(arguments: TrainingArguments) -> None:

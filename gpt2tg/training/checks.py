@@ -5,8 +5,8 @@ Neither this module nor what it imports loads slowly.
 
 from __future__ import annotations
 
-import importlib.util
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from gpt2tg.checkpoint.checkpoint import Checkpoint, resolve_checkpoint
@@ -14,7 +14,7 @@ from gpt2tg.checkpoint.find import is_directory
 from gpt2tg.engine.cpu.startup import check_device
 from gpt2tg.errors import UserError
 from gpt2tg.io.processes import is_main_process, process_count
-from gpt2tg.options import BUNDLED_MODEL, DeviceOptions, EvaluationOptions, TrainingOptions
+from gpt2tg.options import BUNDLED_MODEL, PACKAGES, DeviceOptions, EvaluationOptions, TrainingOptions
 from gpt2tg.training.data.corpus import Corpus
 from gpt2tg.training.data.sources import Sources, plan_sources, scan_evaluation
 from gpt2tg.training.output.layout import is_search
@@ -36,6 +36,8 @@ def check_training(options: TrainingOptions, model_name: str, device: str) -> So
     check_training_device(device)
     check_processes(options)
     check_packages(options)
+    for one in options.tries() or [options]:
+        check_package(one.optim)
     sources = None
     if is_main_process():
         check_directory(options)
@@ -93,13 +95,24 @@ def check_processes(options: TrainingOptions) -> None:
         raise UserError("muon needs whole matrices, but FSDP shards them: choose another optimizer", "optim")
 
 
+def check_package(optim: str) -> None:
+    """Check that the package of an optimizer is installed, without importing it.
+
+    Raises:
+        UserError: it is not.
+    """
+    module, name = PACKAGES.get(optim, (None, None))
+    if module is not None and find_spec(module) is None:
+        raise UserError(f"{optim} needs the package {name}, which is not installed: pip install {name}", "optim")
+
+
 def check_packages(options: TrainingOptions) -> None:
     """Check that the packages are installed that only some flags need.
 
     Raises:
         UserError: one is missing.
     """
-    if options.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+    if options.load_in_4bit and find_spec("bitsandbytes") is None:
         raise UserError("needs the package bitsandbytes: pip install bitsandbytes", "load_in_4bit")
 
 
@@ -125,7 +138,7 @@ def check_existing(options: TrainingOptions, model_name: str) -> Checkpoint:
         UserError: no such model, missing files, another architecture, more frozen layers than the model has, a block
             size over its context length, or a model that --overwrite would delete.
     """
-    checkpoint = resolve_checkpoint(model_name)
+    checkpoint = resolve_checkpoint(model_name, revision=options.revision)
     directory, shape = checkpoint.directory, checkpoint.shape
     sizes = {one.block_size for one in options.tries()} if options.try_ else {options.block_size}
     if (longest := max(sizes)) > shape.n_positions:

@@ -30,12 +30,14 @@ FLAGS = {
     "torch_compile_backend": "compile",
     "torch_compile_mode": "compile",
     "use_cpu": "device",
+    "warmup_ratio": "warmup_steps",
 } | {
     name: name
     for name in (
         "adam_beta2", "bf16", "eval_steps", "fp16", "gradient_accumulation_steps", "gradient_checkpointing",
-        "learning_rate", "logging_steps", "lr_scheduler_type", "max_grad_norm", "max_steps", "optim", "output_dir",
-        "push_to_hub", "report_to", "save_steps", "save_total_limit", "seed", "warmup_steps", "weight_decay",
+        "learning_rate", "logging_steps", "lr_scheduler_kwargs", "lr_scheduler_type", "max_grad_norm", "max_steps",
+        "optim", "output_dir", "push_to_hub", "report_to", "save_steps", "save_total_limit", "seed", "warmup_steps",
+        "weight_decay",
     )
 }  # fmt: skip
 
@@ -74,7 +76,7 @@ HUB_STRATEGIES = (HubStrategy.EVERY_SAVE, HubStrategy.END)
 def trainer_fields(entries: Sequence[str]) -> dict[str, Any]:
     """Return the fields in `name=value` entries, each with the type that TrainingArguments declares.
 
-    Lists are written with commas, dicts as JSON.
+    Lists are written with commas.
 
     Raises:
         UserError: there is no such field, the value has another type, or the field cannot be set.

@@ -29,7 +29,7 @@ from gpt2tg.training.output.machines import on_every_machine
 from gpt2tg.training.output.reservation import Reservation
 from gpt2tg.training.output.resumable import find_resumable
 from gpt2tg.training.processes import run_on_main_process
-from gpt2tg.training.report import log_idle_gpus, log_outcome, log_precision
+from gpt2tg.training.report import log_idle_gpus, log_outcome, log_precision, log_schedule
 from gpt2tg.training.run import Run
 
 
@@ -84,6 +84,7 @@ def _finetune(
     if arguments.world_size == 1:
         log_idle_gpus(device)
     log_precision(options, arguments, device)
+    log_schedule(options)
     reservation = Reservation(Path(options.output_dir), options.resume is not None, options.overwrite)
     with contextlib.ExitStack() as stack:
         checkpoint = run_on_main_process(lambda: _reserve(options, reservation, stack))

@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gpt2tg.options import TrainingOptions
+from gpt2tg.options import WITHOUT_LENGTH, WITHOUT_WARMUP, TrainingOptions
 
 # This many trials run to their end before later ones are compared with them.
 NEVER_PRUNED = 2
@@ -81,8 +81,11 @@ def _schedule(options: TrainingOptions) -> Hashable:
     decayed. The shorter run then has the lower loss, whichever ends lower. Another block size shifts all losses.
     """
     step_blocks = options.batch_size * options.gradient_accumulation_steps  # max_steps times these are epochs
-    warmup = 0 if options.lr_scheduler_type == "constant" else options.warmup_steps * step_blocks
+    is_share = 0 < options.warmup_steps < 1
+    warmup = options.warmup_steps if is_share else options.warmup_steps * step_blocks
+    if options.lr_scheduler_type in WITHOUT_WARMUP:
+        warmup, is_share = 0, False
     length: float | None = options.max_steps * step_blocks if options.max_steps else options.epochs
-    if options.lr_scheduler_type.startswith("constant"):
-        length = None  # the rate never decays: the longer run begins like the shorter one
+    if options.lr_scheduler_type in WITHOUT_LENGTH and not is_share:
+        length = None  # the longer run begins like the shorter one
     return options.block_size, options.lr_scheduler_type, warmup, bool(options.max_steps), length

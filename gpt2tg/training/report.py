@@ -14,9 +14,10 @@ from transformers import GPT2LMHeadModel, TrainingArguments
 
 from gpt2tg import __version__
 from gpt2tg.inspection.perplexity import perplexity
-from gpt2tg.options import TrainingOptions
+from gpt2tg.options import SCHEDULE_FREE_PREFIX, TrainingOptions
 from gpt2tg.training.console import log
 from gpt2tg.training.data.advice import counted
+from gpt2tg.training.data.selection import plain_names
 from gpt2tg.training.data.training_data import TrainingData
 from gpt2tg.training.fields import without_secrets
 from gpt2tg.training.outcome import Outcome
@@ -59,6 +60,12 @@ def log_precision(options: TrainingOptions, arguments: TrainingArguments, device
         log.info(f"advice: {torch.cuda.get_device_name(device)} computes several times as fast with --bf16")
 
 
+def log_schedule(options: TrainingOptions) -> None:
+    """Log that a schedule-free optimizer wants a constant learning rate, if the run has another."""
+    if options.optim.startswith(SCHEDULE_FREE_PREFIX) and options.lr_scheduler_type != "constant":
+        log.info(f"advice: --optim {options.optim} needs no schedule: add --lr_scheduler_type constant")
+
+
 def log_outcome(outcome: Outcome) -> None:
     """Log where the model is and what the training changed."""
     held = "" if outcome.held_step == outcome.steps else f", that of step {outcome.held_step:,}, the best"
@@ -79,6 +86,7 @@ def log_outcome(outcome: Outcome) -> None:
 def run_record(
     options: TrainingOptions,
     model_name: str | None,
+    commit: str | None,
     data: TrainingData,
     has_conversations: bool,
     arguments: TrainingArguments,
@@ -86,10 +94,12 @@ def run_record(
     """Return what run.json holds from the start of a run. Secrets are left out.
 
     Args:
+        commit: of the hub model that is fine-tuned.
         has_conversations: whether the text is written with a chat template.
     """
     return {
         "model_name": model_name,
+        "model_commit": commit,
         "options": {**asdict(options), "trainer": without_secrets(options.trainer)},
         "data": {
             "train_examples": data.train_examples,
@@ -113,7 +123,7 @@ def run_record(
 
 def plot_title(name: str, options: TrainingOptions) -> str:
     """Return the title of loss.png."""
-    first, *others = options.train_file
+    first, *others = plain_names(options.train_file)
     return f"{name} on {Path(first).name}" + (f" and {len(others)} more" if others else "")
 
 

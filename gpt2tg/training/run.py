@@ -15,6 +15,7 @@ from accelerate.utils import release_memory
 from transformers import GPT2LMHeadModel, TrainerCallback, TrainerState, TrainingArguments
 
 from gpt2tg.checkpoint.file_names import ADAPTER_CONFIG
+from gpt2tg.checkpoint.hub import hub_commit
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import Interrupted, RunError, UserError
 from gpt2tg.io.memory import is_out_of_memory
@@ -26,9 +27,11 @@ from gpt2tg.training.compiling import cause_of, forget_compiled, is_compile_erro
 from gpt2tg.training.console import log, print_result
 from gpt2tg.training.data.advice import advice
 from gpt2tg.training.data.batches import collate
+from gpt2tg.training.data.held_back import load_test, scan_test
 from gpt2tg.training.data.sources import Sources, plan_sources
 from gpt2tg.training.data.training_data import load_data
 from gpt2tg.training.devices import bytes_of_other_processes, device_bytes, reset_peak_memory
+from gpt2tg.training.final_test import measure_test
 from gpt2tg.training.flow import FlowControl
 from gpt2tg.training.interruption import Interruption
 from gpt2tg.training.log_history import held_step, is_out_of_patience
@@ -40,7 +43,7 @@ from gpt2tg.training.model.memory_estimate import out_of_memory, smaller_batches
 from gpt2tg.training.model.new_tokenizer import saved_tokenizer, train_tokenizer, transformers_tokenizer
 from gpt2tg.training.model.new_tokens import add_tokens, extend
 from gpt2tg.training.output.identity import check_same_run, identity, like_before
-from gpt2tg.training.output.layout import RECORD_FILES, SAMPLES_FILE, STATE_FILE
+from gpt2tg.training.output.layout import RECORD_FILES, SAMPLES_FILE, STATE_FILE, measured_test
 from gpt2tg.training.output.records import Records
 from gpt2tg.training.output.restoring import Damaged
 from gpt2tg.training.output.resumable import find_resumable
@@ -102,8 +105,12 @@ class Run:
         if options.generate_samples or options.sample_steps:
             tokens = len(self._tokenizer.encode(options.prompt))
             _check_sample_prompt(tokens, self._model.config.n_positions)
+        test = run_on_main_process(lambda: scan_test(options, model_name))
         with arguments.main_process_first():  # the others find the tokens in the cache
             self._data = load_data(self._sources, self._tokenizer, options)
+            self._test = (
+                None if test is None else load_test(test, self._tokenizer, options.block_size, self._data.is_apart)
+            )
         self._shape = shape_of_model(self._model, self._tokenizer.end_id)
         self._steps = total_steps(options, len(self._data.train), self._processes)
         self._is_compiled = is_compiled(options, device, self._steps)
@@ -180,7 +187,8 @@ class Run:
     def is_published(self, state: TrainerState) -> bool:
         """Whether the output directory holds the model of a finished run, and nothing is left to merge or upload."""
         awaits_merge = self._merges_adapter and (self.output_dir / ADAPTER_CONFIG).is_file()
-        if self.options.push_to_hub or awaits_merge:
+        awaits_test = self._test is not None and measured_test(self.output_dir) != self._test.fingerprint
+        if self.options.push_to_hub or awaits_merge or awaits_test:
             return False
         return self.directory.holds(held_step(state, self.options.keep))
 
@@ -192,9 +200,10 @@ class Run:
         """Write run.json, the first file of a run."""
         if is_main_process():
             model_name = None if self._base is None else self._name
+            commit = None if self._base is None else hub_commit(self._base.directory)
             files = [*RECORD_FILES, *([SAMPLES_FILE] if self.options.sample_steps else [])]
             has_conversations = self._sources[0].corpus.chat_template is not None
-            record = run_record(self.options, model_name, self._data, has_conversations, self._arguments)
+            record = run_record(self.options, model_name, commit, self._data, has_conversations, self._arguments)
             self.directory.update(**record, files=files)
 
     def build_trainer(self, arguments: TrainingArguments) -> None:
@@ -364,13 +373,20 @@ class Run:
         self.build_trainer(training_arguments(batches, self._device))
 
     def publish(self) -> None:
-        """Put the model into the output directory, merged if it is an adapter, and upload it if that was asked for."""
+        """Put the model into the output directory, merged if it is an adapter, and upload it if that was asked for.
+
+        The test text, if there is one, is measured before.
+        """
+        step = held_step(self.trainer.state, self.options.keep)
+        test = None if self._test is None else measure_test(self.trainer, self._test, self.output_dir, step)
         if not is_main_process():
             return
-        self.directory.publish(held_step(self.trainer.state, self.options.keep))
+        if test is not None:
+            self.directory.update(test=test)
+        self.directory.publish(step)
         if self._merges_adapter:
             self.directory.merge_adapter()
-        if self._had_ended:
+        if self._had_ended or test is not None:
             self._records().write(self.trainer.state)
         if self.options.push_to_hub:
             self.trainer.push_to_hub()

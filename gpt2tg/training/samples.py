@@ -17,6 +17,7 @@ from gpt2tg.options import DecodingOptions, TrainingOptions
 from gpt2tg.training.console import log
 from gpt2tg.training.devices import preserved_random_state
 from gpt2tg.training.model.build import engine_model
+from gpt2tg.training.model.schedule_free import average_weights
 from gpt2tg.training.output.durable import write_text_file
 from gpt2tg.training.output.layout import SAMPLES_FILE
 from gpt2tg.training.stopwatch import Stopwatch
@@ -65,11 +66,17 @@ class Samples(TrainerCallback):
             write_text_file(self._file, text[: next(later, len(text))])
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        optimizer: Any = None,
+        **_: Any,
     ) -> None:
         if state.global_step % self._steps or not state.is_world_process_zero:
             return
-        with self._stopwatch.paused(), preserved_random_state(args.device):
+        with self._stopwatch.paused(), preserved_random_state(args.device), average_weights(optimizer):
             try:
                 self._write(state.global_step, self._generate(model))
             except Exception as error:

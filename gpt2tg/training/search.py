@@ -6,6 +6,7 @@ has come. (The search of transformers' Trainer keeps one dataset for all trials,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ class Search:
 
     def _run_trial(self, trial: Trial, options: TrainingOptions, pruning: PruningCallback) -> None:
         try:
-            outcome = self._train(self._folder(trial), options, pruning)
+            outcome = self._train(self._folder(trial), options, [pruning])
         except NotFinite as error:
             trial.state = "diverged"
             log.warning(str(error))
@@ -130,17 +131,28 @@ class Search:
             self.outcomes[trial.folder] = outcome
             trial.set_result(outcome, pruning.is_pruned)
 
-    def _train(self, folder: Path, options: TrainingOptions, pruning: PruningCallback) -> Outcome:
-        """Train or resume a trial. For a finished one, this only checks that it was the same run."""
+    def _train(
+        self,
+        folder: Path,
+        options: TrainingOptions,
+        callbacks: Sequence[PruningCallback],
+        test_file: tuple[str, ...] = (),
+    ) -> Outcome:
+        """Train or resume a trial. For a finished one, this only checks that it was the same run.
+
+        Args:
+            test_file: measured if given: only the best trial is.
+        """
         has_checkpoint = folder.is_dir() and bool(saved_checkpoints(folder))
         options = replace(
             options,
+            test_file=test_file,
             output_dir=str(folder),
             resume=NEWEST if has_checkpoint else None,
             resume_anyway=options.resume_anyway and has_checkpoint,
             overwrite=(folder / RUN_FILE).is_file() and not has_checkpoint,
         )
-        outcome = finetune(options, self._model_name, self._device, [pruning])
+        outcome = finetune(options, self._model_name, self._device, callbacks)
         assert outcome is not None, "only a dry run has no outcome"
         return outcome
 
@@ -157,6 +169,9 @@ class Search:
         best, folder = ranking[0], self._folder(ranking[0])
         if best.state != "finished":
             raise RunError(f"all {len(ranking)} runs ended with a loss that is not finite: try lower learning rates")
+        if self._options.test_file:
+            number = self.trials.index(best)
+            self._train(folder, self._options.tries()[number], (), self._options.test_file)
         publish_from(folder, self.directory)
         self.record(read_object(folder / RUN_FILE))
         curves = [

@@ -14,21 +14,21 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import GPT2LMHeadModel
+from transformers.trainer_utils import SchedulerType
 
 from gpt2tg.errors import Interrupted
 from gpt2tg.inspection.perplexity import perplexity
 from gpt2tg.io.json_files import read_object
+from gpt2tg.options import BY_VALIDATION
 from gpt2tg.training.compiling import uncompiled
 from gpt2tg.training.data.batches import count_tokens
 from gpt2tg.training.data.blocks import NO_LOSS
 from gpt2tg.training.devices import memory_gb, preserved_random_state
 from gpt2tg.training.failures import NotFinite
-from gpt2tg.training.hub_trainer import HubTrainer
 from gpt2tg.training.interruption import Interruption, SignalConsensus
 from gpt2tg.training.log_history import best_step, held_step, is_evaluation_due
-from gpt2tg.training.model.muon import muon_and_adamw
+from gpt2tg.training.model.schedule_free import average_weights
+from gpt2tg.training.optimizer_trainer import OptimizerTrainer
 from gpt2tg.training.output.cleanup import remove_unfinished
 from gpt2tg.training.output.durable import UNFINISHED
 from gpt2tg.training.output.layout import CARD_FILE, OUTPUT_LAYER, STATE_FILE, make_readable
@@ -38,12 +38,7 @@ from gpt2tg.training.output.random_states import (
     random_states,
     save_random_states,
 )
-from gpt2tg.training.output.restoring import (
-    check_adapter_fits,
-    check_optimizer_fits,
-    raise_as_damage,
-    set_learning_rates,
-)
+from gpt2tg.training.output.restoring import check_adapter_fits, raise_as_damage
 from gpt2tg.training.output.run_directory import RunDirectory
 from gpt2tg.training.output.saved_state import OUR_STATE
 from gpt2tg.training.processes import gather_on_main_process
@@ -52,7 +47,7 @@ from gpt2tg.training.stopwatch import Stopwatch
 from gpt2tg.training.totals import LossTotal, TokenTotal
 
 
-class LanguageTrainer(HubTrainer):
+class LanguageTrainer(OptimizerTrainer):
     """Trains on blocks of tokens, evaluates exactly, and saves checkpoints that a run can resume from."""
 
     def __init__(
@@ -62,7 +57,6 @@ class LanguageTrainer(HubTrainer):
         identity: dict[str, Any],
         keep: str,
         eval_steps: int | None,
-        uses_muon: bool,
         stopwatch: Stopwatch,
         interruption: Interruption,
         pad_id: int,
@@ -83,7 +77,6 @@ class LanguageTrainer(HubTrainer):
         self._pad_id = pad_id
         self._keep = keep
         self._eval_steps = eval_steps
-        self._uses_muon = uses_muon
         self.stopwatch = stopwatch
         self._interruption = interruption
         self.signals = SignalConsensus(self.accelerator, interruption)
@@ -94,11 +87,6 @@ class LanguageTrainer(HubTrainer):
         self._resumed_from: str | None = None
         self._last_step: dict[str, float] = {}  # gradient norm and learning rate of the last step
         self.has_saved = False
-
-    @property
-    def _network(self) -> GPT2LMHeadModel:
-        """The model, or the PeftModel around it, which has the same attributes."""
-        return cast(GPT2LMHeadModel, self.model)
 
     def train(self, resume_from_checkpoint: str | None = None, **settings: Any) -> Any:  # type: ignore[override]
         """Train, from the start or from an intact checkpoint. Takes the path only, unlike transformers."""
@@ -137,20 +125,6 @@ class LanguageTrainer(HubTrainer):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]  # not annotated
         self._last_step = {"grad_norm": norm, "learning_rate": self._get_learning_rate()}
         return norm
-
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Set up the optimizer: that of transformers, or Muon, which transformers does not have."""
-        if self.optimizer is None and self._uses_muon:
-            network: torch.nn.Module = self._network if model is None else model
-            self.optimizer = muon_and_adamw(
-                network,
-                self.get_decay_parameter_names(network),
-                learning_rate=self.args.learning_rate,
-                weight_decay=self.args.weight_decay,
-                betas=(self.args.adam_beta1, self.args.adam_beta2),
-                epsilon=self.args.adam_epsilon,
-            )
-        return super().create_optimizer(model)
 
     def _run_epoch(self, **settings: Any) -> None:  # type: ignore[override]  # the Trainer passes all by name
         """Skip the epoch if the evaluation before it ended the run: transformers would take one more step."""
@@ -194,7 +168,12 @@ class LanguageTrainer(HubTrainer):
             Interrupted: a signal came before the first training step.
         """
         # Compiling it for evaluation as well would take longer than it saves.
-        with self.stopwatch.paused(), preserved_random_state(self.args.device), uncompiled():
+        with (
+            self.stopwatch.paused(),
+            preserved_random_state(self.args.device),
+            uncompiled(),
+            average_weights(self.optimizer),
+        ):
             self._network.train(False)
             total = torch.zeros(2, dtype=torch.float64)  # loss in nats, tokens
             for batch in evaluation_bar(self.get_eval_dataloader()):
@@ -213,6 +192,19 @@ class LanguageTrainer(HubTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def measure(self, blocks: Any, checkpoint: Path) -> tuple[float, int]:
+        """Return the mean loss of a checkpoint on blocks, in nats per token, and the number of tokens.
+
+        The model has the weights of the checkpoint afterwards. All processes must call this together.
+        """
+        self._load_from_checkpoint(str(checkpoint))
+        with uncompiled():
+            self._network.train(False)
+            total = torch.zeros(2, dtype=torch.float64)
+            for batch in evaluation_bar(self.get_test_dataloader(blocks)):
+                total += self._loss_and_tokens(batch)
+        return float(total[0] / total[1]), int(total[1])
 
     @torch.no_grad()
     def _loss_and_tokens(self, batch: dict[str, Tensor]) -> Tensor:
@@ -247,9 +239,12 @@ class LanguageTrainer(HubTrainer):
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         """Evaluate and, if the interrupted run had yet to evaluate, do what it would have done after that.
 
-        transformers skips the scheduler only for the evaluation before the first step.
+        transformers skips the scheduler for the evaluation before the first step, and would fail without a result.
         """
-        metrics: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        metrics: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler=True)
+        is_first = skip_scheduler and self._resumed_from is None
+        if metrics and not is_first and SchedulerType(self.args.lr_scheduler_type).value in BY_VALIDATION:
+            cast(Any, self.lr_scheduler).step(metrics["eval_loss"])
         if skip_scheduler and self._resumed_from is not None:
             self._finish_interrupted_step(trial)
         return metrics
@@ -275,7 +270,7 @@ class LanguageTrainer(HubTrainer):
             # transformers annotates a list, and makes a dict of it.
             self.state.stateful_callbacks[OUR_STATE] = self._our_state()  # type: ignore[index, call-overload]
             try:
-                with self._saving():
+                with self._saving(), average_weights(self.optimizer):
                     super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 if self.is_world_process_zero():
@@ -357,28 +352,6 @@ class LanguageTrainer(HubTrainer):
             if isinstance(self.model, PeftModel):
                 check_adapter_fits(Path(resume_from_checkpoint), self.model)
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Load the optimizer's moments and the position in the schedule, but keep the settings of this run.
-
-        They differ from the stored ones after --resume_anyway, or if the length of the run has changed. transformers
-        would take the stored ones.
-
-        Raises:
-            Damaged: the state does not fit this model's optimizer.
-        """
-        if checkpoint is None or self.optimizer is None or self.lr_scheduler is None:
-            return
-        groups = self.optimizer.param_groups
-        settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
-        with raise_as_damage(checkpoint, "the state of its optimizer"):
-            super()._load_optimizer_and_scheduler(checkpoint)
-            if not self.is_fsdp_enabled:
-                check_optimizer_fits(self.optimizer)
-        for group, given in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update(given)
-        if isinstance(self.lr_scheduler, LambdaLR):
-            set_learning_rates(self.lr_scheduler, self.optimizer)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None:

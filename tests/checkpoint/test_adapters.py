@@ -173,7 +173,6 @@ def truncate(directory: Path) -> None:
         (lambda directory: edit(directory, layer_replication=[[0, 1], [0, 2]]), "layer_replication"),
         (lambda directory: edit(directory, ensure_weight_tying=True), "ensure_weight_tying True"),
         (lambda directory: edit(directory, alora_invocation_tokens=[5]), "alora_invocation_tokens"),
-        (lambda directory: edit(directory, revision="v2"), "revision v2"),
         (lambda directory: edit(directory, a_future_setting={"on": True}), "a_future_setting"),
         (lambda directory: pointer(directory / "adapter_config.json"), "git lfs pull"),
         (lambda directory: pointer(directory / "adapter_model.safetensors"), "git lfs pull"),

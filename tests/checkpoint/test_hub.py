@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 import socket
 from collections.abc import Callable
@@ -17,13 +18,20 @@ import pytest
 import torch
 from conftest import random_model, read_gpt2
 from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
 from gpt2tg.checkpoint import hub
-from gpt2tg.checkpoint.find import find_directory
-from gpt2tg.checkpoint.hub import fetch_model
+from gpt2tg.checkpoint.checkpoint import resolve_checkpoint
+from gpt2tg.checkpoint.find import base_directory, find_directory
+from gpt2tg.checkpoint.hub import fetch_model, hub_commit
 from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer
 from gpt2tg.errors import UserError
 
@@ -313,15 +321,29 @@ def publish(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pub
     """Put a model on a stand-in for the hub: the call takes its files, or the errors of its listing and download."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
-    def on_hub(*files: str, listing_error: Exception | None = None, download_error: Exception | None = None) -> None:
-        def model_info(*_: Any, **__: Any) -> SimpleNamespace:
+    def on_hub(
+        *files: str,
+        listing_error: Exception | None = None,
+        download_error: Exception | None = None,
+        asked: list[str | None] | None = None,
+    ) -> None:
+        def model_info(*_: Any, revision: str | None = None, **settings: Any) -> SimpleNamespace:
+            if asked is not None:
+                asked.append(revision)
             if listing_error:
                 raise listing_error
             return SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in files])
 
         def snapshot_download(
-            _: str, *, local_files_only: bool = False, allow_patterns: list[str] | str | None = None, **__: Any
+            _: str,
+            *,
+            local_files_only: bool = False,
+            allow_patterns: list[str] | str | None = None,
+            revision: str | None = None,
+            **__: Any,
         ) -> str:
+            if asked is not None:
+                asked.append(revision)
             if local_files_only:
                 raise LocalEntryNotFoundError("nothing in the cache")
             if download_error:
@@ -410,6 +432,62 @@ def test_gated_model_is_named_with_the_way_out(publish: Publish) -> None:
     publish(*BASICS, "model.safetensors", download_error=http_error(GatedRepoError, "403 Forbidden\n\nAccess denied"))
     with pytest.raises(UserError, match=r"someone/gated is a gated model: accept its terms.*hf auth login"):
         fetch_model("someone/gated")
+
+
+def test_private_model_and_refused_login_are_named_with_the_way_out(publish: Publish) -> None:
+    publish(listing_error=http_error(RepositoryNotFoundError, "401 Client Error.\n\nRepository Not Found"))
+    with pytest.raises(UserError, match="a private model needs `hf auth login`, or set HF_TOKEN"):
+        fetch_model("someone/private")
+    refused = HfHubHTTPError("Invalid user token.", response=SimpleNamespace(headers={}, request=None, status_code=401))
+    publish(listing_error=refused)
+    with pytest.raises(UserError, match="the hub does not accept the login: renew it with `hf auth login`, or unset"):
+        fetch_model("someone/private")
+
+
+def test_revision_is_asked_for(publish: Publish) -> None:
+    asked: list[str | None] = []
+    publish(*BASICS, "model.safetensors", asked=asked)
+    fetch_model("gpt2", revision="v2")
+    assert asked == ["v2", "v2"]
+
+
+def test_unknown_revision_is_refused_in_one_line(publish: Publish) -> None:
+    publish(listing_error=http_error(RevisionNotFoundError, "404 Client Error.\n\nRevision Not Found"))
+    with pytest.raises(UserError, match="v9 is no branch, tag or commit of gpt2") as error:
+        fetch_model("gpt2", revision="v9")
+    assert error.value.option == "revision"
+
+
+def test_cached_revision_is_found_without_the_network(
+    cache: Path, files: dict[str, Path], dead_network: list[str], model_dir: Path
+) -> None:
+    snapshot = put(cache, "gpt2", files)
+    (snapshot.parent.parent / "refs" / "v2").write_text(COMMIT)
+    for revision in ("v2", COMMIT):
+        assert resolve_checkpoint("gpt2", revision=revision).directory.resolve() == snapshot.resolve()
+    assert hub_commit(snapshot) == COMMIT
+    assert hub_commit(model_dir) is None
+    assert dead_network == []
+    with pytest.raises(
+        UserError, match="gpt2 at revision v3 is neither a directory here nor a model in the local cache"
+    ):
+        fetch_model("gpt2", revision="v3")
+
+
+@pytest.mark.parametrize("bundled", [True, False])
+def test_revision_of_a_directory_is_refused(model_dir: Path, bundled: bool) -> None:
+    name = "gpt2-tiny" if bundled else str(model_dir)
+    with pytest.raises(UserError, match=f"revision v2 is for models of the hub, and {re.escape(name)} is none"):
+        find_directory(name, revision="v2")
+
+
+def test_adapter_reads_its_model_at_its_revision(cache: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    snapshot = put(cache, "gpt2", files)
+    (snapshot.parent.parent / "refs" / "main").unlink()
+    (snapshot.parent.parent / "refs" / "v2").write_text(COMMIT)
+    config = {"peft_type": "LORA", "base_model_name_or_path": "gpt2", "revision": "v2"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert base_directory(tmp_path).resolve() == snapshot.resolve()
 
 
 def test_invalid_name_is_refused_without_the_network(cache: Path, dead_network: list[str]) -> None:

@@ -35,7 +35,7 @@ def shown(capsys: Capture, script: ModuleType, *words: str) -> str:
 def flags_in(text: str) -> list[str]:
     """The flags that a help text describes, without those of every script."""
     found = re.findall(r"^  (--\w+)", text, re.MULTILINE)
-    return [name for name in found if name not in ("--help", "--version", "--debug")]
+    return [name for name in found if name not in ("--help", "--version", "--debug", "--config", "--save_config")]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)

@@ -27,9 +27,9 @@ def resolved(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names that are resolved to a directory."""
     names: list[str] = []
 
-    def find(name: str, option: str = "model_name") -> Path:
+    def find(name: str, option: str = "model_name", revision: str | None = None) -> Path:
         names.append(name)
-        return find_directory(name, option)
+        return find_directory(name, option, revision)
 
     monkeypatch.setattr(resolving, "find_directory", find)
     return names

@@ -41,7 +41,19 @@ WRONG: dict[type, tuple[list[Any], str]] = {
 }
 
 # Options that are documented to accept one string for a tuple of one.
-ACCEPT_A_STRING = {"train_file", "validation_file", "try_", "trainer", "eval_file", "add_tokens", "adapter"}
+ACCEPT_A_STRING = {
+    *(
+        "lr_scheduler_kwargs",
+        "test_file",
+        "train_file",
+        "validation_file",
+        "try_",
+        "trainer",
+        "eval_file",
+        "add_tokens",
+    ),
+    "adapter",
+}
 
 OPTIONAL = {
     DecodingOptions: {
@@ -65,6 +77,7 @@ OPTIONAL = {
             "dropout",
             "sample_steps",
         ),
+        *("max_train_examples", "max_eval_examples", "split_seed", "revision"),
     },
     EvaluationOptions: {"stride", "text_column"},
     ExportOptions: {"merge", "export", "precision"},
@@ -161,7 +174,7 @@ def test_choices_are_those_of_the_annotation(options: type[Options], field: data
             {"lora_targets": ("c_atn",)},
             "lora_targets c_atn is unknown: did you mean c_attn?",
         ),
-        (TrainingOptions, {"optim": "adam"}, "optim adam is unknown: choose from adamw_torch_fused, adamw_torch, "),
+        (TrainingOptions, {"optim": "adam"}, "optim adam is unknown: did you mean adamw_torch_fused?"),
         (TrainingOptions, {"output_dir": None}, "output_dir None is not valid: give a string"),
         (EvaluationOptions, {"examples": "word"}, "examples word is unknown: choose from line, paragraph, file"),
         (DeviceOptions, {"device": 0}, "device 0 is not valid: give a string"),

@@ -37,13 +37,16 @@ BASE = dict(block_size=16, batch_size=2, save_steps=2, learning_rate=1e-3, loggi
 
 GRID = {
     "steps": dict(max_steps=8, dropout=0.3),
-    "epochs": dict(epochs=2.0, eval_steps=2),
+    "epochs": dict(
+        epochs=2.0, eval_steps=2, optim="rmsprop", lr_scheduler_type="reduce_lr_on_plateau",
+        lr_scheduler_kwargs=("patience=0", "threshold=0.5", "factor=0.5"),
+    ),
     "accumulation": dict(max_steps=7, gradient_accumulation_steps=5, logging_steps=2),
     "checkpointing": dict(epochs=1.5, gradient_checkpointing=True, lr_scheduler_type="cosine", warmup_steps=2),
     "both": dict(epochs=3.0, gradient_accumulation_steps=2, gradient_checkpointing=True, dropout=0.2),
     "muon": dict(epochs=2.0, optim="muon", weight_decay=0.1, lr_scheduler_type="cosine", dropout=0.2),
     "bf16": dict(max_steps=9, bf16=True, weight_decay=0.1, validation_split=0),
-}
+}  # fmt: skip
 
 
 @contextmanager

@@ -34,7 +34,8 @@ def advice(sources: Sources, data: TrainingData, options: TrainingOptions) -> It
             f"{known:,} of {counted(validation_source.count, 'held-out example')} are learned from too: "
             "the validation loss looks better than it is"
         )
-    yield from _on_the_split(data, options)
+    is_selected = source.times is not None or (validation_source is not None and validation_source.most is not None)
+    yield from _on_the_split(data, options, is_selected)
     yield from _on_the_blocks(source.corpus, data, options)
 
 
@@ -52,15 +53,19 @@ def _on_the_text(corpus: Corpus, options: TrainingOptions) -> Iterator[str]:
     if options.chat_template and corpus.chat_template is None:
         yield "--chat_template is not used: the text has no conversations, such as a .jsonl with messages"
     copies = int((np.diff(np.sort(corpus.hashes)) == 0).sum())
-    if copies > MANY_COPIES * corpus.examples:
+    if copies > MANY_COPIES * corpus.examples and not options.drop_copies:
         yield (
             f"{_percent(copies, corpus.examples)} of the examples are copies of others, which the model memorises "
-            "first: remove them"
+            "first: add --drop_copies"
         )
 
 
-def _on_the_split(data: TrainingData, options: TrainingOptions) -> Iterator[str]:
-    """Yield advice if nothing is held out, much more or less than requested, or too much to measure quickly."""
+def _on_the_split(data: TrainingData, options: TrainingOptions, is_selected: bool) -> Iterator[str]:
+    """Yield advice if nothing is held out, much more or less than requested, or too much to measure quickly.
+
+    Args:
+        is_selected: examples are left out or repeated, so that shares mean nothing.
+    """
     requested = options.validation_split
     if data.validation is None:
         if requested and not options.validation_file and data.train_examples > 1:
@@ -68,7 +73,7 @@ def _on_the_split(data: TrainingData, options: TrainingOptions) -> Iterator[str]
         return
     held_out, total = data.validation_tokens, data.validation_tokens + data.train_tokens
     is_near = requested / SPLIT_TOLERANCE <= held_out / total <= requested * SPLIT_TOLERANCE
-    if requested and not options.validation_file and not is_near:
+    if requested and not options.validation_file and not is_near and not is_selected:
         yield (
             f"{_percent(held_out, total)} of the tokens are held out, not the {requested:.3g} of --validation_split: "
             "there are few examples, or their lengths differ much. A --validation_file is used as it is"

@@ -30,14 +30,17 @@ NEW_TOKENS = tuple(dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF
 class TemplateChoice:
     """The chat template of a run, which loads nothing before a conversation is read. It can be pickled."""
 
-    def __init__(self, chosen: str | None = None, model: Checkpoint | str | None = None) -> None:
+    def __init__(
+        self, chosen: str | None = None, model: Checkpoint | str | None = None, revision: str | None = None
+    ) -> None:
         """
         Args:
             chosen: the value of --chat_template: a file, or `plain`. None takes the model's own, or the plain one if
                 it has none.
             model: the model, or its name; None if it is trained from scratch.
+            revision: a branch, a tag or a commit of a model of the hub.
         """
-        self._chosen, self._model = chosen, model
+        self._chosen, self._model, self._revision = chosen, model, revision
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -46,7 +49,9 @@ class TemplateChoice:
         Raises:
             UserError: there is no such file or model, or the model's tokenizer is broken.
         """
-        model = resolve_checkpoint(self._model) if isinstance(self._model, str) else self._model
+        model = self._model
+        if isinstance(model, str):
+            model = resolve_checkpoint(model, revision=self._revision)
         source, name = PLAIN, PLAIN_NAME
         if self._chosen not in (None, PLAIN_CHOICE):
             path = Path(self._chosen or "").expanduser()

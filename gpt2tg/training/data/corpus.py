@@ -56,6 +56,7 @@ class Corpus:
     digest: str  # of the contents and the text format, whatever the files are called
     hashes: np.ndarray  # (examples,) int64: equal for equal examples, within this process
     sizes: np.ndarray  # (examples,) int64: bytes of text
+    file_examples: tuple[int, ...] = ()  # how many each file holds
     notices: tuple[str, ...] = ()  # for the user: which columns are read, what is skipped
 
     @property
@@ -127,20 +128,19 @@ def scan_corpus(names: tuple[str, ...], text_format: TextFormat, option: str, ou
     notices: list[str] = []
     files = find_files(names, option, output, notices.append)
     check_text_column(text_format.text_column, *files)
-    tally, size, digest = _Tally(), 0, hashlib.sha256()
-    file_digests: list[str] = []
+    tally, size, digest, borders = _Tally(), 0, hashlib.sha256(), [0]
     by_notice: dict[str, list[Path]] = {}
+    file_digests: list[str] = []
     for path in files:
-        notify = _NoticeCollector(path, by_notice)
-        file = _open_checked(path, option, notify)
+        file = _open_checked(path, option, notify := _NoticeCollector(path, by_notice))
         for piece in _with_user_errors(_read_pieces(file, path, text_format, notify), path, option):
             tally.add(piece)
-        size += file.size
+        size, borders = size + file.size, [*borders, len(tally.hashes)]
         file_digests.append(file.digest)
         digest.update(repr((file.digest, _format_key(path, text_format))).encode())
     if not tally.hashes:
         raise _empty_error(files, size, option)
-    notices += [f"{_file_names(paths)}: {notice}" for notice, paths in by_notice.items()]
+    later = (f"{_file_names(paths)}: {notice}" for notice, paths in by_notice.items())
     return Corpus(
         files,
         tuple(file_digests),
@@ -154,7 +154,8 @@ def scan_corpus(names: tuple[str, ...], text_format: TextFormat, option: str, ou
         digest=digest.hexdigest(),
         hashes=np.array(tally.hashes),
         sizes=np.array(tally.sizes),
-        notices=tuple(notices),
+        file_examples=tuple(map(int, np.diff(borders))),
+        notices=(*notices, *later),
     )
 
 

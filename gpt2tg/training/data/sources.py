@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,14 @@ from gpt2tg.options import EvaluationOptions, TrainingOptions
 from gpt2tg.reading.plain_text import Piece
 from gpt2tg.training.data.conversations import TemplateChoice
 from gpt2tg.training.data.corpus import Corpus, TextFormat, scan_corpus
-from gpt2tg.training.data.split import Split, choose_held_out
+from gpt2tg.training.data.selection import (
+    hold_out,
+    plain_names,
+    selection_notices,
+    training_times,
+    validation_times,
+)
+from gpt2tg.training.data.split import Split
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,8 @@ class TextSource:
     corpus: Corpus
     split: Split = field(default_factory=Split)
     is_held_out: bool = False
+    times: np.ndarray | None = None  # (examples,) int64: how often each is seen in an epoch; None: each once
+    most: int | None = None  # how many to use, drawn at random
 
     def __iter__(self) -> Iterator[Piece]:
         """Yield the text of the whole examples on this side. Examples cut in two belong to the training side."""
@@ -35,15 +44,15 @@ class TextSource:
     @property
     def count(self) -> int:
         """Number of whole examples on this side."""
-        held_out = len(self.split.whole)
-        return held_out if self.is_held_out else self.corpus.examples - held_out
+        return int(self.chosen.sum())
 
     @property
     def chosen(self) -> np.ndarray:
-        """(examples,) bool: which examples are on this side. Those cut in two belong to the training side."""
+        """(examples,) bool: which examples are used on this side. Those cut in two belong to the training side."""
         is_held_out = np.zeros(self.corpus.examples, dtype=bool)
         is_held_out[self.split.whole] = True
-        return is_held_out if self.is_held_out else ~is_held_out
+        on_this_side = is_held_out if self.is_held_out else ~is_held_out
+        return on_this_side if self.times is None else on_this_side & (self.times > 0)
 
 
 # The training text and the validation text, if there is any.
@@ -63,20 +72,32 @@ def plan_sources(options: TrainingOptions, model_name: str | None = None) -> Sou
     Raises:
         UserError: a file cannot be used.
     """
-    conversations = TemplateChoice(options.chat_template, None if options.from_scratch else model_name)
-    text_format = TextFormat(options.examples, options.text_column, conversations)
+    text_format = text_format_of(options, model_name)
     output = Path(options.output_dir)
-    corpus = scan_corpus(options.train_file, text_format, "train_file", output)
+    corpus = scan_corpus(plain_names(options.train_file), text_format, "train_file", output)
+    is_split = options.validation_split and not options.validation_file and corpus.examples > 1
+    split = hold_out(corpus, options) if is_split else Split()
+    times = training_times(corpus, split, options)
+    corpus = replace(corpus, notices=(*corpus.notices, *selection_notices(corpus, times, options)))
+    source = TextSource(corpus, split, times=times)
     if options.validation_file:
         other = scan_corpus(options.validation_file, text_format, "validation_file", output)
-        return TextSource(corpus), TextSource(other)
-    if not options.validation_split or corpus.examples < 2:
-        return TextSource(corpus), None
-    may_cut = corpus.chat_template is None  # half a conversation has no question
-    split = choose_held_out(corpus.hashes, corpus.sizes, options.validation_split, options.seed, may_cut)
-    if not (len(split.whole) or len(split.partial)):  # short copies of one text
-        return TextSource(corpus), None
-    return TextSource(corpus, split), TextSource(corpus, split, is_held_out=True)
+        return source, TextSource(other, times=validation_times(other, options), most=options.max_eval_examples)
+    if not (len(split.whole) or len(split.partial)):  # a single example, or short copies of one text
+        return source, None
+    return source, TextSource(corpus, split, is_held_out=True, most=options.max_eval_examples)
+
+
+def text_format_of(options: TrainingOptions, model_name: str | None) -> TextFormat:
+    """Return how the text of a run is read.
+
+    Args:
+        model_name: of the model whose chat template writes conversations.
+    """
+    model = None if options.from_scratch else model_name
+    return TextFormat(
+        options.examples, options.text_column, TemplateChoice(options.chat_template, model, options.revision)
+    )
 
 
 def scan_evaluation(options: EvaluationOptions, checkpoint: Checkpoint | None = None) -> Corpus:

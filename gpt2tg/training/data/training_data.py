@@ -10,6 +10,7 @@ from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.data.blocks import BlockRange, Blocks
 from gpt2tg.training.data.packing import keeps_apart, pack
+from gpt2tg.training.data.selection import at_most, repeat_in_passes
 from gpt2tg.training.data.sources import Sources, TextSource
 from gpt2tg.training.data.split import held_out_lengths
 from gpt2tg.training.data.token_cache import Tokens, tokenize
@@ -99,11 +100,14 @@ def select_spans(tokens: Tokens, source: TextSource, options: TrainingOptions) -
         lengths = ends[partial] - _completion_starts(tokens, starts[partial], ends[partial])
         hashes = source.corpus.hashes[partial]
         borders = ends.copy()
-        borders[partial] -= held_out_lengths(lengths, hashes, options.validation_split, options.seed)
-        chosen[partial] = True
+        borders[partial] -= held_out_lengths(lengths, hashes, options.validation_split, options.seed_of_split)
+        chosen[partial] = True if source.times is None else source.times[partial] > 0
         starts, ends = (np.where(chosen, borders, starts), ends) if source.is_held_out else (starts, borders)
         chosen &= starts < ends
-    return starts[chosen], ends[chosen]
+    chosen = at_most(chosen, source.most, options.seed_of_split)
+    if source.times is None:
+        return starts[chosen], ends[chosen]
+    return repeat_in_passes(starts[chosen], ends[chosen], source.times[chosen])
 
 
 def _completion_starts(tokens: Tokens, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:

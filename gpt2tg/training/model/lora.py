@@ -76,6 +76,7 @@ def _with_adapter(
         trainable_token_indices=_rows_to_train(model, new_tokens),
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
+        revision=options.revision,
     )
     with warnings.catch_warnings():  # peft uses a deprecated name of transformers
         warnings.simplefilter("ignore", FutureWarning)

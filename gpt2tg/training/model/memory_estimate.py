@@ -15,17 +15,14 @@ from gpt2tg.checkpoint.tensor_names import EMBEDDING
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.model import loss
 from gpt2tg.training.model.cpu_speedups import mean_keys
+from gpt2tg.training.model.optimizer_memory import FP32, optimizer_bytes
 
-FP32, HALF = 4, 2  # bytes per number
+HALF = 2  # bytes per number
 # Bytes per weight in 4 bits: of 64 weights the scale has 8 bits, and of 256 scales the scale has 32.
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 # Memory of other processes up to this many bytes is no reason for running out; our own driver needs some too.
 LITTLE = 1e9
-
-# Bytes per trained weight of the optimizer's state: two moments for AdamW, none for plain gradient descent. Muon keeps
-# two moments as well, but only one for a matrix of a layer.
-OPTIMIZER_BYTES = {"adamw_torch_fused": 8, "adamw_torch": 8, "sgd": 0, "muon": 8}
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def estimate_memory(
     return MemoryEstimate(
         weights=_weight_bytes(shape, options, half) + (FP32 * trained if options.lora else 0),
         gradients=FP32 * trained,
-        optimizer=_optimizer_bytes(shape, options),
+        optimizer=optimizer_bytes(shape, trained_weights(shape, options), options),
         activations=_activation_bytes(shape, options, half, layer),
         loss=_loss_bytes(shape, options, half) + forward_casts,
         layer=max(layer + buffers, embedding),
@@ -141,7 +138,8 @@ def trained_weights(shape: ModelShape, options: TrainingOptions) -> Iterator[tup
 def checkpoint_bytes(shape: ModelShape, options: TrainingOptions) -> int:
     """Return the size of a checkpoint on disk: the weights, or only the adapter, and the optimizer's state."""
     saved = trained_weights(shape, options) if options.lora else (size for _, size in shape.tensors())
-    return FP32 * sum(map(math.prod, saved)) + _optimizer_bytes(shape, options)
+    state = optimizer_bytes(shape, trained_weights(shape, options), options)
+    return FP32 * sum(map(math.prod, saved)) + state
 
 
 def _layer_matrices(shape: ModelShape) -> list[int]:
@@ -189,18 +187,6 @@ def _loss_bytes(shape: ModelShape, options: TrainingOptions, half: bool) -> int:
     logit_gradient = (FP32 + HALF if half else FP32) * chunk
     product = number * chunk + (HALF + FP32 if half else FP32 if is_single else 0) * head
     return gradients_so_far + max(probabilities, logit_gradient, product)
-
-
-def _optimizer_bytes(shape: ModelShape, options: TrainingOptions) -> int:
-    """Return the size of the optimizer's state."""
-    sizes = trained_weights(shape, options)
-    if options.optim == "adafactor":  # a mean for each row and each column of a matrix
-        return FP32 * sum(sum(size) if len(size) == 2 else size[0] for size in sizes)
-    per_weight = OPTIMIZER_BYTES[options.optim]
-    if options.optim != "muon":
-        return per_weight * sum(map(math.prod, sizes))
-    embeddings = {(count, shape.n_embd) for count in (shape.vocab_size, shape.n_positions)}
-    return sum((FP32 if len(size) == 2 and size not in embeddings else per_weight) * math.prod(size) for size in sizes)
 
 
 def remedies(

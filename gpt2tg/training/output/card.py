@@ -22,7 +22,16 @@ HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 ALWAYS_SHOWN = ("block_size", "batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "seed")
 
 # Settings that the card never names: paths and prompts are private, and the others do not affect the weights.
-NEVER_SHOWN = {"train_file", "validation_file", "output_dir", "resume", "resume_anyway", "overwrite", "prompt"}
+NEVER_SHOWN = {
+    "train_file",
+    "validation_file",
+    "test_file",
+    "output_dir",
+    "resume",
+    "resume_anyway",
+    "overwrite",
+    "prompt",
+}
 NEVER_SHOWN |= {
     "generate_samples",
     "num_samples",
@@ -98,16 +107,21 @@ def model_card(run: dict[str, Any], step: int | None) -> str:
     )
     return CARD.format(
         metadata=metadata.to_yaml(),
-        origin=f"`{Path(base).name}`, fine-tuned" if base else "A GPT-2 trained from scratch",
+        origin=f"`{Path(base).name}`{_at_commit(run)}, fine-tuned" if base else "A GPT-2 trained from scratch",
         version=run["versions"]["gpt2tg"],
         state=f"{state}; the run stands at step {figures['step']:,} of {figures['of_steps']:,}.",
         flags=' --chat --prompt "Who are you?"' if is_chat else "",
         prompt='[{"role": "user", "content": "Who are you?"}]' if is_chat else '"Once upon a time"',
         data=_data(run["data"], run["options"]["block_size"]),
-        results=_results(figures),
+        results=_results(figures, run.get("test")),
         settings=_settings(run["options"]),
         software=_table({**run["versions"], "device": run["device"]}),
     )
+
+
+def _at_commit(run: dict[str, Any]) -> str:
+    commit = run.get("model_commit")
+    return f" at commit {commit[:12]}" if commit else ""
 
 
 def _hub_name(base: str | None) -> str | None:
@@ -125,13 +139,15 @@ def _data(data: dict[str, Any], block_size: int) -> str:
     )  # fmt: skip
 
 
-def _results(figures: dict[str, Any]) -> str:
+def _results(figures: dict[str, Any], test: dict[str, Any] | None = None) -> str:
     rows = {
         "training, last": figures["training_loss"],
         "validation, before": figures["validation_loss_before"],
         "validation, last": figures["validation_loss"],
         f"validation, best (step {figures['best_step']})": figures["best_validation_loss"],
     }
+    if test is not None:
+        rows[f"test, measured once (step {test['step']})"] = test["loss"]
     lines = [
         f"| {name} | {loss:.4f} | {perplexity(loss):.2f} |"
         for name, loss in rows.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -14,13 +15,23 @@ from transformers import GPT2LMHeadModel
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
+from gpt2tg.options.entries import read_settings
 from gpt2tg.training.console import log
 from gpt2tg.training.data.training_data import TrainingData
 from gpt2tg.training.fields import shaping_fields, without_secrets
 from gpt2tg.training.output.durable import read_manifest
 
 # Options that may differ: they change neither the data nor a step already taken, or their effect is compared instead.
-MAY_DIFFER = {"train_file", "validation_file", "output_dir", "resume", "resume_anyway", "overwrite"}
+MAY_DIFFER = {
+    "train_file",
+    "validation_file",
+    "test_file",
+    "revision",
+    "output_dir",
+    "resume",
+    "resume_anyway",
+    "overwrite",
+}
 MAY_DIFFER |= {"epochs", "max_steps", "early_stopping_patience", "eval_steps", "keep"}
 MAY_DIFFER |= {"save_steps", "save_minutes", "save_total_limit", "logging_steps", "report_to"}
 MAY_DIFFER |= {"cross_examples"}  # the resulting no_cross_examples is compared
@@ -149,7 +160,21 @@ def _options_of(run: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in run["options"].items() if name in defaults or value}
     found = {name: value for name, value in {**defaults, **given}.items() if name not in MAY_DIFFER}
     fields = shaping_fields([str(entry) for entry in found.pop("trainer") or ()])
+    found["lr_scheduler_kwargs"] = _scheduler_settings(
+        found["lr_scheduler_kwargs"], fields.pop("lr_scheduler_kwargs", "")
+    )
     return found | {f"trainer {name}": value for name, value in fields.items()}
+
+
+def _scheduler_settings(entries: Iterable[str], earlier: str) -> dict[str, Any]:
+    """Return the arguments of the schedule by name, so that 1e-5 and 0.00001 are equal.
+
+    Args:
+        earlier: the JSON of `--trainer lr_scheduler_kwargs=...`, where early versions had them.
+    """
+    with contextlib.suppress(ValueError):
+        return dict(json.loads(earlier))
+    return read_settings(entries, "lr_scheduler_kwargs", "min_lr_rate=0.1")
 
 
 def _differences(

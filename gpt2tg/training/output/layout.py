@@ -112,3 +112,9 @@ def make_readable(directory: Path) -> None:
     for name in RUN_FILES:
         if (directory / name).is_file():
             (directory / name).chmod(0o666 & ~umask)
+
+
+def measured_test(directory: Path) -> str | None:
+    """Return the fingerprint of the test text that run.json has a result for; None if it has none."""
+    test = read_run(directory).get("test")
+    return test.get("fingerprint") if isinstance(test, dict) else None

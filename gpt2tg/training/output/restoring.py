@@ -16,6 +16,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from gpt2tg.checkpoint.file_names import ADAPTER_WEIGHTS
 from gpt2tg.errors import RunError, one_line
 from gpt2tg.io.memory import is_out_of_memory
+from gpt2tg.training.model.schedule_free import COUNTERS
+
+# Names of the tables with which bitsandbytes reads its 8-bit moments. They have shapes of their own.
+QUANTIZATION = ("qmap", "absmax")
 
 
 class Damaged(RunError):
@@ -63,18 +67,48 @@ def check_optimizer_fits(optimizer: Any) -> None:
             state, shape = optimizer.state.get(weight, {}), weight.shape
             if isinstance(optimizer, torch.optim.Adam) and not {"step", "exp_avg", "exp_avg_sq"} <= state.keys():
                 raise ValueError("the moments of a weight are missing")
-            fitting = (shape, shape[:-1], (*shape[:-2], *shape[-1:]))  # Adafactor keeps one value per row and column
-            for value in state.values():
-                if isinstance(value, Tensor) and value.dim() and value.shape not in fitting:
+            # Adafactor keeps one value per row and column, AdEMAMix two moments in one tensor.
+            fitting = (shape, shape[:-1], (*shape[:-2], *shape[-1:]), (2, *shape))
+            for name, value in state.items():
+                if not isinstance(value, Tensor) or not value.dim() or name.startswith(QUANTIZATION):
+                    continue
+                if value.shape not in fitting:
                     raise ValueError(f"it has a moment of shape {tuple(value.shape)} for a weight of {tuple(shape)}")
 
 
-def set_learning_rates(scheduler: LambdaLR, optimizer: Any) -> None:
+def settings_of(optimizer: Any) -> list[dict[str, Any]]:
+    """Return the settings of each group of weights, without what the optimizer itself counts in the groups."""
+    left_out = ("params", *COUNTERS)
+    return [{name: value for name, value in group.items() if name not in left_out} for group in optimizer.param_groups]
+
+
+def restore_settings(optimizer: Any, scheduler: Any, settings: list[dict[str, Any]]) -> None:
+    """Give an optimizer that was loaded from a checkpoint the settings of this run, and the rate of its schedule.
+
+    A schedule that follows the validation loss goes on from the rate of the checkpoint.
+
+    Args:
+        settings: as `settings_of` returned them before the checkpoint was loaded.
+    """
+    has_own_rate = not isinstance(scheduler, LambdaLR)
+    for group, given in zip(optimizer.param_groups, settings, strict=True):
+        rate = group["lr"]
+        group.update(given)
+        if has_own_rate:
+            group["lr"] = rate
+    if isinstance(scheduler, LambdaLR):
+        _set_learning_rates(scheduler, optimizer)
+
+
+def _set_learning_rates(scheduler: LambdaLR, optimizer: Any) -> None:
     """Set the learning rates of the next step to those of this run's schedule."""
     groups = optimizer.param_groups
     scheduler.base_lrs = [group["initial_lr"] for group in groups]
     factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
     rates = [base * factor for base, factor in zip(scheduler.base_lrs, factors, strict=True)]
     for group, rate in zip(groups, rates, strict=True):
-        group["lr"] = rate
+        if isinstance(group["lr"], Tensor):  # torchao insists on it
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
     scheduler._last_lr = rates

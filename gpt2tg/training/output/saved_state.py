@@ -171,6 +171,9 @@ def _check_optimizer(path: Path) -> None:
 
 def _check_scheduler(path: Path) -> None:
     content = _load(path)
+    if isinstance(content, Mapping) and "num_bad_epochs" in content:  # it follows the validation loss
+        _require(content, {"last_epoch": _is_count, "num_bad_epochs": _is_count, "best": _is_number_or_nan})
+        return
     _require(content, {"last_epoch": _is_count, "base_lrs": _is_a(list), "lr_lambdas": _is_a(list)})
     if f"checkpoint-{content['last_epoch']}" != path.parent.name and not (path.parent / SCALER_FILE).is_file():
         raise ValueError(f"its last_epoch is {content['last_epoch']}")  # a scaler skips steps that overflow
