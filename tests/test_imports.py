@@ -64,6 +64,7 @@ RULES: dict[str, set[str]] = {
     }
     | {
         "accelerate",
+        "bitsandbytes",
         "filelock",
         "huggingface_hub",
         "matplotlib",
@@ -77,6 +78,7 @@ RULES: dict[str, set[str]] = {
         "tqdm",
         "transformers",
     },
+    "export": {"export", "errors", "io", "checkpoint"} | {"ctranslate2", "gguf", "torch", "transformers"},
     "selftest": {"__init__", "options", "decoding", "generation"} | {"tokenizers", "torch", "transformers"},
     "commands": {
         "commands",
@@ -94,6 +96,7 @@ RULES: dict[str, set[str]] = {
         "tuning",
         "session",
         "training",
+        "export",
     },
 }
 

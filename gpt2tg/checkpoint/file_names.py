@@ -17,6 +17,9 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_PICKLE = "adapter_model.bin"
 
+# Where a training run puts the adapter when the output directory itself holds the merged model.
+ADAPTER_DIRECTORY = "adapter"
+
 GENERATION_CONFIG = "generation_config.json"
 CONFIG_FILES = ("config.json", GENERATION_CONFIG)
 

@@ -17,7 +17,7 @@ from gpt2tg.options import (
     TrainingOptions,
 )
 
-ADAPTER_FLAGS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "no_merge")
+ADAPTER_FLAGS = (*("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora", "use_dora", "no_merge"),)
 
 
 @dataclass(frozen=True)

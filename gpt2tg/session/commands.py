@@ -105,6 +105,11 @@ COMMANDS = {
     "/model": Command(
         "NAME", "load another model, with its tuned settings if it has any", setting_commands.change_model
     ),
+    "/adapter": Command(
+        "[DIR ...]",
+        "apply LoRA adapters to the model in place of those it has; off applies none",
+        setting_commands.change_adapters,
+    ),
     "/save": Command("FILE", "save the session to a file", file_commands.save),
     "/load": Command("FILE", "load a saved session", file_commands.load),
     "/help": Command("[NAME]", "list the commands, or explain a command or a setting", _help),

@@ -5,6 +5,7 @@ Neither this module nor what it imports loads slowly.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def check_training(options: TrainingOptions, model_name: str, device: str) -> So
     """
     check_training_device(device)
     check_processes(options)
+    check_packages(options)
     sources = None
     if is_main_process():
         check_directory(options)
@@ -85,8 +87,20 @@ def check_processes(options: TrainingOptions) -> None:
         return
     if options.sample_steps:
         raise UserError("needs the whole model in one process, but FSDP shards it: leave the flag out", "sample_steps")
+    if options.load_in_4bit:
+        raise UserError("is not for FSDP, which shards weights in 16 or 32 bits: leave the flag out", "load_in_4bit")
     if options.optim == "muon":
         raise UserError("muon needs whole matrices, but FSDP shards them: choose another optimizer", "optim")
+
+
+def check_packages(options: TrainingOptions) -> None:
+    """Check that the packages are installed that only some flags need.
+
+    Raises:
+        UserError: one is missing.
+    """
+    if options.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("needs the package bitsandbytes: pip install bitsandbytes", "load_in_4bit")
 
 
 def check_directory(options: TrainingOptions) -> None:

@@ -38,6 +38,7 @@ from gpt2tg.training.model.cpu_speedups import keep_freed_memory
 from gpt2tg.training.model.lora import base_reference, choose_weights
 from gpt2tg.training.model.memory_estimate import out_of_memory, smaller_batches
 from gpt2tg.training.model.new_tokenizer import saved_tokenizer, train_tokenizer, transformers_tokenizer
+from gpt2tg.training.model.new_tokens import add_tokens, extend
 from gpt2tg.training.output.identity import check_same_run, identity
 from gpt2tg.training.output.layout import RECORD_FILES, SAMPLES_FILE, STATE_FILE
 from gpt2tg.training.output.records import Records
@@ -92,6 +93,7 @@ class Run:
         for line in dict.fromkeys(line for side in self._sources if side is not None for line in side.corpus.notices):
             log.info(line)
         self._base = None if options.from_scratch else check_existing(options, model_name)
+        self._added_tokens: dict[int, str] = {}
         self._name = "a new model" if options.from_scratch else model_name
         self._model, self._tokenizer = self._load_model()
         check_layers(options, self._model.config.n_layer)
@@ -109,14 +111,18 @@ class Run:
         transformers.set_seed(self.options.seed)
         if self._base is None:
             return new_model(self._new_tokenizer, self.options), self._new_tokenizer
-        return existing_model(self._base, self.options.dropout)
+        model, tokenizer = existing_model(self._base, self.options.dropout)
+        self._added_tokens = add_tokens(model, tokenizer, self.options.add_tokens)
+        return model, tokenizer
 
     @functools.cached_property
     def _new_tokenizer(self) -> TextTokenizer:
         """The tokenizer of a run from scratch: trained on the text, or loaded from the checkpoint."""
         if self._checkpoint is not None:
             return saved_tokenizer(self._checkpoint)
-        return run_on_main_process(lambda: train_tokenizer(self._sources[0], self.options.vocab_size))
+        tokenizer = run_on_main_process(lambda: train_tokenizer(self._sources[0], self.options.vocab_size))
+        extend(tokenizer, self.options.add_tokens)
+        return tokenizer
 
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
@@ -226,7 +232,7 @@ class Run:
 
     def _trainable_model(self) -> torch.nn.Module:
         base = "" if self._base is None else base_reference(self._name, self._base.directory)
-        model = choose_weights(self._model, self.options, base)
+        model = choose_weights(self._model, self.options, base, self._device, tuple(self._added_tokens))
         if self._is_compiled:
             model.transformer.compile()
         return model
@@ -235,7 +241,8 @@ class Run:
         """Return the object that saves the tokenizer, and other files of the base model, into each checkpoint."""
         if self._base is None:
             return transformers_tokenizer(self._tokenizer, self._model.config.n_positions)
-        return files_to_copy(self._base.directory, self._base.shape, self._tokenizer)
+        files = files_to_copy(self._base.directory, self._base.shape, self._tokenizer)
+        return files.with_tokens(self._added_tokens)
 
     def _records(self) -> Records:
         return Records(self.directory, plot_title(self._name, self.options))

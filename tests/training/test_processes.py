@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -72,12 +71,12 @@ def log(directory: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def launch(launcher: tuple[str, ...], place: Path, commands: list[list[str]]) -> str:
+def launch(python: Path, launcher: tuple[str, ...], place: Path, commands: list[list[str]]) -> str:
     """Run commands one after the other in the same two processes, and return what they printed on stderr."""
     program = place / "launched.py"
     program.write_text(LAUNCHED)
     result = subprocess.run(
-        [sys.executable, *launcher, str(program), json.dumps(commands)],
+        [python, *launcher, "--no_python", python, program, json.dumps(commands)],
         capture_output=True,
         encoding="utf-8",
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -89,7 +88,7 @@ def launch(launcher: tuple[str, ...], place: Path, commands: list[list[str]]) ->
 
 
 @pytest.fixture(scope="module")
-def runs(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def runs(model_dir: Path, forked_python: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Run one: in a single process; two: in two; resumed: in two, stopped by a signal to one of them and resumed.
 
     sharded is launched by accelerate, with the model sharded by FSDP, and resumed once; undisturbed is the same
@@ -114,9 +113,10 @@ def runs(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
         *("--seed", "3", "--format", "jsonl", "--output"),
     ]
     assert generate_from_finetuned.main([*generate, str(place / "one.jsonl")]) == 0
-    said = launch(TORCHRUN, place, [words("two"), *resumed_commands, [*generate, str(place / "two.jsonl")]])
+    commands = [words("two"), *resumed_commands, [*generate, str(place / "two.jsonl")]]
+    said = launch(forked_python, TORCHRUN, place, commands)
     cut = [words("sharded", steps=2), words("sharded", "--resume"), words("undisturbed")]
-    (place / "accelerate.txt").write_text(launch((*ACCELERATE, *FSDP), place, cut))
+    (place / "accelerate.txt").write_text(launch(forked_python, (*ACCELERATE, *FSDP), place, cut))
     return place, said
 
 

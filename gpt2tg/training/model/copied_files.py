@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from gpt2tg.checkpoint.adapters import is_adapter
+from gpt2tg.checkpoint.added_tokens import with_new_tokens
 from gpt2tg.checkpoint.file_names import GENERATION_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES
 from gpt2tg.checkpoint.find import base_directory
 from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.checkpoint.tokenizer_files import tokenizer_directory
+from gpt2tg.errors import UserError
 from gpt2tg.io.json_files import read_json
 from gpt2tg.io.lfs import is_pointer, refuse_pointer
 
@@ -27,6 +30,10 @@ class CopiedFiles:
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         self._files = dict(files)
+
+    def with_tokens(self, tokens: Mapping[int, str]) -> CopiedFiles:
+        """Return the files with further tokens, by id, in the tokenizer."""
+        return CopiedFiles(with_new_tokens(self._files, tokens)) if tokens else self
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write the files into a directory."""
@@ -93,5 +100,8 @@ def _generation_config(directory: Path) -> Path | None:
     """Return the generation settings of a model; those of the base model if an adapter has none."""
     if (directory / GENERATION_CONFIG).is_file():
         return directory / GENERATION_CONFIG
-    has_config = (directory / "config.json").is_file()
-    return _generation_config(base_directory(directory)) if is_adapter(directory) and not has_config else None
+    if not is_adapter(directory) or (directory / "config.json").is_file():
+        return None
+    with contextlib.suppress(UserError):  # the adapter is applied to another model than that which it names
+        return _generation_config(base_directory(directory))
+    return None

@@ -28,7 +28,7 @@ MAY_DIFFER |= {"try_", "push_to_hub"}
 MAY_DIFFER |= {"generate_samples", "sample_steps", "prompt", "num_samples"}
 
 # Options that must agree even with --resume_anyway: otherwise the weights or the optimizer state would not fit.
-MUST_AGREE = ("lora", "lora_rank", "lora_targets", "freeze_layers", "optim")
+MUST_AGREE = ("lora", "lora_rank", "lora_targets", "use_dora", "freeze_layers", "optim")
 
 OTHER_WEIGHTS = "the model to start from has other weights"
 
