@@ -12,6 +12,7 @@ from gpt2tg.checkpoint.adapters import is_adapter
 from gpt2tg.checkpoint.checkpoint import Checkpoint, find_adapter, read_checkpoint, resolve_checkpoint, with_adapters
 from gpt2tg.commands.flags import Flags, flags_of, notice_unused
 from gpt2tg.errors import UserError
+from gpt2tg.io.processes import require_single_process
 from gpt2tg.io.streams import notice
 from gpt2tg.options import DeviceOptions, ExportOptions, ModelNameOptions, TrainingOptions
 
@@ -56,6 +57,7 @@ def export(command: ExportCommand) -> None:
     Raises:
         UserError: a flag or the model cannot be used; named before anything is written.
     """
+    require_single_process("is for", "merge" if command.options.export is None else "export")
     unused = [name for name in (*flags_of(TrainingOptions), *flags_of(DeviceOptions)) if name not in USED]
     notice_unused(command.given, unused, "nothing is trained")
     _check_packages(command.options.export)

@@ -113,9 +113,8 @@ def runs(model_dir: Path, forked_python: Path, tmp_path_factory: pytest.TempPath
         *("--seed", "3", "--format", "jsonl", "--output"),
     ]
     assert generate_from_finetuned.main([*generate, str(place / "one.jsonl")]) == 0
-    said = launch(
-        forked_python, TORCHRUN, place, [words("two"), *resumed_commands, [*generate, str(place / "two.jsonl")]]
-    )
+    commands = [words("two"), *resumed_commands, [*generate, str(place / "two.jsonl")]]
+    said = launch(forked_python, TORCHRUN, place, commands)
     cut = [words("sharded", steps=2), words("sharded", "--resume"), words("undisturbed")]
     (place / "accelerate.txt").write_text(launch(forked_python, (*ACCELERATE, *FSDP), place, cut))
     return place, said
