@@ -64,6 +64,7 @@ RULES: dict[str, set[str]] = {
     }
     | {
         "accelerate",
+        "datasets",
         "filelock",
         "huggingface_hub",
         "matplotlib",
@@ -71,6 +72,7 @@ RULES: dict[str, set[str]] = {
         "optuna",
         "peft",
         "psutil",
+        "pyarrow",
         "safetensors",
         "tokenizers",
         "torch",

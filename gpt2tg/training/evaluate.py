@@ -22,7 +22,8 @@ from gpt2tg.training.console import log
 from gpt2tg.training.data.blocks import NO_LOSS
 from gpt2tg.training.data.corpus import Corpus
 from gpt2tg.training.data.sources import scan_evaluation
-from gpt2tg.training.data.token_cache import Tokens, tokenize
+from gpt2tg.training.data.token_cache import tokenize
+from gpt2tg.training.data.tokens import Tokens
 from gpt2tg.training.model.build import existing_model
 
 # Start, end and first counted token of a window.
@@ -81,7 +82,7 @@ def evaluate(
     with _explain_memory(device):
         torch.nn.Module.to(model, device)  # transformers' own `to` is annotated wrongly
         nats = _nats(model.train(False), tokens, positions, stride, options.batch_size)
-    counted = len(tokens.ids) - 1 if tokens.learned is None else int(np.count_nonzero(tokens.learned[1:]))
+    counted = len(tokens.ids) - 1 if tokens.learned is None else tokens.learned.count() - bool(tokens.learned[0])
     return Evaluation(tokens=counted, bytes=found.learned_bytes, nats=nats)
 
 

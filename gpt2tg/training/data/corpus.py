@@ -60,6 +60,12 @@ class Corpus:
         """Number of examples."""
         return len(self.hashes)
 
+    @property
+    def name(self) -> str:
+        """What to call the text, for people."""
+        first, others = self.files[0].name, len(self.files) - 1
+        return f"{first} and {others:,} more" if others else first
+
     def pieces(self) -> Iterator[Piece]:
         """Yield the text of all examples, in order. Reads the files again.
 

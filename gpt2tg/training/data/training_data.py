@@ -12,7 +12,8 @@ from gpt2tg.training.data.blocks import BlockRange, Blocks
 from gpt2tg.training.data.packing import pack
 from gpt2tg.training.data.sources import Sources, TextSource
 from gpt2tg.training.data.split import held_out_lengths
-from gpt2tg.training.data.token_cache import Tokens, tokenize
+from gpt2tg.training.data.token_cache import tokenize
+from gpt2tg.training.data.tokens import Tokens
 
 
 @dataclass(frozen=True)
