@@ -7,6 +7,7 @@ from itertools import chain, islice
 from typing import Any, TextIO
 
 from gpt2tg.reading.columns import ColumnChoice, Columns, join_names, reading_notice
+from gpt2tg.reading.parsed_rows import ParsedRows
 from gpt2tg.reading.strict_json import parse_json, refuse_lone_surrogates
 from gpt2tg.reading.table_row import Notify, TableError, TableRow, bounded_lines, notify_empty, row_or_empty
 
@@ -62,6 +63,9 @@ def _select(objects: Iterator[tuple[int, dict[str, Any]]], columns: Columns, not
 
 def _objects(file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the object on each line that is not blank, with the number of the line."""
+    if isinstance(file, ParsedRows):
+        yield from file
+        return
     is_first = True
     for number, line in enumerate(bounded_lines(file), start=1):
         if not line.strip():

@@ -10,7 +10,8 @@ import numpy as np
 
 from gpt2tg.options import EvaluationOptions, TrainingOptions
 from gpt2tg.reading.plain_text import Piece
-from gpt2tg.training.data.corpus import Corpus, TextFormat, scan_corpus
+from gpt2tg.training.data.corpus import Corpus, scan_corpus
+from gpt2tg.training.data.file_pass import TextFormat
 from gpt2tg.training.data.split import Split, choose_held_out
 
 
