@@ -37,7 +37,7 @@ def check_training(options: TrainingOptions, model_name: str, device: str) -> So
     sources = None
     if is_main_process():
         check_directory(options)
-        sources = plan_sources(options)
+        sources = plan_sources(options, model_name)
     if not options.from_scratch:
         check_existing(options, model_name)
     return sources

@@ -17,6 +17,7 @@ from gpt2tg.inspection.perplexity import perplexity
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.console import log
 from gpt2tg.training.data.advice import counted
+from gpt2tg.training.data.dataset_files import DatasetOrigin
 from gpt2tg.training.data.training_data import TrainingData
 from gpt2tg.training.fields import without_secrets
 from gpt2tg.training.outcome import Outcome
@@ -73,9 +74,17 @@ def log_outcome(outcome: Outcome) -> None:
 
 
 def run_record(
-    options: TrainingOptions, model_name: str | None, data: TrainingData, arguments: TrainingArguments
+    options: TrainingOptions,
+    model_name: str | None,
+    data: TrainingData,
+    arguments: TrainingArguments,
+    dataset: DatasetOrigin | None = None,
 ) -> dict[str, Any]:
-    """Return what run.json holds from the start of a run. Secrets are left out."""
+    """Return what run.json holds from the start of a run. Secrets are left out.
+
+    Args:
+        dataset: what was trained on, if it was a dataset.
+    """
     return {
         "model_name": model_name,
         "options": {**asdict(options), "trainer": without_secrets(options.trainer)},
@@ -85,6 +94,7 @@ def run_record(
             "train_blocks": len(data.train),
             "validation_blocks": len(data.validation) if data.validation else 0,
             "fingerprints": data.fingerprints,
+            "dataset": None if dataset is None else dataset.as_record(),
         },
         "device": _device_name(arguments.device),
         "processes": arguments.world_size,
@@ -100,6 +110,8 @@ def run_record(
 
 def plot_title(name: str, options: TrainingOptions) -> str:
     """Return the title of loss.png."""
+    if options.dataset_name is not None:
+        return f"{name} on {Path(options.dataset_name).name}"
     first, *others = options.train_file
     return f"{name} on {Path(first).name}" + (f" and {len(others)} more" if others else "")
 

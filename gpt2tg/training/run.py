@@ -87,7 +87,7 @@ class Run:
         self.directory = RunDirectory(self.output_dir, options.save_total_limit)
         self._device, self._arguments, self._processes = device, arguments, arguments.world_size
         self._interruption, self._callbacks, self._checkpoint = interruption, callbacks, checkpoint
-        self._sources = run_on_main_process(lambda: sources or plan_sources(options))
+        self._sources = run_on_main_process(lambda: sources or plan_sources(options, model_name))
         for line in dict.fromkeys(line for side in self._sources if side is not None for line in side.corpus.notices):
             log.info(line)
         self._base = None if options.from_scratch else check_existing(options, model_name)
@@ -183,7 +183,9 @@ class Run:
         if is_main_process():
             model_name = None if self._base is None else self._name
             files = [*RECORD_FILES, *([SAMPLES_FILE] if self.options.sample_steps else [])]
-            self.directory.update(**run_record(self.options, model_name, self._data, self._arguments), files=files)
+            dataset = self._sources[0].corpus.origin
+            record = run_record(self.options, model_name, self._data, self._arguments, dataset)
+            self.directory.update(**record, files=files)
 
     def build_trainer(self, arguments: TrainingArguments) -> None:
         """Build the trainer with its callbacks. Writes nothing, but creates a missing output directory.

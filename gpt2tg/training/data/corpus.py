@@ -13,6 +13,7 @@ import numpy as np
 from gpt2tg.errors import UserError
 from gpt2tg.reading.file_types import check_text_column
 from gpt2tg.reading.plain_text import Piece
+from gpt2tg.training.data.dataset_files import DatasetOrigin
 from gpt2tg.training.data.file_pass import TextFormat, first_pass, second_pass, with_user_errors
 from gpt2tg.training.data.input_files import find_files
 
@@ -37,6 +38,8 @@ class Corpus:
     hashes: np.ndarray  # (examples,) int64: equal for equal examples
     sizes: np.ndarray  # (examples,) int64: bytes of text
     notices: tuple[str, ...] = ()  # for the user: which columns are read, what is skipped
+    origin: DatasetOrigin | None = None  # the dataset that the files belong to
+    stream_name: str | None = None  # of the tokens in the cache that were made in the first pass, while downloading
 
     @property
     def examples(self) -> int:
@@ -46,6 +49,8 @@ class Corpus:
     @property
     def name(self) -> str:
         """What to call the text, for people."""
+        if self.origin is not None:
+            return f"{self.origin.name}, {self.origin.split}"
         first, others = self.files[0].name, len(self.files) - 1
         return f"{first} and {others:,} more" if others else first
 
@@ -100,7 +105,8 @@ def scan_corpus(names: tuple[str, ...], text_format: TextFormat, option: str, ou
         UserError: a file is missing, not UTF-8 text (names the byte) or a malformed table, or no file has text.
     """
     if not names:
-        raise UserError("is required: give a text file", option)
+        or_dataset = ", or a dataset with --dataset_name" if option == "train_file" else ""
+        raise UserError(f"is required: give a text file{or_dataset}", option)
     notices: list[str] = []
     files = find_files(names, option, output, notices.append)
     check_text_column(text_format.text_column, *files)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from gpt2tg.errors import UserError
+from gpt2tg.errors import UserError, one_line
 from gpt2tg.io import lfs
 from gpt2tg.reading.compressed import DamagedFileError, compression, decompressed, text_suffix
 from gpt2tg.reading.file_types import (
@@ -24,6 +24,7 @@ from gpt2tg.reading.plain_text import ExampleMode, Piece, pieces
 from gpt2tg.reading.table_row import Notify, TableError
 from gpt2tg.reading.table_rows import row_pieces
 from gpt2tg.reading.utf8 import require_utf8
+from gpt2tg.training.data.dataset_files import RemoteFile
 from gpt2tg.training.data.hashed_file import HashedFile, ZeroByteError
 
 BUFFER_BYTES = 1 << 20
@@ -131,10 +132,16 @@ def first_pass(path: Path, text_format: TextFormat, option: str, notify: Notify)
                 with decompressed(file, compression(path)) as content:
                     _check_head(path, content.read(HEAD_BYTES), option, notify)
         return FilePass(path, text_format, notify)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}", option) from None
     except DamagedFileError as error:
         raise UserError(f"{path} {error}", option) from None
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(path, RemoteFile):
+            raise lost_connection(path, error) from None
+        if isinstance(error, OSError):
+            raise UserError(f"{path} cannot be read: {error.strerror or error}", option) from None
+        raise
 
 
 def _check_head(path: Path, head: bytes, option: str, notify: Notify) -> None:
@@ -154,6 +161,20 @@ def with_user_errors(stream: Iterator[Piece], path: Path, option: str) -> Iterat
         raise UserError(f"{path} {error}", option) from None
     except TableError as error:
         raise UserError(in_rows(error, path).with_path(path), option) from None
+    except UserError:
+        raise
+    except Exception as error:  # of many libraries
+        if not isinstance(path, RemoteFile):
+            raise
+        raise lost_connection(path, error) from None
+
+
+def lost_connection(path: RemoteFile, error: Exception) -> UserError:
+    """Return the error for a file of the hub that could not be read to its end."""
+    return UserError(
+        f"{path} could not be read from the hub ({one_line(error)}): try again, or leave out --dataset_streaming",
+        "dataset_name",
+    )
 
 
 def second_pass(path: Path, text_format: TextFormat, digest: str, option: str) -> Iterator[Piece]:

@@ -1,12 +1,15 @@
-"""Use `datasets` without its progress bars, warnings and download counter."""
+"""Use `datasets` and `huggingface_hub` without their progress bars, warnings and download counter."""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 
 import datasets
 import datasets.config
+from huggingface_hub.utils import are_progress_bars_disabled, logging
+from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
 
 @contextlib.contextmanager
@@ -18,9 +21,29 @@ def quiet_datasets() -> Iterator[None]:
     datasets.logging.set_verbosity_error()
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else each use sends a request to a server
     try:
-        yield
+        with quiet_hub(has_bars=False):
+            yield
     finally:
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
         datasets.logging.set_verbosity(verbosity)
         if not bars_were_off:
             datasets.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def quiet_hub(has_bars: bool = True) -> Iterator[None]:
+    """Silence `huggingface_hub`, but for the progress of downloads on a terminal.
+
+    Args:
+        has_bars: whether progress may be shown.
+    """
+    verbosity, bars_were_off = logging.get_verbosity(), are_progress_bars_disabled()
+    logging.set_verbosity(logging.ERROR)
+    if not (has_bars and sys.stderr.isatty()):
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if not bars_were_off:
+            enable_progress_bars()

@@ -11,6 +11,8 @@ import numpy as np
 from gpt2tg.options import EvaluationOptions, TrainingOptions
 from gpt2tg.reading.plain_text import Piece
 from gpt2tg.training.data.corpus import Corpus, scan_corpus
+from gpt2tg.training.data.dataset_files import DatasetOrigin, find_dataset
+from gpt2tg.training.data.dataset_scan import DatasetScan
 from gpt2tg.training.data.file_pass import TextFormat
 from gpt2tg.training.data.split import Split, choose_held_out
 
@@ -49,21 +51,26 @@ class TextSource:
 Sources = tuple[TextSource, TextSource | None]
 
 
-def plan_sources(options: TrainingOptions) -> Sources:
-    """Scan the text files and choose the held-out examples.
+def plan_sources(options: TrainingOptions, model_name: str | None = None) -> Sources:
+    """Scan the text and choose the held-out examples.
+
+    Args:
+        model_name: the model to start from, whose tokenizer a dataset that is streamed needs.
 
     Returns:
-        The training text, and the validation text: the validation files, or `validation_split` of the examples, or
-        None. A single example is not split here: `load_data` holds out its last blocks.
+        The training text, and the validation text: the validation files, the dataset's own validation split,
+        `validation_split` of the examples, or None. A single example is not split here: `load_data` holds out its last
+        blocks.
 
     Raises:
-        UserError: a file cannot be used.
+        UserError: a file or the dataset cannot be used.
     """
     text_format = TextFormat(options.examples, options.text_column)
     output = Path(options.output_dir)
-    corpus = scan_corpus(options.train_file, text_format, "train_file", output)
+    corpus, other = _scan_training_text(options, text_format, model_name)
     if options.validation_file:
         other = scan_corpus(options.validation_file, text_format, "validation_file", output)
+    if other is not None:
         return TextSource(corpus), TextSource(other)
     if not options.validation_split or corpus.examples < 2:
         return TextSource(corpus), None
@@ -71,6 +78,23 @@ def plan_sources(options: TrainingOptions) -> Sources:
     if not (len(split.whole) or len(split.partial)):  # short copies of one text
         return TextSource(corpus), None
     return TextSource(corpus, split), TextSource(corpus, split, is_held_out=True)
+
+
+def _scan_training_text(
+    options: TrainingOptions, text_format: TextFormat, model_name: str | None
+) -> tuple[Corpus, Corpus | None]:
+    """Return the training text, and the dataset's own validation split if there is one to be used."""
+    if options.dataset_name is None:
+        return scan_corpus(options.train_file, text_format, "train_file", Path(options.output_dir)), None
+    dataset = find_dataset(options.dataset_name, options.dataset_revision)
+    split = dataset.training_split(options.dataset_split)
+    held_out = None
+    if options.validation_split and not options.validation_file:
+        held_out = dataset.validation_split(split)
+    scan = DatasetScan(dataset, text_format, options.dataset_streaming, model_name)
+    origin = DatasetOrigin(dataset.name, dataset.config, dataset.commit, split, held_out)
+    corpus = scan.scan(split, origin)
+    return corpus, None if held_out is None else scan.scan(held_out, origin)
 
 
 def scan_evaluation(options: EvaluationOptions) -> Corpus:

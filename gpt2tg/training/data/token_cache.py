@@ -20,6 +20,7 @@ from gpt2tg.checkpoint.runs import MANIFEST
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import RunError
 from gpt2tg.io.atomic import sync
+from gpt2tg.reading.plain_text import Piece
 from gpt2tg.training.console import log
 from gpt2tg.training.data import cache_directory
 from gpt2tg.training.data.cache_limit import DRAFT, lease, lock_path, remove_least_used
@@ -48,27 +49,48 @@ def tokenize(corpus: Corpus, tokenizer: TextTokenizer) -> Tokens:
         UserError: a file changed while it was read.
     """
     name = fingerprint(corpus.digest, tokenizer)
-    return cached(name, lambda directory: _write(directory, corpus, tokenizer))
+    if corpus.stream_name is not None and find_damage(CACHE / corpus.stream_name, (TOKENS_FILE,)) is None:
+        return open_tokens(CACHE / corpus.stream_name, name, lease(CACHE, corpus.stream_name))
+
+    def write(directory: Path) -> dict[str, Any]:
+        write_tokens(directory, corpus.pieces(), corpus.text_bytes, tokenizer)
+        return {"text": corpus.name, "examples": corpus.examples, "text_bytes": corpus.text_bytes}
+
+    return cached(name, write)
 
 
-def cached(name: str, write: Write) -> Tokens:
+def cached(name: str, write: Write, required: tuple[str, ...] = ()) -> Tokens:
     """Return the tokens in a directory of the cache. If they are missing or damaged, `write` makes them.
+
+    Args:
+        required: files that the directory must have besides the tokens.
 
     Raises:
         RunError: the cache cannot be written to.
         UserError: as raised by `write`.
     """
-    directory = CACHE / name
+    directory, required = CACHE / name, (TOKENS_FILE, *required)
     _remove_leftovers()
     try:
         in_use = lease(CACHE, name)
-        if find_damage(directory, (TOKENS_FILE,)) is not None:
-            _make(directory, write)
+        if find_damage(directory, required) is not None:
+            _make(directory, write, required)
         return open_tokens(directory, name, in_use)
     except OSError as error:
         raise RunError(
             f"cannot write the tokens to {CACHE}: {error}; set HF_HOME to a directory that can be written to"
         ) from None
+
+
+def write_tokens(directory: Path, pieces: Iterator[Piece], text_bytes: int | None, tokenizer: TextTokenizer) -> None:
+    """Tokenize pieces of text into the files of a directory.
+
+    Args:
+        text_bytes: of all pieces, for the progress bar; None if nobody knows.
+    """
+    from gpt2tg.training.data.token_builder import build_tokens  # imports datasets, which takes a second
+
+    build_tokens(directory, encode_pieces(pieces, text_bytes, tokenizer), id_type(tokenizer))
 
 
 def fingerprint(digest: str, tokenizer: TextTokenizer) -> str:
@@ -84,18 +106,11 @@ def fingerprint(digest: str, tokenizer: TextTokenizer) -> str:
     return found.hexdigest()[:32]
 
 
-def _write(directory: Path, corpus: Corpus, tokenizer: TextTokenizer) -> dict[str, Any]:
-    from gpt2tg.training.data.token_builder import build_tokens  # imports datasets, which takes a second
-
-    build_tokens(directory, encode_pieces(corpus.pieces(), corpus.text_bytes, tokenizer), id_type(tokenizer))
-    return {"text": corpus.name, "examples": corpus.examples, "text_bytes": corpus.text_bytes}
-
-
-def _make(directory: Path, write: Write) -> None:
+def _make(directory: Path, write: Write, required: tuple[str, ...]) -> None:
     """Tokenize into a draft directory and publish it. If several runs need the same tokens, one of them does so."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with _sole_writer(directory.name):
-        fault = find_damage(directory, (TOKENS_FILE,))
+        fault = find_damage(directory, required)
         if fault is None:
             return  # another run made them while this one waited
         if (directory / MANIFEST).is_file() and not (directory / EARLIER_FILE).is_file():
