@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Iterator
 
 import datasets
 import datasets.config
-from huggingface_hub.utils import are_progress_bars_disabled, logging
-from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+from huggingface_hub.utils import logging as hub_logging
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 
 @contextlib.contextmanager
@@ -37,13 +38,13 @@ def quiet_hub(has_bars: bool = True) -> Iterator[None]:
     Args:
         has_bars: whether progress may be shown.
     """
-    verbosity, bars_were_off = logging.get_verbosity(), are_progress_bars_disabled()
-    logging.set_verbosity(logging.ERROR)
+    verbosity, bars_were_off = hub_logging.get_verbosity(), are_progress_bars_disabled()
+    hub_logging.set_verbosity(logging.ERROR)
     if not (has_bars and sys.stderr.isatty()):
         disable_progress_bars()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(verbosity)
         if not bars_were_off:
             enable_progress_bars()
