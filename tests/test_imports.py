@@ -79,6 +79,7 @@ RULES: dict[str, set[str]] = {
         "tqdm",
         "transformers",
     },
+    "cache": {"errors", "io", "training"},
     "selftest": {"__init__", "options", "decoding", "generation"} | {"tokenizers", "torch", "transformers"},
     "commands": {
         "commands",
@@ -216,6 +217,7 @@ def test_scripts_are_never_imported() -> None:
         ("gpt2tg.engine.cpu.startup", HEAVY),
         ("gpt2tg.reading", HEAVY | {"numpy", "pyarrow"}),
         ("gpt2tg.generation.generator", {"transformers", "datasets", "accelerate", "peft", "regex", "triton"}),
+        ("gpt2tg.cache", {"torch", "transformers", "datasets", "pyarrow"}),
         ("gpt2tg.session", {"transformers", "datasets", "accelerate", "peft", "prompt_toolkit", "platformdirs"}),
         ("gpt2tg.comparison", {"transformers", "datasets", "accelerate", "peft"}),
     ],

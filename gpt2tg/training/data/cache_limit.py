@@ -44,6 +44,11 @@ class CachedTokens:
         return self.directory.name
 
     @property
+    def exists(self) -> bool:
+        """Whether the directory is still there."""
+        return self.directory.exists()
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What the manifest says about the text; nothing if it cannot be read."""
         try:
@@ -122,6 +127,17 @@ def remove(tokens: CachedTokens) -> bool:
         return False
     shutil.rmtree(aside, ignore_errors=True)
     return True
+
+
+def remove_leftovers(cache: Path) -> None:
+    """Remove the drafts of runs that were killed. The lock of a run that is still writing cannot be acquired.
+
+    On a file system without locks all drafts stay: nothing tells which of them is still written to.
+    """
+    for draft in cache.glob(f"{DRAFT}*"):
+        name = draft.name.removeprefix(DRAFT).partition("-")[0]
+        with contextlib.suppress(OSError, NotImplementedError), FileLock(lock_path(cache, name), timeout=0):
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def lease(cache: Path, name: str) -> object:

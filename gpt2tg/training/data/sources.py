@@ -11,9 +11,10 @@ import numpy as np
 from gpt2tg.options import EvaluationOptions, TrainingOptions
 from gpt2tg.reading.plain_text import Piece
 from gpt2tg.training.data.corpus import Corpus, scan_corpus
-from gpt2tg.training.data.dataset_files import DatasetOrigin, find_dataset
+from gpt2tg.training.data.dataset_files import DatasetOrigin
 from gpt2tg.training.data.dataset_scan import DatasetScan
 from gpt2tg.training.data.file_pass import TextFormat
+from gpt2tg.training.data.find_dataset import find_dataset
 from gpt2tg.training.data.split import Split, choose_held_out
 
 

@@ -23,7 +23,7 @@ from gpt2tg.io.atomic import sync
 from gpt2tg.reading.plain_text import Piece
 from gpt2tg.training.console import log
 from gpt2tg.training.data import cache_directory
-from gpt2tg.training.data.cache_limit import DRAFT, lease, lock_path, remove_least_used
+from gpt2tg.training.data.cache_limit import DRAFT, lease, lock_path, remove_least_used, remove_leftovers
 from gpt2tg.training.data.corpus import Corpus
 from gpt2tg.training.data.tokenization import encode_pieces, id_type
 from gpt2tg.training.data.tokens import TOKENS_FILE, Tokens, open_tokens
@@ -70,7 +70,7 @@ def cached(name: str, write: Write, required: tuple[str, ...] = ()) -> Tokens:
         UserError: as raised by `write`.
     """
     directory, required = CACHE / name, (TOKENS_FILE, *required)
-    _remove_leftovers()
+    remove_leftovers(CACHE)
     try:
         in_use = lease(CACHE, name)
         if find_damage(directory, required) is not None:
@@ -155,14 +155,3 @@ def _sole_writer(name: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _remove_leftovers() -> None:
-    """Remove the drafts of runs that were killed. The lock of a run that is still writing cannot be acquired.
-
-    On a file system without locks all drafts stay: nothing tells which of them is still written to.
-    """
-    for draft in CACHE.glob(f"{DRAFT}*"):
-        name = draft.name.removeprefix(DRAFT).partition("-")[0]
-        with contextlib.suppress(OSError, NotImplementedError), FileLock(lock_path(CACHE, name), timeout=0):
-            shutil.rmtree(draft, ignore_errors=True)
