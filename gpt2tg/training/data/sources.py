@@ -12,7 +12,6 @@ from gpt2tg.options import EvaluationOptions, TrainingOptions
 from gpt2tg.reading.plain_text import Piece
 from gpt2tg.training.data.corpus import Corpus, scan_corpus
 from gpt2tg.training.data.dataset_files import DatasetOrigin
-from gpt2tg.training.data.dataset_scan import DatasetScan
 from gpt2tg.training.data.file_pass import TextFormat
 from gpt2tg.training.data.find_dataset import find_dataset
 from gpt2tg.training.data.split import Split, choose_held_out
@@ -87,6 +86,8 @@ def _scan_training_text(
     """Return the training text, and the dataset's own validation split if there is one to be used."""
     if options.dataset_name is None:
         return scan_corpus(options.train_file, text_format, "train_file", Path(options.output_dir)), None
+    from gpt2tg.training.data.dataset_scan import DatasetScan  # imports pyarrow, which takes a tenth of a second
+
     dataset = find_dataset(options.dataset_name, options.dataset_revision)
     split = dataset.training_split(options.dataset_split)
     held_out = None

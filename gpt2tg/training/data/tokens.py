@@ -121,22 +121,17 @@ def open_tokens(directory: Path, fingerprint: str, lease: object = None) -> Toke
         lease: kept as long as the tokens.
     """
     with pyarrow.memory_map(str(directory / TOKENS_FILE)) as file, pyarrow.ipc.open_stream(file) as reader:
-        batches = list(reader)
-        dtype = np.dtype(reader.schema.field(IDS).type.value_type.to_pandas_dtype())
-    lengths = [np.diff(batch.column(IDS).offsets.to_numpy()) for batch in batches]
-    piece_ends = np.cumsum(np.concatenate([np.empty(0, np.int32), *lengths]), dtype=np.int64)
-    learned = _flags(batches, LEARNED)
+        table = reader.read_all()  # a chunk for each record batch
+    chunks = table.column(IDS).chunks
+    lengths = np.concatenate([np.empty(0, np.int32), *(np.diff(chunk.offsets.to_numpy()) for chunk in chunks)])
+    piece_ends = np.cumsum(lengths, dtype=np.int64)
+    ends, learned = (table.column(name).to_numpy() for name in (ENDS, LEARNED))
+    dtype = np.dtype(table.schema.field(IDS).type.value_type.to_pandas_dtype())
     return Tokens(
-        ids=MappedIds([batch.column(IDS).values.to_numpy() for batch in batches], dtype),
+        ids=MappedIds([chunk.values.to_numpy() for chunk in chunks], dtype),
         learned=None if learned.all() else LearnedFlags(piece_ends, learned),
-        ends=piece_ends[_flags(batches, ENDS)],
+        ends=piece_ends if ends.all() else piece_ends[ends],  # without a copy, if each piece is an example
         fingerprint=fingerprint,
         directory=directory,
         lease=lease,
     )
-
-
-def _flags(batches: list[pyarrow.RecordBatch], column: str) -> np.ndarray:
-    """Return a column of flags. (pieces,) bool"""
-    parts = [batch.column(column).to_numpy(zero_copy_only=False) for batch in batches]
-    return np.concatenate([np.empty(0, bool), *parts])
