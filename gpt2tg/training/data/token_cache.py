@@ -34,7 +34,7 @@ CACHE = cache_directory.default()
 # Part of the name of cached tokens. Raise it when reading or tokenizing changes, or stale tokens would be used.
 VERSION = 1
 
-# What a directory of a version before 0.3 holds: its tokens are made anew in place.
+# What a directory of an earlier version holds: its tokens are made anew in its place, without a word.
 EARLIER_FILE = "ids.bin"
 
 # Writes the files of a directory, and returns what its manifest says about them.
