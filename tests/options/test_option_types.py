@@ -54,6 +54,7 @@ OPTIONAL = {
     TaskOptions: {"task"},
     TrainingOptions: {
         *("text_column", "resume", "eval_steps", "early_stopping_patience", "max_steps", "dropout", "sample_steps"),
+        *("dataset_name", "dataset_split", "dataset_revision"),
     },
     EvaluationOptions: {"stride", "text_column"},
 }
