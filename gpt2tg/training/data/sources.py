@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +96,7 @@ def _scan_training_text(
     scan = DatasetScan(dataset, text_format, options.dataset_streaming, model_name)
     origin = DatasetOrigin(dataset.name, dataset.config, dataset.commit, split, held_out)
     corpus = scan.scan(split, origin)
-    return corpus, None if held_out is None else scan.scan(held_out, origin)
+    return corpus, None if held_out is None else scan.scan(held_out, replace(origin, split=held_out))
 
 
 def scan_evaluation(options: EvaluationOptions) -> Corpus:

@@ -142,6 +142,8 @@ def test_the_newest_commit_of_a_hub_dataset_is_used_and_noted(
     train, validation = plan(NAME)
     assert texts(train) == fables("first") + fables("second")
     assert texts(validation) == ["held out"]
+    assert validation is not None
+    assert validation.corpus.name == "owls/fables, validation"
     assert train.corpus.origin is not None
     assert train.corpus.origin.as_record() == {
         "name": NAME, "config": None, "commit": NEW, "split": "train", "validation_split": "validation",
