@@ -5,7 +5,7 @@
 # make bench-setup  install the rivals of benchmarks/, llama.cpp built for this processor
 # make bench  measure everything (hours), fill docs/benchmarks.md
 # make gpu-check  on a GPU machine: GPU tests, generation and training measured, at most 8 minutes
-# make test-kills   60 training runs killed at random moments by real signals, and resumed
+# make test-kills   60 training runs and 5 generations in 4 processes killed at random moments, and resumed
 # make clean  remove what these made
 
 PYTHON ?= python3
@@ -70,6 +70,7 @@ gpu-check:
 
 test-kills: setup
 	$(BIN)/python tests/training/kills.py --kills 60
+	$(BIN)/python tests/batch/generation_kills.py --prompts 10000 --processes 4 --kills 5
 
 clean:
 	rm -rf $(VENV) $(DEMO) mutants

@@ -14,6 +14,7 @@ from gpt2tg.commands.loading import ModelChoice
 from gpt2tg.commands.session import SessionCommand, session
 from gpt2tg.errors import UserError
 from gpt2tg.options import (
+    AdapterOptions,
     CheckpointOptions,
     DecodingOptions,
     DeviceOptions,
@@ -40,6 +41,7 @@ def parser() -> cli.Parser:
     script = cli.Parser(prog="generate_from_finetuned.py", description=__doc__, examples=EXAMPLES)
     for options in (
         ModelPathOptions,
+        AdapterOptions,
         CheckpointOptions,
         DeviceOptions,
         PrecisionOptions,

@@ -17,6 +17,7 @@ from gpt2tg.commands.train import TrainCommand, train
 from gpt2tg.errors import UserError
 from gpt2tg.options import (
     ALL_IN_ONE_DEFAULTS,
+    AdapterOptions,
     CheckpointOptions,
     DecodingOptions,
     DeviceOptions,
@@ -42,6 +43,7 @@ TASKS: dict[str, tuple[type, ...]] = {
     "train": (ModelNameOptions, DeviceOptions, TrainingOptions),
     "generate": (
         ModelNameOptions,
+        AdapterOptions,
         CheckpointOptions,
         DeviceOptions,
         PrecisionOptions,
@@ -49,7 +51,7 @@ TASKS: dict[str, tuple[type, ...]] = {
         PromptOptions,
         InspectionOptions,
     ),
-    "evaluate": (ModelNameOptions, CheckpointOptions, DeviceOptions, EvaluationOptions),
+    "evaluate": (ModelNameOptions, AdapterOptions, CheckpointOptions, DeviceOptions, EvaluationOptions),
 }
 
 # The flags that --help shows without a task.

@@ -16,6 +16,7 @@ from gpt2tg.commands.session import SessionCommand, session
 from gpt2tg.commands.tune import TuneCommand, tune
 from gpt2tg.errors import UserError
 from gpt2tg.options import (
+    AdapterOptions,
     CheckpointOptions,
     CompareOptions,
     DecodingOptions,
@@ -43,6 +44,7 @@ def parser() -> cli.Parser:
     script.add_options(ModelNameOptions)
     script.add_options(ModelPathOptions, model_path="the model of --model_name")
     for options in (
+        AdapterOptions,
         DeviceOptions,
         PrecisionOptions,
         CompareOptions,

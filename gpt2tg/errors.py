@@ -28,6 +28,10 @@ class RunError(RuntimeError):
     """A failure of a run that had started, such as a full disk or logits that are not finite."""
 
 
+class ProcessError(RunError):
+    """A failure in one of several processes. That process prints it itself: the first one knows nothing of it."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal that ended a run. With `is_saved` the run can be resumed from where it ended."""
 

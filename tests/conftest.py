@@ -14,6 +14,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 # Set before any library reads them: no test may touch the user's caches or the network.
@@ -28,6 +29,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+import accelerate.utils.memory
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -44,9 +46,11 @@ from gpt2tg.training.model.new_tokenizer import train_tokenizer, transformers_to
 from gpt2tg.training.output import records
 from gpt2tg.training.output.locks import LOCK_FILE
 
-# The libraries are garbage of no collection: each would look through a million of their objects.
+# The libraries are garbage of no collection: each would look through a million of their objects. Accelerate asks for
+# two in each training run.
 gc.collect()
 gc.freeze()
+accelerate.utils.memory.gc = SimpleNamespace(collect=lambda: 0)
 
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
@@ -85,6 +89,15 @@ def without_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
         if not getattr(request.module, "DRAWS_PICTURES", False):
             patch.setattr(records, "draw_losses", lambda history, path, title: path.touch())
         yield
+
+
+@pytest.fixture(scope="session")
+def forked_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stand-in for `python` that runs programs in forks of one process with all libraries imported."""
+    fork_server = pytest.importorskip("fork_server", reason="needs fork and terminals", exc_type=ImportError)
+    folder, is_worker = tmp_path_factory.getbasetemp(), "PYTEST_XDIST_WORKER" in os.environ
+    # The workers share a server. It ends with the process that started them.
+    return fork_server.stand_in(folder.parent if is_worker else folder, os.getppid() if is_worker else os.getpid())
 
 
 @pytest.fixture(scope="session")
@@ -127,6 +140,21 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: TextTokenizer
 def checkpoint(model_dir: Path, tmp_path: Path) -> Path:
     """A copy of the model's directory that a test may change."""
     return shutil.copytree(model_dir, tmp_path / "model")
+
+
+# A chat template that needs few tokens.
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ m.role[0] + ':' + m.content + (eos_token if m.role == 'assistant' else '') + '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def chat_dir(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same checkpoint with a chat template."""
+    directory = shutil.copytree(model_dir, tmp_path_factory.mktemp("chat") / "model")
+    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    return directory
 
 
 @pytest.fixture(scope="session")

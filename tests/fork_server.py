@@ -1,21 +1,30 @@
 """Run `python ...` commands in forks of one process that has torch imported already.
 
-A page of the docs starts dozens of Python programs, and each would spend seconds importing torch and transformers. The
-server imports them once. A client, which stands on PATH under the name `python`, hands over its arguments, its working
-directory, its environment and its three standard streams; a fork of the server then runs the program as Python would.
+Tests start a hundred Python programs, and each would spend seconds importing torch and transformers. The
+server imports them once. A client, which stands in for `python`, hands over its arguments, its working directory, its
+environment and its three standard streams; a fork of the server then runs the program as Python would. Signals to the
+client reach the program, and the client ends as the program does.
 """
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import importlib
 import json
 import os
 import runpy
+import select
+import signal
 import socket
 import sys
+import termios
+import time
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
+
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,60 +40,101 @@ LIBRARIES = (
     "sacrebleu",
 )
 
+# In the environment of a program: the pseudo-terminal on its stdin becomes its controlling terminal.
+OWNS_TERMINAL = "GPT2TG_TESTS_TERMINAL"
+
+# Signals that a client passes on to its program.
+FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+
 CLIENT = f"""#!{sys.executable} -ISE
-import json, os, socket, sys
+import json, os, signal, socket, sys
 server = socket.socket(socket.AF_UNIX)
 server.connect({{address!r}})
-request = dict(words=sys.argv[1:], directory=os.getcwd(), environment=dict(os.environ))
+request = dict(python=sys.argv[0], words=sys.argv[1:], directory=os.getcwd(), environment=dict(os.environ))
 socket.send_fds(server, [json.dumps(request).encode() + b"\\n"], [0, 1, 2])
-sys.exit(int(server.makefile().readline()))
+answers = server.makefile()
+program = int(answers.readline())
+for number in map(signal.Signals.__getitem__, {FORWARDED}):
+    signal.signal(number, lambda number, frame: os.kill(program, number))
+code = int(answers.readline())
+if code < 0:
+    signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
+    os.kill(os.getpid(), -code)
+sys.exit(code)
 """
 
 
-def write_client(path: Path, address: str) -> None:
-    """Write the program that stands in for `python`."""
-    path.write_text(CLIENT.format(address=address), encoding="utf-8")
-    path.chmod(0o755)
+def stand_in(folder: Path, until_end_of: int) -> Path:
+    """Return the path of a `python` that runs programs in forks. Whoever asks first in this folder starts the server.
+
+    Args:
+        until_end_of: the server ends after the process of this number.
+    """
+    address, python, log = folder / "socket", folder / "python", folder / "log"
+    with FileLock(folder / "lock"):
+        if not address.is_socket():
+            python.write_text(CLIENT.format(address=str(address)), encoding="utf-8")
+            python.chmod(0o755)
+            server = _start(log, str(address), str(until_end_of))
+            while not address.is_socket():
+                assert not os.waitpid(server, os.WNOHANG)[0], log.read_text(encoding="utf-8")
+                time.sleep(0.05)
+    return python
 
 
-def serve(address: str) -> None:
-    """Accept requests for ever, each in a process of its own."""
+def _start(log: Path, *words: str) -> int:
+    files = [
+        (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT, 0o600),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+    ]
+    return os.posix_spawn(sys.executable, [sys.executable, __file__, *words], os.environ, file_actions=files)
+
+
+def serve(address: str, until_end_of: int) -> None:
+    """Answer requests, each in a process of its own, until another process has ended."""
+    os.chdir(ROOT)
     for library in LIBRARIES:
         importlib.import_module(library)
     # Runs draw no loss.png, which takes longer than all their steps.
     records = importlib.import_module("gpt2tg.training.output.records")
     records.draw_losses = lambda history, path, title: path.touch()
+    memory = importlib.import_module("accelerate.utils.memory")
+    memory.gc = SimpleNamespace(collect=lambda: 0)  # a collection in each run
     gc.collect()
     gc.freeze()  # a collection in a fork would copy every page of the libraries
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whoever answers is not waited for
 
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(8)
-        while True:
+        while _is_alive(until_end_of):
+            if not select.select([listener], [], [], 1)[0]:
+                continue
             connection, _ = listener.accept()
             if os.fork() == 0:
                 listener.close()
                 _answer(connection)
             connection.close()
-            _reap()
 
 
-def _reap() -> None:
+def _is_alive(process: int) -> bool:
     try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _answer(connection: socket.socket) -> None:
-    """Run one program in a fork of this process, and send its exit code."""
+    """Run one program in a fork of this process, and send its number and its exit code."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     data, streams, _, _ = socket.recv_fds(connection, 1 << 20, 3)
     while not data.endswith(b"\n"):
         data += connection.recv(1 << 20)
     request = json.loads(data)
     program = os.fork()
     if program == 0:
+        connection.close()
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
         # Opened anew: those of the server have looked at other files.
@@ -92,10 +142,27 @@ def _answer(connection: socket.socket) -> None:
         os.environ.clear()
         os.environ.update(request["environment"])
         os.chdir(request["directory"])
+        sys.executable = request["python"]  # what the program starts runs in forks, too
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what runs in the background
+        if os.environ.pop(OWNS_TERMINAL, None):
+            os.setsid()
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         os._exit(_run(request["words"]))
-    _, status = os.waitpid(program, 0)
-    connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    for stream in streams:
+        os.close(stream)
+    connection.sendall(f"{program}\n".encode())
+    connection.sendall(f"{_exit_code(program, connection)}\n".encode())
     os._exit(0)
+
+
+def _exit_code(program: int, connection: socket.socket) -> int:
+    """Wait for the end of a program. If its client is killed, so is the program."""
+    while True:
+        ended, status = os.waitpid(program, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if select.select([connection], [], [], 0.01)[0]:  # a client sends nothing more: it is gone
+            os.kill(program, signal.SIGKILL)
 
 
 def _run(words: list[str]) -> int:
@@ -109,6 +176,7 @@ def _run(words: list[str]) -> int:
             exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
         else:
             sys.argv = words
+            sys.path.insert(0, str(Path(words[0]).resolve().parent))
             runpy.run_path(words[0], run_name="__main__")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -123,4 +191,4 @@ def _run(words: list[str]) -> int:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    serve(sys.argv[1])
+    serve(sys.argv[1], int(sys.argv[2]))

@@ -6,15 +6,11 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import fork_server
 import pytest
 
 import finetune_gpt2
@@ -42,6 +38,7 @@ FOREIGN = {
     "--small",
     "--runs",
     "--local_dir",
+    "--node_rank",
     "--nproc_per_node",
     "--num_processes",
     "--config_file",
@@ -79,24 +76,6 @@ def name(path: Path) -> str:
 # ---- commands that run as they stand ----
 
 
-@pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a `python` that runs programs in forks of one process."""
-    folder = tmp_path_factory.mktemp("bin")
-    address = str(folder / "socket")
-    fork_server.write_client(folder / "python", address)
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen([sys.executable, fork_server.__file__, address], stdout=log, stderr=log, cwd=ROOT)
-    try:
-        while not Path(address).is_socket():
-            assert server.poll() is None, (folder / "log").read_text(encoding="utf-8")
-            time.sleep(0.05)
-        yield folder
-    finally:
-        server.kill()
-        server.wait()
-
-
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """What a reader has before him: the top of a checkout, with a shorter sample_data.txt."""
@@ -124,10 +103,9 @@ def pages_with(language: str) -> list[Path]:
     return [page for page in PAGES if any(block.language == language for block in blocks(page))]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork") or not hasattr(socket, "send_fds"), reason="needs fork and bash")
 @pytest.mark.parametrize("page", pages_with("sh"), ids=name)
-def test_commands_run_in_the_order_of_the_page(page: Path, python: Path, checkout: Path) -> None:
-    environment = {**os.environ, "PATH": f"{python}:{os.environ['PATH']}", "TQDM_DISABLE": "1"}
+def test_commands_run_in_the_order_of_the_page(page: Path, forked_python: Path, checkout: Path) -> None:
+    environment = {**os.environ, "PATH": f"{forked_python.parent}:{os.environ['PATH']}", "TQDM_DISABLE": "1"}
     for block in blocks(page):
         if block.language != "sh":
             continue

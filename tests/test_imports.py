@@ -26,13 +26,14 @@ RULES: dict[str, set[str]] = {
     "io": {"io", "errors"} | {"wcwidth"},
     "cli": {"cli", "__init__", "errors", "options", "io"},
     "reading": {"reading", "errors", "io"} | {"pyarrow"},
-    "checkpoint": {"checkpoint", "errors", "options", "io"} | {"huggingface_hub", "safetensors", "tokenizers", "torch"},
+    "checkpoint": {"checkpoint", "errors", "options", "io"}
+    | {"huggingface_hub", "jinja2", "safetensors", "tokenizers", "torch"},
     "engine": {"engine", "errors", "io", "checkpoint"} | {"torch", "triton"},
     "decoding": {"decoding"} | {"numpy", "torch"},
     "generation": {"generation", "errors", "options", "checkpoint", "engine", "decoding"}
     | {"psutil", "regex", "torch"},
     "inspection": {"inspection", "errors", "io", "checkpoint", "engine", "decoding", "generation"} | {"torch"},
-    "batch": {"batch", "errors", "options", "io", "reading", "generation", "inspection"} | {"tqdm"},
+    "batch": {"batch", "errors", "options", "io", "reading", "generation", "inspection"} | {"torch", "tqdm"},
     "comparison": {"comparison", "errors", "options", "io", "reading", "generation", "inspection", "batch"}
     | {"jinja2", "markupsafe", "matplotlib", "numpy", "sacrebleu"},
     "tuning": {"tuning", "errors", "options", "io", "generation", "comparison"}
@@ -64,6 +65,7 @@ RULES: dict[str, set[str]] = {
     }
     | {
         "accelerate",
+        "bitsandbytes",
         "datasets",
         "filelock",
         "huggingface_hub",
@@ -80,6 +82,7 @@ RULES: dict[str, set[str]] = {
         "transformers",
     },
     "cache": {"errors", "io", "training"},
+    "export": {"export", "errors", "io", "checkpoint"} | {"ctranslate2", "gguf", "torch", "transformers"},
     "selftest": {"__init__", "options", "decoding", "generation"} | {"tokenizers", "torch", "transformers"},
     "commands": {
         "commands",
@@ -97,6 +100,7 @@ RULES: dict[str, set[str]] = {
         "tuning",
         "session",
         "training",
+        "export",
     },
 }
 

@@ -1,26 +1,20 @@
-"""Generate texts for many prompts in batches, and resume an interrupted run."""
+"""Plan the texts of many prompts, and what an interrupted run has left to do."""
 
 from __future__ import annotations
 
-import sys
-import time
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
-from tqdm import tqdm
-
-from gpt2tg.batch.prompts import Prompt, trailing_spaces
-from gpt2tg.batch.writers import Earlier, Inspect, open_sink, recorded_settings
+from gpt2tg.batch.earlier import Earlier
+from gpt2tg.batch.prompts import Prompt, trailing_spaces, with_template
+from gpt2tg.batch.rendering import recorded_settings
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import Generator
 from gpt2tg.generation.requests import Request
 from gpt2tg.generation.seeds import new_seed, with_seed
-from gpt2tg.inspection.tables import token_table
-from gpt2tg.options import DecodingOptions, PromptOptions, decoding_options
-
-# The note on texts that --end_at_sentence could not shorten.
-NO_SENTENCE = "no sentence is complete"
+from gpt2tg.options import DecodingOptions, decoding_options
+from gpt2tg.reading.conversations import Message
 
 
 @dataclass(frozen=True)
@@ -29,6 +23,8 @@ class Job:
 
     request: Request
     options: DecodingOptions
+    messages: tuple[Message, ...] = ()
+    """The conversation that the text answers, if it is not the continuation of a plain prompt."""
 
 
 def plan_jobs(
@@ -48,8 +44,9 @@ def plan_jobs(
         UserError: a prompt leaves no room for new tokens, has an invalid setting, or the earlier run had other
             prompts or settings.
     """
-    if line := trailing_spaces([prompt.text for prompt in prompts]):
+    if line := trailing_spaces(["" if prompt.messages else prompt.text for prompt in prompts]):
         say(line)
+    prompts = with_template(prompts, generator.chat)
     if replayed := options.replayed():
         prompts = _only(prompts, replayed[1])
         seed = None
@@ -93,7 +90,9 @@ def _job(generator: Generator, prompt: Prompt, index: int, options: DecodingOpti
         common["seed"] = seed
     try:
         own = decoding_options({**common, **prompt.settings})
-        return Job(generator.fit(prompt.text, own, index), with_seed(own))
+        if prompt.messages:
+            own = dataclasses.replace(own, stop=(*own.stop, *generator.chat.stop))
+        return Job(generator.fit(prompt.text, own, index), with_seed(own), prompt.messages)
     except UserError as error:
         if prompts == 1:
             raise
@@ -133,46 +132,3 @@ def _done(earlier: Earlier | None, jobs: Sequence[Job]) -> set[int]:
             "output",
         )
     return {entry["prompt_index"] for entry in earlier.records} if earlier else set()
-
-
-def write_job(
-    generator: Generator, job: Job, write: Callable[[str], None], say: Callable[[str], None], inspect: Inspect = None
-) -> None:
-    """Stream a single text to `write`; with `inspect`, its token probabilities after it."""
-    write(job.request.prompt)
-    for chunk in generator.stream_batch([job.request], job.options):
-        write(chunk.text)
-        if chunk.sample and inspect is not None:
-            write(f"\n\n{token_table(inspect(chunk.sample))}")
-    write("\n")
-    if chunk.sample and chunk.sample.is_unfinished:
-        say(f"{NO_SENTENCE}: the text stays as it is")
-
-
-def write_jobs(
-    generator: Generator,
-    jobs: Sequence[Job],
-    where: PromptOptions,
-    earlier: Earlier | None,
-    say: Callable[[str], None],
-    inspect: Inspect = None,
-) -> None:
-    """Write the texts of all jobs to the output that the options name, prompt by prompt."""
-    if earlier is not None:
-        earlier.truncate()
-    sink = open_sink(where, say, inspect)
-    started, tokens, texts, unfinished = time.monotonic(), 0, 0, 0
-    hidden = not sys.stderr.isatty() or len(jobs) < 2
-    with tqdm(total=len(jobs), desc="writing", unit=" prompts", disable=hidden) as bar:
-        for options, alike in groupby(jobs, key=lambda job: job.options):
-            requests = [job.request for job in alike]
-            for samples in generator.generate_each(requests, options, where.batch_size):
-                sink.put(samples, options)
-                tokens += sum(len(sample.ids) for sample in samples)
-                texts += len(samples)
-                unfinished += sum(sample.is_unfinished for sample in samples)
-                bar.set_postfix_str(f"{tokens / (time.monotonic() - started):,.0f} tokens/s", refresh=False)
-                bar.update()
-    sink.close()
-    if unfinished:
-        say(f"{NO_SENTENCE} in {unfinished} of {texts} texts, which stay as they are")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -27,20 +28,21 @@ HEADING = " line  tokens  log-probability  perplexity  text"
 # The number of characters of a line that the table shows.
 EXCERPT = 40
 
+# The number of lines that a process takes at a time.
+LINES_OF_A_TASK = 8
+
 
 @dataclass(frozen=True)
 class ScoredLine:
-    """A line of text and the probabilities of its tokens, scored as a text of its own."""
+    """A line of text, scored as a text of its own. All fields can be stored as JSON."""
 
     number: int
-    """The line number in its file, from 1."""
-    text: str
-    tokens: Sequence[InspectedToken]
-
-    @property
-    def logprob(self) -> float:
-        """The log-probability of the line: the sum over its tokens, in nats."""
-        return math.fsum(token.logprob for token in self.tokens)
+    """Its number among the scored lines, from 0."""
+    shown: str
+    """Its row in the table, its record, or its row with a table of tokens."""
+    logprob: float
+    """The log-probability of the line: the sum over its tokens, in nats."""
+    tokens: int
 
 
 def lines_to_score(
@@ -72,41 +74,109 @@ def write_scores(
     generator: Generator, lines: Sequence[tuple[int, str]], where: PromptOptions, inspection: InspectionOptions
 ) -> None:
     """Write the log-probability and perplexity of each line, as a table or as JSON records."""
-    bar = tqdm(lines, desc="measuring", unit=" lines", leave=False, disable=None if len(lines) > 1 else True)
-    scored = (ScoredLine(number, text, inspect_text(generator, text)) for number, text in bar)
-    if where.format == "jsonl":
-        _write((json.dumps(_score_entry(line, inspection), ensure_ascii=False) for line in scored), where)
-    else:
-        _write(_score_table(scored, inspection), where)
+    score = _scorer(generator, where, inspection)
+    scored = (score(number, *line) for number, line in enumerate(lines))
+    _write(_with_totals(_with_progress(scored, len(lines)), where, inspection), where)
 
 
-def _score_entry(line: ScoredLine, inspection: InspectionOptions) -> dict[str, Any]:
-    found = _perplexity(line.logprob, len(line.tokens))
+def write_scores_together(
+    generator: Generator, lines: Sequence[tuple[int, str]], where: PromptOptions, inspection: InspectionOptions
+) -> None:
+    """Write the scores as `write_scores` does, but compute them in all processes of the launcher.
+
+    The first process calls this, the others `help_to_score`. Nothing is written before all lines are scored.
+    """
+    from gpt2tg.batch.spread import spread
+
+    numbered = [(number, *line) for number, line in enumerate(lines)]
+    tasks = (numbered[start : start + LINES_OF_A_TASK] for start in range(0, len(numbered), LINES_OF_A_TASK))
+    scored: list[ScoredLine] = []
+    with _bar(len(lines)) as bar:
+
+        def put(result: dict[str, Any]) -> None:
+            scored.append(ScoredLine(**result))
+            bar.update()
+
+        spread(tasks, _performer(generator, where, inspection), put)
+    scored.sort(key=lambda line: line.number)
+    _write(_with_totals(iter(scored), where, inspection), where)
+
+
+def help_to_score(generator: Generator, where: PromptOptions, inspection: InspectionOptions) -> None:
+    """Score lines that the first process writes, until none is left."""
+    from gpt2tg.batch.spread import spread
+
+    spread(None, _performer(generator, where, inspection))
+
+
+def _performer(
+    generator: Generator, where: PromptOptions, inspection: InspectionOptions
+) -> Callable[[list[list[Any]]], Iterator[dict[str, Any]]]:
+    """Return the function that scores the lines of a task, and yields them as JSON."""
+    score = _scorer(generator, where, inspection)
+    return lambda task: (dataclasses.asdict(score(*line)) for line in task)
+
+
+def _bar(lines: int) -> tqdm[Any]:
+    return tqdm(total=lines, desc="measuring", unit=" lines", leave=False, disable=None if lines > 1 else True)
+
+
+def _with_progress(scored: Iterator[ScoredLine], lines: int) -> Iterator[ScoredLine]:
+    with _bar(lines) as bar:
+        for line in scored:
+            yield line
+            bar.update()
+
+
+def _scorer(
+    generator: Generator, where: PromptOptions, inspection: InspectionOptions
+) -> Callable[[int, int, str], ScoredLine]:
+    """Return the function that scores a line, given its number among the lines, its number in the file and its text."""
+
+    def score(number: int, line: int, text: str) -> ScoredLine:
+        tokens = inspect_text(generator, text)
+        logprob = math.fsum(token.logprob for token in tokens)
+        if where.format == "jsonl":
+            shown = json.dumps(_score_entry(line, text, tokens, logprob, inspection), ensure_ascii=False)
+        else:
+            shown = f"{_figures(str(line), logprob, len(tokens))}  {_excerpt(text)}"
+            if inspection.show_probabilities:
+                shown = f"{HEADING}\n{shown}\n\n{token_table(tokens)}"
+        return ScoredLine(number, shown, logprob, len(tokens))
+
+    return score
+
+
+def _score_entry(
+    line: int, text: str, tokens: Sequence[InspectedToken], logprob: float, inspection: InspectionOptions
+) -> dict[str, Any]:
+    found = _perplexity(logprob, len(tokens))
     entry: dict[str, Any] = {
-        "line": line.number,
-        "text": line.text,
-        "text_tokens": len(line.tokens),
-        "logprob": line.logprob,
+        "line": line,
+        "text": text,
+        "text_tokens": len(tokens),
+        "logprob": logprob,
         "perplexity": found if math.isfinite(found) else None,
     }
     if inspection.show_probabilities:
-        entry["tokens"] = [token_entry(token) for token in line.tokens]
+        entry["tokens"] = [token_entry(token) for token in tokens]
     return entry
 
 
-def _score_table(lines: Iterator[ScoredLine], inspection: InspectionOptions) -> Iterator[str]:
-    """Yield a row for each line and one for all lines; with `--show_probabilities`, a table of tokens for each line.
+def _with_totals(lines: Iterator[ScoredLine], where: PromptOptions, inspection: InspectionOptions) -> Iterator[str]:
+    """Yield the records of the lines, or a row for each line and one for all lines.
 
     Each line is yielded as soon as it is scored, so the columns have fixed widths.
     """
+    if where.format == "jsonl":
+        yield from (line.shown for line in lines)
+        return
     logprob, tokens, count = 0.0, 0, 0
     if not inspection.show_probabilities:
         yield HEADING
     for line in lines:
-        row = f"{_figures(str(line.number), line.logprob, len(line.tokens))}  {_excerpt(line.text)}"
-        between = "\n" if count else ""
-        yield f"{between}{HEADING}\n{row}\n\n{token_table(line.tokens)}" if inspection.show_probabilities else row
-        logprob, tokens, count = logprob + line.logprob, tokens + len(line.tokens), count + 1
+        yield f"\n{line.shown}" if count and inspection.show_probabilities else line.shown
+        logprob, tokens, count = logprob + line.logprob, tokens + line.tokens, count + 1
     if count > 1:
         between = f"\n{HEADING}\n" if inspection.show_probabilities else ""
         yield between + _figures("all", logprob, tokens)

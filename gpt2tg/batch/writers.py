@@ -1,30 +1,23 @@
-"""Write texts to stdout or to a file, as plain text or as JSON Lines, and read what an interrupted run has written."""
+"""Write rendered texts to stdout, to a file, or to a stream such as a pipe."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
-from gpt2tg.errors import UserError
-from gpt2tg.generation.samples import Sample
-from gpt2tg.inspection.tables import token_entry, token_table
-from gpt2tg.inspection.tokens import InspectedToken
-from gpt2tg.io.outputs import append_whole, holds_something, is_stream, naming, open_stream, write_all, write_whole
+from gpt2tg.batch.earlier import Earlier, sort_records
+from gpt2tg.batch.rendering import Rendered
+from gpt2tg.io.outputs import append_whole, is_stream, naming, open_stream, write_all, write_whole
 from gpt2tg.io.streams import write_out
-from gpt2tg.options import DecodingOptions, PromptOptions
-
-# A function that returns the token probabilities of a sample, or None if they are not to be written.
-Inspect = Callable[[Sample], Sequence[InspectedToken]] | None
+from gpt2tg.options import PromptOptions
 
 
 class Sink(Protocol):
     """An output that takes the texts of one prompt after the other."""
 
-    def put(self, samples: Sequence[Sample], options: DecodingOptions) -> None:
+    def put(self, rendered: Rendered) -> None:
         """Write the texts of the next prompt."""
 
     def close(self) -> None:
@@ -34,23 +27,22 @@ class Sink(Protocol):
 class TextSink:
     """Writes plain texts with a blank line between them. A file appears only once it is complete."""
 
-    def __init__(self, path: Path | None, say: Callable[[str], None], inspect: Inspect = None) -> None:
+    def __init__(self, path: Path | None, say: Callable[[str], None]) -> None:
         self._path = path
         self._say = say
-        self._inspect = inspect
         self._texts: list[str] = []
         self._is_first = True
 
-    def put(self, samples: Sequence[Sample], options: DecodingOptions) -> None:
+    def put(self, rendered: Rendered) -> None:
         """Write the texts of the next prompt. On stdout, a line on stderr numbers each of several texts."""
         if self._path is not None:
-            self._texts += [self._shown(sample) for sample in samples]
+            self._texts += rendered.texts
             return
-        for number, sample in enumerate(samples, start=1):
-            if len(samples) > 1:
-                self._say(f"--- text {number} of {len(samples)} ---")
+        for number, text in enumerate(rendered.texts, start=1):
+            if len(rendered.texts) > 1:
+                self._say(f"--- text {number} of {len(rendered.texts)} ---")
             between = "" if self._is_first else "\n"
-            write_out(f"{between}{self._shown(sample)}\n")
+            write_out(f"{between}{text}\n")
             self._is_first = False
 
     def close(self) -> None:
@@ -58,48 +50,27 @@ class TextSink:
         if self._path is not None:
             write_whole(self._path, "\n\n".join(self._texts) + "\n")
 
-    def _shown(self, sample: Sample) -> str:
-        return sample.text if self._inspect is None else f"{sample.text}\n\n{token_table(self._inspect(sample))}"
 
+class StreamSink:
+    """Writes JSON records to stdout, a device or a pipe."""
 
-class RecordSink:
-    """Writes a JSON record per text. A file grows prompt by prompt, so that a later run can resume."""
-
-    def __init__(self, path: Path | None, overwrite: bool, inspect: Inspect = None) -> None:
+    def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._inspect = inspect
-        # A file that is replaced is kept until the first prompt is done.
-        self._begins = path is not None and (overwrite or not path.exists())
         self._stream: BinaryIO | None = None
 
-    def put(self, samples: Sequence[Sample], options: DecodingOptions) -> None:
+    def put(self, rendered: Rendered) -> None:
         """Write the records of the next prompt in one go."""
-        records = [self._record(sample, len(samples), options) for sample in samples]
-        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in records)
+        lines = "".join(rendered.texts)
         if self._path is None:
             write_out(lines)
-        elif is_stream(self._path):
-            self._to_stream(self._path, lines)
-        elif self._begins:
-            write_whole(self._path, lines)
-        else:
-            append_whole(self._path, lines)
-        self._begins = False
-
-    def _to_stream(self, path: Path, lines: str) -> None:
-        with naming(path):
-            self._stream = self._stream or open_stream(path)
+            return
+        with naming(self._path):
+            self._stream = self._stream or open_stream(self._path)
             try:
                 write_all(self._stream, lines)
             except OSError:
                 self.close()
                 raise
-
-    def _record(self, sample: Sample, texts: int, options: DecodingOptions) -> dict[str, Any]:
-        entry = record(sample, texts, options)
-        if self._inspect is not None:
-            entry["tokens"] = [token_entry(token) for token in self._inspect(sample)]
-        return entry
 
     def close(self) -> None:
         """Close a pipe, so that its reader sees the end."""
@@ -107,121 +78,69 @@ class RecordSink:
             self._stream.close()
 
 
-def record(sample: Sample, texts: int, options: DecodingOptions) -> dict[str, Any]:
-    """Return a text as a JSON object. `texts` is the number of texts of its prompt."""
-    entry = {
-        "prompt": sample.prompt,
-        "completion": sample.completion,
-        "prompt_index": sample.prompt_index,
-        "sample": sample.index,
-        "texts": texts,
-        "prompt_tokens": sample.prompt_tokens,
-        "completion_tokens": len(sample.ids),
-        "finish_reason": sample.finish_reason,
-        "seed": sample.seed,
-        "replay": sample.replay,
-        "logprob": sample.logprob,
-        "settings": recorded_settings(options),
-    }
-    if options.end_at_sentence:
-        entry["unfinished"] = sample.is_unfinished
-    return entry if sample.ranking_score is None else {**entry, "ranking_score": sample.ranking_score}
+class RecordSink:
+    """Writes JSON records to a file that grows prompt by prompt, so that a later run can resume.
 
-
-def recorded_settings(options: DecodingOptions) -> dict[str, Any]:
-    """Return the options as a JSON object, with the defaults of the strategy filled in.
-
-    The seed is left out, since records have a field for it, and so is what changes only the speed.
+    It takes the prompts in any order. If that was not their own, `close` sorts the file.
     """
-    values = dataclasses.asdict(options)
-    values |= {"top_k": options.effective_top_k, "top_p": options.effective_top_p}
-    kept = {name: value for name, value in values.items() if name not in ("seed", "replay", "prompt_lookup")}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
+
+    def __init__(self, path: Path, overwrite: bool, earlier: Sequence[int] = ()) -> None:
+        """Open nothing yet.
+
+        Args:
+            earlier: the numbers of the prompts whose records are in the file, in its order.
+        """
+        self._path = path
+        # A file that is replaced is kept until the first prompt is done.
+        self._begins = overwrite or not path.exists()
+        self._last = earlier[-1] if earlier else -1
+        self._is_sorted = all(one <= following for one, following in pairwise(earlier))
+
+    def put(self, rendered: Rendered) -> None:
+        """Write the records of a prompt in one go."""
+        (write_whole if self._begins else append_whole)(self._path, "".join(rendered.texts))
+        self._begins = False
+        self._is_sorted = self._is_sorted and self._last <= rendered.index
+        self._last = rendered.index
+
+    def close(self) -> None:
+        """Put the records into the order of their prompts."""
+        if not self._is_sorted:
+            sort_records(self._path)
 
 
-def open_sink(options: PromptOptions, say: Callable[[str], None], inspect: Inspect = None) -> Sink:
-    """Return the output that the options name; `say` is called with notices for the user."""
-    path = None if options.output is None else Path(options.output)
-    if options.format == "jsonl":
-        return RecordSink(path, options.overwrite, inspect)
-    return TextSink(path, say, inspect)
+class InOrder:
+    """Passes texts on in the order of their prompts, and holds those back that were finished before their turn."""
+
+    def __init__(self, sink: Sink, order: Iterable[int]) -> None:
+        """Take the sink and the numbers of all prompts that it will get."""
+        self._sink = sink
+        self._coming = iter(order)
+        self._next = next(self._coming, None)
+        self._held: dict[int, Rendered] = {}
+
+    def put(self, rendered: Rendered) -> None:
+        """Write the texts of a prompt, now or when those before it are written."""
+        self._held[rendered.index] = rendered
+        while self._next is not None and self._next in self._held:
+            self._sink.put(self._held.pop(self._next))
+            self._next = next(self._coming, None)
+
+    def close(self) -> None:
+        """Finish the output."""
+        self._sink.close()
 
 
-@dataclass(frozen=True)
-class Earlier:
-    """The records that an earlier run of the same command has left in its output file."""
-
-    path: Path
-    records: list[dict[str, Any]]
-    """The records of prompts all of whose texts are there."""
-    size: int
-    """Their size in bytes. The rest of the file is truncated, or belongs to a prompt that was not finished."""
-
-    def truncate(self) -> None:
-        """Truncate the file after the records of the last complete prompt."""
-        if self.size < self.path.stat().st_size:
-            with self.path.open("r+b") as file:
-                file.truncate(self.size)
-
-
-# The beginning of every record. It identifies a file that holds only one, truncated line.
-RECORD_START = b'{"prompt": "'
-
-# The fields of every record. JSON lines of other programs lack some of them.
-RECORD_FIELDS = ("prompt_index", "texts", "settings", "prompt", "seed")
-
-
-def _is_foreign(line: bytes) -> bool:
-    """Whether a last line without a line break is complete JSON but no record: another program wrote it."""
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return False
-    return not (isinstance(entry, dict) and entry.keys() >= set(RECORD_FIELDS))
-
-
-def _no_record(path: Path, number: int) -> UserError:
-    return UserError(
-        f"{path} line {number} is not a record of this program: choose another file, or replace it with --overwrite",
-        "output",
-    )
-
-
-def earlier_run(options: PromptOptions, with_tokens: bool = False) -> Earlier | None:
-    """Return the records in the output file, or None if it does not exist or is to be replaced.
+def open_sink(options: PromptOptions, say: Callable[[str], None], earlier: Earlier | None = None) -> Sink:
+    """Return the output that the options name.
 
     Args:
-        with_tokens: whether the records of this run have token probabilities.
-
-    Raises:
-        UserError: the file does not hold records, or its records differ in having token probabilities.
+        say: called with notices for the user.
+        earlier: the records in the output file that are kept.
     """
-    if options.output is None or options.format != "jsonl" or options.overwrite:
-        return None
-    path = Path(options.output)
-    if not holds_something(path):
-        return None
-    content = path.read_bytes()
-    *lines, rest = content.split(b"\n")  # what follows the last line break is truncated
-    records: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            entry = json.loads(line)
-            _ = [entry[name] for name in RECORD_FIELDS]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            if records and number == len(lines):
-                break  # a crash of the machine may leave garbage in the last line
-            raise _no_record(path, number) from None
-        records.append(entry)
-    if records and ("tokens" in records[0]) != with_tokens:
-        raise UserError(
-            f"{path} belongs to another run: its records {'lack' if with_tokens else 'have'} the probabilities of "
-            "--show_probabilities; choose another file, or replace it with --overwrite",
-            "output",
-        )
-    if (not records and content[: len(RECORD_START)] != RECORD_START[: len(content)]) or _is_foreign(rest):
-        raise _no_record(path, len(lines) + 1)
-    while records and sum(e["prompt_index"] == records[-1]["prompt_index"] for e in records) < records[-1]["texts"]:
-        unfinished = records[-1]["prompt_index"]
-        records = [entry for entry in records if entry["prompt_index"] != unfinished]
-    return Earlier(path, records, sum(len(line) + 1 for line in lines[: len(records)]))
+    path = None if options.output is None else Path(options.output)
+    if options.format == "text":
+        return TextSink(path, say)
+    if path is None or is_stream(path):
+        return StreamSink(path)
+    return RecordSink(path, options.overwrite, earlier.indexes if earlier else ())

@@ -6,13 +6,14 @@ versions of transformers. The result is what AutoTokenizer of transformers makes
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from gpt2tg.checkpoint.file_names import ADDED_TOKENS, TOKENIZER_CONFIG
+from gpt2tg.checkpoint.file_names import ADDED_TOKENS, TOKENIZER_CONFIG, TOKENIZER_JSON
 from gpt2tg.errors import UserError
 from gpt2tg.io.json_files import read_json
 
@@ -98,6 +99,32 @@ def add_tokens(raw: Tokenizer, tokens: Iterable[AddedToken], rows: int) -> list[
         kept.append(token)
     raw.add_tokens(kept)
     return left_out
+
+
+def with_new_tokens(files: Mapping[str, bytes], tokens: Mapping[int, str]) -> dict[str, bytes]:
+    """Return a tokenizer's files with further tokens, which decoding shows.
+
+    Args:
+        files: content by file name.
+        tokens: the new tokens by id.
+    """
+    changed, names = dict(files), {name: number for number, name in tokens.items()}
+    flags = {**dict.fromkeys(("single_word", "lstrip", "rstrip"), False), "normalized": True, "special": False}
+    settings = json.loads(files.get(TOKENIZER_CONFIG, b"{}"))
+    if TOKENIZER_JSON in files:
+        content = json.loads(files[TOKENIZER_JSON])
+        content["added_tokens"] += [{"id": number, "content": name, **flags} for number, name in tokens.items()]
+        changed[TOKENIZER_JSON] = _as_json(content)
+    if "added_tokens_decoder" in settings:
+        settings["added_tokens_decoder"] |= {str(number): {"content": name, **flags} for number, name in tokens.items()}
+        changed[TOKENIZER_CONFIG] = _as_json(settings)
+    elif TOKENIZER_JSON not in files:
+        changed[ADDED_TOKENS] = _as_json({**json.loads(files.get(ADDED_TOKENS, b"{}")), **names})
+    return changed
+
+
+def _as_json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _with_role(settings: Mapping[str, Any]) -> list[Any]:

@@ -57,7 +57,7 @@ def read_shape(directory: Path, base: ModelShape | None = None) -> ModelShape:
     """
     if is_adapter(directory) and not (directory / "config.json").is_file():
         shape = base or read_shape(base_directory(directory))
-        return replace(shape, vocab_size=embedding_rows(directory) or shape.vocab_size)
+        return replace(shape, vocab_size=embedding_rows(directory, shape.vocab_size))
     config = read_json(directory / "config.json")
     return shape_of(config, directory, _end_ids(directory, config))
 

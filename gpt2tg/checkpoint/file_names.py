@@ -17,6 +17,9 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_PICKLE = "adapter_model.bin"
 
+# Where a training run puts the adapter when the output directory itself holds the merged model.
+ADAPTER_DIRECTORY = "adapter"
+
 GENERATION_CONFIG = "generation_config.json"
 CONFIG_FILES = ("config.json", GENERATION_CONFIG)
 
@@ -34,10 +37,13 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
 ADDED_TOKENS = "added_tokens.json"
 
+# Where transformers keeps the default chat template, and the directory of the others.
+CHAT_TEMPLATE, OTHER_CHAT_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+
 TOKENIZER_FILES = (
     *VOCABULARY_FILES,
     *(TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS),
-    *("chat_template.jinja", "chat_template.json"),
+    *(CHAT_TEMPLATE, "chat_template.json"),
 )
 
 

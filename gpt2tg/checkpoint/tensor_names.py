@@ -16,7 +16,7 @@ WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 OWN_PREFIXES = ("", "transformer.")
 
 # Modules that peft puts around a layer that it changes.
-PEFT_WRAPPERS = re.compile(r"\.(base_layer|modules_to_save(\.default)?|original_module)(?=\.)")
+PEFT_WRAPPERS = re.compile(r"\.(base_layer|token_adapter|modules_to_save(\.default)?|original_module)(?=\.)")
 
 # The causal masks that old versions of transformers saved with the weights.
 MASKS = re.compile(r"(^|\.)(attn|crossattention)\.(masked_)?bias$")

@@ -37,6 +37,8 @@ class TextTokenizer:
         self.raw = tokenizer
         self.end_id = end_id
         self.cleans_up = cleans_up
+        self.roles: dict[str, str] = {}
+        """The special tokens by role, such as `eos_token`, as the files of the checkpoint name them."""
         self.notes: tuple[str, ...] = ()
         """What the user should know about the tokenizer, one line each."""
 

@@ -36,6 +36,7 @@ def load_tokenizer(directory: Path, vocab_size: int, end_ids: Sequence[int] | No
             "use the tokenizer of the same model"
         )
     tokenizer = TextTokenizer(stored.raw, _choose_end(stored, directory, end_ids or ()), stored.cleans_up)
+    tokenizer.roles = stored.roles
     tokenizer.notes = tuple(_notes(stored, tokenizer, end_ids or ()))
     return tokenizer
 

@@ -13,7 +13,7 @@ from gpt2tg.options import Options, number_from, plain_type
 from gpt2tg.options.escapes import read_escapes
 
 # Directories that libraries outside Python open too. These accept only UTF-8 names.
-OPENED_BY_LIBRARIES = ("model_name", "model_path", "output_dir", "resume")
+OPENED_BY_LIBRARIES = ("model_name", "model_path", "adapter", "merge", "output_dir", "resume")
 
 
 def flag(name: str) -> str:

@@ -25,6 +25,7 @@ GROUPS = {
     "run": "output directory and log",
     "from scratch": "training from scratch",
     "samples": "samples after training",
+    "export": "export without training",
     "comparison": "comparison",
     "tuning": "tuning",
 }

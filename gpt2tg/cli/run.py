@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpt2tg.cli.parser import Parser
-from gpt2tg.errors import Interrupted, RunError, UserError
+from gpt2tg.errors import Interrupted, ProcessError, RunError, UserError
 from gpt2tg.io.memory import is_out_of_memory
+from gpt2tg.io.processes import process_count
 from gpt2tg.io.streams import notice, open_closed_streams, silence_broken_streams, speak_utf8, write_out
 
 # Exit codes: bad input, a failure during the run, Ctrl-C.
@@ -40,6 +43,7 @@ def run(parser: Parser, body: Callable[[dict[str, Any]], None], argv: Sequence[s
             notice(how_to_resume(pairs))
         return stop.exit_code
     except KeyboardInterrupt:
+        _ignore_forwarded_ctrl_c()
         notice("interrupted")
         return INTERRUPTED
     except UserError as error:
@@ -48,7 +52,7 @@ def run(parser: Parser, body: Callable[[dict[str, Any]], None], argv: Sequence[s
         message = f"the package {error.name} is not installed: run make setup, or pip install -r requirements.txt"
         return _fail(parser, message, FAILED, debug)
     except (RunError, OSError) as error:
-        return _fail(parser, str(error), FAILED, debug)
+        return _fail(parser, str(error), FAILED, debug, from_any_process=isinstance(error, ProcessError))
     except Exception as error:
         if is_out_of_memory(error):
             return _fail(parser, "out of memory: lower --batch_size, or use --device cpu", FAILED, debug)
@@ -74,8 +78,15 @@ def how_to_resume(pairs: Sequence[tuple[str, list[str]]]) -> str:
     return "to resume, give the same command again"
 
 
-def _fail(parser: Parser, message: str, code: int, debug: bool) -> int:
+def _ignore_forwarded_ctrl_c() -> None:
+    """Ignore that a launcher of several processes forwards the Ctrl-C which the terminal has sent already."""
+    if process_count() > 1:
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _fail(parser: Parser, message: str, code: int, debug: bool, from_any_process: bool = False) -> int:
     if debug:
         traceback.print_exc()
-    notice(f"{parser.prog}: error: {' '.join(message.split())}")
+    notice(f"{parser.prog}: error: {' '.join(message.split())}", from_any_process)
     return code

@@ -9,6 +9,7 @@ from gpt2tg.checkpoint.tuned_settings import as_strategy
 from gpt2tg.commands.flags import Flags, flags_of, notice_unused
 from gpt2tg.commands.loading import Loading, ModelChoice, start_loading
 from gpt2tg.commands.memory import advise_on_memory
+from gpt2tg.io.processes import require_single_process
 from gpt2tg.io.streams import notice, write_out
 from gpt2tg.options import STRATEGIES, CompareOptions, DecodingOptions, PromptOptions, TuneOptions
 
@@ -50,6 +51,7 @@ def compare(model: ModelChoice, command: CompareCommand) -> None:
         UserError: a flag, a file or the model cannot be used; named before anything is generated.
         RunError: the model failed, or a file cannot be written.
     """
+    require_single_process("is for", "compare")
     _notice_unused(command)
 
     from gpt2tg.comparison.strategies import parse_strategies

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gpt2tg.commands.loading import ModelChoice, resolve
+from gpt2tg.io.processes import require_single_process
 from gpt2tg.options import EvaluationOptions
 
 
@@ -12,6 +13,8 @@ def evaluate(model: ModelChoice, options: EvaluationOptions) -> None:
     Raises:
         UserError: a flag, a file or the model cannot be used.
     """
+    require_single_process("evaluate is for", "task")
+
     from gpt2tg.training.checks import check_evaluation
 
     checkpoint = resolve(model)

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt2tg.checkpoint.tuned_settings import with_settings
 from gpt2tg.commands.flags import Flags, notice_unused
 from gpt2tg.commands.loading import ModelChoice, start_loading
 from gpt2tg.commands.memory import advise_on_memory
 from gpt2tg.commands.output import check_output, write_text
+from gpt2tg.commands.spread import check_device_of_all, compute_alike, helping
+from gpt2tg.io.processes import is_main_process, process_count, require_single_process
 from gpt2tg.io.streams import notice
 from gpt2tg.options import DecodingOptions, InspectionOptions, PromptOptions, unused_options, why_unused
+
+if TYPE_CHECKING:  # they import torch
+    from gpt2tg.batch.rendering import Inspect
+    from gpt2tg.generation.generator import Generator
+
+
+# The advice when memory runs out.
+ON_MEMORY = "lower --batch_size, --num_sequences or --max_length, or use --device cpu"
 
 
 @dataclass(frozen=True)
@@ -40,14 +50,24 @@ class GenerateCommand:
         )
 
 
-@advise_on_memory("lower --batch_size, --num_sequences or --max_length, or use --device cpu")
 def generate(model: ModelChoice, command: GenerateCommand) -> None:
-    """Continue the prompts.
+    """Continue the prompts. The processes of a launcher share them: the first one reads them and writes the texts.
 
     Raises:
         UserError: a flag, a file or the model cannot be used; named before anything is generated.
         RunError: the model failed, or the output cannot be written.
     """
+    if command.prompts.prompts_file is None:
+        require_single_process("has the prompts that several processes share. A single prompt is for", "prompts_file")
+    check_device_of_all(model)
+    if is_main_process():
+        _generate(model, command)
+    else:
+        _help(model, command)
+
+
+@advise_on_memory(ON_MEMORY)
+def _generate(model: ModelChoice, command: GenerateCommand) -> None:
     notice_unused_decoding(command.decoding, command.given)
     check_output(command.prompts, resumes=True)
     model.check_device()
@@ -60,18 +80,36 @@ def generate(model: ModelChoice, command: GenerateCommand) -> None:
     tuned = loading.tuned_settings(command.decoding, command.given)
     decoding = with_settings(command.decoding, tuned)
 
-    from gpt2tg.batch.jobs import plan_jobs, write_job, write_jobs
-    from gpt2tg.batch.writers import earlier_run
-    from gpt2tg.inspection.tokens import inspect_sample
+    from gpt2tg.batch.earlier import earlier_run
+    from gpt2tg.batch.jobs import plan_jobs
+    from gpt2tg.batch.writing import write_job, write_jobs, write_jobs_together
 
     earlier = earlier_run(command.prompts, command.show_probabilities)
     generator = loading.finish()
-    inspect = partial(inspect_sample, generator) if command.show_probabilities else None
+    inspect = _inspector(generator, command)
     jobs = plan_jobs(generator, prompts, decoding, earlier, notice)
-    if len(jobs) == 1 and jobs[0].options.draws == 1 and _is_stdout(command.prompts):
+    if process_count() > 1:
+        compute_alike(generator)
+        write_jobs_together(generator, jobs, command.prompts, earlier, notice, inspect)
+    elif len(jobs) == 1 and jobs[0].options.draws == 1 and _is_stdout(command.prompts):
         write_job(generator, jobs[0], write_text, notice, inspect)
     else:
         write_jobs(generator, jobs, command.prompts, earlier, notice, inspect)
+
+
+def _help(model: ModelChoice, command: GenerateCommand) -> None:
+    """Generate texts that the first process writes."""
+    with helping(model, ON_MEMORY) as generator:
+        from gpt2tg.batch.writing import help_to_write
+
+        help_to_write(generator, command.prompts, _inspector(generator, command))
+
+
+def _inspector(generator: Generator, command: GenerateCommand) -> Inspect:
+    """Return the function that computes the token probabilities of a sample, if they are asked for."""
+    from gpt2tg.inspection.tokens import inspect_sample
+
+    return partial(inspect_sample, generator) if command.show_probabilities else None
 
 
 def notice_unused_decoding(options: DecodingOptions, given: frozenset[str]) -> None:

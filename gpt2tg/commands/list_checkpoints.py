@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gpt2tg.checkpoint.runs import listing
+from gpt2tg.io.processes import require_single_process
 
 
 def list_checkpoints(name: str, option: str) -> None:
@@ -14,4 +15,5 @@ def list_checkpoints(name: str, option: str) -> None:
     Raises:
         UserError: the directory holds neither a checkpoint nor a model.
     """
+    require_single_process("is for", "list")
     print(listing(name, option))

@@ -11,7 +11,14 @@ from gpt2tg.checkpoint.tuned_settings import Settings, as_flags, beside_chosen
 from gpt2tg.commands.flags import Flags
 from gpt2tg.commands.memory import advise_on_memory
 from gpt2tg.io.streams import notice
-from gpt2tg.options import CheckpointOptions, DecodingOptions, DeviceOptions, Precision, PrecisionOptions
+from gpt2tg.options import (
+    AdapterOptions,
+    CheckpointOptions,
+    DecodingOptions,
+    DeviceOptions,
+    Precision,
+    PrecisionOptions,
+)
 
 if TYPE_CHECKING:  # they import ctypes and torch
     from gpt2tg.engine.cpu.preload import Preload
@@ -27,6 +34,8 @@ class ModelChoice:
     """The flag that the name came from, for messages."""
     which: str | None = None
     """`best`, `last` or a step: that checkpoint of the training run in the directory `name`."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters to apply to the model, one after another."""
     device: str = DeviceOptions.device
     precision: Precision = PrecisionOptions.precision
 
@@ -34,7 +43,8 @@ class ModelChoice:
     def from_flags(cls, flags: Flags, name: str, option: str) -> ModelChoice:
         """Choose the model `name`, which was written after the flag `option`."""
         which, device = flags.pick(CheckpointOptions).checkpoint, flags.pick(DeviceOptions).device
-        return cls(name, option, which, device, flags.pick(PrecisionOptions).precision)
+        adapters, precision = flags.pick(AdapterOptions).adapter, flags.pick(PrecisionOptions).precision
+        return cls(name, option, which, adapters, device, precision)
 
     def check_device(self) -> None:
         """Refuse a device that certainly does not exist.
@@ -81,7 +91,7 @@ def resolve(model: ModelChoice) -> Checkpoint:
     Raises:
         UserError: the model or the checkpoint does not exist, or is broken.
     """
-    checkpoint = resolve_checkpoint(model.name, model.option, model.which)
+    checkpoint = resolve_checkpoint(model.name, model.option, model.which, model.adapters)
     if model.which is not None:
         notice(f"model: {checkpoint.name}")
     return checkpoint
@@ -97,6 +107,10 @@ def start_loading(model: ModelChoice) -> Loading:
 
     checkpoint = resolve(model)
     preload = import_torch(checkpoint, model.device, model.precision)
+
+    from gpt2tg.engine.devices import share_cores
+
+    share_cores()
     return Loading(checkpoint, model.device, model.precision, preload)
 
 

@@ -12,6 +12,7 @@ from gpt2tg.commands.generate import notice_unused_decoding
 from gpt2tg.commands.loading import ModelChoice, load_generator, start_loading
 from gpt2tg.commands.output import write_text
 from gpt2tg.errors import UserError
+from gpt2tg.io.processes import require_single_process
 from gpt2tg.io.signals import SessionSignals
 from gpt2tg.io.streams import notice
 from gpt2tg.options import SESSION_NEW_TOKENS, SESSION_SEQUENCES, DecodingOptions
@@ -34,6 +35,8 @@ class SessionCommand:
     decoding: DecodingOptions
     prompt: str | None
     """The first text; None to begin without one."""
+    is_said: bool
+    """Whether the first text is the first message of a conversation."""
     given: frozenset[str]
 
     @classmethod
@@ -49,7 +52,8 @@ class SessionCommand:
                     f"and --{flag} contradict each other: a session reads and writes line by line", "interactive"
                 )
         prompt = str(flags.values["prompt"]) if "prompt" in flags.names else None
-        return cls(flags.decoding(num_sequences=SESSION_SEQUENCES), prompt, flags.names)
+        is_said = "chat" in flags.names and prompt is not None
+        return cls(flags.decoding(num_sequences=SESSION_SEQUENCES), prompt, is_said, flags.names)
 
 
 def session(model: ModelChoice, command: SessionCommand) -> None:
@@ -58,7 +62,10 @@ def session(model: ModelChoice, command: SessionCommand) -> None:
     Raises:
         UserError: the model cannot be used, or lines of stdin were refused.
     """
+    require_single_process("a session is for")
     notice_unused(command.given, UNUSED, "a session writes text by text")
+    if not command.is_said:
+        notice_unused(command.given, ["chat"], "there is no --prompt; /say begins a conversation")
     with SessionSignals() as signals:
         _run(model, command, signals)
 
@@ -82,7 +89,7 @@ def _run(model: ModelChoice, command: SessionCommand, signals: SessionSignals) -
     session.tuned = set(tuned)
     if front.at_terminal:
         session.welcome()
-    run(session, command.prompt)
+    run(session, command.prompt, command.is_said)
     if session.failed_lines and not front.at_terminal:
         raise UserError(f"{session.failed_lines} of the lines could not be answered")
 

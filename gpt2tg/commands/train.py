@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt2tg.commands.flags import Flags, notice_unused
+from gpt2tg.io.processes import is_main_process
 from gpt2tg.io.streams import notice
 from gpt2tg.options import (
     FROM_SCRATCH_FLAGS,
@@ -16,7 +17,7 @@ from gpt2tg.options import (
     TrainingOptions,
 )
 
-ADAPTER_FLAGS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "no_merge")
+ADAPTER_FLAGS = (*("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora", "use_dora", "no_merge"),)
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,6 @@ def train(command: TrainCommand) -> None:
         notice_unused(command.given, [flag], why)
 
     from gpt2tg.training.checks import advice_on_hub, check_training
-    from gpt2tg.training.processes import is_main_process
 
     sources = check_training(options, name, device)
     if advice := advice_on_hub(options, name):
@@ -66,7 +66,8 @@ def train(command: TrainCommand) -> None:
 
         outcome = finetune(options, name, device, sources=sources)
     if outcome is not None and options.generate_samples and is_main_process():
-        _write_samples(options, device)
+        is_chat = sources is not None and sources[0].corpus.chat_template is not None
+        _write_samples(options, device, is_chat)
 
 
 def _unused(options: TrainingOptions) -> dict[str, str]:
@@ -97,13 +98,19 @@ def _unused(options: TrainingOptions) -> dict[str, str]:
     return found
 
 
-def _write_samples(options: TrainingOptions, device: str) -> None:
-    """Print samples of the model that the run has left in its output directory."""
-    from gpt2tg.batch.jobs import plan_jobs, write_jobs
+def _write_samples(options: TrainingOptions, device: str, is_chat: bool) -> None:
+    """Print samples of the model that the run has left in its output directory.
+
+    Args:
+        is_chat: whether it learned from conversations, so that the prompt is a question.
+    """
+    from gpt2tg.batch.jobs import plan_jobs
     from gpt2tg.batch.prompts import Prompt
+    from gpt2tg.batch.writing import write_jobs
     from gpt2tg.generation.generator import load
 
     generator = load(options.output_dir, device, "output_dir")
     decoding = DecodingOptions(num_sequences=options.num_samples, seed=options.seed)
-    jobs = plan_jobs(generator, [Prompt(options.prompt)], decoding, None, notice)
+    messages = ({"role": "user", "content": options.prompt},) if is_chat else ()
+    jobs = plan_jobs(generator, [Prompt(options.prompt, messages=messages)], decoding, None, notice)
     write_jobs(generator, jobs, PromptOptions(), None, notice)

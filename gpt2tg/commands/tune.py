@@ -14,6 +14,7 @@ from gpt2tg.commands.loading import Loading, ModelChoice, start_loading
 from gpt2tg.commands.memory import advise_on_memory
 from gpt2tg.errors import UserError
 from gpt2tg.io.outputs import check_file
+from gpt2tg.io.processes import require_single_process
 from gpt2tg.io.streams import notice, write_out
 from gpt2tg.options import (
     MOST_TUNING_PROMPTS,
@@ -73,6 +74,7 @@ def tune(model: ModelChoice, command: TuneCommand) -> None:
         UserError: a flag, a file or the model cannot be used; named before the search.
         RunError: the model failed, or a file cannot be written.
     """
+    require_single_process("is for", "tune")
     why = "--tune searches settings for --reference, one text to each prompt"
     notice_unused(command.given, UNUSED, why)
     notice_unused(command.given, SEARCHED_SETTINGS, "--tune searches it")

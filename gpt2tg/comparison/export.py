@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gpt2tg.batch.writers import record
+from gpt2tg.batch.rendering import record
 from gpt2tg.comparison.results import Comparison, Result
 from gpt2tg.comparison.table import TABLE_COLUMNS, cell_text, cell_value, used_columns
 from gpt2tg.errors import UserError

@@ -12,6 +12,7 @@ from gpt2tg.comparison.reference import prepare_human_text
 from gpt2tg.comparison.results import compare_strategies
 from gpt2tg.comparison.strategies import parse_strategies
 from gpt2tg.comparison.table import terminal_table, text_writer
+from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import Generator, Sample, new_seed
 from gpt2tg.options import DEFAULT_REFERENCE_PROMPTS, CompareOptions, DecodingOptions, PromptOptions
 from gpt2tg.reading import check_text_column, read_examples
@@ -70,6 +71,8 @@ def prompt_texts(options: PromptOptions, say: Callable[[str], None]) -> list[str
         UserError: the file cannot be read, or has no prompt.
     """
     prompts = read_prompts(options, say)
+    if any(prompt.messages for prompt in prompts):
+        raise UserError(f"{options.prompts_file} holds conversations: give plain prompts to compare", "prompts_file")
     if any(prompt.settings for prompt in prompts):
         say("settings in --prompts_file are not used: all prompts go through the same strategies")
     texts = [prompt.text for prompt in prompts]

@@ -11,6 +11,7 @@ import torch
 from gpt2tg.engine.cpu.startup import DEVICE_VARIABLE, wanted_device
 from gpt2tg.errors import UserError, one_line
 from gpt2tg.io.memory import is_out_of_memory
+from gpt2tg.io.processes import local_count, local_number
 from gpt2tg.io.streams import notice
 
 
@@ -18,18 +19,39 @@ def choose_device(device: str) -> torch.device:
     """Return the device for a `--device` value, which is set up for attention.
 
     `auto` is what the environment variable GPT2TG_DEVICE says, else the first usable one of a CUDA GPU, Apple's GPU and
-    the CPU. A GPU that torch finds but that cannot compute produces a notice.
+    the CPU. A GPU that torch finds but that cannot compute produces a notice. Of several processes, each uses a GPU of
+    its own, as long as there are enough.
 
     Raises:
         UserError: the device does not exist, or cannot compute.
     """
     wanted = wanted_device(device)
+    if wanted in ("auto", "cuda"):
+        _use_own_gpu()
     chosen = _first_usable() if wanted == "auto" else _named(wanted, "device" if wanted == device else DEVICE_VARIABLE)
     if chosen.type == "cuda":
         # cuDNN's attention, which torch asks first on recent GPUs, builds a plan for each new length of the text: that
         # takes longer than the step itself. With a mask, its gradients can be NaN.
         torch.backends.cuda.enable_cudnn_sdp(False)
     return chosen
+
+
+def _use_own_gpu() -> None:
+    """Select the GPU of this process, if a launcher started several: all would be set up on the first GPU otherwise."""
+    number, gpus = local_number(), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus and number % gpus:
+        torch.cuda.set_device(number % gpus)
+
+
+def share_cores() -> None:
+    """Let this process use its share of the cores, if a launcher started several on this machine.
+
+    A launcher sets OMP_NUM_THREADS to 1, however many cores there are. Any other value is the user's, and is kept.
+    """
+    if local_count() > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        has_affinity = hasattr(os, "sched_getaffinity")
+        cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // local_count()))
 
 
 def leaves_for_cpu(asked: str, used: torch.device, error: RuntimeError) -> bool:
@@ -83,8 +105,8 @@ def _find_fault(device: torch.device) -> str | None:
     """
     if device.type == "cpu":
         return None
-    if device.type == "cuda" and device.index is None:  # each process of a training run has a GPU of its own
-        device = torch.device("cuda", min(int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count() - 1))
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", local_number() % torch.cuda.device_count())
     try:
         with warnings.catch_warnings():  # torch warns in several lines of what is reported here in one
             warnings.simplefilter("ignore")

@@ -20,6 +20,7 @@ from gpt2tg.engine.model import GPT2
 from gpt2tg.errors import RunError, UserError, one_line
 from gpt2tg.generation.beams import generate_with_beams
 from gpt2tg.generation.caches import Caches
+from gpt2tg.generation.chat import Chat
 from gpt2tg.generation.cuda_steps import ContinuousBatches
 from gpt2tg.generation.filter_chain import filter_chain
 from gpt2tg.generation.footprint import check_footprint
@@ -54,6 +55,7 @@ class Generator:
         self.notes = list(notes)
         self.end_ids = model.shape.end_ids or (tokenizer.end_id,)
         """The tokens that end a text."""
+        self.chat = Chat(checkpoint, tokenizer, self.end_ids)
         self.unused = self._find_unused()
         """(V,) mask of the ids that have no token; None if every id has one."""
         self.continuous_batches = ContinuousBatches(model)
@@ -188,7 +190,11 @@ class Generator:
 
 
 def load(
-    name: str | os.PathLike[str], device: str = "auto", option: str = "model_name", precision: Precision = "auto"
+    name: str | os.PathLike[str],
+    device: str = "auto",
+    option: str = "model_name",
+    precision: Precision = "auto",
+    adapters: Sequence[str] = (),
 ) -> Generator:
     """Load a model by hub name, directory, or the name of the bundled one.
 
@@ -196,6 +202,7 @@ def load(
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; see `choose_device`.
         option: the flag that the name came from, for messages.
         precision: `fp32`, `fp16`, `int8` or `auto`; `GPT2.precision` has the one that was chosen.
+        adapters: directories of LoRA adapters to apply to the model, one after another.
 
     Raises:
         UserError: the model does not exist or is broken, the device does not exist, or it cannot have the precision.
@@ -203,7 +210,7 @@ def load(
     if not isinstance(name, (str, os.PathLike)):
         raise UserError(f"{one_line(repr(name), 40)} is not valid: give the name or the directory of a model", option)
     device, precision = DeviceOptions(device).device, PrecisionOptions(precision).precision
-    return load_checkpoint(resolve_checkpoint(os.fspath(name), option), device, precision)
+    return load_checkpoint(resolve_checkpoint(os.fspath(name), option, adapters=adapters), device, precision)
 
 
 def load_checkpoint(
@@ -228,7 +235,8 @@ def load_checkpoint(
 
 def _load_on(where: torch.device, checkpoint: Checkpoint, precision: Precision, preload: Preload | None) -> Generator:
     shape = checkpoint.shape
-    tokenizer = load_tokenizer(checkpoint.directory, shape.vocab_size, shape.end_ids)
+    tokenizer = load_tokenizer(checkpoint.tokenizer_directory, shape.vocab_size, shape.end_ids)
     preloaded = preload.take(checkpoint) if preload else None
     weights = stream_weights(checkpoint, preloaded.names if preloaded else ())
-    return Generator(GPT2(weights, shape, where, precision, preloaded), tokenizer, weights.notes, checkpoint)
+    model = GPT2(weights, shape, where, precision, preloaded)
+    return Generator(model, tokenizer, [*checkpoint.notes, *weights.notes], checkpoint)

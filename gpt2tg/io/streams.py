@@ -7,14 +7,15 @@ import os
 import sys
 
 from gpt2tg.errors import RunError
+from gpt2tg.io.processes import local_number
 
 
-def notice(text: str) -> None:
-    """Print a line on stderr, in the first process of a machine only. stdout carries results alone.
+def notice(text: str, from_any_process: bool = False) -> None:
+    """Print a line on stderr, by default in the first process of a machine only. stdout carries results alone.
 
     The line is written in one piece: `print` writes the line break separately, and another process may come between.
     """
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if from_any_process or local_number() == 0:
         with contextlib.suppress(OSError, ValueError):  # nobody reads it, which is no reason to stop
             sys.stderr.write(f"{printable(text)}\n")
             sys.stderr.flush()

@@ -27,10 +27,12 @@ from gpt2tg.options.decoding import (
     decoding_options,
 )
 from gpt2tg.options.evaluation import EvaluationOptions
+from gpt2tg.options.exporting import ExportFormat, ExportOptions, ExportPrecision
 from gpt2tg.options.fields import LARGEST_SEED, Options, default_of, number_from, only, option_value, plain_type
 from gpt2tg.options.model import (
     BUNDLED_MODEL,
     HUB_MODELS,
+    AdapterOptions,
     BestOrLast,
     CheckpointOptions,
     DeviceKind,
@@ -76,6 +78,7 @@ __all__ = [
     "STRATEGIES",
     "TUNING_BATCH_SIZE",
     "TUNING_NEW_TOKENS",
+    "AdapterOptions",
     "BestOrLast",
     "CheckpointOptions",
     "CompareOptions",
@@ -86,6 +89,9 @@ __all__ = [
     "EarlyStopping",
     "EvaluationOptions",
     "Examples",
+    "ExportFormat",
+    "ExportOptions",
+    "ExportPrecision",
     "InspectionOptions",
     "LoraTarget",
     "ModelNameOptions",

@@ -49,6 +49,20 @@ class ModelPathOptions(Options):
 
 
 @dataclass(frozen=True)
+class AdapterOptions(Options):
+    """Adapters for the model."""
+
+    adapter: tuple[str, ...] = option(
+        (),
+        "LoRA adapters to apply to the model, one after another: directories, or names on the hub",
+        group="model",
+        metavar="DIR",
+        shown_default="none",
+        accepts_string=True,
+    )
+
+
+@dataclass(frozen=True)
 class CheckpointOptions(Options):
     """One of the checkpoints of a training run."""
 

@@ -9,8 +9,17 @@ from gpt2tg.options.fields import Options, option
 
 @dataclass(frozen=True)
 class NewModelOptions(Options):
-    """A new tokenizer and a new model."""
+    """A new tokenizer and a new model, or new tokens for an existing one."""
 
+    add_tokens: tuple[str, ...] = option(
+        (),
+        "add tokens to the vocabulary, such as <|user|>; the embedding grows by a row for each",
+        group="data",
+        metavar="TOKEN",
+        shown_default="none",
+        is_text=True,
+        accepts_string=True,
+    )
     from_scratch: bool = option(
         False,
         "train a new tokenizer and a new model instead of fine-tuning one",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,8 @@ Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Compile = Literal["auto", "on", "off"]
 Optimizer = Literal["adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "muon"]
 # The linear layers of a GPT-2, as its checkpoints name them. Attention and MLP each have a c_proj.
-LoraTarget = Literal["c_attn", "c_proj", "c_fc"]
+LoraLayer = Literal["c_attn", "c_proj", "c_fc"]
+LoraTarget = Literal[LoraLayer, "all-linear"]
 
 
 @dataclass(frozen=True)
@@ -91,15 +93,36 @@ class OptimizationOptions(Options):
         is_common=True,
     )
     lora_rank: int = option(8, "rank of the LoRA matrices", group="memory", low=1)
-    lora_alpha: float = option(16, "LoRA scale: the adapter's output is multiplied by X/rank", group="memory", above=0)
+    lora_alpha: float = option(
+        16,
+        "LoRA scale: the adapter's output is multiplied by X/rank, with --use_rslora by X over the root of the rank",
+        group="memory",
+        above=0,
+    )
     lora_dropout: float = option(0.0, "dropout probability of the adapter's input", group="memory", low=0, below=1)
     lora_targets: tuple[LoraTarget, ...] = option(
         ("c_attn",),
-        "layers that get an adapter",
+        "layers that get an adapter; all-linear stands for all three",
         group="memory",
         choices=LoraTarget,
         metavar="NAME",
         shown_default="c_attn",
     )
+    use_rslora: bool = option(
+        False, "rsLoRA: scale the adapter by the root of its rank, which suits high ranks", group="memory"
+    )
+    use_dora: bool = option(
+        False, "DoRA: train the magnitude of the adapted weights too; better at low ranks, slower", group="memory"
+    )
+    load_in_4bit: bool = option(
+        False,
+        "QLoRA: hold the frozen weights in 4 bits; needs --lora, a CUDA GPU and the package bitsandbytes",
+        group="memory",
+    )
     no_merge: bool = option(False, "save the adapter alone, without the merged model", group="memory")
     freeze_layers: int = option(0, "freeze the embeddings and the lowest N layers", group="memory", low=0)
+
+    @property
+    def adapted_layers(self) -> tuple[str, ...]:
+        """The names of the layers that get an adapter."""
+        return typing.get_args(LoraLayer) if "all-linear" in self.lora_targets else self.lora_targets

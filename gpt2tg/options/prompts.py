@@ -38,6 +38,13 @@ class PromptOptions(Options):
         metavar="FILE",
         is_common=True,
     )
+    chat: bool = option(
+        False,
+        "each prompt is a question: it is put into the chat template of the model, and only the answer is written. "
+        'Lines with {"messages": [...]} of a .jsonl are conversations without this flag too',
+        group="prompts",
+        is_common=True,
+    )
     text_column: str | None = TEXT_COLUMN
     batch_size: int = option(
         8, "batch size: sequences generated at a time; does not change the texts", group="prompts", low=1

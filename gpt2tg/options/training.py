@@ -23,10 +23,18 @@ class TrainingOptions(NewModelOptions, OptimizationOptions, TrainingRunOptions, 
         super().__post_init__()
         if self.fp16 and self.bf16:
             raise UserError("and --bf16 contradict each other: give one of the two", "fp16")
+        if self.cross_examples and self.no_cross_examples:
+            raise UserError("and --no_cross_examples contradict each other: give one of the two", "cross_examples")
         if self.lora and (self.from_scratch or self.freeze_layers):
             other = "from_scratch" if self.from_scratch else "freeze_layers"
             raise UserError(f"and --{other} contradict each other: give one of the two", "lora")
         self._check_dataset()
+        if self.load_in_4bit and not self.lora:
+            raise UserError("needs --lora: weights in 4 bits are frozen, and an adapter is trained", "load_in_4bit")
+        if self.add_tokens and self.freeze_layers:
+            raise UserError("and --freeze_layers contradict each other: it freezes the embeddings", "add_tokens")
+        if "" in self.add_tokens:
+            raise UserError("holds an empty token: leave it out", "add_tokens")
         self._check_resuming()
         self._check_validation()
         self._check_new_model()

@@ -72,6 +72,13 @@ class TrainingDataOptions(Options):
         is_common=True,
     )
     text_column: str | None = TEXT_COLUMN
+    chat_template: str | None = option(
+        None,
+        "the Jinja template that writes conversations as text: a file, or plain; it is saved with the model",
+        group="data",
+        metavar="FILE",
+        shown_default="that of the model, or plain if it has none",
+    )
     block_size: int = option(
         128,
         "context length in training, in tokens; examples are packed into blocks of this size",
@@ -81,7 +88,13 @@ class TrainingDataOptions(Options):
     )
     no_cross_examples: bool = option(
         False,
-        "no attention between examples of the same block: positions and attention restart with each example",
+        "no attention between examples of the same block: positions and attention restart with each example; the "
+        "default for prompts with completions and for conversations",
+        group="data",
+    )
+    cross_examples: bool = option(
+        False,
+        "join prompts with completions and conversations to one stream and cut it into blocks, as plain text is",
         group="data",
     )
     dry_run: bool = option(

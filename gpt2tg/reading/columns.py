@@ -15,6 +15,10 @@ Columns = tuple[str, ...]
 # The columns to read if none is named: the first entry that the table has. Of two columns, the first is the prompt.
 TRAINING_COLUMNS: tuple[Columns, ...] = (("prompt", "completion"), ("text",))
 
+# Columns of conversations, which training reads if the table has none of those above. Lists need JSON.
+INSTRUCTION_COLUMNS: tuple[Columns, ...] = (("instruction", "input", "output"), ("instruction", "output"))
+MESSAGE_COLUMNS: tuple[Columns, ...] = (("messages",), ("conversations",), ("conversation",))
+
 # Usual names for the only column of a table. Any other first line may be the first text of a file without names.
 _NAMES = """
     text texts content contents body document doc story stories poem poems poetry lyrics song verse verses quote quotes
@@ -88,10 +92,21 @@ def join_names(columns: Iterable[str]) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "none"
 
 
-def reading_notice(columns: Columns) -> str:
-    """Return the notice that names the columns being read."""
-    names = " and ".join(f'"{join_names([name])}"' for name in columns)
-    return f"reading the column{'' if len(columns) == 1 else 's'} {names}"
+def reading_notice(columns: Columns, template: str | None = None) -> str:
+    """Return the notice that names the columns being read.
+
+    Args:
+        template: the name of the chat template, if they hold conversations.
+    """
+    *others, last = (f'"{join_names([name])}"' for name in columns)
+    names = f"{', '.join(others)} and {last}" if others else last
+    as_conversations = "" if template is None else f" as conversations, with {template}"
+    return f"reading the column{'' if len(columns) == 1 else 's'} {names}{as_conversations}"
+
+
+def are_instructions(columns: Columns) -> bool:
+    """Whether these are the columns of instructions with their outputs."""
+    return tuple(map(_normalized, columns)) in INSTRUCTION_COLUMNS
 
 
 def parse_header(row: list[str], line: int) -> list[str]:

@@ -10,7 +10,16 @@ from itertools import chain
 from typing import TextIO
 
 from gpt2tg.reading import table_row
-from gpt2tg.reading.columns import ColumnChoice, Columns, join_names, only_column, parse_header, reading_notice
+from gpt2tg.reading.columns import (
+    ColumnChoice,
+    Columns,
+    are_instructions,
+    join_names,
+    only_column,
+    parse_header,
+    reading_notice,
+)
+from gpt2tg.reading.conversations import Conversations, instruction_row
 from gpt2tg.reading.delimiters import DELIMITER_NAMES, declared_delimiter, detect_delimiter, fits, is_blank
 from gpt2tg.reading.file_types import is_web_page
 from gpt2tg.reading.table_row import Notify, TableError, TableRow, bounded_lines, notify_empty, row_or_empty
@@ -27,12 +36,15 @@ MARKDOWN_RULE = re.compile(r"\s*\|?(?:\s*:?-{3,}:?\s*\|)+(?:\s*:?-{3,}:?)?\s*")
 QUOTE_AFTER_SPACE = r'(?:^|{delimiter})[ \t]+"(?!")'
 
 
-def read_csv_rows(file: TextIO, suffix: str, choice: ColumnChoice, notify: Notify) -> Iterator[TableRow]:
+def read_csv_rows(
+    file: TextIO, suffix: str, choice: ColumnChoice, notify: Notify, conversations: Conversations | None = None
+) -> Iterator[TableRow]:
     """Yield the rows of a csv or tsv file; the delimiter is detected.
 
     Args:
         file: opened with `newline=""`.
         suffix: `.csv` or `.tsv`: which delimiter to prefer.
+        conversations: how instructions become text, if their columns are read.
 
     Raises:
         TableError: a row does not fit the column names, or no column can be chosen.
@@ -53,7 +65,9 @@ def read_csv_rows(file: TextIO, suffix: str, choice: ColumnChoice, notify: Notif
     names = parse_header(header, line)
     columns = choice.by_name(names) or only_column(choice, names, line, _rows_below(head, delimiter))
     of_several = f" (of {join_names(names)}; {_delimiter_name(delimiter)} between them)" if len(names) > 1 else ""
-    notify(reading_notice(columns) + of_several)
+    has_instructions = conversations is not None and are_instructions(columns)
+    template = conversations.template_name() if conversations is not None and has_instructions else None
+    notify(reading_notice(columns, template) + of_several)
     # Extra empty values are ignored, unless the text is the last column: they may come from an unquoted comma in it.
     width = len(header) if names[-1] in columns else sys.maxsize
     yield from _select(records, names, columns, width, delimiter, notify)
@@ -72,14 +86,15 @@ def _select(
     Raises:
         TableError: a row has too few values for the column names, or too many.
     """
-    *prompt, text = (names.index(column) for column in columns)
-    empty = 0
+    places = [names.index(column) for column in columns]
+    has_instructions, empty = are_instructions(columns), 0
     for line, values in records:
         if is_blank(values) and len(values) < len(names):
             continue
         if not fits(values, len(names)) or len(values) > max_values:
             raise TableError(f"line {line}: {_width_error(len(values), len(names), _delimiter_name(delimiter))}")
-        row = row_or_empty(line, values[prompt[0]] if prompt else "", values[text])
+        *prompt, text = (values[place] for place in places)
+        row = instruction_row(line, (*prompt, text)) if has_instructions else row_or_empty(line, "".join(prompt), text)
         empty += not row.text
         yield row
     notify_empty(empty, notify)

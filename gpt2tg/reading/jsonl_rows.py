@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any, TextIO
 
-from gpt2tg.reading.columns import ColumnChoice, Columns, join_names, reading_notice
+from gpt2tg.reading.columns import ColumnChoice, Columns, are_instructions, join_names, reading_notice
+from gpt2tg.reading.conversations import ASSISTANT, Conversations, conversation_row, instruction_row, read_messages
 from gpt2tg.reading.parsed_rows import ParsedRows
 from gpt2tg.reading.strict_json import parse_json, refuse_lone_surrogates
 from gpt2tg.reading.table_row import Notify, TableError, TableRow, bounded_lines, notify_empty, row_or_empty
@@ -17,8 +18,13 @@ HEAD_ROWS = 100
 HOW_TO_WRITE = 'write it like {"text": "..."}'
 
 
-def read_jsonl_rows(file: TextIO, choice: ColumnChoice, notify: Notify) -> Iterator[TableRow]:
+def read_jsonl_rows(
+    file: TextIO, choice: ColumnChoice, notify: Notify, conversations: Conversations | None = None
+) -> Iterator[TableRow]:
     """Yield the rows of a jsonl file. A row that lacks the chosen column is empty.
+
+    Args:
+        conversations: how conversations become text; None if lists of messages are refused.
 
     Raises:
         TableError: a line is not a JSON object, no column can be chosen, or most rows lack it.
@@ -31,17 +37,27 @@ def read_jsonl_rows(file: TextIO, choice: ColumnChoice, notify: Notify) -> Itera
     columns = choice.by_name(available) or choice.only_one(available)
     if not columns:
         raise choice.error(available)
-    notify(reading_notice(columns))
-    yield from _select(chain(head, objects), columns, notify)
+    takes_lists = conversations is not None and len(columns) == 1
+    has_lists = takes_lists and any(isinstance(row.get(columns[0]), list) for _, row in head)
+    if conversations is not None and (has_lists or are_instructions(columns)):
+        notify(reading_notice(columns, conversations.template_name()))
+    else:
+        notify(reading_notice(columns))
+    yield from _select(chain(head, objects), columns, takes_lists, notify)
 
 
-def _select(objects: Iterator[tuple[int, dict[str, Any]]], columns: Columns, notify: Notify) -> Iterator[TableRow]:
+def _select(
+    objects: Iterator[tuple[int, dict[str, Any]]], columns: Columns, takes_lists: bool, notify: Notify
+) -> Iterator[TableRow]:
     """Yield the chosen columns of each row.
+
+    Args:
+        takes_lists: whether a list in the column is a conversation.
 
     Raises:
         TableError: a value is not a string, or most rows lack the column of the text.
     """
-    rows = empty = lacking = 0
+    rows = empty = unanswered = lacking = 0
     example = ""
     for line, row in objects:
         rows += 1
@@ -50,15 +66,29 @@ def _select(objects: Iterator[tuple[int, dict[str, Any]]], columns: Columns, not
             example = example or f"line {line}, which has {join_names(row)}"
             yield TableRow(line, "", "")
             continue
-        *prompt, text = (_string(row, column, line) for column in columns)
-        empty += not text.strip()
-        yield row_or_empty(line, "".join(prompt), text)
+        found = _row(line, row, columns, takes_lists)
+        is_list = takes_lists and isinstance(row[columns[0]], list)
+        empty += not found.text and not is_list
+        unanswered += not found.text and is_list
+        yield found
     if lacking:
         missing = f"no {join_names(columns[-1:])} in {lacking:,} of {rows:,} rows, such as {example}"
         if 2 * lacking > rows:
             raise TableError(f"has {missing}: name the column of the text with --text_column, or fix these rows")
         notify(f"skipped rows with {missing}")
+    if unanswered == rows > 0:
+        raise TableError(f"has no conversation with an answer: each needs a message whose role is {ASSISTANT}")
     notify_empty(empty, notify)
+    notify_empty(unanswered, notify, "an answer")
+
+
+def _row(line: int, row: dict[str, Any], columns: Columns, takes_lists: bool) -> TableRow:
+    if takes_lists and isinstance(row[columns[0]], list):
+        return conversation_row(line, read_messages(row[columns[0]], columns[0], line))
+    *prompt, text = (_string(row, column, line) for column in columns)
+    if are_instructions(columns):
+        return instruction_row(line, (*prompt, text))
+    return row_or_empty(line, "".join(prompt), text)
 
 
 def _objects(file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -92,6 +122,8 @@ def _string(row: dict[str, Any], column: str, line: int) -> str:
     text = row.get(column)
     if text is None:
         return ""
+    if isinstance(text, list) and any(isinstance(part, dict) for part in text):
+        raise TableError(f"line {line}: {column} is a conversation, which only training and --task evaluate read")
     if not isinstance(text, str):
         raise TableError(f"line {line}: {column} is {str(text)[:40]}, expected a string in quotes")
     try:

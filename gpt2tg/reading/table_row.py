@@ -18,7 +18,8 @@ class TableRow(NamedTuple):
 
     line: int  # where the row begins, counted from 1
     prompt: str  # empty if the table has no prompts
-    text: str
+    text: str  # of a conversation, its last answer
+    messages: tuple[dict[str, str], ...] = ()  # of a conversation: each has a role and a content
 
 
 class TableError(ValueError):
@@ -45,14 +46,19 @@ def bounded_lines(file: TextIO) -> Iterator[str]:
         yield line
 
 
+def blank_row(line: int) -> TableRow:
+    """Return a row without text, which is skipped."""
+    return TableRow(line, "", "")
+
+
 def row_or_empty(line: int, prompt: str, text: str) -> TableRow:
     """Return a row with LF line breaks; an empty one if its text is blank."""
     if not text.strip():
-        return TableRow(line, "", "")
+        return blank_row(line)
     return TableRow(line, prompt.replace("\r\n", "\n"), text.replace("\r\n", "\n"))
 
 
-def notify_empty(count: int, notify: Notify) -> None:
-    """Report how many rows without text were skipped, if any."""
+def notify_empty(count: int, notify: Notify, what: str = "text") -> None:
+    """Report how many rows without text, or another part, were skipped, if any."""
     if count:
-        notify(f"skipped {count:,} row{'' if count == 1 else 's'} without text")
+        notify(f"skipped {count:,} row{'' if count == 1 else 's'} without {what}")

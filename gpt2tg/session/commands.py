@@ -76,6 +76,7 @@ def _quit(session: Session, _: str) -> None:
 
 COMMANDS = {
     "/continue": Command("[WORDS]", "continue the text, after your words if you give any", text_commands.continue_text),
+    "/say": Command("TEXT", "say something to the model in a conversation, and get its answer", text_commands.say),
     "/retry": Command("", "generate the last turn again with another random draw", text_commands.retry),
     "/again": Command("", "generate the last turn again: same random draw, current settings", text_commands.again),
     "/undo": Command("", "undo the last change to the text", text_commands.undo),
@@ -104,6 +105,11 @@ COMMANDS = {
     ),
     "/model": Command(
         "NAME", "load another model, with its tuned settings if it has any", setting_commands.change_model
+    ),
+    "/adapter": Command(
+        "[DIR ...]",
+        "apply LoRA adapters to the model in place of those it has; off applies none",
+        setting_commands.change_adapters,
     ),
     "/save": Command("FILE", "save the session to a file", file_commands.save),
     "/load": Command("FILE", "load a saved session", file_commands.load),

@@ -105,6 +105,6 @@ def _prompts(session: Session, given: dict[str, Any], say: Callable[[str], None]
 
 def _last_prompt(session: Session) -> str:
     turns = session.text.turns
-    if not turns or not (prompt := session.text.before_last + turns[-1].typed):
+    if not turns or not (prompt := session.prompt_of((*turns[:-1], replace(turns[-1], written="")))):
         raise UserError("there is no prompt yet: write /compare and the beginning of a text")
     return prompt

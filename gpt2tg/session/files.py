@@ -13,10 +13,11 @@ from gpt2tg.errors import UserError
 from gpt2tg.io.outputs import write_whole
 from gpt2tg.options import DecodingOptions
 from gpt2tg.reading import parse_json_line, read_lines
-from gpt2tg.session.turns import Turn
+from gpt2tg.session.turns import Turn, is_conversation
 
-# Version of the file format. Files of another version are refused.
-VERSION = 1
+# Versions of the file format: that of texts, and that of conversations, which older versions of gpt2tg cannot read.
+# Files of another version are refused.
+VERSION, CONVERSATION_VERSION = 1, 2
 
 # Largest token id in any vocabulary.
 MAX_TOKEN_ID = 2**31 - 1
@@ -42,7 +43,7 @@ def save_session(path: Path, session: SavedSession) -> None:
         RunError: the file cannot be written.
     """
     first = {
-        "gpt2tg_session": VERSION,
+        "gpt2tg_session": CONVERSATION_VERSION if is_conversation(session.turns) else VERSION,
         "model": session.model,
         "weights": session.weights,
         "turns": len(session.turns),
@@ -66,9 +67,10 @@ def load_session(path: Path) -> SavedSession:
     if not entries or "gpt2tg_session" not in entries[0]:
         raise UserError(f"{path} is not a saved session: /save writes one")
     first, *rest = entries
-    if first["gpt2tg_session"] != VERSION:
+    if first["gpt2tg_session"] not in (VERSION, CONVERSATION_VERSION):
         raise UserError(
-            f"{path} has session format {first['gpt2tg_session']}, and this version of gpt2tg reads format {VERSION}"
+            f"{path} has session format {first['gpt2tg_session']}, and this version of gpt2tg reads formats {VERSION} "
+            f"and {CONVERSATION_VERSION}"
         )
     if first.get("turns") != len(rest):
         raise UserError(f"{path} is truncated: it has {len(rest)} of {first.get('turns')} turns")
@@ -88,7 +90,9 @@ def _settings_to_json(options: DecodingOptions) -> dict[str, Any]:
 
 
 def _turn_to_json(turn: Turn) -> dict[str, Any]:
+    said = {"said": True} if turn.is_said else {}
     return {
+        **said,
         "typed": turn.typed,
         "written": turn.written,
         "settings": None if turn.options is None else _settings_to_json(turn.options),
@@ -108,7 +112,11 @@ def _turn_from_json(entry: dict[str, Any], where: str) -> Turn:
     if not isinstance(ids, list) or not all(type(token) is int and 0 <= token <= MAX_TOKEN_ID for token in ids):
         raise UserError(f'{where}: "ids" must be a list of token ids')
     options = None if settings is None else _settings_from_json(settings, where)
-    return Turn(_string(entry, "typed", where), _string(entry, "written", where), options, choice, reason, tuple(ids))
+    is_said = entry.get("said", False)
+    if not isinstance(is_said, bool):
+        raise UserError(f'{where}: "said" must be true or false')
+    typed, written = _string(entry, "typed", where), _string(entry, "written", where)
+    return Turn(typed, written, options, choice, reason, tuple(ids), is_said)
 
 
 def _string(entry: dict[str, Any], name: str, where: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from gpt2tg.errors import UserError
 from gpt2tg.inspection.tables import candidate_table, percent, quoted
@@ -20,7 +21,7 @@ LEAST_LIKELY, ALTERNATIVES = 5, 3
 def candidates(session: Session, words: str) -> None:
     """Write the most probable tokens after the text."""
     count = parse_number(words, None, "number of tokens") if words else CANDIDATES
-    found = next_token(session.generator, str(session.text), count, session.options.overflow)
+    found = next_token(session.generator, session.prompt_of(session.text.turns), count, session.options.overflow)
     session.front.write(candidate_table(found) + "\n")
 
 
@@ -45,9 +46,10 @@ def _inspect_turn_or_text(session: Session, words: str) -> list[InspectedToken]:
     if not turns:
         raise UserError("there is no text yet: type its beginning")
     if words:
-        context, ids = session.generator.encode(""), session.generator.tokenizer.encode(str(session.text))
+        whole = session.prompt_of(turns)
+        context, ids = session.generator.encode(""), session.generator.tokenizer.encode(whole)
     else:
-        context = session.generator.encode(session.text.before_last + turns[-1].typed)
+        context = session.generator.encode(session.prompt_of((*turns[:-1], replace(turns[-1], written=""))))
         ids = _generated_ids(session, context, turns[-1])
     if not ids:
         raise UserError("the last turn has no generated text: /why all shows the whole text")

@@ -17,14 +17,15 @@ BARE_WORDS = {"quit": "/quit", "exit": "/quit", "q": "/quit", "help": "/help", "
 OUT_OF_MEMORY = "out of memory: lower num_sequences, num_beams or max_new_tokens, or begin a shorter text with /new"
 
 
-def run(session: Session, first: str | None = None) -> None:
+def run(session: Session, first: str | None = None, is_said: bool = False) -> None:
     """Answer line by line until /quit or the end of the input.
 
     Args:
         first: a prompt to begin with.
+        is_said: whether it is the first message of a conversation.
     """
     if first is not None:
-        _report_errors(session, lambda: session.begin(first))
+        _report_errors(session, lambda: session.say(first) if is_said else session.begin(first))
     while _answer_next(session):
         pass
 

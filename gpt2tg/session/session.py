@@ -5,7 +5,7 @@ It knows no command and no loop. `loop` reads lines, `commands` maps them to wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from gpt2tg.options import DecodingOptions, default_of
 from gpt2tg.options.escapes import read_escapes
 from gpt2tg.session.front import Front
 from gpt2tg.session.settings import describe_settings, with_settings
-from gpt2tg.session.turns import GrowingText, Turn
+from gpt2tg.session.turns import GrowingText, Turn, is_conversation, messages_of
 
 # Notes on how a text ended, by finish reason. The length limit is the usual end and gets no note.
 ENDINGS = {
@@ -118,29 +118,76 @@ class Session:
         """Add what was typed to the text, and generate more."""
         self.generate_turn(self.text.turns, typed, self.next_options())
 
+    def say(self, message: str) -> None:
+        """Continue the conversation with a message, or begin one, and generate the answer.
+
+        Raises:
+            UserError: the model has no chat template.
+        """
+        before = self.text.turns if is_conversation(self.text.turns) else ()
+        self.generate_turn(before, message, self.next_options(), is_said=True)
+
+    def prompt_of(self, turns: Sequence[Turn], most_tokens: int | None = None) -> str:
+        """Return the text that the model reads for turns, the last of which may have no completion yet.
+
+        Args:
+            most_tokens: the room for the text. If a conversation is longer, its oldest turns are left out, and a line
+                says so. None leaves none out.
+
+        Raises:
+            UserError: the turns are a conversation, and the model has no chat template.
+        """
+        if not is_conversation(turns):
+            return "".join(map(str, turns))
+        chat, messages = self.generator.chat, messages_of(turns)
+        begun = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
+        kept: Sequence[Mapping[str, str]] = messages
+        if most_tokens is not None:
+            kept = chat.fitting(messages, most_tokens - len(self.generator.tokenizer.encode(begun)))
+        if left_out := len(messages) - len(kept):
+            self.front.say(f"(the context is full: the oldest {left_out} messages are left out)")
+        return chat.prompt(kept) + begun
+
     def regenerate(self, options: DecodingOptions) -> None:
         """Generate the last turn again with other options."""
         if not self.text.turns:
             raise UserError("there is no text yet: type its beginning")
         last = self.text.turns[-1]
-        self.generate_turn(self.text.turns[:-1], last.typed, options, last.choice if last.options else 0)
+        choice = last.choice if last.options else 0
+        self.generate_turn(self.text.turns[:-1], last.typed, options, choice, last.is_said)
 
-    def generate_turn(self, before: tuple[Turn, ...], typed: str, options: DecodingOptions, choice: int = 0) -> None:
+    def generate_turn(
+        self,
+        before: tuple[Turn, ...],
+        typed: str,
+        options: DecodingOptions,
+        choice: int = 0,
+        is_said: bool = False,
+    ) -> None:
         """Generate the turn after others, and make it the last one of the text.
 
         Args:
             choice: index of the text to continue with, if several are generated.
+            is_said: whether it is a message of a conversation, to be answered.
 
         Raises:
             UserError: the text is longer than the context length.
             RunError: the model failed; the text stays as it was.
         """
-        self._explain_spaces(typed)
-        prompt = "".join(map(str, before)) + typed
+        turns = (*before, Turn(typed, is_said=is_said))
+        if not is_said:
+            self._explain_spaces(typed)
+        positions = self.generator.model.shape.n_positions
+        room = min(options.max_length or positions, positions) - (options.max_new_tokens or 1)
+        prompt = self.prompt_of(turns, room)
+        decoding, shown = options, None if is_said else typed
+        if is_conversation(turns):
+            decoding = replace(options, stop=(*options.stop, *self.generator.chat.stop))
         if options.draws > 1 or options.sequences > 1:
-            turn = self._generate_several(prompt, typed, options, choice)
+            turn = self._generate_several(prompt, shown, decoding, choice)
         else:
-            turn = self._stream_one(prompt, typed, options)
+            turn = self._stream_one(prompt, shown, decoding)
+        turn = replace(turn, typed=typed, options=options, is_said=is_said)
         self.text.change((*before, turn))
         if turn.finish_reason == "interrupted":
             self.front.say("stopped")
@@ -155,17 +202,22 @@ class Session:
             self._spaces_explained = True
             self.front.say(line)
 
-    def _stream_one(self, prompt: str, typed: str, options: DecodingOptions) -> Turn:
-        """Generate one text, and write it while it grows. At a terminal, Ctrl-C keeps what there is."""
+    def _stream_one(self, prompt: str, shown: str | None, options: DecodingOptions) -> Turn:
+        """Generate one text, and write it while it grows. At a terminal, Ctrl-C keeps what there is.
+
+        Args:
+            shown: what is written before it; None before an answer, whose first space is left out too.
+        """
         front, written = self.front, ""
         sample: Sample | None = None
         chunks = self.generator.stream(prompt, options)
         try:
             with front.open_text() as write:
-                write(front.style.typed(front.style.safe(typed)))
+                write(front.style.typed(front.style.safe(shown or "")))
                 for chunk in chunks:
+                    is_begin = shown is None and not written.strip()
                     written += chunk.text
-                    write(front.style.safe(chunk.text))
+                    write(front.style.safe(chunk.text.lstrip() if is_begin else chunk.text))
                     sample = chunk.sample or sample
         except KeyboardInterrupt:
             if not front.at_terminal:
@@ -174,19 +226,21 @@ class Session:
             front.write("\n")
         self.samples = ()
         if sample is None:
-            return Turn(typed, written, options, finish_reason="interrupted")
+            return Turn(shown or "", written, options, finish_reason="interrupted")
         if sample.is_unfinished:
             front.say(NO_SENTENCE)
-        return Turn(typed, written, options, finish_reason=sample.finish_reason, ids=sample.ids)
+        return Turn(shown or "", written, options, finish_reason=sample.finish_reason, ids=sample.ids)
 
-    def _generate_several(self, prompt: str, typed: str, options: DecodingOptions, choice: int) -> Turn:
+    def _generate_several(self, prompt: str, shown: str | None, options: DecodingOptions, choice: int) -> Turn:
         """Generate several texts, or one of several draws, and write them one below the other."""
         front, samples = self.front, self.generator.generate(prompt, options)
         for number, sample in enumerate(samples, start=1):
             if len(samples) > 1:
                 front.say(f"--- text {number} of {len(samples)} ---")
             with front.open_text() as write:
-                write(f"{front.style.typed(front.style.safe(typed))}{front.style.safe(sample.completion)}\n\n")
+                begin = front.style.typed(front.style.safe(shown or ""))
+                completion = sample.completion.lstrip() if shown is None else sample.completion
+                write(f"{begin}{front.style.safe(completion)}\n\n")
             if sample.is_unfinished:
                 front.say(NO_SENTENCE)
         choice = min(choice, len(samples) - 1)
@@ -194,7 +248,7 @@ class Session:
             front.say(f"The session continues with text {choice + 1}; /pick chooses another.")
         self.samples = samples
         chosen = samples[choice]
-        return Turn(typed, chosen.completion, options, choice, chosen.finish_reason, chosen.ids)
+        return Turn(shown or "", chosen.completion, options, choice, chosen.finish_reason, chosen.ids)
 
     def next_options(self) -> DecodingOptions:
         """Return the current settings, with a new seed if none is set."""

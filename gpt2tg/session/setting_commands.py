@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from gpt2tg.checkpoint.checkpoint import resolve_checkpoint
+from gpt2tg.checkpoint.checkpoint import Checkpoint, resolve_checkpoint, with_adapters
 from gpt2tg.checkpoint.tuned_settings import as_flags, beside_chosen
 from gpt2tg.errors import UserError
 from gpt2tg.options import STRATEGIES, DecodingOptions, default_of, why_unused
@@ -43,7 +43,7 @@ def show(session: Session, _: str) -> None:
     """Print the model, the settings and the length of the text."""
     session.front.say(session.description())
     if session.text.turns:
-        tokens = len(session.generator.encode(str(session.text)))
+        tokens = len(session.generator.encode(session.prompt_of(session.text.turns)))
         context_length = session.generator.model.shape.n_positions
         turns = count_turns(session.text.turns)
         session.front.say(f"text: {turns}, {tokens} tokens; context length {context_length}")
@@ -81,11 +81,25 @@ def change_model(session: Session, name: str) -> None:
         return
     if session.load is None:
         raise UserError("this session cannot load another model")
-    checkpoint = resolve_checkpoint(name, "model")
+    _load(session, resolve_checkpoint(name, "model"))
+
+
+def change_adapters(session: Session, words: str) -> None:
+    """Apply other adapters to the model, instead of those that it has; `off` applies none."""
+    now = session.generator.checkpoint
+    if not words or now is None or session.load is None:
+        session.front.say(session.description())
+        return
+    names = [] if words.lower() in ("off", "none") else shell_words(words)
+    _load(session, with_adapters(now.without_adapters, names))
+
+
+def _load(session: Session, checkpoint: Checkpoint) -> None:
+    assert session.load is not None
     tuned = beside_chosen(checkpoint.tuned_settings, session.options, session.chosen)
     reset = {setting: default_of(DecodingOptions, setting) for setting in session.tuned - session.chosen}
     options = with_settings(session.options, {**reset, **tuned})
-    session.generator, session.name = session.load(checkpoint), name
+    session.generator, session.name = session.load(checkpoint), checkpoint.name
     session.options, session.tuned = options, set(tuned)
     if words := as_flags(tuned):
         session.front.say(flags_as_settings(f"settings of the checkpoint, found by --tune: {words}"))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from gpt2tg.errors import UserError
 from gpt2tg.session.session import Session
-from gpt2tg.session.turns import Turn
+from gpt2tg.session.turns import Turn, is_conversation
 from gpt2tg.session.words import parse_number
 
 # Length in characters of the end of the text, which is shown after /undo, /pick and /edit.
@@ -15,9 +15,16 @@ SHOWN_END = 60
 
 def continue_text(session: Session, words: str) -> None:
     """Continue the text, after a space and the words that were typed, if any."""
-    text, words = str(session.text), session.read_text(words)
+    text, words = session.prompt_of(session.text.turns), session.read_text(words)
     needs_no_space = not words or not text or text[-1].isspace() or words[0] in ",.;:!?)"
     session.continue_text(words if needs_no_space else f" {words}")
+
+
+def say(session: Session, words: str) -> None:
+    """Say something to the model in a conversation, which it answers."""
+    if not words:
+        raise UserError("the message is missing: write /say and what you want to say")
+    session.say(session.read_text(words))
 
 
 def retry(session: Session, _: str) -> None:
@@ -53,6 +60,8 @@ def edit(session: Session, _: str) -> None:
     """Let the user edit the text; it becomes one turn."""
     if session.front.edit is None:
         raise UserError("/edit needs a terminal with line editing")
+    if is_conversation(session.text.turns):
+        raise UserError("/edit changes a text, not a conversation: /undo takes back the last message")
     before = str(session.text)
     try:
         after = session.front.edit(before)
@@ -81,6 +90,9 @@ def show_text(session: Session, _: str) -> None:
     front = session.front
     if not session.text.turns:
         raise UserError("there is no text yet: type its beginning")
+    if is_conversation(session.text.turns):
+        front.write(front.style.safe(str(session.text)) + "\n")
+        return
     with front.open_text() as write:
         for turn in session.text.turns:
             write(front.style.typed(front.style.safe(turn.typed)) + front.style.safe(turn.written))
@@ -94,4 +106,5 @@ def _say_end(session: Session) -> None:
         session.front.say("The text is empty.")
     else:
         dots = "..." if len(text) > SHOWN_END else ""
-        session.front.say(f"The text ends: {dots}{session.front.style.safe(end)}")
+        what = "conversation" if is_conversation(session.text.turns) else "text"
+        session.front.say(f"The {what} ends: {dots}{session.front.style.safe(end)}")

@@ -23,9 +23,30 @@ class Turn:
     """As in `Sample`, or `interrupted`."""
     ids: tuple[int, ...] = ()
     """The generated tokens, as in `Sample`; empty if generation was interrupted."""
+    is_said: bool = False
+    """Whether `typed` is a message of a conversation, and `written` the answer to it."""
 
     def __str__(self) -> str:
         return self.typed + self.written
+
+
+def is_conversation(turns: Sequence[Turn]) -> bool:
+    """Whether the turns are a conversation. Its first turn is a message; later turns may continue an answer."""
+    return bool(turns) and turns[0].is_said
+
+
+def messages_of(turns: Sequence[Turn]) -> list[dict[str, str]]:
+    """Return the messages of a conversation. A question without an answer yet is the last one."""
+    messages: list[dict[str, str]] = []
+    for turn in turns:
+        if turn.is_said:
+            messages.append({"role": "user", "content": turn.typed})
+        answer = turn.written if turn.is_said else str(turn)
+        if answer and messages[-1]["role"] == "assistant":
+            messages[-1]["content"] += answer
+        elif answer:
+            messages.append({"role": "assistant", "content": answer})
+    return messages
 
 
 class GrowingText:
@@ -36,12 +57,10 @@ class GrowingText:
         self._past: list[tuple[Turn, ...]] = []
 
     def __str__(self) -> str:
+        if is_conversation(self.turns):
+            messages = messages_of(self.turns)
+            return "\n".join(f"{message['role']}: {message['content'].strip()}" for message in messages)
         return "".join(map(str, self.turns))
-
-    @property
-    def before_last(self) -> str:
-        """The text without its last turn."""
-        return "".join(map(str, self.turns[:-1]))
 
     def change(self, turns: tuple[Turn, ...]) -> None:
         """Replace the turns. Equal turns are not a change to undo."""

@@ -15,6 +15,7 @@ from gpt2tg.options import TrainingOptions
 from gpt2tg.training.compiling import check_compiling
 from gpt2tg.training.console import log
 from gpt2tg.training.fields import trainer_fields
+from gpt2tg.training.model.four_bits import check_4bit
 
 
 def training_arguments(options: TrainingOptions, device: torch.device) -> TrainingArguments:
@@ -28,6 +29,7 @@ def training_arguments(options: TrainingOptions, device: torch.device) -> Traini
     _check_services(options.report_to)
     _check_precision(options, device)
     _check_optimizer(options.optim)
+    check_4bit(options, device)
     check_compiling(options, device)
     others = trainer_fields(options.trainer)
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from gpt2tg.checkpoint.chat_template import stored_template
 from gpt2tg.checkpoint.checkpoint import read_checkpoint
 from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
 from gpt2tg.errors import UserError
@@ -26,7 +27,8 @@ def bundle(source: Path, target: Path = BUNDLED_DIRECTORY) -> None:
     model, tokenizer = existing_model(read_checkpoint(source), dropout=USUAL_DROPOUT)
     torch.nn.Module.to(model, torch.float16)  # transformers' own `to` is annotated wrongly
     model.save_pretrained(target)
-    transformers_tokenizer(tokenizer, model.config.n_positions).save_pretrained(target)
+    template = stored_template(source)
+    transformers_tokenizer(tokenizer, model.config.n_positions, template).save_pretrained(target)
     make_readable(target)
 
 

@@ -5,6 +5,7 @@ Neither this module nor what it imports loads slowly.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -12,13 +13,13 @@ from gpt2tg.checkpoint.checkpoint import Checkpoint, resolve_checkpoint
 from gpt2tg.checkpoint.find import is_directory
 from gpt2tg.engine.cpu.startup import check_device
 from gpt2tg.errors import UserError
+from gpt2tg.io.processes import is_main_process, process_count
 from gpt2tg.options import BUNDLED_MODEL, DeviceOptions, EvaluationOptions, TrainingOptions
 from gpt2tg.training.data.corpus import Corpus
 from gpt2tg.training.data.sources import Sources, plan_sources, scan_evaluation
 from gpt2tg.training.output.layout import is_search
 from gpt2tg.training.output.reservation import check_output
 from gpt2tg.training.output.resumable import check_resumable
-from gpt2tg.training.processes import is_main_process
 
 
 def check_training(options: TrainingOptions, model_name: str, device: str) -> Sources | None:
@@ -34,6 +35,7 @@ def check_training(options: TrainingOptions, model_name: str, device: str) -> So
     """
     check_training_device(device)
     check_processes(options)
+    check_packages(options)
     sources = None
     if is_main_process():
         check_directory(options)
@@ -50,7 +52,7 @@ def check_evaluation(options: EvaluationOptions, checkpoint: Checkpoint, device:
         UserError: names the flag or the file, and what to do.
     """
     check_device(device)
-    found = scan_evaluation(options)
+    found = scan_evaluation(options, checkpoint)
     check_stride(options.stride, checkpoint.shape.n_positions)
     return found
 
@@ -75,7 +77,7 @@ def check_processes(options: TrainingOptions) -> None:
     Raises:
         UserError: names the flag.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if process_count() == 1:
         return
     if options.try_:
         raise UserError("trains in a single process: start it without torchrun or accelerate launch", "try")
@@ -85,8 +87,20 @@ def check_processes(options: TrainingOptions) -> None:
         return
     if options.sample_steps:
         raise UserError("needs the whole model in one process, but FSDP shards it: leave the flag out", "sample_steps")
+    if options.load_in_4bit:
+        raise UserError("is not for FSDP, which shards weights in 16 or 32 bits: leave the flag out", "load_in_4bit")
     if options.optim == "muon":
         raise UserError("muon needs whole matrices, but FSDP shards them: choose another optimizer", "optim")
+
+
+def check_packages(options: TrainingOptions) -> None:
+    """Check that the packages are installed that only some flags need.
+
+    Raises:
+        UserError: one is missing.
+    """
+    if options.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("needs the package bitsandbytes: pip install bitsandbytes", "load_in_4bit")
 
 
 def check_directory(options: TrainingOptions) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gpt2tg.training.processes import is_main_process
+from gpt2tg.io.processes import is_main_process
 
 
 class _Stderr:

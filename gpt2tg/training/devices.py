@@ -57,17 +57,6 @@ def use_growing_segments(name: str) -> None:
         os.environ[ALLOCATOR[0]] = "expandable_segments:True"
 
 
-def use_own_gpu(name: str) -> None:
-    """Select the GPU of this process, if a launcher started several: all would be set up on the first GPU otherwise.
-
-    Args:
-        name: the value of --device.
-    """
-    number = int(os.environ.get("LOCAL_RANK", "0"))
-    if name not in ("cpu", "mps") and torch.cuda.is_available() and 0 < number < torch.cuda.device_count():
-        torch.cuda.set_device(number)
-
-
 def bytes_of_other_processes(device: torch.device) -> int:
     """Return the memory of a CUDA GPU that is used, but not by torch in this process; 0 for other devices."""
     if device.type != "cuda":

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
@@ -61,8 +63,8 @@ def evaluate(
 
     The window slides as in transformers' guide "Perplexity of fixed-length models": each window has the model's context
     length and starts `stride` tokens after the last one. A token counts in the first window that contains it. The
-    end-of-text token after each example counts too. Prompts of a table of prompts and completions are context only, as
-    in training.
+    end-of-text token after each example counts too. Examples with prompts are read one by one, and their prompts are
+    context only, as in training.
 
     Args:
         found: the result of `scan_evaluation`, if the text was surveyed before.
@@ -71,7 +73,7 @@ def evaluate(
         UserError: no such file, damaged weights, or a stride that is not shorter than the context length.
         RunError: memory ran out.
     """
-    found = found or scan_evaluation(options)
+    found = found or scan_evaluation(options, checkpoint)
     for line in found.notices:
         log.info(line)
     model, tokenizer = existing_model(checkpoint)
@@ -79,10 +81,13 @@ def evaluate(
     stride = options.stride or positions // 2
     check_stride(stride, positions)
     tokens = tokenize(found, tokenizer)
+    length = len(tokens.ids)
+    spans = sliding_windows(length, positions, stride)
+    if found.has_prompts:
+        spans = _spans_of_examples(tokens, positions, stride)
     with _explain_memory(device):
         torch.nn.Module.to(model, device)  # transformers' own `to` is annotated wrongly
-        nats = _nats(model.train(False), tokens, positions, stride, options.batch_size)
-    counted = len(tokens.ids) - 1 if tokens.learned is None else tokens.learned.count() - bool(tokens.learned[0])
+        nats, counted = _measure(model.train(False), tokens, spans, length, options.batch_size)
     return Evaluation(tokens=counted, bytes=found.learned_bytes, nats=nats)
 
 
@@ -99,17 +104,33 @@ def _explain_memory(device: torch.device) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def _nats(model: GPT2LMHeadModel, tokens: Tokens, positions: int, stride: int, batch_size: int) -> float:
-    """Return the summed loss of all counted tokens. The training loss is used: it never holds the logits of a batch."""
-    total, length = 0.0, len(tokens.ids)
-    bar = tqdm(total=length, desc="evaluating", unit="token", unit_scale=True, leave=False, disable=None)
-    for batch in _batches(sliding_windows(length, positions, stride), batch_size):
-        rows, labels = map(torch.stack, zip(*(_window(tokens, span) for span in batch), strict=True))  # (B, T) each
+def _measure(
+    model: GPT2LMHeadModel, tokens: Tokens, spans: Iterator[Span], total: int, batch_size: int
+) -> tuple[float, int]:
+    """Return the summed loss of all counted tokens, and how many they are.
+
+    The training loss is used: it never holds the logits of a batch.
+
+    Args:
+        total: how many tokens the spans count, with those of prompts.
+    """
+    nats, counted = 0.0, 0
+    bar = tqdm(total=total, desc="evaluating", unit="token", unit_scale=True, leave=False, disable=None)
+    while batch := list(islice(spans, batch_size)):
+        rows, labels = _batch(tokens, batch)  # (B, T) each
+        counted += int((labels[:, 1:] != NO_LOSS).sum())
         rows, labels = rows.to(model.device), labels.to(model.device)
-        total += model(rows, labels=labels, num_items_in_batch=1, use_cache=False).loss.item()  # 1: sum, not mean
-        bar.update(batch[-1][1] - batch[0][2])
+        nats += model(rows, labels=labels, num_items_in_batch=1, use_cache=False).loss.item()  # 1: sum, not mean
+        bar.update(sum(end - first for _, end, first in batch))
     bar.close()
-    return total
+    return nats, counted
+
+
+def _batch(tokens: Tokens, spans: Sequence[Span]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ids of windows and their labels, (B, T) each, padded on the right, where no token attends to them."""
+    windows = [_window(tokens, span) for span in spans]
+    rows = pad_sequence([ids for ids, _ in windows], batch_first=True)
+    return rows, pad_sequence([labels for _, labels in windows], batch_first=True, padding_value=NO_LOSS)
 
 
 def _window(tokens: Tokens, span: Span) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,6 +144,15 @@ def _window(tokens: Tokens, span: Span) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, labels
 
 
+def _spans_of_examples(tokens: Tokens, positions: int, stride: int) -> Iterator[Span]:
+    """Yield the windows over each example, the longest examples first, so that batches need little padding."""
+    starts, lengths = tokens.starts, tokens.ends - tokens.starts
+    for number in np.argsort(-lengths, kind="stable").tolist():
+        start = int(starts[number])
+        for begin, end, first in sliding_windows(int(lengths[number]), positions, stride):
+            yield start + begin, start + end, start + first
+
+
 def sliding_windows(length: int, positions: int, stride: int) -> Iterator[Span]:
     """Yield the windows over `length` tokens. Each token but the first counts in exactly one of them."""
     counted = 1
@@ -132,15 +162,3 @@ def sliding_windows(length: int, positions: int, stride: int) -> Iterator[Span]:
         counted = end
         if end == length:
             return
-
-
-def _batches(spans: Iterator[Span], size: int) -> Iterator[list[Span]]:
-    """Group windows of equal length into batches. Only the last window may be shorter; it gets its own batch."""
-    batch: list[Span] = []
-    for span in spans:
-        if batch and (len(batch) == size or span[1] - span[0] != batch[0][1] - batch[0][0]):
-            yield batch
-            batch = []
-        batch.append(span)
-    if batch:
-        yield batch

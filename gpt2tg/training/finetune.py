@@ -21,10 +21,11 @@ from gpt2tg.training.arguments import available_precision, training_arguments
 from gpt2tg.training.checks import check_processes, check_training_device
 from gpt2tg.training.console import log
 from gpt2tg.training.data.sources import Sources
-from gpt2tg.training.devices import use_growing_segments, use_own_gpu
+from gpt2tg.training.devices import use_growing_segments
 from gpt2tg.training.failures import explain_disk_errors
 from gpt2tg.training.interruption import Interruption
 from gpt2tg.training.outcome import Outcome, outcome_of
+from gpt2tg.training.output.machines import on_every_machine
 from gpt2tg.training.output.reservation import Reservation
 from gpt2tg.training.output.resumable import find_resumable
 from gpt2tg.training.processes import run_on_main_process
@@ -63,7 +64,6 @@ def finetune(
     check_training_device(device)
     check_processes(options)
     use_growing_segments(device)  # before a device is chosen, which may use the GPU
-    use_own_gpu(device)
     try:
         with Interruption() as interruption:
             return _finetune(options, model_name, choose_device(device), interruption, callbacks, sources)
@@ -88,6 +88,7 @@ def _finetune(
     with contextlib.ExitStack() as stack:
         checkpoint = run_on_main_process(lambda: _reserve(options, reservation, stack))
         interruption.is_saved = checkpoint is not None
+        stack.enter_context(on_every_machine(checkpoint))
         run = Run(options, model_name, device, arguments, interruption, callbacks, checkpoint, sources)
         run.log_setup()
         if options.dry_run:

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from gpt2tg.errors import Interrupted
+from gpt2tg.io.processes import local_number, process_count
 
 # A second one of these ends a run at once.
 URGENT = (signal.SIGINT, signal.SIGTERM)
@@ -71,7 +72,7 @@ class Interruption:
         if self.signal is not None:
             return
         self.signal = number
-        is_single = os.environ.get("WORLD_SIZE", "1") == "1"
+        is_single = process_count() == 1
         when = (
             "this step is finished and saved first"
             if is_single
@@ -147,7 +148,7 @@ class SignalConsensus:
 
 def _print_from_handler(text: str) -> None:
     """Print a line on stderr past Python's buffer: the signal may have interrupted a print."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if local_number() != 0:
         return
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.write(sys.__stderr__.fileno(), f"\n{text}\n".encode())  # type: ignore[union-attr]  # None is suppressed too

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from operator import itemgetter
 
+from gpt2tg.checkpoint.chat_template import ChatTemplate
 from gpt2tg.checkpoint.text_stream import TextStream
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.options import TrainingOptions
@@ -16,11 +17,16 @@ from gpt2tg.training.data.training_data import TrainingData
 MARKS = ("⟦", "⟧")
 
 
-def preview_blocks(data: TrainingData, tokenizer: TextTokenizer, options: TrainingOptions) -> Iterator[str]:
-    """Yield the lines that show the first `show_blocks` blocks.
+def preview_blocks(
+    data: TrainingData, tokenizer: TextTokenizer, options: TrainingOptions, template: ChatTemplate | None = None
+) -> Iterator[str]:
+    """Yield the lines that show the first `show_blocks` blocks, after the template of conversations if there are any.
 
     Tokens without loss are enclosed in marks. Examples that do not attend to each other are on lines of their own.
     """
+    if template is not None and options.show_blocks:
+        yield f"{template.name}:"
+        yield template.source.rstrip("\n")
     for number in range(min(options.show_blocks, len(data.train))):
         row = data.train[number]
         ids = row["input_ids"].tolist()

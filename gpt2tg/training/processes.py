@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import TypeVar
 
 from gpt2tg.errors import RunError, UserError
+from gpt2tg.io.processes import is_main_process, process_count
 
 Result = TypeVar("Result")
-
-
-def is_main_process() -> bool:
-    """Whether this is the process that prints and writes files."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def run_on_main_process(work: Callable[[], Result]) -> Result:
@@ -25,7 +20,7 @@ def run_on_main_process(work: Callable[[], Result]) -> Result:
         UserError, RunError: in every process, if the function raises one in the main process.
         OSError: in the main process, if the function raises one; the others raise a RunError.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if process_count() == 1:
         return work()
     import torch.distributed
 
@@ -48,3 +43,22 @@ def run_on_main_process(work: Callable[[], Result]) -> Result:
     if failure is not None:
         raise failure
     return result  # type: ignore[return-value]  # without an error this is what `work` returned
+
+
+def gather(value: Result) -> list[Result]:
+    """Return the values of all processes, by process number. All must call this."""
+    if process_count() == 1:
+        return [value]
+    import torch.distributed
+
+    if not torch.distributed.is_initialized():
+        return [value]
+    values: list[Result | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values  # type: ignore[return-value]  # every process has set its own
+
+
+def gather_on_main_process(value: Result) -> list[Result]:
+    """Return the values of all processes in the main process, and nothing in the others. All must call this."""
+    values = gather(value)
+    return values if is_main_process() else []

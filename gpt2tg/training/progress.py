@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from gpt2tg.io.processes import is_main_process
 from gpt2tg.training.console import STDERR, log
 from gpt2tg.training.log_history import best_step
-from gpt2tg.training.processes import is_main_process
 from gpt2tg.training.stopwatch import Stopwatch
 
 # Fits a terminal of 80 columns, even with large numbers.

@@ -35,6 +35,10 @@ def log_setup(options: TrainingOptions, model: GPT2LMHeadModel, name: str, data:
         f"data: {counted(data.train_examples, 'example')} in {counted(len(data.train), 'block')} of "
         f"{options.block_size} tokens, {held_out}"
     )
+    if data.is_apart and not options.no_cross_examples:
+        log.info(
+            "examples with prompts are packed whole, their attention and positions apart; --cross_examples joins them"
+        )
     if processes > 1:
         blocks = processes * options.batch_size * options.gradient_accumulation_steps
         log.info(
@@ -77,12 +81,14 @@ def run_record(
     options: TrainingOptions,
     model_name: str | None,
     data: TrainingData,
+    has_conversations: bool,
     arguments: TrainingArguments,
     dataset: DatasetOrigin | None = None,
 ) -> dict[str, Any]:
     """Return what run.json holds from the start of a run. Secrets are left out.
 
     Args:
+        has_conversations: whether the text is written with a chat template.
         dataset: what was trained on, if it was a dataset.
     """
     return {
@@ -91,6 +97,7 @@ def run_record(
         "data": {
             "train_examples": data.train_examples,
             "validation_examples": data.validation_examples,
+            "conversations": has_conversations,
             "train_blocks": len(data.train),
             "validation_blocks": len(data.validation) if data.validation else 0,
             "fingerprints": data.fingerprints,

@@ -18,6 +18,7 @@ from gpt2tg.checkpoint.file_names import ADAPTER_CONFIG
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import Interrupted, RunError, UserError
 from gpt2tg.io.memory import is_out_of_memory
+from gpt2tg.io.processes import is_main_process
 from gpt2tg.options import DEFAULT_MAX_LENGTH, NEWEST, TrainingOptions
 from gpt2tg.training.arguments import training_arguments
 from gpt2tg.training.checks import check_existing, check_layers
@@ -37,7 +38,8 @@ from gpt2tg.training.model.cpu_speedups import keep_freed_memory
 from gpt2tg.training.model.lora import base_reference, choose_weights
 from gpt2tg.training.model.memory_estimate import out_of_memory, smaller_batches
 from gpt2tg.training.model.new_tokenizer import saved_tokenizer, train_tokenizer, transformers_tokenizer
-from gpt2tg.training.output.identity import check_same_run, identity
+from gpt2tg.training.model.new_tokens import add_tokens, extend
+from gpt2tg.training.output.identity import check_same_run, identity, like_before
 from gpt2tg.training.output.layout import RECORD_FILES, SAMPLES_FILE, STATE_FILE
 from gpt2tg.training.output.records import Records
 from gpt2tg.training.output.restoring import Damaged
@@ -45,10 +47,10 @@ from gpt2tg.training.output.resumable import find_resumable
 from gpt2tg.training.output.run_directory import RunDirectory
 from gpt2tg.training.plan import has_fused_attention, plan, total_steps
 from gpt2tg.training.preview import preview_blocks
-from gpt2tg.training.processes import is_main_process, run_on_main_process
+from gpt2tg.training.processes import run_on_main_process
 from gpt2tg.training.progress import Progress
 from gpt2tg.training.report import log_setup, plot_title, run_record
-from gpt2tg.training.samples import Samples
+from gpt2tg.training.samples import Samples, as_question
 from gpt2tg.training.stopwatch import Stopwatch
 from gpt2tg.training.trainer import LanguageTrainer
 
@@ -88,9 +90,12 @@ class Run:
         self._device, self._arguments, self._processes = device, arguments, arguments.world_size
         self._interruption, self._callbacks, self._checkpoint = interruption, callbacks, checkpoint
         self._sources = run_on_main_process(lambda: sources or plan_sources(options, model_name))
+        if checkpoint is not None and any(side.corpus.has_prompts for side in self._sources if side is not None):
+            self.options = options = like_before(options, checkpoint)
         for line in dict.fromkeys(line for side in self._sources if side is not None for line in side.corpus.notices):
             log.info(line)
         self._base = None if options.from_scratch else check_existing(options, model_name)
+        self._added_tokens: dict[int, str] = {}
         self._name = "a new model" if options.from_scratch else model_name
         self._model, self._tokenizer = self._load_model()
         check_layers(options, self._model.config.n_layer)
@@ -108,14 +113,18 @@ class Run:
         transformers.set_seed(self.options.seed)
         if self._base is None:
             return new_model(self._new_tokenizer, self.options), self._new_tokenizer
-        return existing_model(self._base, self.options.dropout)
+        model, tokenizer = existing_model(self._base, self.options.dropout)
+        self._added_tokens = add_tokens(model, tokenizer, self.options.add_tokens)
+        return model, tokenizer
 
     @functools.cached_property
     def _new_tokenizer(self) -> TextTokenizer:
         """The tokenizer of a run from scratch: trained on the text, or loaded from the checkpoint."""
         if self._checkpoint is not None:
             return saved_tokenizer(self._checkpoint)
-        return run_on_main_process(lambda: train_tokenizer(self._sources[0], self.options.vocab_size))
+        tokenizer = run_on_main_process(lambda: train_tokenizer(self._sources[0], self.options.vocab_size))
+        extend(tokenizer, self.options.add_tokens)
+        return tokenizer
 
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
@@ -132,7 +141,8 @@ class Run:
             log.info(f"advice: {line}")
         log_setup(self.options, self._model, self._name, self._data, self._processes)
         if is_main_process():
-            for line in preview_blocks(self._data, self._tokenizer, self.options):
+            template = self._sources[0].corpus.chat_template
+            for line in preview_blocks(self._data, self._tokenizer, self.options, template):
                 print_result(line)
 
     def print_plan(self) -> None:
@@ -183,8 +193,9 @@ class Run:
         if is_main_process():
             model_name = None if self._base is None else self._name
             files = [*RECORD_FILES, *([SAMPLES_FILE] if self.options.sample_steps else [])]
-            dataset = self._sources[0].corpus.origin
-            record = run_record(self.options, model_name, self._data, self._arguments, dataset)
+            corpus = self._sources[0].corpus
+            has_conversations = corpus.chat_template is not None
+            record = run_record(self.options, model_name, self._data, has_conversations, self._arguments, corpus.origin)
             self.directory.update(**record, files=files)
 
     def build_trainer(self, arguments: TrainingArguments) -> None:
@@ -222,21 +233,25 @@ class Run:
         self.trainer.remove_callback(transformers.PrinterCallback)
         self.trainer.add_callback(self._records())
         if options.sample_steps:
-            self.trainer.add_callback(Samples(options, self._tokenizer, self.output_dir, stopwatch))
+            asked = as_question(options, self._sources[0].corpus.chat_template)
+            self.trainer.add_callback(Samples(asked, self._tokenizer, self.output_dir, stopwatch))
         self.trainer.add_callback(FlowControl(data.validation is not None, options, self.trainer.signals))
 
     def _trainable_model(self) -> torch.nn.Module:
         base = "" if self._base is None else base_reference(self._name, self._base.directory)
-        model = choose_weights(self._model, self.options, base)
+        model = choose_weights(self._model, self.options, base, self._device, tuple(self._added_tokens))
         if self._is_compiled:
             model.transformer.compile()
         return model
 
     def _tokenizer_files(self) -> CopiedFiles | transformers.PreTrainedTokenizerFast:
         """Return the object that saves the tokenizer, and other files of the base model, into each checkpoint."""
+        template = self._sources[0].corpus.chat_template
+        source = None if template is None else template.source
         if self._base is None:
-            return transformers_tokenizer(self._tokenizer, self._model.config.n_positions)
-        return files_to_copy(self._base.directory, self._base.shape, self._tokenizer)
+            return transformers_tokenizer(self._tokenizer, self._model.config.n_positions, source)
+        files = files_to_copy(self._base.directory, self._base.shape, self._tokenizer, source)
+        return files.with_tokens(self._added_tokens)
 
     def _records(self) -> Records:
         return Records(self.directory, plot_title(self._name, self.options))

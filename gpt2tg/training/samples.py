@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GPT2LMHeadModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from gpt2tg.checkpoint.chat_template import ChatTemplate, TemplateRefusal
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.generation.generator import Generator
 from gpt2tg.options import DecodingOptions, TrainingOptions
@@ -20,6 +22,18 @@ from gpt2tg.training.output.layout import SAMPLES_FILE
 from gpt2tg.training.stopwatch import Stopwatch
 
 HEADING = re.compile(r"^## Step (\d+)$", re.MULTILINE)
+
+
+def as_question(options: TrainingOptions, template: ChatTemplate | None) -> TrainingOptions:
+    """Return the options with the prompt as a question in the template, if the run learns from conversations."""
+    if template is None:
+        return options
+    try:
+        prompt = template.prompt([{"role": "user", "content": options.prompt}])
+    except TemplateRefusal as error:
+        log.warning(f"samples continue --prompt as plain text: {error}")
+        return options
+    return replace(options, prompt=prompt)
 
 
 class Samples(TrainerCallback):

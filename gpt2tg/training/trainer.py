@@ -32,7 +32,12 @@ from gpt2tg.training.model.muon import muon_and_adamw
 from gpt2tg.training.output.cleanup import remove_unfinished
 from gpt2tg.training.output.durable import UNFINISHED
 from gpt2tg.training.output.layout import CARD_FILE, OUTPUT_LAYER, STATE_FILE, make_readable
-from gpt2tg.training.output.random_states import load_random_states, random_state_file, save_random_states
+from gpt2tg.training.output.random_states import (
+    load_random_states,
+    random_state_file,
+    random_states,
+    save_random_states,
+)
 from gpt2tg.training.output.restoring import (
     check_adapter_fits,
     check_optimizer_fits,
@@ -41,6 +46,7 @@ from gpt2tg.training.output.restoring import (
 )
 from gpt2tg.training.output.run_directory import RunDirectory
 from gpt2tg.training.output.saved_state import OUR_STATE
+from gpt2tg.training.processes import gather_on_main_process
 from gpt2tg.training.progress import evaluation_bar
 from gpt2tg.training.stopwatch import Stopwatch
 from gpt2tg.training.totals import LossTotal, TokenTotal
@@ -329,10 +335,9 @@ class LanguageTrainer(HubTrainer):
             config.save_pretrained(output_dir)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        save_random_states(self._random_state_file(output_dir), self.args.device)
-
-    def _random_state_file(self, checkpoint: str) -> Path:
-        return random_state_file(Path(checkpoint), self.args.process_index, self.args.world_size)
+        """Save the random states of all processes from the first one: other machines may have other disks."""
+        if states := gather_on_main_process(random_states(self.args.device)):
+            save_random_states(Path(output_dir), states)
 
     def _publish(self, draft: Path) -> None:
         make_readable(draft)
@@ -376,7 +381,10 @@ class LanguageTrainer(HubTrainer):
             set_learning_rates(self.lr_scheduler, self.optimizer)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and (path := self._random_state_file(checkpoint)).is_file():
+        if checkpoint is None:
+            return
+        path = random_state_file(Path(checkpoint), self.args.process_index, self.args.world_size)
+        if path.is_file():
             with raise_as_damage(checkpoint, "its random states"):
                 load_random_states(path, self.args.device)
 

@@ -115,7 +115,10 @@ def test_timed_generation_matches_transformers(name: str, tmp_path: Path) -> Non
     assert len(rival.steps(rivals.Job("steps", prompts, 4))) == 4
 
 
-def test_rival_that_cannot_be_loaded_is_left_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_rival_that_cannot_be_loaded_is_left_out(
+    forked_python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(forked_python))
     with workers.Team(["gpt2tg-fp32"], "no such shape", tmp_path, 1) as team:
         assert team.workers == []
     assert "gpt2tg-fp32 is left out: KeyError: 'no such shape'" in capfd.readouterr().err
@@ -246,9 +249,10 @@ def test_repeated_sentences_are_found(text: str, repeats: bool) -> None:
 
 
 @pytest.fixture
-def training() -> Callable[[str], dict]:
+def training(model_dir: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict]:
     """Run one of the two trainers of train.py for a few steps."""
-    settings = dict(model="gpt2-tiny", train_file=str(ROOT / "sample_data.txt"), block_size=32, batch_size=2, steps=8)
+    monkeypatch.setattr(train.machine, "cores", lambda: 1)
+    settings = dict(model=str(model_dir), train_file=str(text_file), block_size=32, batch_size=1, steps=8)
     settings |= dict(bf16=False, fp16=False, gradient_checkpointing=False, compile="off", dropout=0.0, logging_steps=1)
     return lambda name: train.run(Namespace(only=name, **settings))
 

@@ -84,11 +84,11 @@ def outcomes(told: dict) -> dict[str, str]:
     return {part["name"]: part["outcome"] for part in told["parts"]}
 
 
-def test_rehearsal_writes_json_and_table(tmp_path: Path) -> None:
+def test_rehearsal_writes_json_and_table(forked_python: Path, tmp_path: Path) -> None:
     """As a user would run it: three parts with tiny models, whose greedy texts equal those of transformers."""
     names = ["machine", "graphs off", "transformers"]
     done = subprocess.run(
-        [sys.executable, str(PROGRAM), "--small", "--output", str(tmp_path), "--parts", *names],
+        [forked_python, str(PROGRAM), "--small", "--output", str(tmp_path), "--parts", *names],
         env={**os.environ, "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,

@@ -24,6 +24,7 @@ pytestmark = [
     # peft warns about settings that it supports and that people use.
     pytest.mark.filterwarnings("ignore:.*embedding layers found:UserWarning"),
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Adapter .default.* have invalid shape"),  # peft, of a bias
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True but:UserWarning"),
 ]
 
@@ -71,6 +72,19 @@ def ours(directory: Path) -> torch.Tensor:
         {"target_modules": ["c_attn", "lm_head"]},
         {"target_modules": ["c_attn", "c_proj"], "exclude_modules": ["h.0.attn.c_attn"]},
         {"rank_pattern": {"h.1.attn.c_attn": 2}},
+        {
+            "alpha_pattern": {"h.0.attn.c_attn": 5, "h.1.attn.c_attn": 3},
+            "rank_pattern": {"c_attn": 2},
+            "use_rslora": True,
+        },
+        {"alpha_pattern": {"^transformer.h.0.attn.c_attn": 3}},
+        {"use_dora": True},
+        {"use_dora": True, "use_rslora": True, "target_modules": "all-linear", "alpha_pattern": {"c_fc": 2}},
+        {"use_dora": True, "target_modules": ["c_attn", "lm_head"]},
+        {"target_modules": ["c_attn", "wte"]},
+        {"use_dora": True, "target_modules": ["wte"]},
+        {"trainable_token_indices": [5, 80]},
+        {"trainable_token_indices": {"wte": [80, 5]}},
         {"bias": "all"},
         {"bias": "lora_only"},
         {"modules_to_save": ["lm_head"]},
@@ -142,15 +156,19 @@ def truncate(directory: Path) -> None:
         (lambda directory: (directory / "adapter_model.safetensors").unlink(), "adapter_model.safetensors is missing"),
         (lambda directory: (directory / "adapter_config.json").write_text("{"), "adapter_config.json is no valid JSON"),
         (lambda directory: edit(directory, peft_type="PREFIX_TUNING"), "only LoRA is supported"),
-        (lambda directory: edit(directory, use_dora=True), "use_dora True"),
-        (lambda directory: edit(directory, alpha_pattern={"c_attn": 3}), "alpha_pattern"),
+        (lambda directory: edit(directory, use_dora=True), "without lora_magnitude_vector"),
+        (lambda directory: edit(directory, alpha_pattern={"c_attn": "3"}), "alpha_pattern is .* not a number"),
+        (lambda directory: edit(directory, alpha_pattern={"c_(attn": 3}), "alpha_pattern is .*unterminated"),
+        (lambda directory: edit(directory, alpha_pattern=["c_attn"]), "alpha_pattern is"),
         (lambda directory: edit(directory, init_lora_weights="pissa"), "init_lora_weights pissa"),
         (lambda directory: edit(directory, init_lora_weights="pissa_niter_16"), "init_lora_weights pissa_niter_16"),
         (lambda directory: edit(directory, init_lora_weights="olora"), "init_lora_weights olora"),
         (lambda directory: edit(directory, init_lora_weights="loftq", loftq_config={"loftq_bits": 4}), "loftq"),
         (lambda directory: edit(directory, init_lora_weights="corda"), "init_lora_weights corda"),
         (lambda directory: edit(directory, lora_bias=True), "lora_bias True"),
-        (lambda directory: edit(directory, trainable_token_indices=[5, 80]), "trainable_token_indices"),
+        (lambda directory: edit(directory, trainable_token_indices=[5, 80]), "no trainable_tokens_delta"),
+        (lambda directory: edit(directory, trainable_token_indices=[-1]), "not a list of token ids"),
+        (lambda directory: edit(directory, trainable_token_indices={"c_attn": [1]}), "not a list of token ids"),
         (lambda directory: edit(directory, target_parameters=["h.0.attn.c_attn.weight"]), "target_parameters"),
         (lambda directory: edit(directory, layer_replication=[[0, 1], [0, 2]]), "layer_replication"),
         (lambda directory: edit(directory, ensure_weight_tying=True), "ensure_weight_tying True"),
@@ -161,7 +179,10 @@ def truncate(directory: Path) -> None:
         (lambda directory: pointer(directory / "adapter_model.safetensors"), "git lfs pull"),
         (lambda directory: edit(directory, base_model_name_or_path=None), "does not name the model"),
         (lambda directory: edit(directory, base_model_name_or_path="/nowhere/model"), "which cannot be found"),
-        (lambda directory: edit(directory, base_model_name_or_path="gpt2-tiny"), "does not fit the model gpt2-tiny"),
+        (
+            lambda directory: edit(directory, base_model_name_or_path="gpt2-tiny"),
+            "does not fit the model: .* on gpt2-tiny",
+        ),
         (lambda directory: edit(directory, base_model_name_or_path=str(directory)), "for itself"),
     ],
 )
@@ -177,16 +198,16 @@ def test_unsupported_or_broken_adapter_is_refused(
 @pytest.mark.parametrize(
     ("settings", "held"),
     [
-        ({"target_modules": ["c_attn", "wte"]}, "wte.lora_embedding_A"),
+        ({"lora_bias": True}, "lora_B.bias"),
         ({"use_dora": True}, "lora_magnitude_vector"),
-        ({"trainable_token_indices": [5, 80]}, "trainable_tokens_delta"),
+        ({"trainable_token_indices": [5, 80]}, "without trainable_token_indices"),
     ],
     ids=str,
 )
 def test_unsupported_tensors_are_refused_by_name(model_dir: Path, tmp_path: Path, settings: dict, held: str) -> None:
     """Even if the settings do not mention them."""
     write_adapter(model_dir, tmp_path, saving={"save_embedding_layers": False}, **settings)
-    edit(tmp_path, use_dora=False, trainable_token_indices=None)
+    edit(tmp_path, use_dora=False, trainable_token_indices=None, lora_bias=False)
     with pytest.raises(UserError, match=held):
         load(str(tmp_path))
 
@@ -209,3 +230,41 @@ def test_code_in_a_pickled_adapter_is_not_run(model_dir: Path, tmp_path: Path) -
     with pytest.raises(UserError, match="nothing in it was run"):
         load(str(tmp_path / "adapter"))
     assert not (tmp_path / "owned").exists()
+
+
+def ours_with(model: Path, *adapters: Path) -> torch.Tensor:
+    found = load(str(model), adapters=[str(adapter) for adapter in adapters])
+    return new_context(found.model, 64).start(IDS)[0]
+
+
+def test_chosen_adapters_give_the_logits_of_peft(model_dir: Path, tmp_path: Path) -> None:
+    """Also if the model that they were trained on is no longer where it was; the last one is in a run's directory."""
+    write_adapter(model_dir, tmp_path / "one")
+    write_adapter(model_dir, tmp_path / "two" / "adapter", r=2, target_modules=["c_proj"], use_rslora=True)
+    shutil.copytree(model_dir, tmp_path / "two", dirs_exist_ok=True)
+    base = GPT2LMHeadModel.from_pretrained(model_dir, local_files_only=True)
+    model = PeftModel.from_pretrained(base, tmp_path / "one", "one").eval()
+    model.load_adapter(tmp_path / "two" / "adapter", "two")
+    edit(tmp_path / "one", base_model_name_or_path="/nowhere/model")
+    for names, adapters in ((["one"], ["one"]), (["two"], ["two"]), (["one", "two"], ["one", "two"])):
+        model.base_model.set_adapter(names)
+        with torch.no_grad():
+            expected = model(torch.tensor(IDS)).logits[0, -1]
+        found = ours_with(model_dir, *(tmp_path / name for name in adapters))
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    notes = load(str(model_dir), adapters=[str(tmp_path / "one"), str(tmp_path / "two")]).notes
+    assert notes == [f"{tmp_path / 'one'} was trained on /nowhere/model, and is now applied to {model_dir}"]
+
+
+def test_unfit_adapter_is_refused(model_dir: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    write_adapter(model_dir, adapter)
+    with pytest.raises(UserError, match="holds a whole model and no adapter"):
+        ours_with(model_dir, model_dir)
+    with pytest.raises(UserError, match="nowhere cannot be found, here or on the hub"):
+        ours_with(model_dir, tmp_path / "nowhere")
+    with pytest.raises(UserError, match=f"not fit the model: the adapter was trained on {model_dir}"):
+        ours_with(Path("gpt2-tiny"), adapter)
+    shutil.copy(model_dir / "config.json", adapter)
+    with pytest.raises(UserError, match=f"does not fit gpt2-tiny, whose n_embd is 320: .*{model_dir}, whose n_embd is"):
+        ours_with(Path("gpt2-tiny"), adapter)

@@ -39,7 +39,7 @@ SCRIPTS: dict[str, Callable[[list[str]], int]] = {
 LOADING = (GPT2, "__init__")
 PROBABILITIES = (GPT2, "all_logits")
 GENERATING = (Caches, "lend")
-EVALUATING = (evaluation, "_nats")
+EVALUATING = (evaluation, "_measure")
 
 # Script, flags, where the memory runs out, the beginning of the advice. FILE is TEXTS.
 CASES = [

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from gpt2tg.engine.devices import choose_device
+from gpt2tg.engine.devices import choose_device, share_cores
 from gpt2tg.errors import UserError
 
 NO_KERNELS = "CUDA error: no kernel image is available for execution on the device\nCompile with TORCH_USE_CUDA_DSA"
@@ -74,11 +74,27 @@ def test_named_gpu_that_cannot_compute_is_refused(machine: Machine) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_each_process_tries_its_own_gpu(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel on the first GPU would take memory there for every process of a training run."""
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert choose_device("auto") == torch.device("cuda")
-    assert machine.tried == ["cuda:1"]
+def test_each_process_tries_and_uses_its_own_gpu(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel on the first GPU would take memory there for every process. More processes than GPUs share them."""
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for number, device in ("0", "auto"), ("1", "auto"), ("3", "cuda"), ("1", "cpu"):
+        monkeypatch.setenv("LOCAL_RANK", number)
+        assert choose_device(device) == torch.device("cpu" if device == "cpu" else "cuda")
+    assert machine.tried == ["cuda:0", "cuda:1", "cuda:1"]
+    assert chosen == [1, 1]
+
+
+@pytest.mark.parametrize(("processes", "variable", "threads"), [("2", "1", 3), ("2", "2", 1), ("8", None, 1)])
+def test_processes_share_the_cores_unless_the_user_decides(
+    monkeypatch: pytest.MonkeyPatch, processes: str, variable: str | None, threads: int
+) -> None:
+    """torchrun sets OMP_NUM_THREADS to 1. Here there are six cores, and one thread at first."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    monkeypatch.delenv("OMP_NUM_THREADS") if variable is None else monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    share_cores()
+    assert torch.get_num_threads() == threads
 
 
 def test_environment_variable_says_what_auto_is(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

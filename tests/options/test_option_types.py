@@ -12,11 +12,13 @@ import pytest
 
 from gpt2tg.errors import UserError
 from gpt2tg.options import (
+    AdapterOptions,
     CheckpointOptions,
     CompareOptions,
     DecodingOptions,
     DeviceOptions,
     EvaluationOptions,
+    ExportOptions,
     InspectionOptions,
     ModelNameOptions,
     ModelPathOptions,
@@ -39,7 +41,7 @@ WRONG: dict[type, tuple[list[Any], str]] = {
 }
 
 # Options that are documented to accept one string for a tuple of one.
-ACCEPT_A_STRING = {"train_file", "validation_file", "try_", "trainer", "eval_file"}
+ACCEPT_A_STRING = {"train_file", "validation_file", "try_", "trainer", "eval_file", "add_tokens", "adapter"}
 
 OPTIONAL = {
     DecodingOptions: {
@@ -53,10 +55,20 @@ OPTIONAL = {
     CompareOptions: {"strategies", "reference", "num_prompts", "train_file", "report", "output"},
     TaskOptions: {"task"},
     TrainingOptions: {
-        *("text_column", "resume", "eval_steps", "early_stopping_patience", "max_steps", "dropout", "sample_steps"),
+        *(
+            "text_column",
+            "chat_template",
+            "resume",
+            "eval_steps",
+            "early_stopping_patience",
+            "max_steps",
+            "dropout",
+            "sample_steps",
+        ),
         *("dataset_name", "dataset_split", "dataset_revision"),
     },
     EvaluationOptions: {"stride", "text_column"},
+    ExportOptions: {"merge", "export", "precision"},
 }
 
 
@@ -87,7 +99,7 @@ def wrong_values(options: type[Options], field: dataclasses.Field[Any]) -> list[
 
 def test_the_grid_covers_every_option_class() -> None:
     assert {
-        *OPTIONAL, DeviceOptions, ModelNameOptions, PrecisionOptions, SessionOptions, TuneOptions
+        *OPTIONAL, AdapterOptions, DeviceOptions, ModelNameOptions, PrecisionOptions, SessionOptions, TuneOptions
     } == set(CLASSES)  # fmt: skip
     assert len(FIELDS) > 100
 

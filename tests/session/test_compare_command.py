@@ -22,7 +22,7 @@ def test_compare_uses_the_last_prompt_or_another(generator: Generator) -> None:
     talk = Talk(generator, sampling_options(seed=3))
     talk.type("The fox", "/continue and")
     before = talk.text
-    prompt = talk.session.text.before_last + " and"
+    prompt = str(talk.session.text.turns[0]) + " and"
     written, _ = talk.type("/compare")
     assert written.count(prompt) > 3
     assert talk.type("/compare The owl")[0].count("The owl") == written.count(prompt)

@@ -24,11 +24,18 @@ pty = pytest.importorskip("pty", reason="no pseudo-terminals on this platform")
 import fcntl  # noqa: E402
 import termios  # noqa: E402
 
+from fork_server import OWNS_TERMINAL  # noqa: E402
+
 ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0
 
 CTRL_C, CTRL_D, ENTER, ALT_ENTER, UP, LEFT, TAB = "\x03", "\x04", "\r", "\x1b\r", "\x1b[A", "\x1b[D", "\t"
 HELLO = "Type the beginning of a text and press Enter. /help lists the commands, /quit leaves."
+
+
+@pytest.fixture(scope="module", autouse=True)
+def run_in_forks(forked_python: Path) -> None:
+    Terminal.python = str(forked_python)
 
 
 def take_over_the_terminal() -> None:
@@ -39,17 +46,28 @@ def take_over_the_terminal() -> None:
 
 
 class Terminal:
-    """A script that runs at a pseudo-terminal."""
+    """A script that runs at a pseudo-terminal: in a fork, or as a process of its own if `starts_python` is set."""
 
-    def __init__(self, home: Path, *words: str, term: str = "xterm-256color", columns: int = 100, **env: str) -> None:
+    python = ""
+
+    def __init__(
+        self,
+        home: Path,
+        *words: str,
+        term: str = "xterm-256color",
+        columns: int = 100,
+        starts_python: bool = False,
+        **env: str,
+    ) -> None:
         self._keyboard, other_end = pty.openpty()
         fcntl.ioctl(other_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
         own = {"TERM": term, "XDG_STATE_HOME": str(home), "PROMPT_TOOLKIT_NO_CPR": "1", **env}
+        own |= {} if starts_python else {OWNS_TERMINAL: "1"}
         self._process = subprocess.Popen(
-            [sys.executable, *words],
+            [sys.executable if starts_python else self.python, *words],
             cwd=ROOT, env={**kept, **own}, stdin=other_end, stdout=other_end, stderr=other_end,
-            preexec_fn=take_over_the_terminal,
+            preexec_fn=take_over_the_terminal if starts_python else None,
         )  # fmt: skip
         os.close(other_end)
         self.raw = ""
@@ -305,7 +323,7 @@ def test_signal_ends_the_session_and_restores_the_terminal(
 
 def test_ctrl_c_during_startup_ends_the_session(model_dir: Path, tmp_path: Path) -> None:
     """Even while torch is being imported, which otherwise would continue."""
-    with Terminal(tmp_path, *words(model_dir)) as screen:
+    with Terminal(tmp_path, *words(model_dir), starts_python=True) as screen:
         before = modes(screen)
         maps, end = Path(f"/proc/{screen._process.pid}/maps"), time.monotonic() + PATIENCE
         if not maps.exists():

@@ -15,7 +15,12 @@ from test_finetune import quick
 from gpt2tg.training import devices, run, timing
 from gpt2tg.training import finetune as finetuning
 from gpt2tg.training.finetune import finetune
-from gpt2tg.training.output.random_states import load_random_states, random_state_file, save_random_states
+from gpt2tg.training.output.random_states import (
+    load_random_states,
+    random_state_file,
+    random_states,
+    save_random_states,
+)
 
 MPS = types.SimpleNamespace(type="mps")
 
@@ -89,7 +94,7 @@ def test_random_state_is_restored_on_the_device(apple: Apple) -> None:
 def test_checkpoints_keep_the_random_state_of_an_apple_gpu(apple: Apple, tmp_path: Path) -> None:
     """Otherwise a resumed run would have other dropout masks."""
     path = random_state_file(tmp_path / "checkpoint-1", process=0, processes=1)
-    save_random_states(path, MPS)
+    save_random_states(path.parent, [random_states(MPS)])
     apple.state, expected = apple.state + 1, torch.rand(3)
     load_random_states(path, MPS)
     assert apple.state == 5
@@ -105,7 +110,7 @@ def test_random_states_of_several_gpus_can_be_loaded(monkeypatch: pytest.MonkeyP
     found = {}
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states)
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: found.update({device: state.item()}))
-    save_random_states(tmp_path / "rng_state_1.pth", device)
+    save_random_states(tmp_path, [random_states(torch.device("cpu")), random_states(device)])
     load_random_states(tmp_path / "rng_state_1.pth", device)
     assert found == {device: 4}
 
@@ -164,23 +169,3 @@ def test_training_on_a_gpu_lets_segments_grow(
         with pytest.raises(InterruptedError):
             finetune(quick(text_file, tmp_path / "out"), "gpt2-tiny", device)
         assert os.environ == (variables or expected)
-
-
-def test_each_process_is_set_up_on_its_own_gpu(
-    monkeypatch: pytest.MonkeyPatch, text_file: Path, tmp_path: Path
-) -> None:
-    """Before a device is chosen. A launcher that shows each process one GPU alone counts it as 0."""
-    chosen: list[int] = []
-
-    def end(*_: object) -> None:
-        raise InterruptedError
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(finetuning, "choose_device", end)
-    for rank, device in ("1", "auto"), ("0", "auto"), ("1", "cpu"), ("2", "auto"):
-        monkeypatch.setenv("LOCAL_RANK", rank)
-        with pytest.raises(InterruptedError):
-            finetune(quick(text_file, tmp_path / "out"), "gpt2-tiny", device)
-    assert chosen == [1]

@@ -84,8 +84,8 @@ def test_bad_evaluation_options_are_refused(text_file: Path, model_dir: Path, se
     assert caught.value.option == option
 
 
-def write_rows(directory: Path, count: int) -> tuple[Path, list[dict[str, str]]]:
-    rows = [{"prompt": f"The owl of {n} said:", "completion": f" é{n} ha" * (1 + n % 3)} for n in range(count)]
+def write_rows(directory: Path, count: int, most: int = 1) -> tuple[Path, list[dict[str, str]]]:
+    rows = [{"prompt": f"The owl of {n} said:", "completion": f" é{n} ha" * (1 + n % 3 * most)} for n in range(count)]
     path = directory / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path, rows
@@ -95,28 +95,26 @@ def write_rows(directory: Path, count: int) -> tuple[Path, list[dict[str, str]]]
 def test_prompts_are_context_and_do_not_count(
     tmp_path: Path, model_dir: Path, reference: GPT2LMHeadModel, stride: int
 ) -> None:
-    """The loss equals that of transformers for each token of a completion in its context."""
-    path, rows = write_rows(tmp_path, 9)
+    """The loss equals that of transformers for each token of a completion, in the context of its own row."""
+    path, rows = write_rows(tmp_path, 9, most=9)
     tokenizer = load(str(model_dir)).tokenizer
-    ids: list[int] = []
-    counts: list[bool] = []
+    total, count = 0.0, 0
     for row in rows:
         prompt, completion = tokenizer.encode(row["prompt"]), [*tokenizer.encode(row["completion"]), tokenizer.end_id]
-        ids += prompt + completion
-        counts += [False] * len(prompt) + [True] * len(completion)
-    total, start = 0.0, 0
-    for position in range(1, len(ids)):
-        if position >= start + 64:
-            start += stride
-        if counts[position]:
-            with torch.no_grad():
-                logprobs = reference(torch.tensor([ids[start:position]])).logits[0, -1].log_softmax(dim=0)
-            total -= logprobs[ids[position]].item()
+        ids = prompt + completion
+        start = 0
+        for position in range(1, len(ids)):
+            if position >= start + 64:
+                start += stride
+            if position >= len(prompt):
+                with torch.no_grad():
+                    logprobs = reference(torch.tensor([ids[start:position]])).logits[0, -1].log_softmax(dim=0)
+                total -= logprobs[ids[position]].item()
+                count += 1
     options = EvaluationOptions(eval_file=str(path), stride=stride, batch_size=2)
     found = evaluate(read_checkpoint(model_dir), options, CPU)
-    assert len(ids) > 2 * 64
-    assert found.tokens == sum(counts)
-    assert found.loss == pytest.approx(total / sum(counts), abs=1e-4)
+    assert found.tokens == count
+    assert found.loss == pytest.approx(total / count, abs=1e-4)
     size = sum(len(row["completion"].encode()) for row in rows)
     assert found.bits_per_byte == pytest.approx(total / math.log(2) / size, rel=1e-4)
 
@@ -127,8 +125,8 @@ def test_loss_of_a_table_equals_the_validation_loss(
     text_file: Path,
     model_dir: Path,
 ) -> None:
-    """If one window holds the whole table."""
-    path, _ = write_rows(tmp_path_factory.mktemp("rows"), 1)
+    """Each row is read alone in both, whatever block or batch it is in."""
+    path, _ = write_rows(tmp_path_factory.mktemp("rows"), 7)
     options = TrainingOptions(
         train_file=str(text_file),
         validation_file=str(path),

@@ -42,10 +42,15 @@ def by_peft(adapter: Path, base: Path) -> torch.Tensor:
         return model(torch.tensor(IDS)).logits[0, -1]
 
 
-def test_adapter_is_trained_saved_and_merged(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [{"lora_targets": ("c_attn", "c_fc")}, {"lora_targets": ("all-linear",), "use_dora": True, "use_rslora": True}],
+    ids=["lora", "dora"],
+)
+def test_adapter_is_trained_saved_and_merged(text_file: Path, model_dir: Path, tmp_path: Path, settings: dict) -> None:
     """The directory, the adapter below it and the checkpoint are the same model, for our engine and for peft."""
     out = tmp_path / "out"
-    finetune(quick(text_file, out, lora=True, keep="last", lora_targets=("c_attn", "c_fc")), str(model_dir))
+    finetune(quick(text_file, out, lora=True, keep="last", **settings), str(model_dir))
     expected = by_peft(out / "adapter", model_dir)
     for directory in (out, out / "adapter", out / "checkpoint-4"):
         torch.testing.assert_close(logits(directory), expected, atol=1e-4, rtol=0)

@@ -29,16 +29,17 @@ from gpt2tg.training.trainer import LanguageTrainer
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_kill_at_a_random_moment_loses_no_checkpoint() -> None:
+def test_kill_at_a_random_moment_loses_no_checkpoint(forked_python: Path) -> None:
     """A kill of a short run; `make test-kills` does many."""
-    command = [sys.executable, "tests/training/kills.py", "--kills", "1", "--steps", "10"]
+    command = [forked_python, "tests/training/kills.py", "--kills", "1", "--steps", "10"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "faults: none" in result.stdout
 
 
-def test_first_ctrl_c_saves_and_second_quits(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+def test_first_ctrl_c_saves_and_second_quits(
+    forked_python: Path, text_file: Path, model_dir: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     words = ["--train_file", text_file, "--model_name", model_dir, "--output_dir", out, "--block_size", 16]
     words = [*map(str, words), "--max_steps", "1000000", "--save_steps", "1000000", "--logging_steps", "1"]
@@ -51,7 +52,7 @@ def test_first_ctrl_c_saves_and_second_quits(text_file: Path, model_dir: Path, t
         "sys.exit(finetune_gpt2.main(sys.argv[2:]))"
     )
     for delay, signals in ((0, [signal.SIGINT]), (600, [signal.SIGINT, signal.SIGINT])):
-        command = [sys.executable, "-c", slow, str(delay), *words, *(["--resume"] if delay else [])]
+        command = [forked_python, "-c", slow, str(delay), *words, *(["--resume"] if delay else [])]
         with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
             told = []

@@ -18,8 +18,8 @@ def test_preview_marks_tokens_without_loss(tmp_path: Path, tokenizer: TextTokeni
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = TrainingOptions(train_file=str(path), validation_split=0, block_size=64, show_blocks=3)
     data = load_data(plan_sources(options), tokenizer, options)
-    head, text = preview_blocks(data, tokenizer, options)
-    assert text == "⟦Owl 0:⟧ flew.<|endoftext|>⟦Owl 1:⟧ flew.<|endoftext|>"
+    head, *texts = preview_blocks(data, tokenizer, options)
+    assert texts == ["⟦Owl 0:⟧ flew.<|endoftext|>", "⟦Owl 1:⟧ flew.<|endoftext|>"]
     learned = 2 * (len(tokenizer.encode(" flew.")) + 1)
     assert head.startswith("block 0: ")
     assert f"{learned} carry loss" in head

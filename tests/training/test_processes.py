@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from transformers import GPT2LMHeadModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 import finetune_gpt2
+import generate_from_finetuned
 from gpt2tg.engine.contexts import new_context
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import load
@@ -37,7 +37,7 @@ FSDP = ("--config_file", str(ROOT / "configs" / "fsdp.yaml"))
 # Several runs per launch, because importing takes longer than training. On a CPU, accelerate does not shard a model,
 # though torch can: the patch below enables that after accelerate has found no GPU.
 LAUNCHED = """
-import json, os, signal, sys, finetune_gpt2
+import json, os, signal, sys, finetune_gpt2, generate_from_finetuned
 from accelerate.state import AcceleratorState, DistributedType, PartialState
 from gpt2tg.training.trainer import LanguageTrainer
 
@@ -60,7 +60,8 @@ def signalled(self, *arguments):
 
 LanguageTrainer.training_step = signalled
 for words in json.loads(sys.argv[1]):
-    if code := finetune_gpt2.main(words):
+    script = generate_from_finetuned if "--prompts_file" in words else finetune_gpt2
+    if code := script.main(words):
         sys.stderr.write(f"exit code {code}\\n")  # one write: both processes write here, and print writes in pieces
 """
 
@@ -70,12 +71,12 @@ def log(directory: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def launch(launcher: tuple[str, ...], place: Path, commands: list[list[str]]) -> str:
+def launch(python: Path, launcher: tuple[str, ...], place: Path, commands: list[list[str]]) -> str:
     """Run commands one after the other in the same two processes, and return what they printed on stderr."""
     program = place / "launched.py"
     program.write_text(LAUNCHED)
     result = subprocess.run(
-        [sys.executable, *launcher, str(program), json.dumps(commands)],
+        [python, *launcher, "--no_python", python, program, json.dumps(commands)],
         capture_output=True,
         encoding="utf-8",
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -87,7 +88,7 @@ def launch(launcher: tuple[str, ...], place: Path, commands: list[list[str]]) ->
 
 
 @pytest.fixture(scope="module")
-def runs(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def runs(model_dir: Path, forked_python: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Run one: in a single process; two: in two; resumed: in two, stopped by a signal to one of them and resumed.
 
     sharded is launched by accelerate, with the model sharded by FSDP, and resumed once; undisturbed is the same
@@ -107,9 +108,16 @@ def runs(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
     assert finetune_gpt2.main(words("one", batch=2)) == 0
     resumed_commands = [words("resumed", steps=400), words("resumed", "--resume")]
-    said = launch(TORCHRUN, place, [words("two"), *resumed_commands])
+    generate = [
+        *("--model_path", str(model_dir), "--prompts_file", str(text), "--max_new_tokens", "4", "--num_sequences", "1"),
+        *("--seed", "3", "--format", "jsonl", "--output"),
+    ]
+    assert generate_from_finetuned.main([*generate, str(place / "one.jsonl")]) == 0
+    said = launch(
+        forked_python, TORCHRUN, place, [words("two"), *resumed_commands, [*generate, str(place / "two.jsonl")]]
+    )
     cut = [words("sharded", steps=2), words("sharded", "--resume"), words("undisturbed")]
-    (place / "accelerate.txt").write_text(launch((*ACCELERATE, *FSDP), place, cut))
+    (place / "accelerate.txt").write_text(launch(forked_python, (*ACCELERATE, *FSDP), place, cut))
     return place, said
 
 
@@ -136,6 +144,12 @@ def test_only_the_main_process_prints(runs: tuple[Path, str]) -> None:
     for beginning, times in expected.items():
         assert sum(line.startswith(beginning) for line in said) == times, said
     assert "each step: 2 processes x batch 1 x accumulation 2 = 4 blocks, 64 tokens" in said
+
+
+def test_torchrun_generates_the_records_of_one_process(runs: tuple[Path, str]) -> None:
+    one, two = ((runs[0] / name).read_bytes() for name in ("one.jsonl", "two.jsonl"))
+    assert one == two
+    assert one.count(b"\n") == 30
 
 
 @pytest.mark.parametrize(("straight", "resumed"), [("two", "resumed"), ("undisturbed", "sharded")])

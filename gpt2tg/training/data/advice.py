@@ -49,6 +49,8 @@ def _on_the_text(corpus: Corpus, options: TrainingOptions) -> Iterator[str]:
             f"{counted(corpus.examples, 'example')} is little, {FEW_EXAMPLES:,} or more is better: "
             "watch the validation loss, and use fewer --epochs if it rises"
         )
+    if options.chat_template and corpus.chat_template is None:
+        yield "--chat_template is not used: the text has no conversations, such as a .jsonl with messages"
     copies = int((np.diff(np.sort(corpus.hashes)) == 0).sum())
     if copies > MANY_COPIES * corpus.examples:
         yield (
@@ -83,7 +85,7 @@ def _on_the_split(data: TrainingData, options: TrainingOptions) -> Iterator[str]
 
 def _on_the_blocks(corpus: Corpus, data: TrainingData, options: TrainingOptions) -> Iterator[str]:
     """Yield advice on a block size that is too small for the examples, or too large."""
-    tolerated = 0 if options.no_cross_examples else MANY_LONG * corpus.examples
+    tolerated = 0 if data.is_apart else MANY_LONG * corpus.examples
     if corpus.examples > 1 and data.overlong > tolerated:
         yield (
             f"{counted(data.overlong, 'example')} longer than a block of {options.block_size} tokens, the longest "

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gpt2tg.checkpoint.chat_template import ChatTemplate
 from gpt2tg.errors import UserError
 from gpt2tg.reading.file_types import check_text_column
 from gpt2tg.reading.plain_text import Piece
@@ -39,7 +40,17 @@ class Corpus:
     sizes: np.ndarray  # (examples,) int64: bytes of text
     notices: tuple[str, ...] = ()  # for the user: which columns are read, what is skipped
     origin: DatasetOrigin | None = None  # the dataset that the files belong to
-    stream_name: str | None = None  # of the tokens in the cache that were made in the first pass, while downloading
+    stream_digest: str | None = None  # in place of `digest` for tokens that were made in the first pass
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """The template that made text of conversations; None if there are none."""
+        return self.text_format.conversations.used
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether some of the text carries no loss: prompts of completions, questions of answers."""
+        return self.learned_bytes < self.text_bytes
 
     @property
     def examples(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
@@ -24,6 +24,7 @@ from gpt2tg.reading.plain_text import ExampleMode, Piece, pieces
 from gpt2tg.reading.table_row import Notify, TableError
 from gpt2tg.reading.table_rows import row_pieces
 from gpt2tg.reading.utf8 import require_utf8
+from gpt2tg.training.data.conversations import TemplateChoice
 from gpt2tg.training.data.dataset_files import RemoteFile
 from gpt2tg.training.data.hashed_file import HashedFile, ZeroByteError
 
@@ -39,6 +40,7 @@ class TextFormat:
 
     examples: ExampleMode
     text_column: str | None = None
+    conversations: TemplateChoice = field(default_factory=TemplateChoice, compare=False)
 
 
 def _ignore(notice: str) -> None:
@@ -79,7 +81,7 @@ class FilePass:
         if not is_table(self._path):
             return (self._format.examples,)
         suffix = JSON_LINES if is_binary_table(self._path) else text_suffix(self._path)
-        return (suffix, self._format.text_column, TABLE_VERSION)
+        return (suffix, self._format.text_column, TABLE_VERSION, *self._format.conversations.key)
 
     def pieces(self) -> Iterator[Piece]:
         """Yield the examples. Rows without text are empty.
@@ -111,7 +113,7 @@ class FilePass:
             yield from pieces(file, self._format.examples)
 
     def _row_pieces(self, file: TextIO, suffix: str) -> Iterator[Piece]:
-        return row_pieces(file, suffix, self._format.text_column, self._notify)
+        return row_pieces(file, suffix, self._format.text_column, self._notify, self._format.conversations)
 
 
 def first_pass(path: Path, text_format: TextFormat, option: str, notify: Notify) -> FilePass:

@@ -12,20 +12,32 @@ from gpt2tg.training.data.blocks import Blocks
 from gpt2tg.training.data.tokens import Tokens
 
 
-def pack(tokens: Tokens, starts: np.ndarray, ends: np.ndarray, options: TrainingOptions) -> Blocks:
+def keeps_apart(options: TrainingOptions, has_prompts: bool) -> bool:
+    """Whether examples are packed whole, with attention and positions apart.
+
+    That is the default for examples with prompts: an answer without its question teaches to make things up.
+
+    Args:
+        has_prompts: whether some of the text carries no loss.
+    """
+    return options.no_cross_examples or (has_prompts and not options.cross_examples)
+
+
+def pack(tokens: Tokens, starts: np.ndarray, ends: np.ndarray, block_size: int, is_apart: bool) -> Blocks:
     """Pack examples into blocks of at most `block_size` ids. Only blocks without any loss are dropped.
 
     Args:
         starts, ends: (examples,) in the tokens.
+        is_apart: whether examples are packed whole, with attention and positions apart.
 
     Raises:
         UserError: no block has a token that carries loss.
     """
-    if options.no_cross_examples:
-        spans = fill_blocks(*split_long_examples(starts, ends, options.block_size), options.block_size)
+    if is_apart:
+        spans = fill_blocks(*split_long_examples(starts, ends, block_size), block_size)
     else:
-        spans = cut_stream(starts, ends, options.block_size)
-    return _drop_blocks_without_loss(Blocks(tokens, *spans, restart=options.no_cross_examples))
+        spans = cut_stream(starts, ends, block_size)
+    return _drop_blocks_without_loss(Blocks(tokens, *spans, restart=is_apart))
 
 
 def _drop_blocks_without_loss(blocks: Blocks) -> Blocks:

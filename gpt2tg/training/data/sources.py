@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from gpt2tg.checkpoint.checkpoint import Checkpoint
 from gpt2tg.options import EvaluationOptions, TrainingOptions
 from gpt2tg.reading.plain_text import Piece
+from gpt2tg.training.data.conversations import TemplateChoice
 from gpt2tg.training.data.corpus import Corpus, scan_corpus
 from gpt2tg.training.data.dataset_files import DatasetOrigin
 from gpt2tg.training.data.file_pass import TextFormat
@@ -55,7 +57,8 @@ def plan_sources(options: TrainingOptions, model_name: str | None = None) -> Sou
     """Scan the text and choose the held-out examples.
 
     Args:
-        model_name: the model to start from, whose tokenizer a dataset that is streamed needs.
+        model_name: the model to start from, whose chat template writes conversations, and whose tokenizer a dataset
+            that is streamed needs; not read with `from_scratch`.
 
     Returns:
         The training text, and the validation text: the validation files, the dataset's own validation split,
@@ -65,7 +68,8 @@ def plan_sources(options: TrainingOptions, model_name: str | None = None) -> Sou
     Raises:
         UserError: a file or the dataset cannot be used.
     """
-    text_format = TextFormat(options.examples, options.text_column)
+    conversations = TemplateChoice(options.chat_template, None if options.from_scratch else model_name)
+    text_format = TextFormat(options.examples, options.text_column, conversations)
     output = Path(options.output_dir)
     corpus, other = _scan_training_text(options, text_format, model_name)
     if options.validation_file:
@@ -74,7 +78,8 @@ def plan_sources(options: TrainingOptions, model_name: str | None = None) -> Sou
         return TextSource(corpus), TextSource(other)
     if not options.validation_split or corpus.examples < 2:
         return TextSource(corpus), None
-    split = choose_held_out(corpus.hashes, corpus.sizes, options.validation_split, options.seed)
+    may_cut = corpus.chat_template is None  # half a conversation has no question
+    split = choose_held_out(corpus.hashes, corpus.sizes, options.validation_split, options.seed, may_cut)
     if not (len(split.whole) or len(split.partial)):  # short copies of one text
         return TextSource(corpus), None
     return TextSource(corpus, split), TextSource(corpus, split, is_held_out=True)
@@ -93,16 +98,20 @@ def _scan_training_text(
     held_out = None
     if options.validation_split and not options.validation_file:
         held_out = dataset.validation_split(split)
-    scan = DatasetScan(dataset, text_format, options.dataset_streaming, model_name)
+    scan = DatasetScan(dataset, text_format, options.dataset_streaming, model_name, options.add_tokens)
     origin = DatasetOrigin(dataset.name, dataset.config, dataset.commit, split, held_out)
     corpus = scan.scan(split, origin)
     return corpus, None if held_out is None else scan.scan(held_out, replace(origin, split=held_out))
 
 
-def scan_evaluation(options: EvaluationOptions) -> Corpus:
+def scan_evaluation(options: EvaluationOptions, checkpoint: Checkpoint | None = None) -> Corpus:
     """Scan the files to evaluate on.
+
+    Args:
+        checkpoint: the model, whose chat template writes conversations.
 
     Raises:
         UserError: a file cannot be used.
     """
-    return scan_corpus(options.eval_file, TextFormat(options.examples, options.text_column), "eval_file")
+    text_format = TextFormat(options.examples, options.text_column, TemplateChoice(model=checkpoint))
+    return scan_corpus(options.eval_file, text_format, "eval_file")

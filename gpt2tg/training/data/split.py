@@ -33,7 +33,7 @@ class Split:
     partial: np.ndarray = field(default_factory=_no_examples)  # only their end is held out
 
 
-def choose_held_out(hashes: np.ndarray, sizes: np.ndarray, share: float, seed: int) -> Split:
+def choose_held_out(hashes: np.ndarray, sizes: np.ndarray, share: float, seed: int, may_cut: bool = True) -> Split:
     """Hold out about `share` of the text. The same seed gives the same split, and copies are on the same side.
 
     Whole examples are drawn at random, each with the same probability, if that holds out about the share of the text.
@@ -43,6 +43,7 @@ def choose_held_out(hashes: np.ndarray, sizes: np.ndarray, share: float, seed: i
     Args:
         hashes: (examples,) equal for equal examples.
         sizes: (examples,) in bytes.
+        may_cut: whether examples may be cut in two.
     """
     text, texts = number_texts(hashes)
     lengths = np.empty(texts, dtype=np.int64)
@@ -52,7 +53,7 @@ def choose_held_out(hashes: np.ndarray, sizes: np.ndarray, share: float, seed: i
     count = min(max(1, round(texts * share)), texts - 1)
     chosen = np.zeros(texts, dtype=bool)
     chosen[random.Random(seed).sample(range(texts), count)] = True
-    can_be_cut = lengths >= MIN_BYTES_TO_CUT
+    can_be_cut = (lengths >= MIN_BYTES_TO_CUT) & may_cut
     is_few = texts < FEW_TEXTS or texts * share < 1
     is_near = _is_near(text_sizes[chosen].sum(), max(share, 1 / texts) * total, total)
     if is_near and not (is_few and can_be_cut.any()):

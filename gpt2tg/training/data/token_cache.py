@@ -49,8 +49,11 @@ def tokenize(corpus: Corpus, tokenizer: TextTokenizer) -> Tokens:
         UserError: a file changed while it was read.
     """
     name = fingerprint(corpus.digest, tokenizer)
-    if corpus.stream_name is not None and find_damage(CACHE / corpus.stream_name, (TOKENS_FILE,)) is None:
-        return open_tokens(CACHE / corpus.stream_name, name, lease(CACHE, corpus.stream_name))
+    if corpus.stream_digest is not None:
+        streamed = fingerprint(corpus.stream_digest, tokenizer)
+        in_use = lease(CACHE, streamed)
+        if find_damage(CACHE / streamed, (TOKENS_FILE,)) is None:
+            return open_tokens(CACHE / streamed, name, in_use)
 
     def write(directory: Path) -> dict[str, Any]:
         write_tokens(directory, corpus.pieces(), corpus.text_bytes, tokenizer)

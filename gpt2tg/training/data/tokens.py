@@ -85,10 +85,6 @@ class LearnedFlags:
         edges = np.clip(self._ends[first:last], start, stop)
         return np.repeat(self._learned[first:last], np.diff(edges, prepend=start))[::step]
 
-    def count(self) -> int:
-        """Return how many ids carry loss."""
-        return int(np.diff(self._ends, prepend=0)[self._learned].sum())
-
 
 @dataclass(frozen=True)
 class Tokens:

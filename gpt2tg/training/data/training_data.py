@@ -9,7 +9,7 @@ import numpy as np
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.data.blocks import BlockRange, Blocks
-from gpt2tg.training.data.packing import pack
+from gpt2tg.training.data.packing import keeps_apart, pack
 from gpt2tg.training.data.sources import Sources, TextSource
 from gpt2tg.training.data.split import held_out_lengths
 from gpt2tg.training.data.token_cache import tokenize
@@ -29,6 +29,7 @@ class TrainingData:
     block_size: int
     overlong: int  # examples that are longer than a block
     longest: int  # tokens of the longest example
+    is_apart: bool  # whether examples are packed whole, with attention and positions apart
 
     @property
     def padding(self) -> float:
@@ -52,8 +53,9 @@ def load_data(sources: Sources, tokenizer: TextTokenizer, options: TrainingOptio
         RunError: the token cache cannot be written to.
     """
     source, validation_source = sources
+    is_apart = keeps_apart(options, any(side.corpus.has_prompts for side in sources if side is not None))
     tokens = tokenize(source.corpus, tokenizer)
-    blocks = pack(tokens, *select_spans(tokens, source, options), options)
+    blocks = pack(tokens, *select_spans(tokens, source, options), options.block_size, is_apart)
     train: Blocks | BlockRange = blocks
     validation: Blocks | BlockRange | None = None
     validation_examples = 0
@@ -61,7 +63,8 @@ def load_data(sources: Sources, tokenizer: TextTokenizer, options: TrainingOptio
         is_same = validation_source.corpus is source.corpus
         validation_tokens = tokens if is_same else tokenize(validation_source.corpus, tokenizer)
         spans = select_spans(validation_tokens, validation_source, options)
-        validation, validation_examples = pack(validation_tokens, *spans, options), len(spans[0])
+        validation = pack(validation_tokens, *spans, options.block_size, is_apart)
+        validation_examples = len(spans[0])
     elif options.validation_split and source.corpus.examples == 1 and len(blocks) > 1:
         train, validation = _hold_out_last_blocks(blocks, options.validation_split)
         validation_examples = 1
@@ -76,6 +79,7 @@ def load_data(sources: Sources, tokenizer: TextTokenizer, options: TrainingOptio
         block_size=options.block_size,
         overlong=int((lengths > options.block_size).sum()),
         longest=int(lengths.max()),
+        is_apart=is_apart,
     )
 
 

@@ -14,7 +14,6 @@ from transformers.utils.generic import ModelOutput
 
 from gpt2tg.checkpoint.checkpoint import Checkpoint
 from gpt2tg.checkpoint.config import shape_of
-from gpt2tg.checkpoint.find import base_directory
 from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.checkpoint.tensor_names import HEAD
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
@@ -39,14 +38,14 @@ def existing_model(checkpoint: Checkpoint, dropout: float | None = None) -> tupl
     Raises:
         UserError: a file is missing or damaged, or transformers refuses the config.
     """
-    directory, shape = checkpoint.directory, checkpoint.shape
+    shape = checkpoint.shape
     stored = stream_weights(checkpoint)
     weights = {name: tensor.float() for name, tensor in stored}
     head = weights.pop(HEAD, None)
-    config = _read_config(directory, shape, is_tied=head is None)
+    config = _read_config(_config_directory(checkpoint), shape, is_tied=head is None)
     if dropout is not None:
         config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = dropout
-    tokenizer = load_tokenizer(directory, shape.vocab_size, shape.end_ids)
+    tokenizer = load_tokenizer(checkpoint.tokenizer_directory, shape.vocab_size, shape.end_ids)
     if tokenizer.end_id not in shape.end_ids:
         config.eos_token_id = eos_token_id(shape, tokenizer)
     model = GPT2LMHeadModel(config)
@@ -54,18 +53,22 @@ def existing_model(checkpoint: Checkpoint, dropout: float | None = None) -> tupl
     if head is not None:
         model.lm_head.load_state_dict({"weight": head})
     unused = unused_ids(tokenizer, shape.vocab_size, shape.end_ids)
-    for note in (*stored.notes, *([note_on_unused(len(unused), shape.vocab_size)] if unused else ()), *tokenizer.notes):
+    for note in (
+        *checkpoint.notes,
+        *stored.notes,
+        *([note_on_unused(len(unused), shape.vocab_size)] if unused else ()),
+        *tokenizer.notes,
+    ):
         log.info(note)
     return for_training(model), tokenizer
 
 
-def _read_config(directory: Path, shape: ModelShape, is_tied: bool) -> GPT2Config:
+def _read_config(where: Path, shape: ModelShape, is_tied: bool) -> GPT2Config:
     """Read the config by transformers, and set the shape that the weights turned out to have.
 
     Raises:
         UserError: transformers refuses a field.
     """
-    where = _config_directory(directory)
     try:
         config = GPT2Config.from_pretrained(where, local_files_only=True)
     except Exception as error:  # its type checks raise many classes
@@ -82,11 +85,11 @@ def _last_line(error: Exception) -> str:
     return one_line(str(error).strip().rpartition("\n")[2] or error)
 
 
-def _config_directory(directory: Path) -> Path:
+def _config_directory(checkpoint: Checkpoint) -> Path:
     """Return the directory with the config.json of a model: that of the base model if an adapter has none."""
-    while not (directory / "config.json").is_file():
-        directory = base_directory(directory)
-    return directory
+    while checkpoint.base is not None and not (checkpoint.directory / "config.json").is_file():
+        checkpoint = checkpoint.base
+    return checkpoint.directory
 
 
 def new_model(tokenizer: TextTokenizer, options: TrainingOptions) -> GPT2LMHeadModel:

@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from gpt2tg.checkpoint.shape import ModelShape
+from gpt2tg.checkpoint.tensor_names import EMBEDDING
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.model import loss
 from gpt2tg.training.model.cpu_speedups import mean_keys
 
 FP32, HALF = 4, 2  # bytes per number
+# Bytes per weight in 4 bits: of 64 weights the scale has 8 bits, and of 256 scales the scale has 32.
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 # Memory of other processes up to this many bytes is no reason for running out; our own driver needs some too.
 LITTLE = 1e9
@@ -66,18 +69,16 @@ def estimate_memory(
         processes: several keep buffers in which gradients are exchanged. The gradients are views of these buffers.
     """
     half = options.bf16 or options.fp16
-    weight_bytes = HALF if half and options.lora else FP32
     trained = sum(math.prod(size) for size in trained_weights(shape, options))
-    total = sum(math.prod(size) for _, size in shape.tensors())
     layers, casts = shape.n_layer - options.freeze_layers, _cast_bytes(shape, options, half)
     layer = options.batch_size * options.block_size * _layer_bytes(shape, options, half, fused_attention) + casts
     # With gradient checkpointing, the forward pass casts the layers too, and frees them when the loss is computed.
     forward_casts = layers * casts if options.gradient_checkpointing else 0
     # Gradients in the backward pass of `CausalAttention`: of queries, keys, values, output and scores.
     buffers = 0 if fused_attention else 6 * HALF * options.batch_size * options.block_size * shape.n_embd
-    embedding = 0 if options.lora or options.freeze_layers else FP32 * shape.vocab_size * shape.n_embd
+    embedding = 0 if _freezes_embedding(options) else FP32 * shape.vocab_size * shape.n_embd
     return MemoryEstimate(
-        weights=total * weight_bytes + (FP32 * trained if options.lora else 0),
+        weights=_weight_bytes(shape, options, half) + (FP32 * trained if options.lora else 0),
         gradients=FP32 * trained,
         optimizer=_optimizer_bytes(shape, options),
         activations=_activation_bytes(shape, options, half, layer),
@@ -85,6 +86,13 @@ def estimate_memory(
         layer=max(layer + buffers, embedding),
         keeps_gradients=options.gradient_accumulation_steps > 1 or processes > 1,
     )
+
+
+def _weight_bytes(shape: ModelShape, options: TrainingOptions, half: bool) -> int:
+    """Return the size of the model's weights, without an adapter."""
+    total = sum(math.prod(size) for _, size in shape.tensors())
+    in_4_bits = sum(shape.n_layer * count for count in _layer_matrices(shape)) if options.load_in_4bit else 0
+    return (total - in_4_bits) * (HALF if half and options.lora else FP32) + int(in_4_bits * NF4)
 
 
 def _activation_bytes(shape: ModelShape, options: TrainingOptions, half: bool, layer: int) -> int:
@@ -99,7 +107,9 @@ def _activation_bytes(shape: ModelShape, options: TrainingOptions, half: bool, l
     head_cast = HALF * shape.vocab_size * shape.n_embd if half and not frozen_in_half else 0
     residual = tokens * shape.n_embd * (HALF if frozen_in_half else FP32)
     last_norm = residual + tokens * shape.n_embd * (FP32 + HALF if half else FP32)
-    return layers * (residual if options.gradient_checkpointing else layer) + head_cast + last_norm
+    with_new_rows = (HALF if half else FP32) * shape.vocab_size * shape.n_embd if options.add_tokens else 0
+    saved = head_cast + last_norm + (with_new_rows if options.lora else 0)
+    return layers * (residual if options.gradient_checkpointing else layer) + saved
 
 
 def _cast_bytes(shape: ModelShape, options: TrainingOptions, half: bool) -> int:
@@ -107,14 +117,23 @@ def _cast_bytes(shape: ModelShape, options: TrainingOptions, half: bool) -> int:
     return HALF * _layer_weights(shape) if half and not options.lora else 0
 
 
+def _freezes_embedding(options: TrainingOptions) -> bool:
+    """Whether the embedding has no gradients. An adapter that trains rows of new tokens needs those of all rows."""
+    return bool(options.freeze_layers or (options.lora and not options.add_tokens))
+
+
 def trained_weights(shape: ModelShape, options: TrainingOptions) -> Iterator[tuple[int, ...]]:
     """Yield the size of each tensor that a step updates."""
     for name, size in shape.tensors():
         layer = int(name.split(".")[1]) if name.startswith("h.") else None
         if options.lora:
-            if name.endswith(".weight") and name.split(".")[-2] in options.lora_targets and len(size) == 2:
+            if name.endswith(".weight") and name.split(".")[-2] in options.adapted_layers and len(size) == 2:
                 yield size[0], options.lora_rank
                 yield options.lora_rank, size[1]
+                if options.use_dora:
+                    yield (size[1],)
+            elif name == EMBEDDING and options.add_tokens:
+                yield len(options.add_tokens), size[1]
         elif not options.freeze_layers or name.startswith("ln_f") or (layer or 0) >= options.freeze_layers:
             yield size
 
@@ -123,6 +142,11 @@ def checkpoint_bytes(shape: ModelShape, options: TrainingOptions) -> int:
     """Return the size of a checkpoint on disk: the weights, or only the adapter, and the optimizer's state."""
     saved = trained_weights(shape, options) if options.lora else (size for _, size in shape.tensors())
     return FP32 * sum(map(math.prod, saved)) + _optimizer_bytes(shape, options)
+
+
+def _layer_matrices(shape: ModelShape) -> list[int]:
+    """Return the number of weights in each matrix of a layer."""
+    return [math.prod(size) for name, size in shape.tensors() if name.startswith("h.0.") and len(size) == 2]
 
 
 def _layer_weights(shape: ModelShape) -> int:
@@ -136,6 +160,7 @@ def _layer_bytes(shape: ModelShape, options: TrainingOptions, half: bool, fused_
     # Inputs (fp32) and outputs of two layer norms; queries, keys, values and the attention's output; around the GELU.
     saved = 20 * width + 4 * inner if half else 32 * width + 8 * inner
     saved += 4 * heads + 16  # one number per head, and two per layer norm
+    saved += (HALF if half else FP32) * _adapter_outputs(shape, options)
     if options.dropout == 0:
         return saved if fused_attention else saved - 4 * heads + HALF * heads * mean_keys(options.block_size)
     if fused_attention:
@@ -143,12 +168,22 @@ def _layer_bytes(shape: ModelShape, options: TrainingOptions, half: bool, fused_
     return saved + (10 if half else 12) * width + 12 * heads * options.block_size
 
 
+def _adapter_outputs(shape: ModelShape, options: TrainingOptions) -> int:
+    """Return how many numbers the adapters of one layer save per token."""
+    if not options.lora:
+        return 0
+    outputs = {"c_attn": [3 * shape.n_embd], "c_proj": [shape.n_embd] * 2, "c_fc": [shape.n_inner]}
+    sizes = [size for name in options.adapted_layers for size in outputs[name]]
+    # For the gradient of DoRA's magnitudes, the outputs of the layer and of its adapter.
+    return options.lora_rank * len(sizes) + (2 * sum(sizes) if options.use_dora else 0)
+
+
 def _loss_bytes(shape: ModelShape, options: TrainingOptions, half: bool) -> int:
     """Return what loss.py needs besides the hidden states, for its chunks of rows."""
     tokens, width = options.batch_size * options.block_size, shape.n_embd
     number = HALF if half else FP32
     chunk, is_single = min(tokens, loss.ROWS) * shape.vocab_size, tokens <= loss.ROWS
-    head = 0 if options.lora or options.freeze_layers else width * shape.vocab_size
+    head = 0 if _freezes_embedding(options) else width * shape.vocab_size
     gradients_so_far = number * tokens * width + (0 if is_single else FP32 * head)
     probabilities = 2 * FP32 * chunk  # and the logits that they are computed from
     logit_gradient = (FP32 + HALF if half else FP32) * chunk

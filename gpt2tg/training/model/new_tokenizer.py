@@ -26,7 +26,8 @@ def train_tokenizer(source: TextSource, vocab_size: int) -> TextTokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    raw.train_from_iterator((piece.text for piece in source), trainer)
+    # Chat templates write the end-of-text token, which is no text to learn merges from.
+    raw.train_from_iterator((piece.text.replace(END_OF_TEXT, "") for piece in source), trainer)
     end_id = raw.token_to_id(END_OF_TEXT)
     assert end_id is not None
     return TextTokenizer(raw, end_id)
@@ -49,13 +50,18 @@ def saved_tokenizer(checkpoint: Path) -> TextTokenizer:
     return TextTokenizer(raw, end_id)
 
 
-def transformers_tokenizer(tokenizer: TextTokenizer, positions: int) -> PreTrainedTokenizerFast:
+def transformers_tokenizer(
+    tokenizer: TextTokenizer, positions: int, chat_template: str | None = None
+) -> PreTrainedTokenizerFast:
     """Return the same tokenizer as a transformers tokenizer, which can be saved.
 
     Args:
         positions: the context length of the model.
+        chat_template: Jinja; None if the model has no chat template.
     """
     end = tokenizer.raw.id_to_token(tokenizer.end_id)
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers does not annotate it
+    found: PreTrainedTokenizerFast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # not annotated there
         tokenizer_object=tokenizer.raw, bos_token=end, eos_token=end, unk_token=end, model_max_length=positions
     )
+    found.chat_template = chat_template
+    return found

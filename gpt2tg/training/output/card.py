@@ -27,6 +27,7 @@ NEVER_SHOWN |= {
     "generate_samples",
     "num_samples",
     "sample_steps",
+    "chat_template",  # a path
     "logging_steps",
     "report_to",
     "save_steps",
@@ -48,7 +49,7 @@ CARD = """\
 ## Use
 
 ```sh
-python generate_from_finetuned.py --model_path DIRECTORY
+python generate_from_finetuned.py --model_path DIRECTORY{flags}
 ```
 
 or, with transformers:
@@ -57,7 +58,7 @@ or, with transformers:
 from transformers import pipeline
 
 generate = pipeline("text-generation", model="DIRECTORY")
-print(generate("Once upon a time"))
+print(generate({prompt}))
 ```
 
 ## Data
@@ -88,6 +89,7 @@ def model_card(run: dict[str, Any], step: int | None) -> str:
         step: the step of the model that the directory itself holds; None before the first save.
     """
     figures, base = run["figures"], run["model_name"]
+    is_chat = run["data"].get("conversations", False)
     state = f"The weights here are those of step {step:,}" if step else "No weights were saved yet"
     metadata = ModelCardData(
         library_name="transformers",
@@ -101,6 +103,8 @@ def model_card(run: dict[str, Any], step: int | None) -> str:
         origin=f"`{Path(base).name}`, fine-tuned" if base else "A GPT-2 trained from scratch",
         version=run["versions"]["gpt2tg"],
         state=f"{state}; the run stands at step {figures['step']:,} of {figures['of_steps']:,}.",
+        flags=' --chat --prompt "Who are you?"' if is_chat else "",
+        prompt='[{"role": "user", "content": "Who are you?"}]' if is_chat else '"Once upon a time"',
         data=_data(run["data"], run["options"]["block_size"]),
         results=_results(figures),
         settings=_settings(run["options"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from gpt2tg.checkpoint.file_names import ADAPTER_DIRECTORY
 from gpt2tg.checkpoint.runs import MANIFEST, saved_checkpoints
 from gpt2tg.training.console import log
 from gpt2tg.training.output.durable import (
@@ -17,7 +18,6 @@ from gpt2tg.training.output.durable import (
     remove,
 )
 from gpt2tg.training.output.layout import (
-    ADAPTER_DIRECTORY,
     CARD_FILE,
     MODEL_FILES,
     RUN_FILE,

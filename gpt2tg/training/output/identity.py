@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,13 @@ MAY_DIFFER = {"train_file", "validation_file", "output_dir", "resume", "resume_a
 MAY_DIFFER |= {"dataset_name", "dataset_split", "dataset_revision", "dataset_streaming"}
 MAY_DIFFER |= {"epochs", "max_steps", "early_stopping_patience", "eval_steps", "keep"}
 MAY_DIFFER |= {"save_steps", "save_minutes", "save_total_limit", "logging_steps", "report_to"}
+MAY_DIFFER |= {"cross_examples"}  # the resulting no_cross_examples is compared
 MAY_DIFFER |= {"dry_run", "show_blocks", "auto_batch_size", "no_merge"}
 MAY_DIFFER |= {"try_", "push_to_hub"}
 MAY_DIFFER |= {"generate_samples", "sample_steps", "prompt", "num_samples"}
 
 # Options that must agree even with --resume_anyway: otherwise the weights or the optimizer state would not fit.
-MUST_AGREE = ("lora", "lora_rank", "lora_targets", "freeze_layers", "optim")
+MUST_AGREE = ("lora", "lora_rank", "lora_targets", "use_dora", "freeze_layers", "optim")
 
 OTHER_WEIGHTS = "the model to start from has other weights"
 
@@ -51,6 +52,7 @@ def identity(
     config = model.config
     shape = {name: getattr(config, name) for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}
     settings = {name: value for name, value in asdict(options).items() if name not in MAY_DIFFER}
+    settings["no_cross_examples"] = data.is_apart
     settings["trainer"] = without_secrets(options.trainer)
     found = {
         "options": settings,
@@ -62,6 +64,17 @@ def identity(
     }
     stored: dict[str, Any] = json.loads(json.dumps(found))  # tuples become lists, as in a stored identity
     return stored
+
+
+def like_before(options: TrainingOptions, checkpoint: Path) -> TrainingOptions:
+    """Return the options of a resumed run, with examples packed as before unless a flag says how.
+
+    Earlier versions of gpt2tg joined prompts with completions to one stream by default.
+    """
+    was_apart = read_manifest(checkpoint)["run"]["options"].get("no_cross_examples", False)
+    if options.no_cross_examples or options.cross_examples or was_apart:
+        return options
+    return replace(options, cross_examples=True)
 
 
 def fingerprint_of(model: GPT2LMHeadModel) -> str:

@@ -10,7 +10,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gpt2tg.checkpoint.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG_FILES, TOKENIZER_FILES
+from gpt2tg.checkpoint.file_names import (
+    ADAPTER_CONFIG,
+    ADAPTER_DIRECTORY,
+    ADAPTER_WEIGHTS,
+    CONFIG_FILES,
+    TOKENIZER_FILES,
+)
 from gpt2tg.checkpoint.runs import LOG_FILE
 from gpt2tg.io.json_files import read_object
 from gpt2tg.training.output.durable import checksum, paths_inside, write_text_file
@@ -34,8 +40,6 @@ MODEL_FILES = (*CONFIG_FILES, *TOKENIZER_FILES, ADAPTER_CONFIG, ADAPTER_WEIGHTS,
 # transformers' name of the output layer; all other weights are named `transformer.*`.
 OUTPUT_LAYER = "lm_head.weight"
 
-# Where the adapter goes when the directory itself holds the merged model.
-ADAPTER_DIRECTORY = "adapter"
 ADAPTER_DIRECTORY_FILES = tuple(f"{ADAPTER_DIRECTORY}/{name}" for name in MODEL_FILES)
 
 # The folder of the runs of --try, one folder each, and the table and the plot of their results.

@@ -7,7 +7,9 @@ its format.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +23,19 @@ def random_state_file(checkpoint: Path, process: int, processes: int) -> Path:
     return checkpoint / ("rng_state.pth" if processes == 1 else f"rng_state_{process}.pth")
 
 
-def save_random_states(path: Path, device: torch.device) -> None:
-    """Write the random states of Python, numpy, torch and the GPU that is used; make a missing directory."""
+def random_states(device: torch.device) -> dict[str, Any]:
+    """Return the random states of Python, numpy, torch and the GPU that is used."""
     states = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
     if (gpu_state := gpu_random_state(device)) is not None:
         states[device.type] = gpu_state
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(states, path)
+    return states
+
+
+def save_random_states(checkpoint: Path, states: Sequence[dict[str, Any]]) -> None:
+    """Write the random states of each process; make a missing directory."""
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    for process, of_one in enumerate(states):
+        torch.save(of_one, random_state_file(checkpoint, process, len(states)))
 
 
 def load_random_states(path: Path, device: torch.device) -> None:

@@ -11,7 +11,13 @@ from typing import Any
 
 from gpt2tg.checkpoint.adapters import is_adapter
 from gpt2tg.checkpoint.checkpoint import read_checkpoint
-from gpt2tg.checkpoint.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG_FILES, TOKENIZER_FILES
+from gpt2tg.checkpoint.file_names import (
+    ADAPTER_CONFIG,
+    ADAPTER_DIRECTORY,
+    ADAPTER_WEIGHTS,
+    CONFIG_FILES,
+    TOKENIZER_FILES,
+)
 from gpt2tg.checkpoint.runs import saved_checkpoints, step_of_model
 from gpt2tg.errors import one_line
 from gpt2tg.io.atomic import sync
@@ -19,11 +25,9 @@ from gpt2tg.training.console import log
 from gpt2tg.training.output.cleanup import describe_content
 from gpt2tg.training.output.durable import UNFINISHED, delete_files, put_in_place, remove, seal
 from gpt2tg.training.output.layout import (
-    ADAPTER_DIRECTORY,
     ADAPTER_DIRECTORY_FILES,
     CARD_FILE,
     MODEL_FILES,
-    OUTPUT_LAYER,
     RUN_FILE,
     RUN_FILES,
     WEIGHTS,
@@ -158,16 +162,10 @@ class RunDirectory:
         self.update(model={"step": step, "sizes": self._sizes((WEIGHTS, ADAPTER_WEIGHTS))})
 
     def _write_merged(self, file: Path) -> None:
-        from safetensors.torch import save_file
-
+        from gpt2tg.checkpoint.saving import save_weights
         from gpt2tg.checkpoint.weights import stream_weights
 
-        weights = {
-            name if name == OUTPUT_LAYER else f"transformer.{name}": tensor.float().contiguous()
-            for name, tensor in stream_weights(read_checkpoint(self.path))
-        }
-        save_file(weights, file, metadata={"format": "pt"})
-        sync(file)
+        save_weights(file, stream_weights(read_checkpoint(self.path)))
 
     def _remove(self, checkpoint: Path) -> None:
         try:

@@ -167,7 +167,7 @@ def test_a_revision_pins_the_commit(hub: Hub, monkeypatch: pytest.MonkeyPatch) -
 def test_streaming_keeps_only_tokens_and_gives_the_same_blocks(
     hub: Hub, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(dataset_scan, "load_tokenizer_of", lambda name: tokenizer)
+    monkeypatch.setattr(dataset_scan, "load_tokenizer_of", lambda *_: tokenizer)
 
     def load(**settings: Any) -> TrainingData:
         options = TrainingOptions(dataset_name=NAME, block_size=16, **settings)
@@ -186,6 +186,25 @@ def test_streaming_keeps_only_tokens_and_gives_the_same_blocks(
     split = [load(dataset_streaming=streams, dataset_revision=OLD, seed=3) for streams in (True, False)]
     assert split[0].validation is not None
     assert split[0].fingerprints == split[1].fingerprints
+
+
+def test_streamed_conversations_keep_their_template(
+    hub: Hub, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the second run reads nothing but the cache."""
+    monkeypatch.setattr(dataset_scan, "load_tokenizer_of", lambda *_: tokenizer)
+    rows = [[{"role": "user", "content": f"Owl {n}?"}, {"role": "assistant", "content": "Yes."}] for n in range(30)]
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"messages": rows}), file)
+    hub.commits["d" * 40] = {"data/train-00000-of-00001.parquet": file.getvalue()}
+    options = TrainingOptions(dataset_name=NAME, dataset_streaming=True, chat_template="plain")
+    runs = [plan_sources(options, "gpt2-tiny") for _ in range(2)]
+    assert hub.downloads().count("data/train-00000-of-00001.parquet") == 2  # its end, with the schema, and the rows
+    for train, _ in runs:
+        assert train.corpus.chat_template is not None
+        assert train.corpus.has_prompts
+    first, second = (load_data(sources, tokenizer, options).fingerprints for sources in runs)
+    assert first == second
 
 
 @pytest.mark.parametrize(
@@ -223,7 +242,7 @@ def test_a_hub_that_cannot_be_reached_is_named(hub: Hub, monkeypatch: pytest.Mon
 def test_a_stream_that_breaks_off_is_one_line(
     hub: Hub, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset_scan, "load_tokenizer_of", lambda name: tokenizer)
+    monkeypatch.setattr(dataset_scan, "load_tokenizer_of", lambda *_: tokenizer)
     hub_datasets.find_on_hub(NAME, None, NEW)
     del hub.commits[NEW]["data/train-00001-of-00002.parquet"]
     message = (

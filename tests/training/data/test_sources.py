@@ -153,7 +153,7 @@ def test_text_column_for_plain_text_is_refused(text_file: Path) -> None:
 def test_only_the_completion_carries_loss(tmp_path: Path, tokenizer: TextTokenizer, name: str, alone: bool) -> None:
     rows = [{"prompt": f"The owl {n}:", "completion": f" counted {n} stars."} for n in range(5)]
     path = WRITERS[name](tmp_path / name, rows)
-    options = TrainingOptions(train_file=str(path), validation_split=0, block_size=512, no_cross_examples=alone)
+    options = TrainingOptions(train_file=str(path), validation_split=0, block_size=512, cross_examples=not alone)
     [block] = load_data(plan_sources(options), tokenizer, options).train
     expected_ids, expected_labels = [], []
     for row in rows:
@@ -168,7 +168,7 @@ def test_blocks_without_loss_are_dropped(tmp_path: Path, tokenizer: TextTokenize
     """Their mean loss would be 0 / 0."""
     rows = [{"prompt": "The owl counted the stars. " * 20, "completion": "Twice."}]
     options = TrainingOptions(
-        train_file=str(write_jsonl(tmp_path / "t.jsonl", rows)), validation_split=0, block_size=16
+        train_file=str(write_jsonl(tmp_path / "t.jsonl", rows)), validation_split=0, block_size=16, cross_examples=True
     )
     blocks = load_data(plan_sources(options), tokenizer, options).train
     assert len(blocks) in (1, 2)
@@ -192,7 +192,7 @@ def test_exactly_the_blocks_with_loss_are_kept(
     left_out = 0
     for block_size in (4, 5, 7, 16, 61):
         options = TrainingOptions(
-            train_file=str(path), validation_split=0.3, block_size=block_size, no_cross_examples=alone
+            train_file=str(path), validation_split=0.3, block_size=block_size, cross_examples=not alone
         )
         sources = plan_sources(options)
         kept = load_data(sources, tokenizer, options).train

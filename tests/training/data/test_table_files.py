@@ -95,6 +95,24 @@ def test_prompts_of_parquet_rows_carry_no_loss(tmp_path: Path) -> None:
     assert [(piece.text, piece.learned) for piece in found.pieces()][:2] == [("owl 0:", False), (" bell 0", True)]
 
 
+def test_conversations_of_parquet_rows_are_those_of_json_lines(tmp_path: Path) -> None:
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "Who?", "name": "ann"},
+                {"role": "assistant", "content": "The owl."},
+            ]
+        },
+        {"messages": [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "In the bell."}]},
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = [scan_corpus((str(tmp_path / n),), TextFormat("line"), "train_file") for n in ("t.parquet", "t.jsonl")]
+    one, other = ([tuple(piece) for piece in corpus.pieces()] for corpus in found)
+    assert one == other
+    assert ("In the bell." in one[-1][0] or "In the bell." in one[-2][0]) and not all(learned for _, _, learned in one)
+
+
 def test_a_compressed_text_is_the_same_text(tmp_path: Path) -> None:
     """So its tokens are found in the cache, and a run can be resumed with it."""
     content = b"\xef\xbb\xbfThe owl slept.\r\n\r\nA fox woke.\r\n"
