@@ -96,21 +96,16 @@ def test_prompts_of_parquet_rows_carry_no_loss(tmp_path: Path) -> None:
 
 
 def test_conversations_of_parquet_rows_are_those_of_json_lines(tmp_path: Path) -> None:
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": "Who?", "name": "ann"},
-                {"role": "assistant", "content": "The owl."},
-            ]
-        },
-        {"messages": [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "In the bell."}]},
-    ]
+    asked = ({"role": "user", "content": "Who?", "name": "ann"}, {"role": "user", "content": "Where?"})
+    answers = ({"role": "assistant", "content": answer} for answer in ("The owl.", "In the bell."))
+    rows = [{"messages": list(pair)} for pair in zip(asked, answers, strict=True)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = [scan_corpus((str(tmp_path / n),), TextFormat("line"), "train_file") for n in ("t.parquet", "t.jsonl")]
     one, other = ([tuple(piece) for piece in corpus.pieces()] for corpus in found)
     assert one == other
-    assert ("In the bell." in one[-1][0] or "In the bell." in one[-2][0]) and not all(learned for _, _, learned in one)
+    assert [text for text, _, learned in one if learned and "In the bell." in text]
+    assert [text for text, _, learned in one if not learned and "Where?" in text]
 
 
 def test_a_compressed_text_is_the_same_text(tmp_path: Path) -> None:
@@ -160,9 +155,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content:
 
 
 def test_the_row_of_a_parquet_file_is_named(tmp_path: Path) -> None:
-    table = pyarrow.table({"title": ["a", "b"], "text": [["a"], ["list"]]})
+    table = pyarrow.table({"title": ["a", "b"], "text": [1, 2]})
     pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
-    with pytest.raises(UserError, match=r"t.parquet, row 1: text is \['a'\], expected a string"):
+    with pytest.raises(UserError, match=r"t.parquet, row 1: text is 1, expected a string"):
         texts_in(tmp_path / "t.parquet")
 
 
