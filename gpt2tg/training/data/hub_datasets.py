@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import re
@@ -72,7 +73,8 @@ def find_on_hub(name: str, config: str | None, revision: str | None) -> DatasetF
     except Exception as error:  # errors of the HTTP library pass through huggingface_hub and datasets
         message = f"{name} could not be read from the hub ({one_line(error)}): try again, or {WAYS_OUT}"
     else:
-        write_record(record, found)
+        with contextlib.suppress(OSError):  # a read-only cache: the next run asks again
+            write_record(record, found)
         return found
     raise UserError(message, "dataset_name")
 
