@@ -82,6 +82,9 @@ def _unused(options: TrainingOptions) -> dict[str, str]:
     if not options.generate_samples and not options.sample_steps:
         why = "samples are written with --generate_samples or --sample_steps only"
         found |= dict.fromkeys(("prompt", "num_samples"), why)
+    if options.dataset_name is None:
+        flags = ("dataset_split", "dataset_revision", "dataset_streaming")
+        found |= dict.fromkeys(flags, "it belongs to --dataset_name")
     if not options.validation_file and not options.validation_split:
         found |= dict.fromkeys(("eval_steps", "keep"), "no validation text is held out")
     if options.validation_file:

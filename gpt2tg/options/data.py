@@ -12,7 +12,7 @@ Examples = Literal["line", "paragraph", "file"]
 # The field `text_column` of each option class that has one.
 TEXT_COLUMN = option(
     None,
-    "the column of a .csv, .tsv or .jsonl that holds the text",
+    "the column of a table (.csv, .jsonl, .parquet, a dataset ...) that holds the text",
     group="data",
     metavar="NAME",
     shown_default="prompt and completion if both exist, with loss on the completion alone; else text, or the only "

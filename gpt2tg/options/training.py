@@ -32,6 +32,7 @@ class TrainingOptions(
         if self.lora and (self.from_scratch or self.freeze_layers):
             other = "from_scratch" if self.from_scratch else "freeze_layers"
             raise UserError(f"and --{other} contradict each other: give one of the two", "lora")
+        self._check_dataset()
         if self.load_in_4bit and not self.lora:
             raise UserError("needs --lora: weights in 4 bits are frozen, and an adapter is trained", "load_in_4bit")
         if self.add_tokens and self.freeze_layers:
@@ -42,6 +43,15 @@ class TrainingOptions(
         self._check_validation()
         self._check_new_model()
         self.tries()
+
+    def _check_dataset(self) -> None:
+        if self.dataset_name is not None and self.train_file:
+            raise UserError("and --train_file contradict each other: give one of the two", "dataset_name")
+        if self.dataset_streaming and self.from_scratch:
+            raise UserError(
+                "needs a tokenizer before the text comes, but --from_scratch trains one on the text: leave one out",
+                "dataset_streaming",
+            )
 
     def _check_resuming(self) -> None:
         if self.resume and self.overwrite:

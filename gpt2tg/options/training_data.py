@@ -14,17 +14,42 @@ class TrainingDataOptions(Options):
 
     train_file: tuple[str, ...] = option(
         (),
-        "the text to learn from, UTF-8: plain text, .csv, .tsv or .jsonl; several files, patterns like 'texts/*.txt', "
-        "or a folder",
+        "the text to learn from, UTF-8: plain text, .csv, .tsv, .jsonl, .json, .parquet or .arrow, text also "
+        "compressed; several files, patterns like 'texts/*.txt', or a folder",
         group="data",
         metavar="FILE",
+        shown_default="none; this or --dataset_name is required",
         is_common=True,
-        is_required=True,
         accepts_string=True,
+    )
+    dataset_name: str | None = option(
+        None,
+        "in place of --train_file: a dataset on the Hugging Face hub, or its folder, and maybe a configuration",
+        group="data",
+        metavar="NAME[:CONFIG]",
+        is_common=True,
+    )
+    dataset_split: str | None = option(
+        None,
+        "the split to train on; a validation split of the dataset is used as such",
+        group="data",
+        metavar="NAME",
+        shown_default="train, or the only one",
+    )
+    dataset_revision: str | None = option(
+        None,
+        "the branch, tag or commit of the dataset on the hub",
+        group="data",
+        metavar="REVISION",
+        shown_default="its newest commit; run.json notes which",
+    )
+    dataset_streaming: bool = option(
+        False, "tokenize the dataset while it is downloaded, and keep only the tokens", group="data"
     )
     validation_file: tuple[str, ...] = option(
         (),
-        "validation text; without it a part of the training examples is held out",
+        "validation text; without it, and without a validation split of the dataset, a part of the training "
+        "examples is held out",
         group="data",
         metavar="FILE",
         shown_default="none",

@@ -9,17 +9,23 @@ from pathlib import Path
 
 from gpt2tg.errors import UserError
 from gpt2tg.io import lfs
+from gpt2tg.reading.compressed import text_suffix
 
 # How much of the beginning of a file is needed to recognise it.
 HEAD_BYTES = 1 << 13
 
 JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
-TABLE_SUFFIXES = (".csv", ".tsv", *JSON_LINES_SUFFIXES)
+LINE_TABLE_SUFFIXES = (".csv", ".tsv", *JSON_LINES_SUFFIXES)
 
-# One JSON value over many lines: read as plain text, its braces would become text too.
-JSON_DOCUMENT_SUFFIXES = (".json", ".ipynb", ".geojson")
+# Tables that are no lines of text.
+BINARY_TABLE_SUFFIXES = (".parquet", ".arrow", ".feather")
+TABLE_SUFFIXES = (*LINE_TABLE_SUFFIXES, ".json", *BINARY_TABLE_SUFFIXES)
+
+# JSON that is no table: read as plain text, its braces would become text too.
+JSON_DOCUMENT_SUFFIXES = (".ipynb", ".geojson")
 
 UNPACK = "unpack it first"
+NAME_IT = "end its name in {}, such as .txt{}, or unpack it"
 AS_TEXT = "save its text as a .txt, in UTF-8"
 AS_TABLE = "export it as .csv or .jsonl"
 
@@ -29,15 +35,15 @@ SIGNATURES = (
     (b"{\\rtf", "an RTF document", AS_TEXT),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Word or Excel file", f"{AS_TEXT}, or {AS_TABLE}"),
     (b"%!PS", "a PostScript file", AS_TEXT),
-    (b"\x1f\x8b", "a gzip archive", UNPACK),
-    (b"BZh", "a bzip2 archive", UNPACK),
-    (b"\xfd7zXZ\0", "an xz archive", UNPACK),
-    (b"\x28\xb5\x2f\xfd", "a zstd archive", UNPACK),
+    (b"\x1f\x8b", "a gzip archive", NAME_IT.format(".gz", ".gz")),
+    (b"BZh", "a bzip2 archive", NAME_IT.format(".bz2", ".bz2")),
+    (b"\xfd7zXZ\0", "an xz archive", NAME_IT.format(".xz", ".xz")),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive", NAME_IT.format(".zst", ".zst")),
     (b"\x04\x22\x4d\x18", "an lz4 archive", UNPACK),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
     (b"Rar!\x1a\x07", "a RAR archive", UNPACK),
-    (b"PAR1", "a Parquet file", AS_TABLE),
-    (b"ARROW1", "an Arrow file", AS_TABLE),
+    (b"PAR1", "a Parquet file", "end its name in .parquet"),
+    (b"ARROW1", "an Arrow file", "end its name in .arrow"),
     (b"FEA1", "a Feather file", AS_TABLE),
     (b"SQLite format 3\0", "an SQLite database", AS_TABLE),
     (b"\x89HDF\r\n", "an HDF5 file", AS_TABLE),
@@ -78,13 +84,18 @@ PRINTABLE_SHARE = 0.9
 
 
 def is_table(path: Path) -> bool:
-    """Whether a file is a table (csv, tsv or jsonl), by its name."""
-    return path.suffix.lower() in TABLE_SUFFIXES
+    """Whether a file is a table (csv, tsv, jsonl, json, Parquet or Arrow), by its name."""
+    return text_suffix(path) in TABLE_SUFFIXES
+
+
+def is_binary_table(path: Path) -> bool:
+    """Whether a file is a Parquet or Arrow file, by its name. These are never compressed as a whole."""
+    return path.suffix.lower() in BINARY_TABLE_SUFFIXES
 
 
 def is_json_lines(path: Path) -> bool:
     """Whether a file holds a JSON object per line, by its name."""
-    return path.suffix.lower() in JSON_LINES_SUFFIXES
+    return text_suffix(path) in JSON_LINES_SUFFIXES
 
 
 def check_text_column(text_column: str | None, *paths: Path) -> None:
@@ -111,7 +122,7 @@ def require_plain_text(path: Path, head: bytes, option: str | None) -> None:
     Raises:
         UserError: names the file type and what to do.
     """
-    if path.suffix.lower() in JSON_DOCUMENT_SUFFIXES:
+    if text_suffix(path) in JSON_DOCUMENT_SUFFIXES:
         raise UserError(
             f"{path} is JSON and would be read as plain text: write one object per line into a .jsonl, "
             "or name the file .txt to train on it as it is",

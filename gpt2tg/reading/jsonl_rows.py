@@ -8,6 +8,7 @@ from typing import Any, TextIO
 
 from gpt2tg.reading.columns import ColumnChoice, Columns, are_instructions, join_names, reading_notice
 from gpt2tg.reading.conversations import ASSISTANT, Conversations, conversation_row, instruction_row, read_messages
+from gpt2tg.reading.parsed_rows import ParsedRows
 from gpt2tg.reading.strict_json import parse_json, refuse_lone_surrogates
 from gpt2tg.reading.table_row import Notify, TableError, TableRow, bounded_lines, notify_empty, row_or_empty
 
@@ -92,6 +93,9 @@ def _row(line: int, row: dict[str, Any], columns: Columns, takes_lists: bool) ->
 
 def _objects(file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the object on each line that is not blank, with the number of the line."""
+    if isinstance(file, ParsedRows):
+        yield from file
+        return
     is_first = True
     for number, line in enumerate(bounded_lines(file), start=1):
         if not line.strip():

@@ -29,6 +29,19 @@ def parse_json(text: str) -> Any:
         raise ValueError("is not valid JSON (nested too deeply)") from None
 
 
+def parse_json_at(text: str, start: int) -> tuple[Any, int]:
+    """Return the value that begins at a place in a text, and where it ends.
+
+    Raises:
+        json.JSONDecodeError: there is no complete JSON value.
+        ValueError: an object names a key twice, or values are nested too deeply. The message starts with a verb.
+    """
+    try:
+        return _DECODER.raw_decode(text, start)
+    except RecursionError:
+        raise ValueError("is not valid JSON (nested too deeply)") from None
+
+
 def lone_surrogate(value: Any) -> str | None:
     r"""Return a lone surrogate in the strings of a JSON value, escaped as in JSON: `\ud83d` is half an emoji."""
     pending = [value]

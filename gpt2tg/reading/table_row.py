@@ -27,7 +27,7 @@ class TableError(ValueError):
 
     def with_path(self, path: Path) -> str:
         """Return the message with the name of the file."""
-        return f"{path}, {self}" if str(self).startswith("line") else f"{path} {self}"
+        return f"{path}, {self}" if str(self).startswith(("line", "row")) else f"{path} {self}"
 
 
 def bounded_lines(file: TextIO) -> Iterator[str]:

@@ -6,13 +6,14 @@ import codecs
 from pathlib import Path
 
 from gpt2tg.errors import UserError
+from gpt2tg.reading.compressed import open_content
 
 # Read at a time, so that a file of any size needs little memory.
 CHUNK_BYTES = 1 << 20
 
 
 def require_utf8(path: Path, option: str) -> int:
-    """Check that every byte of a file belongs to UTF-8 text, and return the size in bytes.
+    """Check that every byte of a file belongs to UTF-8 text, and return the size of its content in bytes.
 
     Args:
         option: the flag that named the file, for errors.
@@ -22,7 +23,7 @@ def require_utf8(path: Path, option: str) -> int:
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0
-    with path.open("rb") as file:
+    with open_content(path) as file:
         while chunk := file.read(CHUNK_BYTES):
             if b"\0" in chunk:
                 raise _binary_error(path, offset + chunk.index(0), option)

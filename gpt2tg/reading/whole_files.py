@@ -8,11 +8,14 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from gpt2tg.errors import UserError
+from gpt2tg.io import lfs
 from gpt2tg.reading.columns import TRAINING_COLUMNS, Columns
-from gpt2tg.reading.file_types import HEAD_BYTES, format_warning, is_table, require_plain_text
+from gpt2tg.reading.compressed import DamagedFileError, open_content, text_suffix
+from gpt2tg.reading.file_types import HEAD_BYTES, format_warning, is_binary_table, is_table, require_plain_text
+from gpt2tg.reading.parsed_rows import JSON_LINES, binary_rows, in_rows, json_rows
 from gpt2tg.reading.plain_text import ExampleMode, pieces
 from gpt2tg.reading.strict_json import lone_surrogate, parse_json, refuse_lone_surrogates
 from gpt2tg.reading.table_row import Notify, TableError, TableRow
@@ -44,12 +47,20 @@ def read_text(path: Path, option: str | None, notify: Notify = _ignore) -> str:
 
 
 def _decode(path: Path, option: str | None) -> str:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}", option) from None
+    content = _read(path, option)
     require_plain_text(path, content[:HEAD_BYTES], option)
     return decode_utf8(content, path, option)
+
+
+def _read(path: Path, option: str | None) -> bytes:
+    try:
+        with open_content(path) as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}", option) from None
+    except DamagedFileError as error:
+        lfs.refuse_pointer(path, option)
+        raise UserError(f"{path} {error}", option) from None
 
 
 def read_lines(path: Path, option: str | None, notify: Notify = _ignore) -> list[str]:
@@ -95,12 +106,24 @@ def read_table(
     def notify_with_path(notice: str) -> None:
         notify(f"{path}: {notice}")
 
-    file = io.StringIO(_decode(path, option), newline="")
+    file, suffix = _open_table(path, option)
     try:
-        rows = read_rows(file, path.suffix.lower(), text_column, notify_with_path, preferred)
+        rows = read_rows(file, suffix, text_column, notify_with_path, preferred)
         return [row for row in rows if row.text]
     except TableError as error:
-        raise UserError(error.with_path(path), option) from None
+        raise UserError(in_rows(error, path).with_path(path), option) from None
+
+
+def _open_table(path: Path, option: str) -> tuple[TextIO, str]:
+    """Return the content of a table, and the suffix of the format to read it in."""
+    suffix = text_suffix(path)
+    if is_binary_table(path):
+        content = _read(path, option)
+        if lfs.begins_pointer(content[: lfs.HEAD_BYTES]):
+            raise lfs.refusal(path, option)
+        return binary_rows(io.BytesIO(content), path).as_file(), JSON_LINES
+    file = io.StringIO(_decode(path, option), newline="")
+    return (json_rows(file).as_file(), JSON_LINES) if suffix == ".json" else (file, suffix)
 
 
 def read_examples(path: Path, option: str, mode: ExampleMode, text_column: str | None, notify: Notify) -> list[str]:

@@ -24,7 +24,8 @@ from gpt2tg.training.console import log
 from gpt2tg.training.data.blocks import NO_LOSS
 from gpt2tg.training.data.corpus import Corpus
 from gpt2tg.training.data.sources import scan_evaluation
-from gpt2tg.training.data.token_cache import Tokens, tokenize
+from gpt2tg.training.data.token_cache import tokenize
+from gpt2tg.training.data.tokens import Tokens
 from gpt2tg.training.model.build import existing_model
 
 # Start, end and first counted token of a window.

@@ -17,6 +17,7 @@ from gpt2tg.inspection.perplexity import perplexity
 from gpt2tg.options import SCHEDULE_FREE_PREFIX, TrainingOptions
 from gpt2tg.training.console import log
 from gpt2tg.training.data.advice import counted
+from gpt2tg.training.data.corpus import Corpus
 from gpt2tg.training.data.selection import plain_names
 from gpt2tg.training.data.training_data import TrainingData
 from gpt2tg.training.fields import without_secrets
@@ -87,16 +88,17 @@ def run_record(
     options: TrainingOptions,
     model_name: str | None,
     commit: str | None,
+    corpus: Corpus,
     data: TrainingData,
-    has_conversations: bool,
     arguments: TrainingArguments,
 ) -> dict[str, Any]:
     """Return what run.json holds from the start of a run. Secrets are left out.
 
     Args:
         commit: of the hub model that is fine-tuned.
-        has_conversations: whether the text is written with a chat template.
+        corpus: the training text.
     """
+    dataset = corpus.origin
     return {
         "model_name": model_name,
         "model_commit": commit,
@@ -104,10 +106,11 @@ def run_record(
         "data": {
             "train_examples": data.train_examples,
             "validation_examples": data.validation_examples,
-            "conversations": has_conversations,
+            "conversations": corpus.chat_template is not None,
             "train_blocks": len(data.train),
             "validation_blocks": len(data.validation) if data.validation else 0,
             "fingerprints": data.fingerprints,
+            "dataset": None if dataset is None else dataset.as_record(),
         },
         "device": _device_name(arguments.device),
         "processes": arguments.world_size,
@@ -123,6 +126,8 @@ def run_record(
 
 def plot_title(name: str, options: TrainingOptions) -> str:
     """Return the title of loss.png."""
+    if options.dataset_name is not None:
+        return f"{name} on {Path(options.dataset_name).name}"
     first, *others = plain_names(options.train_file)
     return f"{name} on {Path(first).name}" + (f" and {len(others)} more" if others else "")
 

@@ -108,9 +108,7 @@ class Run:
         test = run_on_main_process(lambda: scan_test(options, model_name))
         with arguments.main_process_first():  # the others find the tokens in the cache
             self._data = load_data(self._sources, self._tokenizer, options)
-            self._test = (
-                None if test is None else load_test(test, self._tokenizer, options.block_size, self._data.is_apart)
-            )
+            self._test = None if test is None else load_test(test, self._tokenizer, self._data)
         self._shape = shape_of_model(self._model, self._tokenizer.end_id)
         self._steps = total_steps(options, len(self._data.train), self._processes)
         self._is_compiled = is_compiled(options, device, self._steps)
@@ -202,8 +200,8 @@ class Run:
             model_name = None if self._base is None else self._name
             commit = None if self._base is None else hub_commit(self._base.directory)
             files = [*RECORD_FILES, *([SAMPLES_FILE] if self.options.sample_steps else [])]
-            has_conversations = self._sources[0].corpus.chat_template is not None
-            record = run_record(self.options, model_name, commit, self._data, has_conversations, self._arguments)
+            corpus = self._sources[0].corpus
+            record = run_record(self.options, model_name, commit, corpus, self._data, self._arguments)
             self.directory.update(**record, files=files)
 
     def build_trainer(self, arguments: TrainingArguments) -> None:

@@ -101,7 +101,7 @@ def test_short_help_of_a_task_is_part_of_the_full_one(task: str, capsys: Capture
 def test_flag_that_two_tasks_share_is_described_for_each(capsys: Capture) -> None:
     text = " ".join(shown(capsys, gpt2_text_generation, "--help-all").split())
     assert "does not change the texts (default: 8); with --task train: batch size: blocks per forward pass (def" in text
-    assert "(required with --task train)" in text
+    assert "(required with --task evaluate)" in text
     assert "--task train|generate|evaluate what to do (required)" in text
 
 

@@ -78,6 +78,7 @@ OPTIONAL = {
             "sample_steps",
         ),
         *("max_train_examples", "max_eval_examples", "split_seed", "revision"),
+        *("dataset_name", "dataset_split", "dataset_revision"),
     },
     EvaluationOptions: {"stride", "text_column"},
     ExportOptions: {"merge", "export", "precision"},

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from gpt2tg.errors import UserError
-from gpt2tg.training.data.corpus import Corpus, TextFormat, scan_corpus
+from gpt2tg.training.data.corpus import Corpus, scan_corpus
+from gpt2tg.training.data.file_pass import TextFormat
 
 ASKED = {"role": "user", "content": "Why?"}
 ANSWERED = {"role": "assistant", "content": "Stars."}

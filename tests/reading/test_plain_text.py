@@ -18,7 +18,8 @@ from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.reading import plain_text, utf8
 from gpt2tg.reading.plain_text import Piece, pieces
-from gpt2tg.training.data.corpus import Corpus, TextFormat, scan_corpus
+from gpt2tg.training.data.corpus import Corpus, scan_corpus
+from gpt2tg.training.data.file_pass import TextFormat
 from gpt2tg.training.data.sources import plan_sources
 from gpt2tg.training.model.new_tokenizer import train_tokenizer
 

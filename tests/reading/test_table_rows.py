@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from gpt2tg.errors import UserError
-from gpt2tg.training.data.corpus import TextFormat, scan_corpus
+from gpt2tg.training.data.corpus import scan_corpus
+from gpt2tg.training.data.file_pass import TextFormat
 
 
 def read(path: Path, content: str | bytes, text_column: str | None = None) -> tuple[list[str], list[str]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Dataset
 
-from gpt2tg.training.data.token_cache import Tokens
+from gpt2tg.training.data.tokens import LearnedFlags, Tokens
 
 # Labels with this value carry no loss, by the convention of torch's cross_entropy and transformers.
 NO_LOSS = -100
@@ -46,7 +46,7 @@ class Blocks(Dataset[BlockRow]):
             digest.update(np.ascontiguousarray(array, dtype="<i8").data)
         return digest.hexdigest()[:32]
 
-    def have_loss(self, learned: np.ndarray) -> np.ndarray:
+    def have_loss(self, learned: LearnedFlags) -> np.ndarray:
         """Return for each block whether any of its tokens carries loss. (blocks,) bool
 
         Args:
@@ -118,7 +118,7 @@ class BlockRange(Dataset[BlockRow]):
         return self._blocks[self._numbers[index]]
 
 
-def _runs(learned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _runs(learned: LearnedFlags) -> tuple[np.ndarray, np.ndarray]:
     """Return where runs of tokens that carry loss start and end. Works in chunks: the array may be gigabytes."""
     chunks = range(0, len(learned), CHUNK_TOKENS)
     changes = [start + 1 + np.flatnonzero(np.diff(learned[start : start + CHUNK_TOKENS + 1])) for start in chunks]

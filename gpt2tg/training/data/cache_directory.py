@@ -6,7 +6,14 @@ import os
 import tempfile
 from pathlib import Path
 
+from huggingface_hub.constants import HF_HOME
+
 from gpt2tg.errors import one_line
+
+
+def default() -> Path:
+    """Return the directory of the token cache."""
+    return writable(Path(HF_HOME) / "gpt2tg" / "tokens")
 
 
 def writable(first: Path) -> Path:

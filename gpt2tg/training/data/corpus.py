@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,31 +12,14 @@ import numpy as np
 
 from gpt2tg.checkpoint.chat_template import ChatTemplate
 from gpt2tg.errors import UserError
-from gpt2tg.reading.file_types import HEAD_BYTES, check_text_column, format_warning, is_table, require_plain_text
-from gpt2tg.reading.plain_text import ExampleMode, Piece, pieces
-from gpt2tg.reading.table_row import Notify, TableError
-from gpt2tg.reading.table_rows import row_pieces
-from gpt2tg.reading.utf8 import require_utf8
-from gpt2tg.training.data.conversations import TemplateChoice
-from gpt2tg.training.data.hashed_file import HashedFile, ZeroByteError
+from gpt2tg.reading.file_types import check_text_column
+from gpt2tg.reading.plain_text import Piece
+from gpt2tg.training.data.dataset_files import DatasetOrigin
+from gpt2tg.training.data.file_pass import TextFormat, first_pass, second_pass, with_user_errors
 from gpt2tg.training.data.input_files import find_files
 
 # Traces of text that was decoded with the wrong encoding.
 GARBLED = ("\N{REPLACEMENT CHARACTER}", "â€", "Ã¤", "Ã¶", "Ã¼", "Ã©", "Ã¨")
-
-BUFFER_BYTES = 1 << 20
-
-# Part of the digest of tables. Raise it when their reading changes, or a run would be resumed on other text.
-TABLE_VERSION = "2"
-
-
-@dataclass(frozen=True)
-class TextFormat:
-    """How to find the examples in a file: what an example of plain text is, and which column of a table to read."""
-
-    examples: ExampleMode
-    text_column: str | None = None
-    conversations: TemplateChoice = field(default_factory=TemplateChoice, compare=False)
 
 
 @dataclass(frozen=True)
@@ -54,10 +36,12 @@ class Corpus:
     empty: int  # rows without text, skipped
     garbled: int  # pieces with characters that a wrong decoding left
     digest: str  # of the contents and the text format, whatever the files are called
-    hashes: np.ndarray  # (examples,) int64: equal for equal examples, within this process
+    hashes: np.ndarray  # (examples,) int64: equal for equal examples
     sizes: np.ndarray  # (examples,) int64: bytes of text
     file_examples: tuple[int, ...] = ()  # how many each file holds
     notices: tuple[str, ...] = ()  # for the user: which columns are read, what is skipped
+    origin: DatasetOrigin | None = None  # the dataset that the files belong to
+    stream_digest: str | None = None  # in place of `digest` for tokens that were made in the first pass
 
     @property
     def chat_template(self) -> ChatTemplate | None:
@@ -74,6 +58,14 @@ class Corpus:
         """Number of examples."""
         return len(self.hashes)
 
+    @property
+    def name(self) -> str:
+        """What to call the text, for people."""
+        if self.origin is not None:
+            return f"{self.origin.name}, {self.origin.split}"
+        first, others = self.files[0].name, len(self.files) - 1
+        return f"{first} and {others:,} more" if others else first
+
     def pieces(self) -> Iterator[Piece]:
         """Yield the text of all examples, in order. Reads the files again.
 
@@ -81,7 +73,7 @@ class Corpus:
             UserError: a file has changed since the scan.
         """
         for path, digest in zip(self.files, self.file_digests, strict=True):
-            yield from (piece for piece in _read_again(path, self.text_format, digest, self.option) if piece.text)
+            yield from (piece for piece in second_pass(path, self.text_format, digest, self.option) if piece.text)
 
 
 @dataclass
@@ -94,22 +86,23 @@ class _Tally:
     garbled: int = 0
     hashes: array[int] = field(default_factory=lambda: array("q"))
     sizes: array[int] = field(default_factory=lambda: array("q"))
-    _hash: int = 0  # of the current example
+    _hash: bytes = b""  # of the current example
     _counted_bytes: int = 0  # of the examples before it
 
     def add(self, piece: Piece) -> None:
         if not piece.text:
             self.empty += 1
             return
-        length = len(piece.text.encode())
-        self.text_bytes += length
-        self.learned_bytes += length * piece.learned
+        text = piece.text.encode()
+        self.text_bytes += len(text)
+        self.learned_bytes += len(text) * piece.learned
         self.garbled += any(trace in piece.text for trace in GARBLED)
-        self._hash = hash((self._hash, piece))
+        key = b"%d%d" % (piece.ends, piece.learned)
+        self._hash = hashlib.blake2b(text, digest_size=8, key=key, salt=self._hash).digest()
         if piece.ends:
-            self.hashes.append(self._hash)
+            self.hashes.append(int.from_bytes(self._hash, "little", signed=True))
             self.sizes.append(self.text_bytes - self._counted_bytes)
-            self._hash, self._counted_bytes = 0, self.text_bytes
+            self._hash, self._counted_bytes = b"", self.text_bytes
 
 
 def scan_corpus(names: tuple[str, ...], text_format: TextFormat, option: str, output: Path | None = None) -> Corpus:
@@ -124,39 +117,82 @@ def scan_corpus(names: tuple[str, ...], text_format: TextFormat, option: str, ou
         UserError: a file is missing, not UTF-8 text (names the byte) or a malformed table, or no file has text.
     """
     if not names:
-        raise UserError("is required: give a text file", option)
+        or_dataset = ", or a dataset with --dataset_name" if option == "train_file" else ""
+        raise UserError(f"is required: give a text file{or_dataset}", option)
     notices: list[str] = []
     files = find_files(names, option, output, notices.append)
     check_text_column(text_format.text_column, *files)
-    tally, size, digest, borders = _Tally(), 0, hashlib.sha256(), [0]
-    by_notice: dict[str, list[Path]] = {}
-    file_digests: list[str] = []
-    for path in files:
-        file = _open_checked(path, option, notify := _NoticeCollector(path, by_notice))
-        for piece in _with_user_errors(_read_pieces(file, path, text_format, notify), path, option):
-            tally.add(piece)
-        size, borders = size + file.size, [*borders, len(tally.hashes)]
-        file_digests.append(file.digest)
-        digest.update(repr((file.digest, _format_key(path, text_format))).encode())
-    if not tally.hashes:
-        raise _empty_error(files, size, option)
-    later = (f"{_file_names(paths)}: {notice}" for notice, paths in by_notice.items())
-    return Corpus(
-        files,
-        tuple(file_digests),
-        option,
-        text_format,
-        bytes=size,
-        text_bytes=tally.text_bytes,
-        learned_bytes=tally.learned_bytes,
-        empty=tally.empty,
-        garbled=tally.garbled,
-        digest=digest.hexdigest(),
-        hashes=np.array(tally.hashes),
-        sizes=np.array(tally.sizes),
-        file_examples=tuple(map(int, np.diff(borders))),
-        notices=(*notices, *later),
-    )
+    return scan_files(files, text_format, option, notices)
+
+
+def scan_files(files: tuple[Path, ...], text_format: TextFormat, option: str, notices: Iterable[str] = ()) -> Corpus:
+    """Read these files once, and return what they hold. Arguments and errors are those of `scan_corpus`.
+
+    Args:
+        notices: what to tell the user before the notices on these files.
+    """
+    scan = CorpusScan(files, text_format, option, tuple(notices))
+    for _ in scan.pieces():
+        pass
+    return scan.corpus()
+
+
+class CorpusScan:
+    """The first pass over the files of a corpus."""
+
+    def __init__(
+        self, files: tuple[Path, ...], text_format: TextFormat, option: str, notices: tuple[str, ...] = ()
+    ) -> None:
+        """notices: what to tell the user before the notices on these files."""
+        self._files, self._format, self._option, self._notices = files, text_format, option, notices
+        self._tally, self._size, self._digest = _Tally(), 0, hashlib.sha256()
+        self._file_digests: list[str] = []
+        self._file_examples: list[int] = []
+        self._by_notice: dict[str, list[Path]] = {}
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield the text of all examples, in order, and count and hash it.
+
+        Raises:
+            UserError: a file cannot be read, is not UTF-8 text or a malformed table.
+        """
+        for path in self._files:
+            file = first_pass(path, self._format, self._option, _NoticeCollector(path, self._by_notice))
+            for piece in with_user_errors(file.pieces(), path, self._option):
+                self._tally.add(piece)
+                if piece.text:
+                    yield piece
+            self._size += file.size
+            self._file_examples.append(len(self._tally.hashes) - sum(self._file_examples))
+            self._file_digests.append(file.digest)
+            self._digest.update(repr((file.digest, file.key)).encode())
+
+    def corpus(self) -> Corpus:
+        """Return what the files hold, after all pieces were read.
+
+        Raises:
+            UserError: no file has text.
+        """
+        tally, files = self._tally, self._files
+        if not tally.hashes:
+            raise _empty_error(files, self._size, self._option)
+        notices = (f"{_file_names(paths)}: {notice}" for notice, paths in self._by_notice.items())
+        return Corpus(
+            files,
+            tuple(self._file_digests),
+            self._option,
+            self._format,
+            bytes=self._size,
+            text_bytes=tally.text_bytes,
+            learned_bytes=tally.learned_bytes,
+            empty=tally.empty,
+            garbled=tally.garbled,
+            digest=self._digest.hexdigest(),
+            hashes=np.array(tally.hashes),
+            sizes=np.array(tally.sizes),
+            file_examples=tuple(self._file_examples),
+            notices=(*self._notices, *notices),
+        )
 
 
 def _empty_error(files: tuple[Path, ...], size: int, option: str) -> UserError:
@@ -177,71 +213,3 @@ class _NoticeCollector:
 
     def __call__(self, notice: str) -> None:
         self.by_notice.setdefault(notice, []).append(self.path)
-
-
-def _open_checked(path: Path, option: str, notify: Notify) -> HashedFile:
-    """Open a file after a look at its first bytes.
-
-    Raises:
-        UserError: it cannot be read, or is a PDF, an archive, UTF-16 ...
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
-        require_plain_text(path, head, option)
-        if warning := format_warning(path, head):
-            notify(warning)
-        return HashedFile(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}", option) from None
-
-
-def _format_key(path: Path, text_format: TextFormat) -> tuple[str | None, ...]:
-    """Return what the examples of a file depend on besides its content."""
-    if not is_table(path):
-        return (text_format.examples,)
-    return (path.suffix.lower(), text_format.text_column, TABLE_VERSION, *text_format.conversations.key)
-
-
-def _ignore(notice: str) -> None:
-    pass
-
-
-def _read_pieces(raw: io.FileIO, path: Path, text_format: TextFormat, notify: Notify = _ignore) -> Iterator[Piece]:
-    """Yield the examples of an open file, read by its name as a table or as plain text. Rows without text are empty."""
-    buffered = io.BufferedReader(raw, BUFFER_BYTES)
-    with io.TextIOWrapper(buffered, encoding="utf-8-sig", newline="" if is_table(path) else "\n") as file:
-        if is_table(path):
-            suffix, column = path.suffix.lower(), text_format.text_column
-            yield from row_pieces(file, suffix, column, notify, text_format.conversations)
-        else:
-            yield from pieces(file, text_format.examples)
-
-
-def _with_user_errors(stream: Iterator[Piece], path: Path, option: str) -> Iterator[Piece]:
-    """Yield the same pieces; turn errors of reading into a UserError that names the byte or the line."""
-    try:
-        yield from stream
-    except (UnicodeDecodeError, ZeroByteError):
-        require_utf8(path, option)  # reads the file again, to name the byte
-        raise
-    except TableError as error:
-        raise UserError(error.with_path(path), option) from None
-
-
-def _read_again(path: Path, text_format: TextFormat, digest: str, option: str) -> Iterator[Piece]:
-    """Yield the examples of a file that was scanned before.
-
-    Raises:
-        UserError: its content has changed, or it is gone.
-    """
-    changed = f"{path} changed while it was read: start again when nothing writes to it"
-    try:
-        file = HashedFile(path)
-        yield from _read_pieces(file, path, text_format)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read a second time: {error.strerror}", option) from None
-    except ValueError:  # no longer UTF-8, or no longer a table
-        raise UserError(changed, option) from None
-    if file.digest != digest:
-        raise UserError(changed, option)

@@ -1,22 +1,23 @@
-"""Open a file that hashes what is read, so that a second read can be checked against the first."""
+"""Read a file that hashes what is read, so that a second read can be checked against the first."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from pathlib import Path
+from typing import BinaryIO
 
 
 class ZeroByteError(ValueError):
     """The file holds a zero byte: it is binary, not text."""
 
 
-class HashedFile(io.FileIO):
+class HashedFile(io.RawIOBase):
     """A binary file that counts and hashes the bytes read from it. Complete once the file was read to its end."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, source: BinaryIO) -> None:
+        """source: an open file, closed with this one."""
         self.size = 0
+        self._source = source
         self._hash = hashlib.sha256()
 
     @property
@@ -24,16 +25,25 @@ class HashedFile(io.FileIO):
         """SHA-256 of the bytes read so far, in hexadecimal."""
         return self._hash.hexdigest()
 
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # all that io.BufferedReader passes
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # all that io.BufferedReader passes
         """Fill a buffer, and return the number of bytes read.
 
         Raises:
             ZeroByteError: one of them is zero.
         """
-        count = super().readinto(buffer) or 0
-        chunk = bytes(memoryview(buffer)[:count])
+        chunk = self._source.read(len(buffer))
+        count = len(chunk)
         if b"\0" in chunk:
             raise ZeroByteError
+        buffer[:count] = chunk
         self.size += count
         self._hash.update(chunk)
         return count
+
+    def close(self) -> None:
+        if not self.closed:
+            self._source.close()
+        super().close()

@@ -11,6 +11,7 @@ from gpt2tg.training.data.corpus import Corpus, scan_corpus
 from gpt2tg.training.data.packing import pack
 from gpt2tg.training.data.sources import text_format_of
 from gpt2tg.training.data.token_cache import tokenize
+from gpt2tg.training.data.training_data import TrainingData
 
 
 def scan_test(options: TrainingOptions, model_name: str | None) -> Corpus | None:
@@ -28,15 +29,15 @@ def scan_test(options: TrainingOptions, model_name: str | None) -> Corpus | None
     return scan_corpus(options.test_file, text_format, "test_file", Path(options.output_dir))
 
 
-def load_test(corpus: Corpus, tokenizer: TextTokenizer, block_size: int, is_apart: bool) -> Blocks:
+def load_test(corpus: Corpus, tokenizer: TextTokenizer, data: TrainingData) -> Blocks:
     """Tokenize the test text, and pack it as the other texts.
 
     Args:
-        is_apart: whether examples are packed whole, with attention and positions apart.
+        data: the other texts.
 
     Raises:
         UserError: no block has a token that carries loss.
         RunError: the token cache cannot be written to.
     """
     tokens = tokenize(corpus, tokenizer)
-    return pack(tokens, tokens.starts, tokens.ends, block_size, is_apart)
+    return pack(tokens, tokens.starts, tokens.ends, data.block_size, data.is_apart)

@@ -10,12 +10,15 @@ from pathlib import Path
 from gpt2tg.checkpoint.file_names import ADAPTER_CONFIG, VOCABULARY_FILES, WEIGHT_FILES
 from gpt2tg.checkpoint.runs import LOG_FILE
 from gpt2tg.errors import UserError
-from gpt2tg.reading.file_types import TABLE_SUFFIXES
+from gpt2tg.reading.compressed import COMPRESSION_SUFFIXES, compression, text_suffix
+from gpt2tg.reading.file_types import BINARY_TABLE_SUFFIXES, LINE_TABLE_SUFFIXES, is_binary_table
 from gpt2tg.reading.table_row import Notify
 from gpt2tg.training.output.layout import is_ours
 
-# What is read from a folder. A file that the user names is read whatever its suffix.
-TEXT_SUFFIXES = (".txt", ".md", *TABLE_SUFFIXES)
+# What is read from a folder, the first ones also compressed. A file that the user names is read whatever its suffix.
+# A .json in a folder may be anything.
+TEXT_SUFFIXES = (".txt", ".md", *LINE_TABLE_SUFFIXES)
+READ_SUFFIXES = (*TEXT_SUFFIXES, *BINARY_TABLE_SUFFIXES)
 
 # Endings that editors give to backup copies, before the suffix or after it.
 BACKUP_ENDINGS = ("~", ".bak", ".orig", ".swp", ".swo")
@@ -76,8 +79,8 @@ def _in_folder(folder: Path, option: str, output: Path | None, notify: Notify) -
     texts: list[Path] = []
     others: list[Path] = []
     for path in _walk(folder, option, output, notify):
-        (texts if path.suffix.lower() in TEXT_SUFFIXES else others).append(path)
-    suffixes = f"({', '.join(TEXT_SUFFIXES)})"
+        (texts if _is_text(path) else others).append(path)
+    suffixes = f"({', '.join(READ_SUFFIXES)}; text also with {', '.join(COMPRESSION_SUFFIXES)})"
     if not texts:
         raise UserError(f"{folder} is a directory without a text file {suffixes}", option)
     if others:
@@ -86,6 +89,11 @@ def _in_folder(folder: Path, option: str, output: Path | None, notify: Notify) -
         shown = ", ".join(endings[:5]) + (", ..." if len(endings) > 5 else "")
         notify(f"{folder}: skipped {_counted(len(others))} that {is_or_are} not text {suffixes}: {shown}")
     return sorted(texts)
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file in a folder is read."""
+    return is_binary_table(path) or text_suffix(path) in TEXT_SUFFIXES
 
 
 def _walk(folder: Path, option: str, output: Path | None, notify: Notify) -> Iterator[Path]:
@@ -151,7 +159,8 @@ def _holds_model(folder: Path) -> bool:
 def is_backup(path: Path) -> bool:
     """Whether a file is named like a backup copy of an editor."""
     name = path.name.lower()
-    stem = name.removesuffix(path.suffix.lower())
+    name = name.removesuffix(compression(path))
+    stem = name.removesuffix(text_suffix(path))
     is_marked = name.startswith("~$") or (name.startswith("#") and name.endswith("#"))
     return is_marked or name.endswith(BACKUP_ENDINGS) or stem.endswith(BACKUP_ENDINGS)
 

@@ -9,7 +9,7 @@ import numpy as np
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.data.blocks import Blocks
-from gpt2tg.training.data.token_cache import Tokens
+from gpt2tg.training.data.tokens import Tokens
 
 
 def keeps_apart(options: TrainingOptions, has_prompts: bool) -> bool:

@@ -2,32 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.reading.plain_text import Piece
-from gpt2tg.training.data.corpus import Corpus
 
 # Encoded in one call: enough for the tokenizer to keep all cores busy.
 BATCH_CHARACTERS = 1 << 20
 
 
-def encode_corpus(corpus: Corpus, tokenizer: TextTokenizer) -> Iterator[tuple[Piece, np.ndarray]]:
-    """Yield each piece of text with its token ids.
+class TokenBatch(NamedTuple):
+    """The token ids of a few pieces of text, one after the other."""
+
+    ids: np.ndarray  # (N,)
+    lengths: list[int]  # of each piece, in ids
+    ends: list[bool]  # whether an example ends with the piece
+    learned: list[bool]  # whether the ids of the piece carry loss
+
+
+def encode_pieces(pieces: Iterable[Piece], text_bytes: int | None, tokenizer: TextTokenizer) -> Iterator[TokenBatch]:
+    """Yield the token ids of pieces of text, in batches.
 
     The tokenizer's prefix is added at the beginning of an example, and the end-of-text token at its end.
+
+    Args:
+        text_bytes: of all pieces, for the progress bar; None if nobody knows.
     """
     dtype, begins = id_type(tokenizer), True
-    with tqdm(total=corpus.text_bytes, desc="tokenizing", unit="B", unit_scale=True, leave=False, disable=None) as bar:
-        for batch in _batches(corpus.pieces()):
-            for piece, ids in zip(batch, _encode(batch, begins, tokenizer), strict=True):
-                prefix = tokenizer.prefix if begins else ()
-                yield piece, np.array([*prefix, *ids, tokenizer.end_id] if piece.ends else [*prefix, *ids], dtype)
+    with tqdm(total=text_bytes, desc="tokenizing", unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        for batch in _batches(pieces):
+            encoded = _encode(batch, begins, tokenizer)
+            for piece, ids in zip(batch, encoded, strict=True):
+                if begins and tokenizer.prefix:
+                    ids[:0] = tokenizer.prefix
+                if piece.ends:
+                    ids.append(tokenizer.end_id)
                 begins = piece.ends
+            yield _joined(batch, encoded, dtype)
             bar.update(sum(len(piece.text.encode()) for piece in batch))
+
+
+def _joined(batch: Sequence[Piece], encoded: list[list[int]], dtype: type[np.unsignedinteger]) -> TokenBatch:
+    lengths = [len(ids) for ids in encoded]
+    ids = np.fromiter(chain.from_iterable(encoded), dtype, sum(lengths))
+    return TokenBatch(ids, lengths, [piece.ends for piece in batch], [piece.learned for piece in batch])
 
 
 def _encode(batch: Sequence[Piece], begins: bool, tokenizer: TextTokenizer) -> list[list[int]]:
@@ -46,14 +69,17 @@ def _encode(batch: Sequence[Piece], begins: bool, tokenizer: TextTokenizer) -> l
     ]
 
 
-def _batches(stream: Iterator[Piece]) -> Iterator[list[Piece]]:
-    """Yield lists of pieces, each of about `BATCH_CHARACTERS` in all."""
+def _batches(stream: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Yield lists of pieces, each of about `BATCH_CHARACTERS` in all.
+
+    All but the last have two pieces or more: the writer of `datasets` collects tables of a single row in memory.
+    """
     batch: list[Piece] = []
     size = 0
     for piece in stream:
         batch.append(piece)
         size += len(piece.text)
-        if size >= BATCH_CHARACTERS:
+        if size >= BATCH_CHARACTERS and len(batch) > 1:
             yield batch
             batch, size = [], 0
     if batch:

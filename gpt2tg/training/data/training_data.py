@@ -13,7 +13,8 @@ from gpt2tg.training.data.packing import keeps_apart, pack
 from gpt2tg.training.data.selection import at_most, repeat_in_passes
 from gpt2tg.training.data.sources import Sources, TextSource
 from gpt2tg.training.data.split import held_out_lengths
-from gpt2tg.training.data.token_cache import Tokens, tokenize
+from gpt2tg.training.data.token_cache import tokenize
+from gpt2tg.training.data.tokens import Tokens
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ NEVER_SHOWN |= {
     "save_minutes",
 }
 NEVER_SHOWN |= {"try_", "push_to_hub", "trainer"}
+NEVER_SHOWN |= {"dataset_name", "dataset_split", "dataset_revision", "dataset_streaming"}
 
 CARD = """\
 ---
@@ -103,6 +104,7 @@ def model_card(run: dict[str, Any], step: int | None) -> str:
         library_name="transformers",
         pipeline_tag="text-generation",
         base_model=_hub_name(base),
+        datasets=_hub_dataset(run["data"]),
         tags=["gpt2", "gpt2tg"],
     )
     return CARD.format(
@@ -129,6 +131,12 @@ def _hub_name(base: str | None) -> str | None:
     if base is None or base == BUNDLED_MODEL or is_directory(base) or not HUB_NAME.fullmatch(base):
         return None
     return HUB_NAMES.get(base, base)
+
+
+def _hub_dataset(data: dict[str, Any]) -> list[str] | None:
+    """Return the dataset that was trained on, if it is on the hub; a local folder is private."""
+    dataset = data.get("dataset")
+    return [dataset["name"]] if dataset and dataset["commit"] else None
 
 
 def _data(data: dict[str, Any], block_size: int) -> str:

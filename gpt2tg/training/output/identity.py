@@ -22,16 +22,8 @@ from gpt2tg.training.fields import shaping_fields, without_secrets
 from gpt2tg.training.output.durable import read_manifest
 
 # Options that may differ: they change neither the data nor a step already taken, or their effect is compared instead.
-MAY_DIFFER = {
-    "train_file",
-    "validation_file",
-    "test_file",
-    "revision",
-    "output_dir",
-    "resume",
-    "resume_anyway",
-    "overwrite",
-}
+MAY_DIFFER = {"train_file", "validation_file", "test_file", "output_dir", "resume", "resume_anyway", "overwrite"}
+MAY_DIFFER |= {"revision", "dataset_name", "dataset_split", "dataset_revision", "dataset_streaming"}
 MAY_DIFFER |= {"epochs", "max_steps", "early_stopping_patience", "eval_steps", "keep"}
 MAY_DIFFER |= {"save_steps", "save_minutes", "save_total_limit", "logging_steps", "report_to"}
 MAY_DIFFER |= {"cross_examples"}  # the resulting no_cross_examples is compared

@@ -20,7 +20,7 @@ from data_helpers import (
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.training.data.batches import collate
 from gpt2tg.training.data.blocks import BlockRange, Blocks
-from gpt2tg.training.data.token_cache import Tokens
+from gpt2tg.training.data.tokens import MappedIds, Tokens
 
 
 def test_fingerprints_change_with_the_blocks(tmp_path: Path, tokenizer: TextTokenizer) -> None:
@@ -42,7 +42,7 @@ def test_fingerprints_change_with_the_blocks(tmp_path: Path, tokenizer: TextToke
 def test_fingerprints_of_many_blocks_take_little_memory() -> None:
     """The fingerprint of a range hashes the list of its block numbers, as in earlier versions."""
     count = 150_000
-    nothing = Tokens(np.zeros(1, np.uint16), None, np.ones(1, np.int64), "name")
+    nothing = Tokens(MappedIds([], np.dtype("u2")), None, np.ones(1, np.int64), "name", Path())
     edges = np.arange(count + 1)
     many = Blocks(nothing, edges[:-1] * 8, edges[1:] * 8, edges, restart=False)
     tracemalloc.start()
@@ -56,6 +56,17 @@ def test_fingerprints_of_many_blocks_take_little_memory() -> None:
     assert found[0] != found[1]
 
 
+def is_mapped(tokens: Tokens) -> bool:
+    """Whether the ids lie in a mapping of the file, without a copy."""
+    place = tokens.ids[1:2].ctypes.data
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, _, rest = line.partition("-")
+        last, *_, path = rest.split()
+        if int(first, 16) <= place < int(last, 16):
+            return path == str(tokens.directory / "tokens-train.arrow")
+    return False
+
+
 @pytest.mark.parametrize("alone", [False, True])
 def test_workers_map_the_tokens_instead_of_copying_them(tmp_path: Path, tokenizer: TextTokenizer, alone: bool) -> None:
     """Spawned workers get pickled data and collator: the tokens themselves must not be pickled."""
@@ -63,7 +74,7 @@ def test_workers_map_the_tokens_instead_of_copying_them(tmp_path: Path, tokenize
     sent = pickle.dumps((loaded.train, collate(128, tokenizer.end_id)))
     assert len(sent) < loaded.train.tokens.ids.nbytes / 4
     blocks, batch_of = pickle.loads(sent)
-    assert isinstance(blocks.tokens.ids, np.memmap)
+    assert is_mapped(blocks.tokens)
     here, there = (
         made([blocks[i] for i in (0, 3)])
         for made, blocks in ((collate(128, tokenizer.end_id), loaded.train), (batch_of, blocks))
@@ -74,4 +85,4 @@ def test_workers_map_the_tokens_instead_of_copying_them(tmp_path: Path, tokenize
 
 def test_tokens_stay_on_disk(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     loaded = load(write(tmp_path, numbered(100, "mapped")), tokenizer, block_size=8)
-    assert isinstance(loaded.train.tokens.ids, np.memmap)
+    assert is_mapped(loaded.train.tokens)

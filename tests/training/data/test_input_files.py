@@ -12,7 +12,8 @@ import pytest
 
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training.data.corpus import Corpus, TextFormat, scan_corpus
+from gpt2tg.training.data.corpus import Corpus, scan_corpus
+from gpt2tg.training.data.file_pass import TextFormat
 from gpt2tg.training.data.sources import plan_sources
 
 
@@ -178,14 +179,13 @@ def test_a_git_lfs_pointer_is_never_text(tmp_path: Path, name: str, end: str) ->
 @pytest.mark.parametrize(
     ("name", "content", "what"),
     [
-        ("t.txt.gz", gzip.compress(b"The owl slept.", mtime=0), "gzip"),
+        ("t.md", gzip.compress(b"The owl slept.", mtime=0), "gzip archive, not plain text: end its name in .gz"),
         ("t.txt", gzip.compress(b"The owl slept.", mtime=0), "gzip"),
-        ("t.bz2", b"BZh91AY&SY\xc4", "bzip2"),
+        ("t.txt", b"BZh91AY&SY\xc4", "bzip2"),
         ("t.pdf", b"%PDF-1.4\n% plain bytes alone\n", "PDF"),
         ("t.txt", b"{\\rtf1\\ansi The owl slept.}", "RTF"),
         ("t.doc", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1\0", "Word or Excel"),
         ("t.parquet", b"PAR1\x15\x04PAR1", "Parquet"),
-        ("t.json", b'[{"text": "The owl"}]', "write one object per line into a .jsonl"),
         ("t.ipynb", b'{"cells": []}', "write one object per line into a .jsonl"),
     ],
 )

@@ -16,7 +16,8 @@ from gpt2tg.options import TrainingOptions
 from gpt2tg.reading import table_row
 from gpt2tg.training.data import blocks, packing
 from gpt2tg.training.data.blocks import NO_LOSS
-from gpt2tg.training.data.corpus import TextFormat, scan_corpus
+from gpt2tg.training.data.corpus import scan_corpus
+from gpt2tg.training.data.file_pass import TextFormat
 from gpt2tg.training.data.sources import plan_sources
 from gpt2tg.training.data.training_data import load_data
 
@@ -106,7 +107,7 @@ def test_windows_files_give_the_same_texts(tmp_path: Path) -> None:
             r"line 3 is not valid JSON \(Expecting value at character 10\): write",
         ),
         ("t.jsonl", "[" * 100_000 + "\n", "line 1 is not valid JSON .*: write it"),
-        ("t.json", '[{"text": "x"}]', "would be read as plain text: write one object per line into a .jsonl"),
+        ("t.ipynb", '{"cells": []}', "would be read as plain text: write one object per line into a .jsonl"),
         ("t.jsonl", '["x"]\n', "line 1 is not a JSON object"),
         ("t.csv", 'text\n"never closed\n', "line 2: .* a quote that is not closed; write a text with quotes like"),
         ("t.tsv", 'id\ttext\n1\t"No," said she.\n', "line 2: .* write a text with quotes like"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,9 +29,10 @@ from filelock import FileLock
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
-from gpt2tg.training.data import token_cache
-from gpt2tg.training.data.corpus import Corpus
+from gpt2tg.reading.plain_text import Piece
+from gpt2tg.training.data import corpus, token_cache
 from gpt2tg.training.data.sources import plan_sources
+from gpt2tg.training.data.tokenization import TokenBatch
 from gpt2tg.training.data.training_data import load_data
 from gpt2tg.training.model.new_tokenizer import train_tokenizer
 
@@ -39,13 +41,13 @@ from gpt2tg.training.model.new_tokenizer import train_tokenizer
 def tokenized(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that were tokenized, one entry each time."""
     seen: list[Path] = []
-    original = token_cache.encode_corpus
+    original = corpus.Corpus.pieces
 
-    def counted(found: Corpus, tokenizer: TextTokenizer) -> Iterator[Any]:
-        seen.extend(found.files)
-        return original(found, tokenizer)
+    def counted(self: corpus.Corpus) -> Iterator[Piece]:
+        seen.extend(self.files)
+        return original(self)
 
-    monkeypatch.setattr(token_cache, "encode_corpus", counted)
+    monkeypatch.setattr(corpus.Corpus, "pieces", counted)
     return seen
 
 
@@ -121,12 +123,12 @@ def test_interrupted_run_leaves_no_partial_tokens(
 ) -> None:
     path = write(tmp_path, numbered(20, "interrupted"))
 
-    def interrupted(found: Corpus, tokenizer: TextTokenizer) -> Iterator[Any]:
-        yield next(found.pieces()), np.array([1] * 100)
+    def interrupted(pieces: Iterator[Piece], text_bytes: int, tokenizer: TextTokenizer) -> Iterator[TokenBatch]:
+        yield TokenBatch(np.array([1] * 100, np.uint16), [40, 60], [True, True], [True, True])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(token_cache, "encode_corpus", interrupted)
+        patch.setattr(token_cache, "encode_pieces", interrupted)
         with pytest.raises(KeyboardInterrupt):
             load(path, tokenizer, block_size=8)
     assert texts_of(load(path, tokenizer, block_size=8).train, tokenizer) == numbered(20, "interrupted")
@@ -147,7 +149,7 @@ def flip_a_bit(file: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [cut_in_half, fill_with_zeros, flip_a_bit, Path.unlink])
-@pytest.mark.parametrize("name", ["ids.bin", "ends.npy", "learned.bin"])
+@pytest.mark.parametrize("name", ["tokens-train.arrow", "dataset_info.json"])
 def test_damaged_cache_is_rebuilt(
     tmp_path: Path,
     tokenizer: TextTokenizer,
@@ -161,21 +163,27 @@ def test_damaged_cache_is_rebuilt(
     before = load(tmp_path / "t.jsonl", tokenizer, block_size=16)
     expected = [{key: value.tolist() for key, value in row.items()} for row in before.train]
     capsys.readouterr()
-    harm(Path(before.train.tokens.ids.filename).parent / name)
+    harm(before.train.tokens.directory / name)
     after = load(tmp_path / "t.jsonl", tokenizer, block_size=16)
     assert [{key: value.tolist() for key, value in row.items()} for row in after.train] == expected
     assert f"are damaged, {name if harm != Path.unlink else 'it lacks ' + name}" in capsys.readouterr().err
     assert after.fingerprints == before.fingerprints
 
 
-def test_cache_of_an_earlier_version_is_rebuilt(tmp_path: Path, tokenizer: TextTokenizer) -> None:
-    """Earlier versions wrote no checksums."""
+def test_cache_of_an_earlier_version_is_rebuilt(
+    tmp_path: Path, tokenizer: TextTokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Earlier versions wrote other files, at first without checksums."""
     path = write(tmp_path, numbered(30, "earlier"))
     before = load(path, tokenizer)
-    folder = Path(before.train.tokens.ids.filename).parent
-    (folder / "manifest.json").unlink()
-    fill_with_zeros(folder / "ids.bin")
+    folder = before.train.tokens.directory
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "ids.bin").write_bytes(bytes(100))
+    capsys.readouterr()
     after = load(path, tokenizer)
+    assert capsys.readouterr().err == ""
+    assert not (folder / "ids.bin").exists()
     assert texts_of(after.train, tokenizer) == numbered(30, "earlier")
     assert after.fingerprints == before.fingerprints  # a run that was started with them can be resumed
 
@@ -187,7 +195,7 @@ def test_tokens_are_synced_before_they_are_renamed(
     sync, rename = os.fsync, Path.rename
     monkeypatch.setattr(os, "fsync", lambda file: (happened.append(os.fstat(file).st_ino), sync(file)))
     monkeypatch.setattr(Path, "rename", lambda self, target: (happened.append("named"), rename(self, target))[1])
-    folder = Path(load(write(tmp_path, numbered(9, "synced")), tokenizer).train.tokens.ids.filename).parent
+    folder = load(write(tmp_path, numbered(9, "synced")), tokenizer).train.tokens.directory
     named = happened.index("named")
     for path in (folder, *folder.iterdir()):
         assert path.stat().st_ino in happened[:named]
@@ -229,7 +237,7 @@ def test_leftovers_of_killed_runs_are_removed(tmp_path: Path, tokenizer: TextTok
     left, older, at_work = (token_cache.CACHE / f"unfinished-{name}" for name in ("ab12-xyz", "q8w_3k", "cd34-uvw"))
     for folder in (left, older, at_work):
         (folder / "whole").mkdir(parents=True)
-        (folder / "whole" / "ids.bin").write_bytes(bytes(100))
+        (folder / "whole" / "tokens-train.arrow").write_bytes(bytes(100))
     (token_cache.CACHE / "locks").mkdir(exist_ok=True)
     with FileLock(token_cache.CACHE / "locks" / "cd34"):
         load(write(tmp_path, numbered(5, "left over")), tokenizer)
@@ -243,13 +251,13 @@ def test_two_runs_at_once_tokenize_a_text_once(
 ) -> None:
     path, is_waiting = write(tmp_path, numbered(20, "at once")), threading.Event()
     monkeypatch.setattr(token_cache.log, "info", lambda text: is_waiting.set())
-    made = token_cache.encode_corpus
+    made = token_cache.encode_pieces
 
-    def waited_for(found: Corpus, tokenizer: TextTokenizer) -> Iterator[Any]:
+    def waited_for(*given: Any) -> Iterator[TokenBatch]:
         assert is_waiting.wait(20)
-        return made(found, tokenizer)
+        return made(*given)
 
-    monkeypatch.setattr(token_cache, "encode_corpus", waited_for)
+    monkeypatch.setattr(token_cache, "encode_pieces", waited_for)
     with ThreadPoolExecutor(2) as runs:
         for found in [runs.submit(load, path, tokenizer) for _ in range(2)]:
             assert texts_of(found.result().train, tokenizer) == numbered(20, "at once")

@@ -46,10 +46,10 @@ def test_all_linear_layers_are_quantised(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_missing_package_and_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install bitsandbytes"):
         check_4bit(OPTIONS, torch.device("cuda"))
-    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(checks, "find_spec", lambda name: name)
     with pytest.raises(UserError, match="needs a CUDA GPU, and this run is on cpu"):
         check_4bit(OPTIONS, torch.device("cpu"))
     check_4bit(OPTIONS, torch.device("cuda"))
