@@ -186,3 +186,12 @@ def test_bad_text_stops_with_one_line(outputs: dict[str, list[Any]], kernel: Ker
     found = kernel.run_cell("text", UPLOAD=False)
     assert re.search(r"error: --train_file .*mine\.txt", printed(found))
     assert found[-1].traceback == ["Stopped: the message above says why."]
+
+
+def test_setup_without_gpt2tg_asks_for_its_address(kernel: Kernel, tmp_path: Path) -> None:
+    kernel.run(f"import importlib.util, os; os.chdir({str(tmp_path)!r}); find_spec = importlib.util.find_spec")
+    kernel.run("importlib.util.find_spec = lambda name: None")
+    found = kernel.run_cell("setup")
+    kernel.run(f"importlib.util.find_spec = find_spec; os.chdir({str(kernel.folder)!r})")
+    assert len(found) == 1
+    assert "into SOURCE" in found[0].traceback[0]
