@@ -172,6 +172,7 @@ def test_report_is_shown_inline(outputs: dict[str, list[Any]], kernel: Kernel) -
 def test_downloaded_archive_holds_the_model(outputs: dict[str, list[Any]], kernel: Kernel, tmp_path: Path) -> None:
     assert "my_model.zip" in shown(kernel.run("downloads"), "text/plain")
     with zipfile.ZipFile(kernel.folder / "my_model.zip") as archive:
+        assert len(set(archive.namelist())) == len(archive.namelist())
         archive.extractall(tmp_path)
     assert read_shape(tmp_path / "my_model") == read_shape(ROOT / "gpt2tg" / "bundled" / "gpt2-tiny")
     assert (tmp_path / "my_model" / "model.safetensors").is_file()
@@ -186,6 +187,18 @@ def test_bad_text_stops_with_one_line(outputs: dict[str, list[Any]], kernel: Ker
     found = kernel.run_cell("text", UPLOAD=False)
     assert re.search(r"error: --train_file .*mine\.txt", printed(found))
     assert found[-1].traceback == ["Stopped: the message above says why."]
+
+
+def test_gpu_gets_gpt2_in_16_bits(outputs: dict[str, list[Any]], kernel: Kernel) -> None:
+    kernel.run_cell("choices", TEXT="missing.txt")
+    commands = []
+    for has_gpu in (True, False):
+        kernel.run(f"torch.cuda.is_available = lambda: {has_gpu}")
+        commands.append(printed(kernel.run_cell("text", UPLOAD=False)).splitlines()[0])
+    assert "--model_name gpt2 " in commands[0]
+    assert "--fp16" in commands[0]
+    assert "--model_name gpt2-tiny " in commands[1]
+    assert "--fp16" not in commands[1]
 
 
 def test_setup_without_gpt2tg_asks_for_its_address(kernel: Kernel, tmp_path: Path) -> None:
