@@ -64,9 +64,9 @@ def spread(
         if tasks is None:
             _work(store, perform, check=lambda: None)
             return
-        with _Office(store, tasks, put) as office:
-            _work(store, perform, office.check)
-            office.wait()
+        with _Dispatcher(store, tasks, put) as dispatcher:
+            _work(store, perform, dispatcher.check)
+            dispatcher.wait()
 
 
 def share(value: str) -> str:
@@ -141,7 +141,7 @@ def _work(store: Store, perform: Callable[[Any], Iterable[Any]], check: Callable
     send(None)
 
 
-class _Office:
+class _Dispatcher:
     """Hands out the tasks and receives the results, in a thread of the first process."""
 
     def __init__(self, store: Store, tasks: Iterable[Any], put: Callable[[Any], None]) -> None:
@@ -155,7 +155,7 @@ class _Office:
         self._is_closed = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> _Office:
+    def __enter__(self) -> _Dispatcher:
         self._thread.start()
         return self
 
