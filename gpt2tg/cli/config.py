@@ -36,7 +36,7 @@ def read_config(path: Path, flags: Mapping[str, Flag]) -> dict[str, Any]:
         UserError: the file cannot be read or is no recipe, or a key or its value is wrong; names file and key.
     """
     try:
-        content = _recipe_of(_load(path))
+        content = _settings_in(_load(path))
         found = [_option(str(key), value, flags) for key, value in content.items()]
     except UserError as error:
         key = f"{error.option}: " if error.option else ""
@@ -112,7 +112,7 @@ def _from_yaml(text: str) -> Any:
         raise UserError(f"is no valid YAML: {one_line(error)}") from None
 
 
-def _recipe_of(content: dict[Any, Any]) -> dict[Any, Any]:
+def _settings_in(content: dict[Any, Any]) -> dict[Any, Any]:
     """Return the settings in a file: all of it, or those of the run that wrote a run.json.
 
     Raises:
@@ -172,7 +172,8 @@ def _plain(flag: Flag, value: Any) -> Any:
             return "true" if value else "false"
         raise UserError(f"{_shown(value)} is no text: put quotes around it")
     if flag.kind is bool and not isinstance(value, bool):
-        raise UserError(f"{_shown(value)} is not valid: give true or false")
+        quotes = " in quotes" if isinstance(value, str) else ""
+        raise UserError(f"{_shown(value)}{quotes} is not valid: give true or false")
     return value
 
 
@@ -181,10 +182,12 @@ def _several(flag: Flag, value: Any) -> tuple[str, ...]:
     takes_names = str(flag.field.metadata["metavar"]).startswith("NAME=")
     if isinstance(value, dict) and takes_names:
         return tuple(f"{name}={_joined(part)}" for name, part in value.items())
+    if isinstance(value, (dict, set)):
+        raise UserError("is a mapping: give a text, or a list of texts")
     parts = value if isinstance(value, (list, tuple)) else [value]
     for part in parts:
         if not isinstance(part, str):
-            raise UserError("is a list of more than texts: give texts, with quotes around numbers and words like yes")
+            raise UserError(f"{_shown(part)} is no text: put quotes around numbers and words like yes")
     return tuple(parts)
 
 
@@ -209,31 +212,43 @@ def _is_default(flag: Flag, value: Any) -> bool:
     return all(value == meaning.default and isinstance(meaning.default, bool) is is_bool for meaning in flag.meanings)
 
 
-def check_new(path: Path) -> None:
-    """Check that a recipe can be saved under this name.
+def is_saved(path: Path, recipe: str) -> bool:
+    """Return whether this recipe is there already, as when the same command resumes. Otherwise it can be saved.
 
     Raises:
-        UserError: the file exists, or its directory does not.
+        UserError: another file has the name, or there is no such directory.
     """
+    if path.is_file() and path.read_bytes() == recipe.encode():
+        return True
     if path.exists():
         raise UserError(f"{path} exists: choose another name, or delete it", "save_config")
     if not path.parent.is_dir():
         raise UserError(f"{path.parent} is no directory: create it first", "save_config")
+    return False
 
 
-def write_config(path: Path, given: Mapping[str, Any], prog: str) -> None:
-    """Write the options of a command as a recipe, without secrets and what belongs to this command alone.
+def recipe_of(given: Mapping[str, Any], prog: str, name: str) -> str:
+    """Return the options of a command as a recipe, without secrets and what belongs to this command alone.
 
-    Raises:
-        UserError: the file cannot be written.
+    Args:
+        name: of the file.
     """
     import yaml
 
     saved = {name.rstrip("_"): _as_yaml(value) for name, value in given.items() if name not in NOT_SAVED}
     text = yaml.safe_dump(saved, sort_keys=False, allow_unicode=True, width=120) if saved else ""
+    return HEADER.format(prog=prog, name=name) + text
+
+
+def write_config(path: Path, recipe: str) -> None:
+    """Write a recipe.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     try:
         with replacing(path) as draft:
-            draft.write_text(HEADER.format(prog=prog, name=path.name) + text, encoding="utf-8")
+            draft.write_bytes(recipe.encode())
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}", "save_config") from None
 

@@ -89,10 +89,11 @@ def test_flags_win_over_the_recipe(tmp_path: Path) -> None:
         ("learning_rate: [1, 2]", "learning_rate: is a list or a mapping: give one value"),
         ("learning_rate: -1", "learning_rate: -1 is out of range: it must be more than 0"),
         ("bf16: 1", "bf16: 1 is not valid: give true or false"),
+        ("bf16: 'true'", "bf16: true in quotes is not valid: give true or false"),
         ("optim: adamw_trch", "optim: adamw_trch is unknown: did you mean adamw_torch?"),
         ("output_dir: 2024", "output_dir: 2024 is no text: put quotes around it"),
-        ("train_file: [1]", "train_file: is a list of more than texts"),
-        ("train_file: {a.txt: 3}", "train_file: is a list of more than texts"),
+        ("train_file: [1]", "train_file: 1 is no text: put quotes around numbers and words like yes"),
+        ("train_file: {a.txt: 3}", "train_file: is a mapping: give a text, or a list of texts"),
         ("seed: 1\nseed: 2", "seed: is there twice: leave one out"),
         ("seed: 1\n--seed: 2", "--seed: is no flag: did you mean seed?"),
         ("train-file: a\ntrain_file: b", "train_file: is there twice: leave one out"),
@@ -148,9 +149,12 @@ def test_saved_recipe_gives_the_same_flags(tmp_path: Path, capsys: Capture) -> N
     expected = {**seen[0], "trainer": ("adam_beta1=0.8",)}
     del expected["overwrite"]
     assert parsed("--config", path) == expected
-    assert cli.run(finetune_gpt2.parser(), seen.append, command) == 2
+    resuming = [*command[:-1], "--resume"]  # the same command, as an interrupted run advises
+    assert cli.run(finetune_gpt2.parser(), seen.append, resuming) == 0
+    assert cli.run(finetune_gpt2.parser(), seen.append, [*resuming, "--seed", "7"]) == 2
     assert capsys.readouterr().err.endswith(f"--save_config {path} exists: choose another name, or delete it\n")
-    assert len(seen) == 1
+    assert len(seen) == 2
+    assert parsed("--config", path) == expected
 
 
 def test_recipe_of_a_refused_command_is_not_left_behind(tmp_path: Path) -> None:
