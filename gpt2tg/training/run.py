@@ -105,7 +105,7 @@ class Run:
         if options.generate_samples or options.sample_steps:
             tokens = len(self._tokenizer.encode(options.prompt))
             _check_sample_prompt(tokens, self._model.config.n_positions)
-        test = run_on_main_process(lambda: scan_test(options, model_name))
+        test = run_on_main_process(lambda: scan_test(options, model_name, self._sources))
         with arguments.main_process_first():  # the others find the tokens in the cache
             self._data = load_data(self._sources, self._tokenizer, options)
             self._test = None if test is None else load_test(test, self._tokenizer, self._data)

@@ -29,17 +29,27 @@ def advice(sources: Sources, data: TrainingData, options: TrainingOptions) -> It
     """Yield lines of advice; none if all is well."""
     source, validation_source = sources
     yield from _on_the_text(source.corpus, options)
-    if validation_source is not None and (known := _count_known(source, validation_source)):
-        yield (
-            f"{known:,} of {counted(validation_source.count, 'held-out example')} are learned from too: "
-            "the validation loss looks better than it is"
-        )
+    if validation_source is not None:
+        held_out = validation_source.corpus.hashes[validation_source.chosen]
+        yield from on_known_examples(source, held_out, "validation")
     if validation_source is not None and not validation_source.is_held_out:
         yield from _on_the_length(data, f"--max_eval_examples {_enough_examples(validation_source, data)}")
     else:
         is_selected = source.times is not None or (validation_source is not None and validation_source.most is not None)
         yield from _on_the_split(data, options, is_selected)
     yield from _on_the_blocks(source.corpus, data, options)
+
+
+def on_known_examples(source: TextSource, hashes: np.ndarray, name: str) -> Iterator[str]:
+    """Yield advice if examples to measure on are also trained on.
+
+    Args:
+        hashes: (examples,) of those to measure on, as in a `Corpus`.
+        name: of the loss that is measured on them.
+    """
+    if known := int(np.isin(hashes, source.corpus.hashes[source.chosen]).sum()):
+        examples = counted(len(hashes), f"{'held-out' if name == 'validation' else name} example")
+        yield f"{known:,} of {examples} are learned from too: the {name} loss looks better than it is"
 
 
 def _on_the_text(corpus: Corpus, options: TrainingOptions) -> Iterator[str]:
@@ -132,9 +142,3 @@ def _percent(part: int, whole: int) -> str:
 def _round_down(share: float) -> str:
     """Return the share with one significant digit. Rounded up, it would be too much still."""
     return f"{Context(prec=1, rounding=ROUND_FLOOR).create_decimal_from_float(share):f}"
-
-
-def _count_known(source: TextSource, validation: TextSource) -> int:
-    """Return how many of the validation examples are also trained on."""
-    held_out = validation.corpus.hashes[validation.chosen]
-    return int(np.isin(held_out, source.corpus.hashes[source.chosen]).sum())
