@@ -23,6 +23,7 @@ import time
 import traceback
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from filelock import FileLock
 
@@ -42,6 +43,9 @@ LIBRARIES = (
 
 # In the environment of a program: the pseudo-terminal on its stdin becomes its controlling terminal.
 OWNS_TERMINAL = "GPT2TG_TESTS_TERMINAL"
+
+# In the environment of a program: training runs draw loss.png.
+PICTURES = "GPT2TG_TESTS_PICTURES"
 
 # Signals that a client passes on to its program.
 FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
@@ -95,9 +99,7 @@ def serve(address: str, until_end_of: int) -> None:
     os.chdir(ROOT)
     for library in LIBRARIES:
         importlib.import_module(library)
-    # Runs draw no loss.png, which takes longer than all their steps.
-    records = importlib.import_module("gpt2tg.training.output.records")
-    records.draw_losses = lambda history, path, title: path.touch()
+    _draw_only_on_request(importlib.import_module("gpt2tg.training.output.records"))
     memory = importlib.import_module("accelerate.utils.memory")
     memory.gc = SimpleNamespace(collect=lambda: 0)  # a collection in each run
     gc.collect()
@@ -115,6 +117,14 @@ def serve(address: str, until_end_of: int) -> None:
                 listener.close()
                 _answer(connection)
             connection.close()
+
+
+def _draw_only_on_request(records: Any) -> None:
+    """Let runs draw loss.png, which takes longer than all their steps, only if PICTURES is in their environment."""
+    draw = records.draw_losses
+    records.draw_losses = lambda history, path, title: (
+        draw(history, path, title) if PICTURES in os.environ else path.touch()
+    )
 
 
 def _is_alive(process: int) -> bool:
