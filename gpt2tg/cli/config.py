@@ -140,7 +140,7 @@ def _option(key: str, value: Any, flags: Mapping[str, Flag]) -> tuple[str, Any]:
     known = flags.get(f"--{name}")
     if known is None:
         names = [flag.removeprefix("--") for flag in flags]
-        raise UserError(f"is no flag: {did_you_mean(name, names, '--help-all lists all flags')}", key)
+        raise UserError(f"is no flag of this script: {did_you_mean(name, names, '--help-all lists all flags')}", key)
     try:
         checked = check_value(known.options, known.field, _plain(known, value))
     except UserError as error:

@@ -87,7 +87,7 @@ def unused_flags(options: TrainingOptions) -> dict[str, str]:
         flags = ("dataset_split", "dataset_revision", "dataset_streaming")
         found |= dict.fromkeys(flags, "it belongs to --dataset_name")
     if not options.validation_file and not options.validation_split:
-        found |= dict.fromkeys(("eval_steps", "keep", "max_eval_examples"), "no validation text is held out")
+        found |= dict.fromkeys(("eval_steps", "keep"), "no validation text is held out")
     if options.validation_file:
         found["validation_split"] = "--validation_file is the validation text"
     if options.max_steps:

@@ -82,7 +82,7 @@ def test_flags_win_over_the_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("learning_rat: 1", "learning_rat: is no flag: did you mean learning_rate?"),
+        ("learning_rat: 1", "learning_rat: is no flag of this script: did you mean learning_rate?"),
         ("learning_rate: fast", "learning_rate: fast is not valid: give a number"),
         ("learning_rate: true", "learning_rate: True is not valid: give a number"),
         ("learning_rate:", "learning_rate: is empty: give a value, or leave the key out"),
@@ -95,7 +95,7 @@ def test_flags_win_over_the_recipe(tmp_path: Path) -> None:
         ("train_file: [1]", "train_file: 1 is no text: put quotes around numbers and words like yes"),
         ("train_file: {a.txt: 3}", "train_file: is a mapping: give a text, or a list of texts"),
         ("seed: 1\nseed: 2", "seed: is there twice: leave one out"),
-        ("seed: 1\n--seed: 2", "--seed: is no flag: did you mean seed?"),
+        ("seed: 1\n--seed: 2", "--seed: is no flag of this script: did you mean seed?"),
         ("train-file: a\ntrain_file: b", "train_file: is there twice: leave one out"),
         ("config: other.yaml", "config: a recipe names no other recipe"),
         ("seed: 1\n\tepochs: 2", "is no valid YAML: line 2: found character '\\t' that cannot start any token"),

@@ -41,7 +41,5 @@ def test_notices_name_given_flags_in_order(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_flags_of_training_that_do_nothing_are_known() -> None:
-    beta, evaluation = "adam_beta2", "max_eval_examples"
-    assert {beta, evaluation} & set(unused_flags(TrainingOptions(train_file="a.txt"))) == set()
-    assert beta in unused_flags(TrainingOptions(train_file="a.txt", optim="adafactor"))
-    assert evaluation in unused_flags(TrainingOptions(train_file="a.txt", validation_split=0))
+    assert "adam_beta2" not in unused_flags(TrainingOptions(train_file="a.txt"))
+    assert "adam_beta2" in unused_flags(TrainingOptions(train_file="a.txt", optim="adafactor"))
