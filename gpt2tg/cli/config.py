@@ -20,6 +20,12 @@ from gpt2tg.options.fields import check_value, type_of
 # Flags that belong to one command, not to a recipe. What an earlier run resumed or deleted is not repeated.
 NOT_SAVED = ("resume", "resume_anyway", "overwrite", "dry_run")
 
+# Flags that exclude each other: one on the command line replaces the other in a recipe.
+ALTERNATIVES = (
+    ("train_file", "dataset_name"), ("fp16", "bf16"), ("cross_examples", "no_cross_examples"),
+    ("max_length", "max_new_tokens"), ("resume", "overwrite"),
+)  # fmt: skip
+
 # Fields of TrainingArguments that hold a secret end like this.
 SECRET_SUFFIX = "_token"
 
@@ -45,6 +51,13 @@ def read_config(path: Path, flags: Mapping[str, Flag]) -> dict[str, Any]:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{path}: {twice}: is there twice: leave one out", "config")
     return {name: value for name, value in found if not _is_default(flags[flag(name)], value)}
+
+
+def merged(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a recipe and of a command line, which wins, also over what it excludes."""
+    pairs = (*ALTERNATIVES, *((second, first) for first, second in ALTERNATIVES))
+    replaced = {other for one, other in pairs if given.get(one) not in (None, False)}
+    return {**{name: value for name, value in recipe.items() if name not in replaced}, **given}
 
 
 def _load(path: Path) -> dict[Any, Any]:

@@ -79,6 +79,13 @@ def test_flags_win_over_the_recipe(tmp_path: Path) -> None:
     assert given == dict(train_file=("c.txt",), epochs=1.0, seed=7, max_steps=None)
 
 
+def test_flags_replace_what_they_exclude_in_the_recipe(tmp_path: Path) -> None:
+    path = written(tmp_path, "train_file: a.txt\nfp16: true\nseed: 7\n")
+    given = parsed("--config", path, "--dataset_name", "owls/fables", "--bf16")
+    assert given == dict(dataset_name="owls/fables", bf16=True, seed=7)
+    assert parsed("--config", path, "--bf16=off") == dict(train_file=("a.txt",), fp16=True, seed=7)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
