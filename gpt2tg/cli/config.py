@@ -20,6 +20,12 @@ from gpt2tg.options.fields import check_value, type_of
 # Flags that belong to one command, not to a recipe. What an earlier run resumed or deleted is not repeated.
 NOT_SAVED = ("resume", "resume_anyway", "overwrite", "dry_run")
 
+# Flags that exclude each other: one on the command line replaces the other in a recipe.
+ALTERNATIVES = (
+    ("train_file", "dataset_name"), ("fp16", "bf16"), ("cross_examples", "no_cross_examples"),
+    ("max_length", "max_new_tokens"), ("resume", "overwrite"),
+)  # fmt: skip
+
 # Fields of TrainingArguments that hold a secret end like this.
 SECRET_SUFFIX = "_token"
 
@@ -36,7 +42,7 @@ def read_config(path: Path, flags: Mapping[str, Flag]) -> dict[str, Any]:
         UserError: the file cannot be read or is no recipe, or a key or its value is wrong; names file and key.
     """
     try:
-        content = _recipe_of(_load(path))
+        content = _settings_in(_load(path))
         found = [_option(str(key), value, flags) for key, value in content.items()]
     except UserError as error:
         key = f"{error.option}: " if error.option else ""
@@ -45,6 +51,13 @@ def read_config(path: Path, flags: Mapping[str, Flag]) -> dict[str, Any]:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{path}: {twice}: is there twice: leave one out", "config")
     return {name: value for name, value in found if not _is_default(flags[flag(name)], value)}
+
+
+def merged(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a recipe and of a command line, which wins, also over what it excludes."""
+    pairs = (*ALTERNATIVES, *((second, first) for first, second in ALTERNATIVES))
+    replaced = {other for one, other in pairs if given.get(one) not in (None, False)}
+    return {**{name: value for name, value in recipe.items() if name not in replaced}, **given}
 
 
 def _load(path: Path) -> dict[Any, Any]:
@@ -112,7 +125,7 @@ def _from_yaml(text: str) -> Any:
         raise UserError(f"is no valid YAML: {one_line(error)}") from None
 
 
-def _recipe_of(content: dict[Any, Any]) -> dict[Any, Any]:
+def _settings_in(content: dict[Any, Any]) -> dict[Any, Any]:
     """Return the settings in a file: all of it, or those of the run that wrote a run.json.
 
     Raises:
@@ -140,7 +153,7 @@ def _option(key: str, value: Any, flags: Mapping[str, Flag]) -> tuple[str, Any]:
     known = flags.get(f"--{name}")
     if known is None:
         names = [flag.removeprefix("--") for flag in flags]
-        raise UserError(f"is no flag: {did_you_mean(name, names, '--help-all lists all flags')}", key)
+        raise UserError(f"is no flag of this script: {did_you_mean(name, names, '--help-all lists all flags')}", key)
     try:
         checked = check_value(known.options, known.field, _plain(known, value))
     except UserError as error:
@@ -172,7 +185,8 @@ def _plain(flag: Flag, value: Any) -> Any:
             return "true" if value else "false"
         raise UserError(f"{_shown(value)} is no text: put quotes around it")
     if flag.kind is bool and not isinstance(value, bool):
-        raise UserError(f"{_shown(value)} is not valid: give true or false")
+        quotes = " in quotes" if isinstance(value, str) else ""
+        raise UserError(f"{_shown(value)}{quotes} is not valid: give true or false")
     return value
 
 
@@ -181,10 +195,12 @@ def _several(flag: Flag, value: Any) -> tuple[str, ...]:
     takes_names = str(flag.field.metadata["metavar"]).startswith("NAME=")
     if isinstance(value, dict) and takes_names:
         return tuple(f"{name}={_joined(part)}" for name, part in value.items())
+    if isinstance(value, (dict, set)):
+        raise UserError("is a mapping: give a text, or a list of texts")
     parts = value if isinstance(value, (list, tuple)) else [value]
     for part in parts:
         if not isinstance(part, str):
-            raise UserError("is a list of more than texts: give texts, with quotes around numbers and words like yes")
+            raise UserError(f"{_shown(part)} is no text: put quotes around numbers and words like yes")
     return tuple(parts)
 
 
@@ -209,31 +225,43 @@ def _is_default(flag: Flag, value: Any) -> bool:
     return all(value == meaning.default and isinstance(meaning.default, bool) is is_bool for meaning in flag.meanings)
 
 
-def check_new(path: Path) -> None:
-    """Check that a recipe can be saved under this name.
+def is_saved(path: Path, recipe: str) -> bool:
+    """Return whether this recipe is there already, as when the same command resumes. Otherwise it can be saved.
 
     Raises:
-        UserError: the file exists, or its directory does not.
+        UserError: another file has the name, or there is no such directory.
     """
+    if path.is_file() and path.read_bytes() == recipe.encode():
+        return True
     if path.exists():
         raise UserError(f"{path} exists: choose another name, or delete it", "save_config")
     if not path.parent.is_dir():
         raise UserError(f"{path.parent} is no directory: create it first", "save_config")
+    return False
 
 
-def write_config(path: Path, given: Mapping[str, Any], prog: str) -> None:
-    """Write the options of a command as a recipe, without secrets and what belongs to this command alone.
+def recipe_of(given: Mapping[str, Any], prog: str, name: str) -> str:
+    """Return the options of a command as a recipe, without secrets and what belongs to this command alone.
 
-    Raises:
-        UserError: the file cannot be written.
+    Args:
+        name: of the file.
     """
     import yaml
 
     saved = {name.rstrip("_"): _as_yaml(value) for name, value in given.items() if name not in NOT_SAVED}
     text = yaml.safe_dump(saved, sort_keys=False, allow_unicode=True, width=120) if saved else ""
+    return HEADER.format(prog=prog, name=name) + text
+
+
+def write_config(path: Path, recipe: str) -> None:
+    """Write a recipe.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     try:
         with replacing(path) as draft:
-            draft.write_text(HEADER.format(prog=prog, name=path.name) + text, encoding="utf-8")
+            draft.write_bytes(recipe.encode())
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}", "save_config") from None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gpt2tg import __version__
-from gpt2tg.cli.config import read_config
+from gpt2tg.cli.config import merged, read_config
 from gpt2tg.cli.flags import Flag, Meaning
 from gpt2tg.cli.help import help_text
 from gpt2tg.cli.words import Values, pair_values
@@ -91,7 +91,7 @@ class Parser:
             value, before = flag.read(values), given.get(flag.field.name, ())
             given[flag.field.name] = (*before, *value) if flag.takes == "several" else value
         if "--config" in files:
-            given = {**read_config(files["--config"], self._flags), **given}
+            given = merged(read_config(files["--config"], self._flags), given)
         return {name: value for name, value in given.items() if value is not False}
 
     def files(self, pairs: Sequence[tuple[str, list[str]]]) -> dict[str, Path]:

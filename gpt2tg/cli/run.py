@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt2tg.cli.config import check_new, write_config
+from gpt2tg.cli.config import is_saved, recipe_of, write_config
 from gpt2tg.cli.parser import Parser
 from gpt2tg.errors import Interrupted, ProcessError, RunError, UserError
 from gpt2tg.io.memory import is_out_of_memory
@@ -69,11 +69,11 @@ def run(parser: Parser, body: Callable[[dict[str, Any]], None], argv: Sequence[s
 @contextlib.contextmanager
 def _saved_config(parser: Parser, path: Path | None, given: Mapping[str, Any]) -> Iterator[None]:
     """Save the flags as a recipe, if a path is given, and remove it again if the command refuses them."""
-    if path is None or not is_main_process():
+    recipe = "" if path is None else recipe_of(given, parser.prog, path.name)
+    if path is None or not is_main_process() or is_saved(path, recipe):
         yield
         return
-    check_new(path)
-    write_config(path, given, parser.prog)
+    write_config(path, recipe)
     try:
         yield
     except UserError:

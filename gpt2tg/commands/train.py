@@ -11,6 +11,7 @@ from gpt2tg.io.streams import notice
 from gpt2tg.options import (
     FROM_SCRATCH_FLAGS,
     SCHEDULE_FREE_PREFIX,
+    WITHOUT_BETA2,
     WITHOUT_WARMUP,
     DecodingOptions,
     DeviceOptions,
@@ -19,7 +20,7 @@ from gpt2tg.options import (
     TrainingOptions,
 )
 
-ADAPTER_FLAGS = (*("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora", "use_dora", "no_merge"),)
+ADAPTER_FLAGS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora", "use_dora", "no_merge")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def train(command: TrainCommand) -> None:
         Interrupted: a signal ended the run.
     """
     options, name, device = command.training, command.model_name, command.device
-    for flag, why in _unused(options).items():
+    for flag, why in unused_flags(options).items():
         notice_unused(command.given, [flag], why)
 
     from gpt2tg.training.checks import advice_on_hub, check_training
@@ -72,7 +73,7 @@ def train(command: TrainCommand) -> None:
         _write_samples(options, device, is_chat)
 
 
-def _unused(options: TrainingOptions) -> dict[str, str]:
+def unused_flags(options: TrainingOptions) -> dict[str, str]:
     """Return the flags that the other flags leave without effect, and why."""
     found: dict[str, str] = {}
     if options.from_scratch:
@@ -95,6 +96,8 @@ def _unused(options: TrainingOptions) -> dict[str, str]:
         found |= dict.fromkeys(options.tried_settings()[0], "--try sets it")
     if not options.lora and not options.try_:
         found |= dict.fromkeys(ADAPTER_FLAGS, "only --lora trains an adapter")
+    if options.optim in WITHOUT_BETA2:
+        found["adam_beta2"] = f"--optim {options.optim} has no such average"
     kind = options.lr_scheduler_type
     if kind in WITHOUT_WARMUP and not options.optim.startswith(SCHEDULE_FREE_PREFIX):
         found["warmup_steps"] = f"--lr_scheduler_type {kind} has no warm-up, constant_with_warmup has"

@@ -66,6 +66,12 @@ UNSUITABLE: dict[str, str] = {
 # Optimizers that average weights instead of lowering the learning rate.
 SCHEDULE_FREE_PREFIX = "schedule_free_"
 
+# Optimizers for which `adam_beta2` does nothing.
+WITHOUT_BETA2 = (
+    "adafactor", "sgd", "adagrad", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit",
+    "schedule_free_sgd",
+)  # fmt: skip
+
 # Schedules that follow the validation loss. They do not know the length of the run.
 BY_VALIDATION = ("reduce_lr_on_plateau", "greedy")
 

@@ -105,8 +105,18 @@ def _batch_rows(batch: Any) -> Iterator[dict[str, Any]]:
 
 
 def _text_columns(schema: Any) -> list[str]:
-    """Return the columns that may hold text: all but pictures, sounds and other bytes, which take long to read."""
-    return [field.name for field in schema if "binary" not in str(field.type)]
+    """Return the columns that may hold text: no bytes, such as pictures and sounds, and no lists of numbers.
+
+    Those take long to read.
+    """
+    return [field.name for field in schema if _may_hold_text(field.type)]
+
+
+def _may_hold_text(kind: Any) -> bool:
+    import pyarrow
+
+    shown = str(kind)  # it names the kinds inside: list<element: float>
+    return "binary" not in shown and ("string" in shown or not pyarrow.types.is_nested(kind))
 
 
 def _arrow_errors(rows: Iterator[dict[str, Any]], kind: str) -> Iterator[tuple[int, dict[str, Any]]]:

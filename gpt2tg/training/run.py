@@ -104,7 +104,7 @@ class Run:
         check_layers(options, self._model.config.n_layer)
         if options.generate_samples or options.sample_steps:
             _check_sample_prompt(len(self._tokenizer.encode(options.prompt)), self._model.config.n_positions)
-        test = run_on_main_process(lambda: scan_test(options, model_name))
+        test = run_on_main_process(lambda: scan_test(options, model_name, self._sources))
         with arguments.main_process_first():  # the others find the tokens in the cache
             self._data = load_data(self._sources, self._tokenizer, options)
             self._test = None if test is None else load_test(test, self._tokenizer, self._data)

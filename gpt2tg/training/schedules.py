@@ -75,9 +75,11 @@ def check_schedule(options: TrainingOptions) -> None:
     try:
         _build(options, kind, given)
     except (TypeError, ValueError, ArithmeticError) as error:
+        why = one_line(error)
+        if not options.lr_scheduler_kwargs:
+            raise UserError(f"{name} needs --lr_scheduler_kwargs: {why}", "lr_scheduler_type") from None
         raise UserError(
-            f"{' '.join(options.lr_scheduler_kwargs) or 'none'}: {name} refuses them: {one_line(error)}",
-            "lr_scheduler_kwargs",
+            f"{' '.join(options.lr_scheduler_kwargs)}: {name} refuses them: {why}", "lr_scheduler_kwargs"
         ) from None
 
 

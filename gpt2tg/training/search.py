@@ -29,6 +29,7 @@ from gpt2tg.training.output.plots import LossCurve, draw_tries
 from gpt2tg.training.output.reservation import Reservation
 from gpt2tg.training.output.run_directory import publish_from
 from gpt2tg.training.pruning import Pruner, PruningCallback
+from gpt2tg.training.schedules import check_schedule
 from gpt2tg.training.trials import Trial, as_csv, best_first, read_evaluations, table
 
 
@@ -53,6 +54,8 @@ def search(
             print_result(f"{Trial(settings).name}:")
             finetune(trial_options, model_name, device)
         return None
+    for trial_options in options.tries():  # before the first of them trains, perhaps for hours
+        check_schedule(trial_options)
     search = Search(options, model_name, device)
     directory = search.directory
     with Reservation(directory, options.resume is not None, options.overwrite) as reservation:

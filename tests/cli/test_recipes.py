@@ -79,22 +79,30 @@ def test_flags_win_over_the_recipe(tmp_path: Path) -> None:
     assert given == dict(train_file=("c.txt",), epochs=1.0, seed=7, max_steps=None)
 
 
+def test_flags_replace_what_they_exclude_in_the_recipe(tmp_path: Path) -> None:
+    path = written(tmp_path, "train_file: a.txt\nfp16: true\nseed: 7\n")
+    given = parsed("--config", path, "--dataset_name", "owls/fables", "--bf16")
+    assert given == dict(dataset_name="owls/fables", bf16=True, seed=7)
+    assert parsed("--config", path, "--bf16=off") == dict(train_file=("a.txt",), fp16=True, seed=7)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("learning_rat: 1", "learning_rat: is no flag: did you mean learning_rate?"),
+        ("learning_rat: 1", "learning_rat: is no flag of this script: did you mean learning_rate?"),
         ("learning_rate: fast", "learning_rate: fast is not valid: give a number"),
         ("learning_rate: true", "learning_rate: True is not valid: give a number"),
         ("learning_rate:", "learning_rate: is empty: give a value, or leave the key out"),
         ("learning_rate: [1, 2]", "learning_rate: is a list or a mapping: give one value"),
         ("learning_rate: -1", "learning_rate: -1 is out of range: it must be more than 0"),
         ("bf16: 1", "bf16: 1 is not valid: give true or false"),
+        ("bf16: 'true'", "bf16: true in quotes is not valid: give true or false"),
         ("optim: adamw_trch", "optim: adamw_trch is unknown: did you mean adamw_torch?"),
         ("output_dir: 2024", "output_dir: 2024 is no text: put quotes around it"),
-        ("train_file: [1]", "train_file: is a list of more than texts"),
-        ("train_file: {a.txt: 3}", "train_file: is a list of more than texts"),
+        ("train_file: [1]", "train_file: 1 is no text: put quotes around numbers and words like yes"),
+        ("train_file: {a.txt: 3}", "train_file: is a mapping: give a text, or a list of texts"),
         ("seed: 1\nseed: 2", "seed: is there twice: leave one out"),
-        ("seed: 1\n--seed: 2", "--seed: is no flag: did you mean seed?"),
+        ("seed: 1\n--seed: 2", "--seed: is no flag of this script: did you mean seed?"),
         ("train-file: a\ntrain_file: b", "train_file: is there twice: leave one out"),
         ("config: other.yaml", "config: a recipe names no other recipe"),
         ("seed: 1\n\tepochs: 2", "is no valid YAML: line 2: found character '\\t' that cannot start any token"),
@@ -148,9 +156,12 @@ def test_saved_recipe_gives_the_same_flags(tmp_path: Path, capsys: Capture) -> N
     expected = {**seen[0], "trainer": ("adam_beta1=0.8",)}
     del expected["overwrite"]
     assert parsed("--config", path) == expected
-    assert cli.run(finetune_gpt2.parser(), seen.append, command) == 2
+    resuming = [*command[:-1], "--resume"]  # the same command, as an interrupted run advises
+    assert cli.run(finetune_gpt2.parser(), seen.append, resuming) == 0
+    assert cli.run(finetune_gpt2.parser(), seen.append, [*resuming, "--seed", "7"]) == 2
     assert capsys.readouterr().err.endswith(f"--save_config {path} exists: choose another name, or delete it\n")
-    assert len(seen) == 1
+    assert len(seen) == 2
+    assert parsed("--config", path) == expected
 
 
 def test_recipe_of_a_refused_command_is_not_left_behind(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from gpt2tg.commands.flags import Flags, flags_of, notice_unused
+from gpt2tg.commands.train import unused_flags
 from gpt2tg.errors import UserError
-from gpt2tg.options import ALL_IN_ONE_DEFAULTS, DecodingOptions, PromptOptions
+from gpt2tg.options import ALL_IN_ONE_DEFAULTS, DecodingOptions, PromptOptions, TrainingOptions
 
 
 def test_options_are_picked_from_their_own_flags() -> None:
@@ -37,3 +38,8 @@ def test_notices_name_given_flags_in_order(capsys: pytest.CaptureFixture[str]) -
         "--prompt is not used: a test uses no prompts",
         "--overwrite is not used: a test uses no prompts",
     ]
+
+
+def test_flags_of_training_that_do_nothing_are_known() -> None:
+    assert "adam_beta2" not in unused_flags(TrainingOptions(train_file="a.txt"))
+    assert "adam_beta2" in unused_flags(TrainingOptions(train_file="a.txt", optim="adafactor"))

@@ -13,6 +13,8 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
+from gpt2tg.training.data.held_back import scan_test
+from gpt2tg.training.data.sources import plan_sources
 from gpt2tg.training.finetune import finetune
 
 LINES = ["The duke counted bells.", "A river told the owl a secret about the map.", "Silence was sold by the fox."]
@@ -50,6 +52,19 @@ def test_final_model_is_measured_once(text_file: Path, model_dir: Path, tmp_path
     finetune(replace(options, test_file=(str(tmp_path / "other.txt"),), resume="newest"), str(model_dir))
     again = json.loads((out / "run.json").read_text())["test"]
     assert again["loss"] == pytest.approx(loss_by_hand(out, LINES[:1], 16), abs=1e-4)
+
+
+def test_test_examples_that_are_learned_from_are_counted(
+    text_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"story": text_file.read_text().splitlines()[0]}, *({"story": line} for line in LINES)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = TrainingOptions(train_file=str(text_file), test_file=str(tmp_path / "test.jsonl"), validation_split=0)
+    scan_test(options, None, plan_sources(options))
+    assert [record.getMessage() for record in caplog.records] == [
+        f'{tmp_path}/test.jsonl: reading the column "story"',
+        "advice: 1 of 4 test examples are learned from too: the test loss looks better than it is",
+    ]
 
 
 def test_missing_test_text_is_refused_before_training(text_file: Path, model_dir: Path, tmp_path: Path) -> None:

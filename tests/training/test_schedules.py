@@ -27,7 +27,7 @@ from gpt2tg.training.schedules import check_schedule
     ("settings", "message"),
     [
         (("cosine_with_min_lr", "min_lr_rat=0.1"), "min_lr_rat is no argument of cosine_with_min_lr: did you mean min"),
-        (("cosine_with_min_lr",), "none: cosine_with_min_lr refuses them: One of min_lr or min_lr_rate should be set"),
+        (("cosine_with_min_lr",), "type cosine_with_min_lr needs --lr_scheduler_kwargs: One of min_lr or min_lr_rate"),
         (("cosine_with_min_lr", "min_lr_rate=low"), "min_lr_rate=low: cosine_with_min_lr refuses them: "),
         (("constant", "num_cycles=2"), "num_cycles is no argument of constant: it takes none"),
         (("warmup_stable_decay",), "warmup_stable_decay needs the length of the decay: add --lr_scheduler_kwargs num"),

@@ -238,6 +238,13 @@ def test_invalid_try_settings_are_refused_in_one_line(tries: tuple[str, ...], me
         TrainingOptions(train_file="a.txt", try_=tries)
 
 
+def test_schedules_of_all_trials_are_checked_before_the_first(text_file: Path, model_dir: Path, tmp_path: Path) -> None:
+    given = options(text_file, tmp_path / "out", "lr_scheduler_type=cosine,cosine_with_min_lr")
+    with pytest.raises(UserError, match="cosine_with_min_lr needs --lr_scheduler_kwargs"):
+        search(given, str(model_dir))
+    assert not (tmp_path / "out").exists()
+
+
 def test_search_without_validation_is_refused() -> None:
     with pytest.raises(UserError, match="needs a validation loss"):
         TrainingOptions(train_file="a.txt", try_=("epochs=1,2",), validation_split=0)

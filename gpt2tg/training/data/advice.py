@@ -29,14 +29,27 @@ def advice(sources: Sources, data: TrainingData, options: TrainingOptions) -> It
     """Yield lines of advice; none if all is well."""
     source, validation_source = sources
     yield from _on_the_text(source.corpus, options)
-    if validation_source is not None and (known := _count_known(source, validation_source)):
-        yield (
-            f"{known:,} of {counted(validation_source.count, 'held-out example')} are learned from too: "
-            "the validation loss looks better than it is"
-        )
-    is_selected = source.times is not None or (validation_source is not None and validation_source.most is not None)
-    yield from _on_the_split(data, options, is_selected)
+    if validation_source is not None:
+        held_out = validation_source.corpus.hashes[validation_source.chosen]
+        yield from on_known_examples(source, held_out, "validation")
+    if validation_source is not None and not validation_source.is_held_out:
+        yield from _on_the_length(data, f"--max_eval_examples {_enough_examples(validation_source, data)}")
+    else:
+        is_selected = source.times is not None or (validation_source is not None and validation_source.most is not None)
+        yield from _on_the_split(data, options, is_selected)
     yield from _on_the_blocks(source.corpus, data, options)
+
+
+def on_known_examples(source: TextSource, hashes: np.ndarray, name: str) -> Iterator[str]:
+    """Yield advice if examples to measure on are also trained on.
+
+    Args:
+        hashes: (examples,) of those to measure on, as in a `Corpus`.
+        name: of the loss that is measured on them.
+    """
+    if known := int(np.isin(hashes, source.corpus.hashes[source.chosen]).sum()):
+        examples = counted(len(hashes), f"{'held-out' if name == 'validation' else name} example")
+        yield f"{known:,} of {examples} are learned from too: the {name} loss looks better than it is"
 
 
 def _on_the_text(corpus: Corpus, options: TrainingOptions) -> Iterator[str]:
@@ -61,31 +74,48 @@ def _on_the_text(corpus: Corpus, options: TrainingOptions) -> Iterator[str]:
 
 
 def _on_the_split(data: TrainingData, options: TrainingOptions, is_selected: bool) -> Iterator[str]:
-    """Yield advice if nothing is held out, much more or less than requested, or too much to measure quickly.
+    """Yield advice if no examples are held out, much more or less than requested, or too many to measure quickly.
 
     Args:
         is_selected: examples are left out or repeated, so that shares mean nothing.
     """
     requested = options.validation_split
     if data.validation is None:
-        if requested and not options.validation_file and data.train_examples > 1:
+        if requested and data.train_examples > 1:
             yield "nothing is held out: the examples are copies of one another; give a --validation_file"
         return
     held_out, total = data.validation_tokens, data.validation_tokens + data.train_tokens
     is_near = requested / SPLIT_TOLERANCE <= held_out / total <= requested * SPLIT_TOLERANCE
-    if requested and not options.validation_file and not is_near and not is_selected:
+    if requested and not is_near and not is_selected:
         yield (
             f"{_percent(held_out, total)} of the tokens are held out, not the {requested:.3g} of --validation_split: "
             "there are few examples, or their lengths differ much. A --validation_file is used as it is"
         )
-    tokens = len(data.validation) * data.block_size
-    if tokens > MANY_MEASURED:
-        enough = f"--validation_split {_round_down(requested * MANY_MEASURED / tokens)}"
-        way_out = "a shorter --validation_file" if options.validation_file else enough
+    enough = requested * MANY_MEASURED / _measured_tokens(data)
+    yield from _on_the_length(data, f"--validation_split {_round_down(enough)}")
+
+
+def _on_the_length(data: TrainingData, enough: str) -> Iterator[str]:
+    """Yield advice if the validation text takes long to measure.
+
+    Args:
+        enough: the flag that makes it short enough.
+    """
+    if (tokens := _measured_tokens(data)) > MANY_MEASURED:
         yield (
             f"{tokens:,} tokens are held out and measured before training, after each epoch and at the end, "
-            f"which takes long: {way_out} is enough"
+            f"which takes long: {enough} is enough"
         )
+
+
+def _measured_tokens(data: TrainingData) -> int:
+    return 0 if data.validation is None else len(data.validation) * data.block_size
+
+
+def _enough_examples(validation: TextSource, data: TrainingData) -> str:
+    """Return how many examples of a validation text of its own are enough, with one significant digit."""
+    used = validation.count if validation.most is None else min(validation.count, validation.most)
+    return _round_down(max(1, used * MANY_MEASURED / max(1, _measured_tokens(data))))
 
 
 def _on_the_blocks(corpus: Corpus, data: TrainingData, options: TrainingOptions) -> Iterator[str]:
@@ -112,9 +142,3 @@ def _percent(part: int, whole: int) -> str:
 def _round_down(share: float) -> str:
     """Return the share with one significant digit. Rounded up, it would be too much still."""
     return f"{Context(prec=1, rounding=ROUND_FLOOR).create_decimal_from_float(share):f}"
-
-
-def _count_known(source: TextSource, validation: TextSource) -> int:
-    """Return how many of the validation examples are also trained on."""
-    held_out = validation.corpus.hashes[validation.chosen]
-    return int(np.isin(held_out, source.corpus.hashes[source.chosen]).sum())

@@ -91,14 +91,18 @@ def resolve_splits(source: str, name: str, config: str | None, **settings: Any) 
         except FileNotFoundError as error:  # also of a pattern without a match
             if isinstance(error, datasets.exceptions.DatasetNotFoundError):
                 raise
-            raise UserError(f"{name} has no files that can be read ({one_line(error)})", "dataset_name") from None
+            raise UserError(
+                f"{name} has no files that can be read ({one_line(error)}): put .txt, .jsonl or .parquet files into it",
+                "dataset_name",
+            ) from None
         except RuntimeError as error:
             if "scripts are no longer supported" not in str(error):
                 raise
+            way_out = "put data files, such as .parquet or .jsonl, into a folder of their own"
+            if "://" in source:
+                way_out = "use a version with data files, such as --dataset_revision refs/convert/parquet"
             raise UserError(
-                f"{name} is made by a script, and scripts of datasets never run here: use a version with data files, "
-                "such as --dataset_revision refs/convert/parquet",
-                "dataset_name",
+                f"{name} is made by a script, and scripts of datasets never run here: {way_out}", "dataset_name"
             ) from None
         except ValueError as error:
             raise _config_error(source, name, config, settings) or _unreadable(name, error) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from gpt2tg.errors import UserError
 from gpt2tg.io.json_files import read_json
@@ -48,13 +49,24 @@ def find_dataset(given: str, revision: str | None) -> DatasetFiles:
 def _saved_splits(folder: Path) -> dict[str, tuple[str, ...]]:
     """Return the files of a dataset that `save_to_disk` wrote; nothing if the folder holds no such dataset."""
     if (folder / SAVED_DATASET).is_file():
-        names = read_json(folder / SAVED_DATASET)["splits"]
-    elif (folder / SAVED_SPLIT).is_file():
-        return {TRAINING_SPLIT: _saved_files(folder)}
-    else:
-        return {}
-    return {name: _saved_files(folder / name) for name in names}
+        return {name: _saved_files(folder / name) for name in _read_record(folder / SAVED_DATASET, "splits")}
+    return {TRAINING_SPLIT: _saved_files(folder)} if (folder / SAVED_SPLIT).is_file() else {}
 
 
 def _saved_files(folder: Path) -> tuple[str, ...]:
-    return tuple(str(folder / entry["filename"]) for entry in read_json(folder / SAVED_SPLIT)["_data_files"])
+    return tuple(str(folder / entry["filename"]) for entry in _read_record(folder / SAVED_SPLIT, "_data_files"))
+
+
+def _read_record(path: Path, key: str) -> list[Any]:
+    """Return what `save_to_disk` wrote under a key.
+
+    Raises:
+        UserError: the file is damaged, or another program wrote it.
+    """
+    try:
+        found = read_json(path)[key]
+    except (OSError, UserError, KeyError):
+        found = None
+    if not isinstance(found, list):
+        raise UserError(f"{path} is not as save_to_disk writes it: save it again", "dataset_name")
+    return found

@@ -6,19 +6,22 @@ from pathlib import Path
 
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
 from gpt2tg.options import TrainingOptions
+from gpt2tg.training.console import log
+from gpt2tg.training.data.advice import on_known_examples
 from gpt2tg.training.data.blocks import Blocks
 from gpt2tg.training.data.corpus import Corpus, scan_corpus
 from gpt2tg.training.data.packing import pack
-from gpt2tg.training.data.sources import text_format_of
+from gpt2tg.training.data.sources import Sources, text_format_of
 from gpt2tg.training.data.token_cache import tokenize
 from gpt2tg.training.data.training_data import TrainingData
 
 
-def scan_test(options: TrainingOptions, model_name: str | None) -> Corpus | None:
-    """Scan the test files; None if there are none.
+def scan_test(options: TrainingOptions, model_name: str | None, sources: Sources) -> Corpus | None:
+    """Scan the test files; None if there are none. Logs what the user should know about them.
 
     Args:
         model_name: of the model whose chat template writes conversations.
+        sources: the other texts, whose notices are logged already.
 
     Raises:
         UserError: a file cannot be used.
@@ -26,7 +29,14 @@ def scan_test(options: TrainingOptions, model_name: str | None) -> Corpus | None
     if not options.test_file:
         return None
     text_format = text_format_of(options, model_name)
-    return scan_corpus(options.test_file, text_format, "test_file", Path(options.output_dir))
+    corpus = scan_corpus(options.test_file, text_format, "test_file", Path(options.output_dir))
+    logged = {line for side in sources if side is not None for line in side.corpus.notices}
+    for line in corpus.notices:
+        if line not in logged:
+            log.info(line)
+    for line in on_known_examples(sources[0], corpus.hashes, "test"):
+        log.info(f"advice: {line}")
+    return corpus
 
 
 def load_test(corpus: Corpus, tokenizer: TextTokenizer, data: TrainingData) -> Blocks:

@@ -41,7 +41,9 @@ def read_weight(given: str, option: str = "train_file") -> WeightedName:
         return WeightedName(given)
     weight = float(match[2])
     if not 0 < weight <= LARGEST_WEIGHT:
-        raise UserError(f"{given}: a weight is more than 0 and at most {LARGEST_WEIGHT}: leave out the file", option)
+        raise UserError(
+            f"{given}: a weight is more than 0 and at most {LARGEST_WEIGHT}: change it, or leave the file out", option
+        )
     return WeightedName(match[1], weight)
 
 
@@ -165,14 +167,14 @@ def _weighted(
 
 
 def _weights_of_files(corpus: Corpus, options: TrainingOptions) -> np.ndarray | None:
-    """Return the weight of each file, (files,); None if none was given. Of two names of a file the first counts."""
+    """Return the weight of each file, (files,); None if none was given. The last weight of a file counts."""
     given = [read_weight(one) for one in options.train_file]
     if all(one.weight is None for one in given):
         return None
     weights: dict[tuple[int, int], float] = {}
-    for one in given:
-        for path in find_files((one.name,), "train_file", Path(options.output_dir)):
-            weights.setdefault(_identity(path), 1.0 if one.weight is None else one.weight)
+    for name, weight in ((one.name, one.weight) for one in given if one.weight is not None):
+        for path in find_files((name,), "train_file", Path(options.output_dir)):
+            weights[_identity(path)] = weight
     return np.array([weights.get(_identity(path), 1.0) for path in corpus.files])
 
 

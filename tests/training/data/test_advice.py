@@ -59,8 +59,20 @@ def test_too_much_held_out_text_gets_a_better_split(
     assert share
     assert advice_for(tmp_path, tokenizer, GOOD, **{**given, "validation_split": float(share[1])}) == []
     (tmp_path / "valid.txt").write_text("something else\n" * 400)
-    found = advice_for(tmp_path, tokenizer, GOOD, block_size=32, validation_file=str(tmp_path / "valid.txt"))
-    assert [line for line in found if line.endswith("a shorter --validation_file is enough")]
+    given = dict(block_size=32, validation_file=str(tmp_path / "valid.txt"))
+    (line,) = [line for line in advice_for(tmp_path, tokenizer, GOOD, **given) if "held out" in line]
+    number = re.search(r": --max_eval_examples (\d+) is enough", line)
+    assert number
+    found = advice_for(tmp_path, tokenizer, GOOD, **given, max_eval_examples=int(number[1]))
+    assert not [line for line in found if "takes long" in line]
+
+
+def test_own_validation_split_of_any_size_needs_no_advice(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    for split, number in (("train", 1000), ("validation", 400)):
+        (tmp_path / f"{split}.txt").write_text("".join(f"{split} fable {n}\n" for n in range(number)))
+    options = TrainingOptions(dataset_name=str(tmp_path), block_size=64)
+    sources = plan_sources(options)
+    assert list(advice(sources, load_data(sources, tokenizer, options), options)) == []
 
 
 def test_held_out_copies_of_training_examples_are_counted(tmp_path: Path, tokenizer: TextTokenizer) -> None:

@@ -86,8 +86,18 @@ def test_a_dataset_saved_to_disk_is_read(tmp_path: Path) -> None:
         ({"train.txt": "an owl"}, {"dataset_split": "train[:9]"}, r"train\[:9\] is a slice: give the name of a split"),
         ({"train.txt": "an owl"}, {"dataset_revision": "v1"}, "is a local folder, which has no revisions"),
         ({"test.txt": "a", "validation.txt": "b"}, {}, "is required: .* has the splits validation, test"),
-        ({}, {}, "has no files that can be read"),
-        ({"fables.py": "raise SystemExit", "train.txt": "an owl"}, {}, "is made by a script, and scripts .* never run"),
+        ({}, {}, r"has no files that can be read .*: put .*\.parquet files into it"),
+        (
+            {"state.json": "{"},
+            {},
+            r"dataset_name .*state\.json is not as save_to_disk writes it: save it again",
+        ),
+        ({"dataset_dict.json": '{"a": 1}'}, {}, r"dict\.json is not as save_to_disk writes it"),
+        (
+            {"fables.py": "raise SystemExit", "train.txt": "an owl"},
+            {},
+            "made by a script, .* never run here: put data",
+        ),
     ],
 )
 def test_trouble_with_a_local_folder_names_the_way_out(

@@ -71,6 +71,12 @@ def test_weights_say_how_often_a_file_is_seen(tokenizer: TextTokenizer, tmp_path
     assert {count for text, count in limited.items() if text.startswith("novel")} <= {3}
 
 
+def test_last_weight_of_a_file_counts(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    novels, letters = write(tmp_path, numbered(3, "novel"), "n.txt"), write(tmp_path, numbered(3, "letter"), "l.txt")
+    train, _ = sides(tokenizer, f"{tmp_path}/*.txt=2", str(letters), f"{novels}=3", validation_split=0)
+    assert train == Counter(3 * numbered(3, "novel") + 2 * numbered(3, "letter"))
+
+
 def test_name_that_ends_like_a_weight_stays_a_name(tmp_path: Path) -> None:
     (tmp_path / "a=3").touch()
     (tmp_path / "b=2.txt").touch()

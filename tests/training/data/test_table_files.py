@@ -48,6 +48,24 @@ def write_arrow_stream(path: Path) -> None:
         writer.write_table(table)
 
 
+def test_columns_of_numbers_are_not_read(tmp_path: Path) -> None:
+    """Lists of numbers, such as embeddings, would take most of the time."""
+    rows = pyarrow.table(
+        {
+            "text": ["owl"],
+            "id": [7],
+            "messages": [[{"role": "user", "content": "?"}]],
+            "embedding": [[0.5] * 4],
+            "scores": [{"a": [1]}],
+            "picture": [b"\0"],
+        }
+    )
+    pyarrow.parquet.write_table(rows, tmp_path / "rows.parquet")
+    with (tmp_path / "rows.parquet").open("rb") as file:
+        ((_, row),) = parsed_rows.binary_rows(file, tmp_path / "rows.parquet")
+    assert set(row) == {"text", "id", "messages"}
+
+
 WRITERS: dict[str, Callable[[Path], object]] = {
     "rows.parquet": write_parquet,
     "rows.arrow": write_arrow_file,
