@@ -48,10 +48,13 @@ def with_template(prompts: Sequence[Prompt], chat: Chat) -> list[Prompt]:
     found = []
     for number, prompt in enumerate(prompts, start=1):
         if prompt.messages:
+            _ = chat.template  # that there is none concerns all prompts
             try:
                 text = chat.prompt(prompt.messages)
             except UserError as error:
-                raise UserError(f"prompt {number}: {error}" if len(prompts) > 1 else str(error)) from None
+                if len(prompts) == 1:
+                    raise
+                raise UserError(f"prompt {number}: {error}", "prompts_file") from None
             prompt = dataclasses.replace(prompt, text=text)
         found.append(prompt)
     return found

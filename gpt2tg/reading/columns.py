@@ -109,6 +109,11 @@ def are_instructions(columns: Columns) -> bool:
     return tuple(map(_normalized, columns)) in INSTRUCTION_COLUMNS
 
 
+def are_messages(columns: Columns) -> bool:
+    """Whether this is a column that holds conversations by its name."""
+    return tuple(map(_normalized, columns)) in MESSAGE_COLUMNS
+
+
 def parse_header(row: list[str], line: int) -> list[str]:
     """Return the column names in the first row, without the empty ones at its end.
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from gpt2tg.reading.columns import Columns, are_messages
 from gpt2tg.reading.strict_json import refuse_lone_surrogates
 from gpt2tg.reading.table_row import TableError, TableRow, blank_row
 
@@ -18,6 +21,9 @@ KEYS = (("role", "content"), ("from", "value"))
 ROLES = {"human": "user", "gpt": "assistant"}
 
 ASSISTANT = "assistant"
+
+# How a list of messages begins that was saved as a string, as JSON or as Python writes it.
+QUOTED_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']""")
 
 HOW_TO_WRITE = 'write messages like {"role": "user", "content": "..."}'
 
@@ -43,8 +49,27 @@ def read_messages(messages: Any, column: str, line: int) -> tuple[Message, ...]:
         TableError: it is not a list of messages, or one of them lacks a role or a text.
     """
     if not isinstance(messages, list):
-        raise TableError(f"line {line}: {column} is {str(messages)[:40]}, expected a list of messages: {HOW_TO_WRITE}")
+        found = as_json(messages)[:40]
+        raise TableError(f"line {line}: {column} is {found}, expected a list of messages: {HOW_TO_WRITE}")
     return tuple(_message(message, f"line {line}: message {n} of {column}") for n, message in enumerate(messages, 1))
+
+
+def refuse_quoted_messages(text: str, columns: Columns, line: int) -> None:
+    """Refuse a conversation that was saved as a string: it would be learned as plain text, with all its brackets.
+
+    Raises:
+        TableError: names the line and the column.
+    """
+    if are_messages(columns) and QUOTED_MESSAGES.match(text):
+        raise TableError(
+            f"line {line}: {columns[0]} is a conversation in quotes: write the list itself into a .jsonl, "
+            'like {"messages": [{"role": "user", "content": "..."}]}'
+        )
+
+
+def as_json(value: Any) -> str:
+    """Return a value of a table for a message."""
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _message(message: Any, where: str) -> Message:
@@ -53,7 +78,7 @@ def _message(message: Any, where: str) -> Message:
         raise TableError(f"{where} has no role: {HOW_TO_WRITE}")
     role, content = message[keys[0]], _text(message.get(keys[1]))
     if not isinstance(role, str) or not role.strip():
-        raise TableError(f"{where} has the role {str(role)[:40]}, expected a name such as user or assistant")
+        raise TableError(f"{where} has the role {as_json(role)[:40]}, expected a name such as user or assistant")
     if content is None:
         raise TableError(f"{where}, of the role {role[:40]}, has no text as its {keys[1]}: {HOW_TO_WRITE}")
     try:

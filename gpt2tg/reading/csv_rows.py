@@ -19,7 +19,7 @@ from gpt2tg.reading.columns import (
     parse_header,
     reading_notice,
 )
-from gpt2tg.reading.conversations import Conversations, instruction_row
+from gpt2tg.reading.conversations import Conversations, instruction_row, refuse_quoted_messages
 from gpt2tg.reading.delimiters import DELIMITER_NAMES, declared_delimiter, detect_delimiter, fits, is_blank
 from gpt2tg.reading.file_types import is_web_page
 from gpt2tg.reading.table_row import Notify, TableError, TableRow, bounded_lines, notify_empty, row_or_empty
@@ -94,6 +94,7 @@ def _select(
         if not fits(values, len(names)) or len(values) > max_values:
             raise TableError(f"line {line}: {_width_error(len(values), len(names), _delimiter_name(delimiter))}")
         *prompt, text = (values[place] for place in places)
+        refuse_quoted_messages(text, columns, line)
         row = instruction_row(line, (*prompt, text)) if has_instructions else row_or_empty(line, "".join(prompt), text)
         empty += not row.text
         yield row

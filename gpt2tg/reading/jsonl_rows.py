@@ -7,7 +7,14 @@ from itertools import chain, islice
 from typing import Any, TextIO
 
 from gpt2tg.reading.columns import ColumnChoice, Columns, are_instructions, join_names, reading_notice
-from gpt2tg.reading.conversations import ASSISTANT, Conversations, conversation_row, instruction_row, read_messages
+from gpt2tg.reading.conversations import (
+    ASSISTANT,
+    Conversations,
+    conversation_row,
+    instruction_row,
+    read_messages,
+    refuse_quoted_messages,
+)
 from gpt2tg.reading.parsed_rows import ParsedRows
 from gpt2tg.reading.strict_json import parse_json, refuse_lone_surrogates
 from gpt2tg.reading.table_row import Notify, TableError, TableRow, bounded_lines, notify_empty, row_or_empty
@@ -37,25 +44,25 @@ def read_jsonl_rows(
     columns = choice.by_name(available) or choice.only_one(available)
     if not columns:
         raise choice.error(available)
-    takes_lists = conversations is not None and len(columns) == 1
-    has_lists = takes_lists and any(isinstance(row.get(columns[0]), list) for _, row in head)
+    may_have_lists = conversations is not None and len(columns) == 1
+    has_lists = may_have_lists and any(isinstance(row.get(columns[0]), list) for _, row in head)
     if conversations is not None and (has_lists or are_instructions(columns)):
         notify(reading_notice(columns, conversations.template_name()))
     else:
         notify(reading_notice(columns))
-    yield from _select(chain(head, objects), columns, takes_lists, notify)
+    yield from _select(chain(head, objects), columns, has_lists, notify)
 
 
 def _select(
-    objects: Iterator[tuple[int, dict[str, Any]]], columns: Columns, takes_lists: bool, notify: Notify
+    objects: Iterator[tuple[int, dict[str, Any]]], columns: Columns, has_lists: bool, notify: Notify
 ) -> Iterator[TableRow]:
     """Yield the chosen columns of each row.
 
     Args:
-        takes_lists: whether a list in the column is a conversation.
+        has_lists: whether the column holds conversations.
 
     Raises:
-        TableError: a value is not a string, or most rows lack the column of the text.
+        TableError: a value is not what the column holds, strings or conversations, or most rows lack the column.
     """
     rows = empty = unanswered = lacking = 0
     example = ""
@@ -66,8 +73,8 @@ def _select(
             example = example or f"line {line}, which has {join_names(row)}"
             yield TableRow(line, "", "")
             continue
-        found = _row(line, row, columns, takes_lists)
-        is_list = takes_lists and isinstance(row[columns[0]], list)
+        found = _row(line, row, columns, has_lists)
+        is_list = has_lists and row[columns[0]] is not None
         empty += not found.text and not is_list
         unanswered += not found.text and is_list
         yield found
@@ -82,12 +89,13 @@ def _select(
     notify_empty(unanswered, notify, "an answer")
 
 
-def _row(line: int, row: dict[str, Any], columns: Columns, takes_lists: bool) -> TableRow:
-    if takes_lists and isinstance(row[columns[0]], list):
+def _row(line: int, row: dict[str, Any], columns: Columns, has_lists: bool) -> TableRow:
+    if has_lists and row[columns[0]] is not None:
         return conversation_row(line, read_messages(row[columns[0]], columns[0], line))
     *prompt, text = (_string(row, column, line) for column in columns)
     if are_instructions(columns):
         return instruction_row(line, (*prompt, text))
+    refuse_quoted_messages(text, columns, line)
     return row_or_empty(line, "".join(prompt), text)
 
 
@@ -123,7 +131,7 @@ def _string(row: dict[str, Any], column: str, line: int) -> str:
     if text is None:
         return ""
     if isinstance(text, list) and any(isinstance(part, dict) for part in text):
-        raise TableError(f"line {line}: {column} is a conversation, which only training and --task evaluate read")
+        raise TableError(f"line {line}: {column} is a conversation, expected a text")
     if not isinstance(text, str):
         raise TableError(f"line {line}: {column} is {str(text)[:40]}, expected a string in quotes")
     try:

@@ -99,6 +99,14 @@ def test_malformed_conversations_are_refused(tmp_path: Path, row: object, reason
         read(tmp_path, row)
 
 
+def test_refused_conversation_is_named_with_its_number(generator: Generator, model_dir: Path) -> None:
+    prompts = [Prompt("", messages=tuple(TALK)), Prompt("", messages=({"role": "", "content": "x"},))]
+    with pytest.raises(UserError, match=r"prompts_file prompt 2: the chat template of .* refuses the messages"):
+        plan_jobs(generator, prompts, GREEDY, None, print)
+    with pytest.raises(UserError, match=f"^{model_dir} has no chat template"):  # which is no fault of the first prompt
+        plan_jobs(load(str(model_dir)), prompts, GREEDY, None, print)
+
+
 def test_model_without_a_template_is_refused(model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate_from_finetuned.main(["--model_path", str(model_dir), "--chat", "--prompt", "owl?"]) == 2
     assert "has no chat template: fine-tune it on conversations" in capsys.readouterr().err

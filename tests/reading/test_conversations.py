@@ -89,11 +89,25 @@ def test_rows_without_an_answer_are_skipped_and_counted(tmp_path: Path) -> None:
         (["Why?", "Stars."], "message 1 of messages has no role"),
         ([ASKED, {"role": "tool", "content": "x"}, ANSWERED], "the plain chat template .*unknown role tool"),
         ([{"role": "user", "content": "\ud83d"}, ANSWERED], "half of a character"),
+        ("Why?", 'messages is "Why\\?", expected a list of messages'),
+        ({"role": "user"}, 'messages is {"role": "user"}, expected a list of messages'),
     ],
 )
-def test_malformed_messages_are_refused_with_their_line(tmp_path: Path, messages: list[Any], reason: str) -> None:
+def test_malformed_messages_are_refused_with_their_line(tmp_path: Path, messages: Any, reason: str) -> None:
     with pytest.raises(UserError, match=f"t.jsonl, line 2: .*{reason}"):
         scan(tmp_path / "t.jsonl", {"messages": [ASKED, ANSWERED]}, {"messages": messages})
+
+
+@pytest.mark.parametrize("quoted", [json.dumps([ASKED, ANSWERED]), str([ASKED, ANSWERED])])
+def test_conversations_in_quotes_are_refused(tmp_path: Path, quoted: str) -> None:
+    """They would be learned as plain text, with all their brackets."""
+    path = tmp_path / "t.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["messages"], [quoted]])
+    with pytest.raises(UserError, match=r"t\.csv, line 2: messages is a conversation in quotes: .* \.jsonl"):
+        scan_corpus((str(path),), TextFormat("line"), "train_file")
+    with pytest.raises(UserError, match=r"t\.jsonl, line 1: messages is a conversation in quotes"):
+        scan(tmp_path / "t.jsonl", {"messages": quoted})
 
 
 def test_file_without_any_answer_is_refused(tmp_path: Path) -> None:

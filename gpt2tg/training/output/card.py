@@ -64,9 +64,7 @@ python generate_from_finetuned.py --model_path DIRECTORY{flags}
 or, with transformers:
 
 ```python
-from transformers import pipeline
-
-generate = pipeline("text-generation", model="DIRECTORY")
+{load}
 print(generate({prompt}))
 ```
 
@@ -90,6 +88,19 @@ print(generate({prompt}))
 """
 
 
+# How transformers loads the model. Its pipeline looks for whole models, and peft enlarges the embedding for new tokens.
+LOAD = """\
+from transformers import pipeline
+
+generate = pipeline("text-generation", model="DIRECTORY")"""
+LOAD_ADAPTER = """\
+from peft import AutoPeftModelForCausalLM
+from transformers import pipeline
+
+model = AutoPeftModelForCausalLM.from_pretrained("DIRECTORY")
+generate = pipeline("text-generation", model=model, tokenizer="DIRECTORY")"""
+
+
 def model_card(run: dict[str, Any], step: int | None) -> str:
     """Return the card in Markdown.
 
@@ -99,6 +110,7 @@ def model_card(run: dict[str, Any], step: int | None) -> str:
     """
     figures, base = run["figures"], run["model_name"]
     is_chat = run["data"].get("conversations", False)
+    is_adapter = all(run["options"].get(name) for name in ("lora", "no_merge"))
     state = f"The weights here are those of step {step:,}" if step else "No weights were saved yet"
     metadata = ModelCardData(
         library_name="transformers",
@@ -113,6 +125,7 @@ def model_card(run: dict[str, Any], step: int | None) -> str:
         version=run["versions"]["gpt2tg"],
         state=f"{state}; the run stands at step {figures['step']:,} of {figures['of_steps']:,}.",
         flags=' --chat --prompt "Who are you?"' if is_chat else "",
+        load=LOAD_ADAPTER if is_adapter else LOAD,
         prompt='[{"role": "user", "content": "Who are you?"}]' if is_chat else '"Once upon a time"',
         data=_data(run["data"], run["options"]["block_size"]),
         results=_results(figures, run.get("test")),
@@ -141,9 +154,10 @@ def _hub_dataset(data: dict[str, Any]) -> list[str] | None:
 
 def _data(data: dict[str, Any], block_size: int) -> str:
     held_out = data["validation_blocks"]
+    blocks = f"{held_out:,} block{'' if held_out == 1 else 's'}"
     return (
         f"{data['train_examples']:,} examples in {data['train_blocks']:,} blocks of {block_size} tokens"
-        + (f", and {held_out:,} blocks held out for validation." if held_out else "; nothing was held out.")
+        + (f", and {blocks} held out for validation." if held_out else "; nothing was held out.")
     )  # fmt: skip
 
 

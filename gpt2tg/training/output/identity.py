@@ -107,7 +107,11 @@ def check_same_run(checkpoint: Path, now: dict[str, Any], anyway: bool) -> None:
     both_know = before["shape"].keys() & now["shape"].keys()
     then, here = ({name: size for name, size in run["shape"].items() if name in both_know} for run in (before, now))
     if then != here:
-        raise UserError(f"cannot continue with another model: {_in_words(then)} then, {_in_words(here)} now", "resume")
+        raise UserError(
+            f"cannot continue with another model: {_in_words(then)} then, {_in_words(here)} now; give the model, the "
+            "sizes and the --add_tokens of the first run, or start over in another --output_dir",
+            "resume",
+        )
     if anyway and before.get("vocabulary", now["vocabulary"]) != now["vocabulary"]:
         raise UserError(
             "cannot continue with another tokenizer, whose ids stand for other words: give the --model_name of the "

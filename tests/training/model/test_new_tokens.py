@@ -118,7 +118,7 @@ def test_new_tokens_are_trained_and_saved(text_file: Path, model_dir: Path, tmp_
     assert theirs.config.vocab_size == 302
     torch.testing.assert_close(our_logits(out), transformers_logits(theirs), atol=1e-4, rtol=0)
     assert AutoTokenizer.from_pretrained(out).encode("<|user|><|bot|>") == [300, 301]
-    with pytest.raises(UserError, match=r"another model: vocab_size 302.* then, vocab_size 300"):
+    with pytest.raises(UserError, match=r"vocab_size 302.* then, vocab_size 300.* --add_tokens of the first run"):
         finetune(options(text, out, resume="newest", max_steps=3, add_tokens=()), str(model_dir))
 
 

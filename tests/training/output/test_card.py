@@ -51,6 +51,16 @@ def test_card_names_the_base_model_of_the_hub(
     assert metadata["tags"] == ["gpt2", "gpt2tg"]
 
 
+@pytest.mark.parametrize("is_adapter", [False, True])
+def test_card_loads_an_adapter_by_peft(is_adapter: bool) -> None:
+    """The pipeline of transformers takes no directory of an adapter that has a config.json too."""
+    options = {**RUN["options"], "lora": True, "no_merge": is_adapter}
+    card = model_card({**RUN, "options": options, "figures": FIGURES}, 1)
+    assert ('AutoPeftModelForCausalLM.from_pretrained("DIRECTORY")' in card) == is_adapter
+    assert ('pipeline("text-generation", model="DIRECTORY")' in card) != is_adapter
+    assert "1 block held out" in card
+
+
 def records(directory: Path, **run: Any) -> Records:
     """Return the records of a new process that works in a directory, as after a resume."""
     directory.mkdir(exist_ok=True)
