@@ -121,10 +121,8 @@ def find_adapter(name: str, option: str = ADAPTER_OPTION) -> Path:
     try:
         directory = find_directory(name, option)
     except UserError as error:
-        if is_directory(name):
-            raise
-        way_out = f"give a directory that holds {ADAPTER_CONFIG}"
-        raise UserError(f"{name} cannot be found, here or on the hub: {way_out}", option) from error
+        what = "holds no adapter" if is_directory(name) else "cannot be found, here or on the hub"
+        raise UserError(f"{name} {what}: give a directory that holds {ADAPTER_CONFIG}", option) from error
     for place in (directory, directory / ADAPTER_DIRECTORY):
         if is_adapter(place):
             return place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gpt2tg.commands.flags import Flags, notice_unused
@@ -86,6 +87,8 @@ def unused_flags(options: TrainingOptions) -> dict[str, str]:
     if options.dataset_name is None:
         flags = ("dataset_split", "dataset_revision", "dataset_streaming")
         found |= dict.fromkeys(flags, "it belongs to --dataset_name")
+    elif Path(options.dataset_name).expanduser().is_dir():
+        found["dataset_streaming"] = "the dataset is a folder on this machine"
     if not options.validation_file and not options.validation_split:
         found |= dict.fromkeys(("eval_steps", "keep"), "no validation text is held out")
     if options.validation_file:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from gpt2tg.commands.flags import Flags, flags_of, notice_unused
@@ -40,6 +42,8 @@ def test_notices_name_given_flags_in_order(capsys: pytest.CaptureFixture[str]) -
     ]
 
 
-def test_flags_of_training_that_do_nothing_are_known() -> None:
+def test_flags_of_training_that_do_nothing_are_known(tmp_path: Path) -> None:
+    assert "dataset_streaming" in unused_flags(TrainingOptions(dataset_name=str(tmp_path)))
+    assert "dataset_streaming" not in unused_flags(TrainingOptions(dataset_name="owls/fables"))
     assert "adam_beta2" not in unused_flags(TrainingOptions(train_file="a.txt"))
     assert "adam_beta2" in unused_flags(TrainingOptions(train_file="a.txt", optim="adafactor"))
