@@ -78,6 +78,18 @@ RULES: dict[str, set[str]] = {
         "tqdm",
         "transformers",
     },
+    "serving": {
+        "serving",
+        "__init__",
+        "errors",
+        "options",
+        "reading",
+        "checkpoint",
+        "decoding",
+        "generation",
+        "inspection",
+    }
+    | {"prometheus_client", "starlette", "uvicorn"},
     "export": {"export", "errors", "io", "checkpoint"} | {"ctranslate2", "gguf", "torch", "transformers"},
     "selftest": {"__init__", "options", "decoding", "generation"} | {"tokenizers", "torch", "transformers"},
     "commands": {
@@ -96,6 +108,7 @@ RULES: dict[str, set[str]] = {
         "tuning",
         "session",
         "training",
+        "serving",
         "export",
     },
 }
