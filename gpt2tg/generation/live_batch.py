@@ -175,7 +175,7 @@ class LiveBatch:
         logits = self._pool.read(reads, ready)
         if not ready:
             return []
-        written = list(_choose([self._texts[row] for row in ready], logits))
+        written = _choose([self._texts[row] for row in ready], logits)
         self.drop(token.text for token in written if token.token.finish_reason)
         return written
 
@@ -194,16 +194,18 @@ class LiveBatch:
 
 
 @torch.inference_mode()
-def _choose(texts: Sequence[LiveText], logits: Tensor) -> Iterator[Written]:
+def _choose(texts: Sequence[LiveText], logits: Tensor) -> list[Written]:
     """Choose the next token of each text from (B, V) logits, as `sampling.decode` does."""
     logprobs = log_probabilities(logits, texts[0].text.new_count + 1)
     groups: dict[object, list[int]] = {}
     for place, text in enumerate(texts):
         groups.setdefault(text.group, []).append(place)
+    if len(groups) == 1:
+        return list(_choose_alike(texts, logits, logprobs))
+    written: list[Written] = []
     for places in groups.values():
-        is_all = len(places) == len(texts)
-        members = [texts[place] for place in places]
-        yield from _choose_alike(members, *((x if is_all else x[places]) for x in (logits, logprobs)))
+        written += _choose_alike([texts[place] for place in places], logits[places], logprobs[places])
+    return written
 
 
 def _choose_alike(texts: Sequence[LiveText], logits: Tensor, logprobs: Tensor) -> Iterator[Written]:
@@ -215,6 +217,12 @@ def _choose_alike(texts: Sequence[LiveText], logits: Tensor, logprobs: Tensor) -
     of_tokens = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
     for place, text in enumerate(texts):
         token = text.append(int(tokens[place]), of_tokens[place], allowed[place])
-        values, ids = logprobs[place].topk(min(text.alternatives, logprobs.shape[1]))
-        alternatives = tuple(zip(ids.tolist(), values.tolist(), strict=True)) if text.alternatives else ()
-        yield Written(text, token, text.draft.add(token), alternatives)
+        yield Written(text, token, text.draft.add(token), _most_probable(logprobs[place], text.alternatives))
+
+
+def _most_probable(logprobs: Tensor, count: int) -> tuple[tuple[int, float], ...]:
+    """Return the most probable tokens of (V,) log-probabilities, with these."""
+    if not count:
+        return ()
+    values, ids = logprobs.topk(min(count, len(logprobs)))
+    return tuple(zip(ids.tolist(), values.tolist(), strict=True))

@@ -208,9 +208,10 @@ class Completions:
         watcher = asyncio.ensure_future(_tell_when_gone(wait_until_gone, mailbox))
         try:
             async for bundle in mailbox.bundles():
-                watch.note_piece()
                 if isinstance(bundle[-1], Finished) and bundle[-1].error is not None:
                     raise _as_api_error(bundle[-1].error)
+                if in_pieces:
+                    watch.note_piece()
                 yield bundle
             watch.note_end()
             self._metrics.prompt_tokens.inc(sum(len(request.ids) for request in prepared.batch.requests))

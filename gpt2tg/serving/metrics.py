@@ -31,7 +31,7 @@ class Metrics:
         self.waiting = Gauge("gpt2tg_texts_waiting", "Texts that wait for a row", registry=registry)
         self.first_piece = Histogram(
             "gpt2tg_first_piece_seconds",
-            "From a request to its first piece of text",
+            "From a request with stream to its first piece of text",
             buckets=SECONDS,
             registry=registry,
         )
@@ -39,12 +39,10 @@ class Metrics:
             "gpt2tg_request_seconds", "From a request to its end", buckets=SECONDS, registry=registry
         )
 
-    def note_step(self, running: int, waiting: int, tokens: int) -> None:
-        """Note a step of the running batch."""
+    def note_step(self, tokens: int) -> None:
+        """Note a step of the running batch that has chosen so many tokens."""
         self.steps.inc()
         self.new_tokens.inc(tokens)
-        self.running.set(running)
-        self.waiting.set(waiting)
 
     def text(self) -> bytes:
         """Return all numbers in Prometheus' text format."""

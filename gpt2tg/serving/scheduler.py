@@ -67,6 +67,8 @@ class Scheduler:
         self._size = 0  # rows of all jobs that were submitted and have not finished
         self._is_stopping = False
         self._cut = 0
+        metrics.running.set_function(lambda: self._live.count)
+        metrics.waiting.set_function(lambda: len(self._waiting) + len(self._waiting_alone))
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
 
     def start(self) -> None:
@@ -202,11 +204,10 @@ class Scheduler:
 
     def _step(self) -> None:
         """Run a step of the live batch."""
-        count = self._live.count
-        if not count:
+        if not self._live.count:
             return
         written = self._live.step()
-        self._metrics.note_step(count, len(self._waiting), len(written))
+        self._metrics.note_step(len(written))
         for token in written:
             job = self._owners[token.text]
             if job.write(token):
