@@ -83,6 +83,7 @@ RULES: dict[str, set[str]] = {
         "__init__",
         "errors",
         "options",
+        "io",
         "reading",
         "checkpoint",
         "decoding",

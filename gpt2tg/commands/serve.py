@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt2tg.checkpoint.checkpoint import Checkpoint
 from gpt2tg.commands.flags import Flags, flags_of, notice_unused
 from gpt2tg.commands.loading import ModelChoice, start_loading
+from gpt2tg.commands.memory import advise_on_memory
 from gpt2tg.errors import UserError
 from gpt2tg.io.processes import require_single_process
 from gpt2tg.io.streams import notice
 from gpt2tg.options import CompareOptions, DecodingOptions, PromptOptions, ServingOptions, TuneOptions, only
+
+if TYPE_CHECKING:  # imports torch
+    from gpt2tg.generation.generator import Generator
 
 # Packages that only the server needs.
 PACKAGES = ("starlette", "uvicorn", "prometheus_client")
@@ -41,6 +45,7 @@ class ServeCommand:
         return cls(flags.pick(ServingOptions), flags.decoding(), given)
 
 
+@advise_on_memory("lower --max_rows, or use --device cpu")
 def serve(model: ModelChoice, command: ServeCommand) -> None:
     """Serve the model until SIGINT or SIGTERM.
 
@@ -63,9 +68,23 @@ def serve(model: ModelChoice, command: ServeCommand) -> None:
 
         from gpt2tg.serving.app import new_service
 
-        defaults = {**tuned, **command.given}
-        service = new_service(generator, _public_name(loading.checkpoint), defaults, command.options)
-        run(service, listener, command.options, notice)
+        options, defaults = _with_rows_that_fit(command.options, generator), {**tuned, **command.given}
+        service = new_service(generator, _public_name(loading.checkpoint), defaults, options)
+        run(service, listener, options, notice)
+
+
+def _with_rows_that_fit(options: ServingOptions, generator: Generator) -> ServingOptions:
+    """Return the options with fewer rows, if the longest texts in all of them would need more than half the memory."""
+    from gpt2tg.generation.footprint import bytes_per_text, device_bytes
+
+    model = generator.model
+    fitting = max(1, device_bytes(model.device) // 2 // bytes_per_text(model, model.shape.n_positions))
+    if fitting >= options.max_rows:
+        return options
+    notice(
+        f"--max_rows {options.max_rows}: half of the memory holds {fitting} texts of full length, so it is {fitting}"
+    )
+    return replace(options, max_rows=fitting)
 
 
 def _public_name(checkpoint: Checkpoint) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Sequence
+from types import FrameType
 
 import uvicorn
 
@@ -49,18 +50,12 @@ def serve(service: Service, listener: socket.socket, options: ServingOptions, sa
         service.app,
         lifespan="off",
         log_config=None,
-        log_level="error",
+        log_level="critical",  # our own lines name each failure
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=int(options.shutdown_time) + SENDING_TIME,
     )
-    server = Server(config, service.scheduler, options.shutdown_time, say)
-    try:
-        server.run([listener])
-    finally:
-        cut = service.scheduler.stop()
-        if cut:
-            say(f"{cut} requests were cut")
+    Server(config, service.scheduler, options.shutdown_time, say).run([listener])
 
 
 class Server(uvicorn.Server):
@@ -71,6 +66,15 @@ class Server(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self._scheduler, self._shutdown_time, self._say = scheduler, shutdown_time, say
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_cutting = asyncio.Event()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Handle a signal: the first one begins the shutdown, the second one cuts what runs."""
+        if self.should_exit and self._loop is not None and not self._is_cutting.is_set():
+            self._loop.call_soon_threadsafe(self._is_cutting.set)
+        else:
+            super().handle_exit(sig, frame)
 
     async def startup(self, sockets: Sequence[socket.socket] | None = None) -> None:
         """Begin to listen, and say where."""
@@ -82,6 +86,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: Sequence[socket.socket] | None = None) -> None:
         """Refuse new requests, wait for the running ones, and cut those that take too long."""
+        self._loop = asyncio.get_running_loop()
         self._scheduler.refuse_new()
         if count := self._scheduler.size:
             self._say(
@@ -90,9 +95,10 @@ class Server(uvicorn.Server):
         timer = asyncio.create_task(self._cut_in_time())
         await super().shutdown(list(sockets) if sockets else None)
         timer.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await timer
+        if cut := await asyncio.to_thread(self._scheduler.stop):
+            self._say(f"{cut} requests were cut")
 
     async def _cut_in_time(self) -> None:
-        await asyncio.sleep(self._shutdown_time)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._is_cutting.wait(), self._shutdown_time)
         await asyncio.to_thread(self._scheduler.stop)
