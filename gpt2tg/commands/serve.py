@@ -58,8 +58,7 @@ def serve(model: ModelChoice, command: ServeCommand) -> None:
             raise UserError(f"needs the package {package}: pip install {' '.join(PACKAGES)}", "serve")
     model.check_device()
 
-    from gpt2tg.serving.run import bind
-    from gpt2tg.serving.run import serve as run
+    from gpt2tg.serving.run import bind, new_server
 
     with bind(command.options) as listener:
         loading = start_loading(model)
@@ -70,7 +69,7 @@ def serve(model: ModelChoice, command: ServeCommand) -> None:
 
         options, defaults = _with_rows_that_fit(command.options, generator), {**tuned, **command.given}
         service = new_service(generator, _public_name(loading.checkpoint), defaults, options)
-        run(service, listener, options, notice)
+        new_server(service, options, notice).run([listener])
 
 
 def _with_rows_that_fit(options: ServingOptions, generator: Generator) -> ServingOptions:
@@ -81,9 +80,7 @@ def _with_rows_that_fit(options: ServingOptions, generator: Generator) -> Servin
     fitting = max(1, device_bytes(model.device) // 2 // bytes_per_text(model, model.shape.n_positions))
     if fitting >= options.max_rows:
         return options
-    notice(
-        f"--max_rows {options.max_rows}: half of the memory holds {fitting} texts of full length, so it is {fitting}"
-    )
+    notice(f"--max_rows {options.max_rows}: half of the memory holds {fitting} texts of full length, which is used")
     return replace(options, max_rows=fitting)
 
 

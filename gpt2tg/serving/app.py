@@ -12,6 +12,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -52,6 +53,9 @@ def new_service(generator: Generator, model: str, defaults: Mapping[str, Any], o
     metrics = Metrics()
     scheduler = Scheduler(generator, options.max_rows, options.max_waiting, metrics)
     paths = Paths(Completions(generator, model, defaults, options, scheduler, metrics), options, scheduler, metrics)
+    pages = Middleware(
+        CORSMiddleware, allow_origins=options.allow_origin, allow_methods=["GET", "POST"], allow_headers=["*"]
+    )
     guards = Middleware(
         Guards,
         host=options.host,
@@ -70,7 +74,7 @@ def new_service(generator: Generator, model: str, defaults: Mapping[str, Any], o
     ]
     handlers = {ApiError: paths.refuse, HTTPException: paths.refuse, Exception: paths.refuse}
     scheduler.start()
-    return Service(Starlette(routes=routes, middleware=[guards], exception_handlers=handlers), scheduler)
+    return Service(Starlette(routes=routes, middleware=[pages, guards], exception_handlers=handlers), scheduler)
 
 
 class Paths:

@@ -40,8 +40,8 @@ def bind(options: ServingOptions) -> socket.socket:
     return found
 
 
-def serve(service: Service, listener: socket.socket, options: ServingOptions, say: Callable[[str], None]) -> None:
-    """Answer requests until SIGINT or SIGTERM, which is raised again at the end.
+def new_server(service: Service, options: ServingOptions, say: Callable[[str], None]) -> Server:
+    """Return a server. Its `run` answers requests until SIGINT or SIGTERM, which it raises again at the end.
 
     Args:
         say: prints a line for the user.
@@ -55,7 +55,7 @@ def serve(service: Service, listener: socket.socket, options: ServingOptions, sa
         server_header=False,
         timeout_graceful_shutdown=int(options.shutdown_time) + SENDING_TIME,
     )
-    Server(config, service.scheduler, options.shutdown_time, say).run([listener])
+    return Server(config, service.scheduler, options.shutdown_time, say)
 
 
 class Server(uvicorn.Server):

@@ -61,6 +61,16 @@ def test_foreign_hosts_and_pages_are_refused(client: Client, headers: dict[str, 
         assert client.request("GET", path, headers=headers).status_code == status
 
 
+def test_allowed_page_may_read_answers(client: Client) -> None:
+    """As its browser asks: first whether it may send the request, then for the answer's header."""
+    for origin, allowed in (("https://example.org", "https://example.org"), ("http://evil.example", None)):
+        headers = {"origin": origin, "access-control-request-method": "POST"}
+        asked = client.request("OPTIONS", "/v1/completions", headers=headers)
+        answer = client.request("GET", "/v1/models", headers=headers)
+        assert (asked.headers.get("access-control-allow-origin"), asked.is_success) == (allowed, allowed is not None)
+        assert (answer.headers.get("access-control-allow-origin"), answer.is_success) == (allowed, allowed is not None)
+
+
 def test_key_is_needed_for_all_but_health(generator: Generator) -> None:
     with serving(generator, api_key="secret", host="0.0.0.0") as client:
         assert client.request("GET", "/health", headers={"host": "any.example"}).status_code == 200
