@@ -6,6 +6,7 @@
 # make bench  measure everything (hours), fill docs/benchmarks.md
 # make gpu-check  on a GPU machine: GPU tests, generation and training measured, at most 8 minutes
 # make test-kills   60 training runs and 5 generations in 4 processes killed at random moments, and resumed
+# make test-disconnects   5,000 requests to a server, a quarter of which hang up
 # make clean  remove what these made
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo_model
 
-.PHONY: setup demo test test-oracle test-kills mutation bench-setup bench gpu-check clean
+.PHONY: setup demo test test-oracle test-kills test-disconnects mutation bench-setup bench gpu-check clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -71,6 +72,9 @@ gpu-check:
 test-kills: setup
 	$(BIN)/python tests/training/kills.py --kills 60
 	$(BIN)/python tests/batch/generation_kills.py --prompts 10000 --processes 4 --kills 5
+
+test-disconnects: setup
+	$(BIN)/python tests/serving/disconnects.py --requests 5000
 
 clean:
 	rm -rf $(VENV) $(DEMO) mutants

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Explore a model: type the beginning of a text and watch the model continue it, compare the decoding strategies, or
-search the settings that suit it."""
+"""Explore a model: type the beginning of a text and watch the model continue it, compare the decoding strategies,
+search the settings that suit it, or serve it to other programs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from gpt2tg import cli
 from gpt2tg.commands.compare import CompareCommand, compare
 from gpt2tg.commands.flags import Flags, flags_of, notice_unused
 from gpt2tg.commands.loading import ModelChoice
+from gpt2tg.commands.serve import ServeCommand, serve
 from gpt2tg.commands.session import SessionCommand, session
 from gpt2tg.commands.tune import TuneCommand, tune
 from gpt2tg.errors import UserError
@@ -26,6 +27,7 @@ from gpt2tg.options import (
     PrecisionOptions,
     PromptOptions,
     RevisionOptions,
+    ServingOptions,
     TuneOptions,
 )
 
@@ -36,6 +38,7 @@ examples:
   python text_generation_demo.py --model_name gpt2-tiny --compare --prompt "The old king" --seed 7
   python text_generation_demo.py --model_path ./fine_tuned_model --compare --reference held_out.txt --report report.html
   python text_generation_demo.py --model_path ./fine_tuned_model --tune --reference held_out.txt --apply
+  python text_generation_demo.py --model_path ./fine_tuned_model --serve
 """
 
 
@@ -51,6 +54,7 @@ def parser() -> cli.Parser:
         PrecisionOptions,
         CompareOptions,
         TuneOptions,
+        ServingOptions,
         DecodingOptions,
     ):
         script.add_options(options)
@@ -60,7 +64,7 @@ def parser() -> cli.Parser:
 
 
 def demonstrate(given: dict[str, Any]) -> None:
-    """Run a session, a comparison, or a search for settings."""
+    """Run a session, a comparison, a search for settings, or a server."""
     if "model_name" in given and "model_path" in given:
         raise UserError(
             f"{given['model_path']} and --model_name {given['model_name']}: give one of the two", "model_path"
@@ -69,6 +73,11 @@ def demonstrate(given: dict[str, Any]) -> None:
     name = given.get(option) or ModelNameOptions().model_name
     flags = Flags(given)
     model = ModelChoice.from_flags(flags, name, option)
+    if flags.pick(ServingOptions).serve:
+        _refuse_other_tasks(flags)
+        serve(model, ServeCommand.from_flags(flags))
+        return
+    notice_unused(flags.names, flags_of(ServingOptions), "it does nothing without --serve")
     if flags.pick(TuneOptions).tune:
         tune(model, TuneCommand.from_flags(flags))
     elif flags.pick(CompareOptions).compare:
@@ -77,11 +86,19 @@ def demonstrate(given: dict[str, Any]) -> None:
         session(model, SessionCommand.from_flags(_flags_of_session(flags)))
 
 
+def _refuse_other_tasks(flags: Flags) -> None:
+    """Refuse --serve beside --compare or --tune."""
+    for name, is_asked_for in (("compare", flags.pick(CompareOptions).compare), ("tune", flags.pick(TuneOptions).tune)):
+        if is_asked_for:
+            raise UserError(f"and --{name} contradict each other: give one of the two", "serve")
+
+
 def _flags_of_session(flags: Flags) -> Flags:
     """Return the flags without those of a comparison or a search, with a notice for each of them."""
     unused = ("prompts_file", *flags_of(CompareOptions), *flags_of(TuneOptions))
     notice_unused(flags.names, unused, "it does nothing without --compare or --tune")
-    return Flags({flag: value for flag, value in flags.values.items() if flag not in unused})
+    dropped = (*unused, *flags_of(ServingOptions))
+    return Flags({flag: value for flag, value in flags.values.items() if flag not in dropped})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

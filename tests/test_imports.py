@@ -82,6 +82,19 @@ RULES: dict[str, set[str]] = {
         "transformers",
     },
     "cache": {"errors", "io", "training"},
+    "serving": {
+        "serving",
+        "__init__",
+        "errors",
+        "options",
+        "io",
+        "reading",
+        "checkpoint",
+        "decoding",
+        "generation",
+        "inspection",
+    }
+    | {"prometheus_client", "starlette", "uvicorn"},
     "export": {"export", "errors", "io", "checkpoint"} | {"ctranslate2", "gguf", "torch", "transformers"},
     "selftest": {"__init__", "options", "decoding", "generation"} | {"tokenizers", "torch", "transformers"},
     "commands": {
@@ -100,6 +113,7 @@ RULES: dict[str, set[str]] = {
         "tuning",
         "session",
         "training",
+        "serving",
         "export",
     },
 }

@@ -28,6 +28,7 @@ GROUPS = {
     "export": "export without training",
     "comparison": "comparison",
     "tuning": "tuning",
+    "server": "server",
 }
 
 MODEL_TABLE = """\

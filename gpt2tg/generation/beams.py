@@ -11,8 +11,8 @@ from gpt2tg.generation.requests import Request, RequestBatch
 from gpt2tg.generation.samples import CUT_SHORT, Chunk, Sample
 
 
-def generate_with_beams(batch: RequestBatch, rows: Context | SlidingRows, in_pieces: bool) -> Iterator[Chunk]:
-    """Search the texts of a batch, and yield the results.
+def generate_with_beams(batch: RequestBatch, rows: Context | SlidingRows, in_pieces: bool) -> Iterator[Chunk | None]:
+    """Search the texts of a batch, and yield the results. Yields None after a step without any.
 
     Args:
         in_pieces: whether what is certain, the common beginning of all beams, is yielded before.
@@ -23,8 +23,7 @@ def generate_with_beams(batch: RequestBatch, rows: Context | SlidingRows, in_pie
         if not search.is_over:
             certain = search.agreed[best.count :] if in_pieces else ()
             piece = "".join(best.push(token) for token in certain)
-            if piece:
-                yield Chunk(request.index, request.first, piece)
+            yield Chunk(request.index, request.first, piece) if piece else None
             continue
         for rank, text in list(enumerate(search.finished))[request.first :][: batch.options.sequences]:
             sample = _sample(batch, request, rank, text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +17,13 @@ from gpt2tg.options import DecodingOptions
 # A filter that depends on the logits alone, (B, V) -> (B, V), with its settings as keywords.
 LogitsFilter = partial[Tensor]
 
+# The options that decide what the filters do.
+FILTER_OPTIONS = (
+    *("decoding", "temperature", "top_k", "top_p", "min_p", "typical_p"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty", "penalty_window", "no_repeat_ngram"),
+    *("ban_words", "bias", "min_new_tokens", "suppress_eos"),
+)
+
 
 @dataclass(frozen=True)
 class FilterChain:
@@ -28,6 +35,8 @@ class FilterChain:
     """Depend on the text so far."""
     distribution: Sequence[LogitsFilter]
     """Depend on the logits alone, and shape the distribution to draw from."""
+    key: tuple[object, ...] = ()
+    """Equal for chains that do the same."""
 
     @property
     def filters(self) -> list[Filter]:
@@ -36,18 +45,25 @@ class FilterChain:
 
 
 def filter_chain(
-    options: DecodingOptions, tokenizer: TextTokenizer, end_ids: Sequence[int], unused: Tensor | None = None
+    options: DecodingOptions,
+    tokenizer: TextTokenizer,
+    end_ids: Sequence[int],
+    unused: Tensor | None = None,
+    logit_bias: Mapping[int, float] | None = None,
 ) -> FilterChain:
     """Return the filters that the options ask for.
 
     Args:
         end_ids: the tokens that end a text.
         unused: (V,) mask of the ids that have no token, which are always banned; None if every id has one.
+        logit_bias: what to add to the logits of single tokens, by id, besides the biases of words in the options.
     """
+    biases = logit_bias or {}
     return FilterChain(
         unused=[] if unused is None else [partial(filters.without, banned=unused)],
-        history=history_filters(options, tokenizer, end_ids),
+        history=history_filters(options, tokenizer, end_ids, biases),
         distribution=distribution_filters(options, len(end_ids)),
+        key=(*(getattr(options, name) for name in FILTER_OPTIONS), *sorted(biases.items())),
     )
 
 
@@ -55,11 +71,13 @@ def _ignoring_texts(change: LogitsFilter) -> Filter:
     return lambda logits, _: change(logits)
 
 
-def history_filters(options: DecodingOptions, tokenizer: TextTokenizer, end_ids: Sequence[int]) -> list[Filter]:
+def history_filters(
+    options: DecodingOptions, tokenizer: TextTokenizer, end_ids: Sequence[int], logit_bias: Mapping[int, float]
+) -> list[Filter]:
     """Return the filters that depend on the text so far, in their order."""
     chain: list[Filter] = []
     window = options.penalty_window
-    biases = token_biases(options.biases(), tokenizer)
+    biases = {(token,): bias for token, bias in logit_bias.items()} | token_biases(options.biases(), tokenizer)
     added = filters.Biases({sequence: bias for sequence, bias in biases.items() if bias != filters.BANNED})
     banned = filters.Biases({sequence: bias for sequence, bias in biases.items() if bias == filters.BANNED})
     if added.by_stem:

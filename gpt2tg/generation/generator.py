@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -86,7 +86,7 @@ class Generator:
 
     def generate_batch(self, requests: Sequence[Request], options: DecodingOptions) -> list[list[Sample]]:
         """Generate the completions of several prompts as one batch. Returns the samples of each prompt."""
-        return self._collect(self._batch(requests, options))
+        return self._collect(self.prepare(requests, options))
 
     def generate_each(
         self, requests: Sequence[Request], options: DecodingOptions, batch_size: int
@@ -98,7 +98,7 @@ class Generator:
         """
         if not requests:
             return
-        batch = self._batch(requests, options)
+        batch = self.prepare(requests, options)
         if options.max_time is None and self.continuous_batches.suit(batch):
             yield from self._refilled(batch, max(batch_size, batch.options.draws))
             return
@@ -124,7 +124,7 @@ class Generator:
         Args:
             rows: the number of texts in a continuous batch, if there is one; None is all of them.
         """
-        return self._stream(self._batch(requests, options), rows, in_pieces=True)
+        return self._stream(self.prepare(requests, options), rows, in_pieces=True)
 
     def encode(self, prompt: str) -> list[int]:
         """Return the token ids of a prompt. An empty prompt is the end-of-text token, after which texts begin."""
@@ -152,13 +152,25 @@ class Generator:
         check_footprint(self.model, options, 1, request.max_new_tokens)
         return request
 
-    def _batch(self, requests: Sequence[Request], options: DecodingOptions) -> RequestBatch:
+    def prepare(
+        self, requests: Sequence[Request], options: DecodingOptions, logit_bias: Mapping[int, float] | None = None
+    ) -> RequestBatch:
+        """Return a batch of requests, with a seed if anything is drawn.
+
+        Args:
+            logit_bias: what to add to the logits of single tokens, by id.
+        """
         options = with_seed(options)
-        filters = filter_chain(options, self.tokenizer, self.end_ids, self.unused)
+        filters = filter_chain(options, self.tokenizer, self.end_ids, self.unused, logit_bias)
         return RequestBatch(requests, options, filters, self.tokenizer, self.end_ids)
 
-    def _stream(self, batch: RequestBatch, rows: int | None = None, in_pieces: bool = False) -> Iterator[Chunk]:
-        """Generate a batch. `in_pieces` is whether texts are wanted while they grow, which takes time."""
+    def steps(self, batch: RequestBatch, rows: int | None = None, in_pieces: bool = False) -> Iterator[Chunk | None]:
+        """Generate a batch, and yield after each step of a text what it completes, or None.
+
+        Args:
+            rows: the number of texts in a continuous batch, if there is one; None is all of them.
+            in_pieces: whether texts are wanted while they grow, which takes time.
+        """
         try:
             with self.caches.lend(batch, rows) as cache:
                 if batch.options.strategy.beams:
@@ -168,6 +180,11 @@ class Generator:
                     yield from generate_token_by_token(batch, cache, in_pieces)
         except NotFiniteError as error:
             raise RunError(str(error)) from None
+
+    def _stream(self, batch: RequestBatch, rows: int | None = None, in_pieces: bool = False) -> Iterator[Chunk]:
+        for chunk in self.steps(batch, rows, in_pieces):
+            if chunk is not None:
+                yield chunk
 
     def _collect(self, batch: RequestBatch) -> list[list[Sample]]:
         samples: dict[int, list[Sample]] = {request.index: [] for request in batch.requests}

@@ -25,7 +25,8 @@ class Draft:
         """
         self._in_pieces = in_pieces or bool(batch.options.stop)  # a stop string is cut off as soon as it is found
         self.request = request
-        self._index = index
+        self.index = index
+        """The number of the text among those of its prompt."""
         self._seed = batch.options.seed if batch.options.strategy.samples else None
         self._visible = batch.visible_text(request)
         self._ids: list[int] = []
@@ -34,7 +35,7 @@ class Draft:
     @property
     def stream(self) -> random.Random:
         """A new stream of the random numbers of this sample."""
-        return sampling.stream(self._seed or 0, self.request.index, self._index)
+        return sampling.stream(self._seed or 0, self.request.index, self.index)
 
     def add(self, token: Token) -> Chunk | None:
         """Add the next token. Returns the text that it completes, or None if it completes none."""
@@ -50,7 +51,7 @@ class Draft:
             piece += self._visible.finish(token.finish_reason in CUT_SHORT)
         elif not piece:
             return None
-        return Chunk(self.request.index, self._index, piece, self._sample(token))
+        return Chunk(self.request.index, self.index, piece, self._sample(token))
 
     def _sample(self, last: Token) -> Sample | None:
         """Return the finished sample, or None if the last token does not end it."""
@@ -60,7 +61,7 @@ class Draft:
             prompt=self.request.prompt,
             completion=self._visible.shown,
             prompt_index=self.request.index,
-            index=self._index,
+            index=self.index,
             prompt_tokens=len(self.request.ids),
             ids=tuple(self._ids),
             finish_reason=last.finish_reason,
@@ -72,8 +73,8 @@ class Draft:
 
 def generate_token_by_token(
     batch: RequestBatch, rows: Context | SlidingRows | ContinuousBatch, in_pieces: bool
-) -> Iterator[Chunk]:
-    """Generate the texts of a batch with a strategy other than beam search.
+) -> Iterator[Chunk | None]:
+    """Generate the texts of a batch with a strategy other than beam search. Yields after each token what it completes.
 
     Args:
         in_pieces: whether they are yielded piece by piece; else one chunk has the whole text.
@@ -88,8 +89,7 @@ def generate_token_by_token(
     else:
         tokens = _tokens(batch, rows, owners, drafts, finish)
     for token in tokens:
-        if chunk := drafts[token.sample].add(token):
-            yield chunk
+        yield drafts[token.sample].add(token)
 
 
 def _entries(batch: RequestBatch, drafts: Sequence[Draft]) -> Iterator[QueuedText]:

@@ -16,6 +16,7 @@ from gpt2tg.options.comparing import (
     CompareOptions,
     TuneOptions,
 )
+from gpt2tg.options.completions import CompletionOptions
 from gpt2tg.options.data import Examples
 from gpt2tg.options.decoding import (
     DEFAULT_MAX_LENGTH,
@@ -64,6 +65,7 @@ from gpt2tg.options.prompts import (
     PromptOptions,
     SessionOptions,
 )
+from gpt2tg.options.serving import ServingOptions
 from gpt2tg.options.strategies import STRATEGIES, Strategy, StrategyName
 from gpt2tg.options.tasks import ALL_IN_ONE_DEFAULTS, Task, TaskOptions
 from gpt2tg.options.training import FROM_SCRATCH_FLAGS, TrainingOptions
@@ -102,6 +104,7 @@ __all__ = [
     "CheckpointOptions",
     "CompareOptions",
     "Compile",
+    "CompletionOptions",
     "DecodingOptions",
     "DeviceKind",
     "DeviceOptions",
@@ -124,6 +127,7 @@ __all__ = [
     "PromptOptions",
     "RevisionOptions",
     "Scheduler",
+    "ServingOptions",
     "SessionOptions",
     "Strategy",
     "StrategyName",

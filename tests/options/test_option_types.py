@@ -15,6 +15,7 @@ from gpt2tg.options import (
     AdapterOptions,
     CheckpointOptions,
     CompareOptions,
+    CompletionOptions,
     DecodingOptions,
     DeviceOptions,
     EvaluationOptions,
@@ -25,6 +26,7 @@ from gpt2tg.options import (
     Options,
     PrecisionOptions,
     PromptOptions,
+    ServingOptions,
     SessionOptions,
     TaskOptions,
     TrainingOptions,
@@ -82,6 +84,8 @@ OPTIONAL = {
     },
     EvaluationOptions: {"stride", "text_column"},
     ExportOptions: {"merge", "export", "precision"},
+    ServingOptions: {"api_key"},
+    CompletionOptions: {"model", "logprobs", "user", "suffix"},
 }
 
 

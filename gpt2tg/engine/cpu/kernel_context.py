@@ -75,7 +75,7 @@ class KernelContext(Context):
     def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """See `Context.start`. A single prompt that begins like a row of the cache is read from where they differ."""
         if len(prompts) == 1 and self._ids and not self._keep_hidden:
-            shared = [_common_prefix(ids, prompts[0][:-1]) for ids in self._ids]
+            shared = [common_prefix(ids, prompts[0][:-1]) for ids in self._ids]
             row = max(range(len(shared)), key=shared.__getitem__)
             if shared[row]:
                 self.select([row])
@@ -173,7 +173,7 @@ def _distinct(cache_rows: Tensor) -> set[int]:
     return set(cache_rows.tolist())
 
 
-def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     """Return how many tokens two texts have in common at their beginning."""
     pairs = zip(left, right, strict=False)
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))

@@ -1,0 +1,81 @@
+"""The options of the server: where it listens, who may use it, and how much one of them may ask for."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from dataclasses import dataclass
+
+from gpt2tg.errors import UserError
+from gpt2tg.options.fields import Options, option
+
+# Where the key may be given instead of on the command line, which other users of the machine can read.
+KEY_VARIABLE = "GPT2TG_API_KEY"
+
+
+@dataclass(frozen=True)
+class ServingOptions(Options):
+    """How the model is served to other programs."""
+
+    serve: bool = option(
+        False,
+        "serve the model to other programs over HTTP, as OpenAI's API does, until Ctrl-C",
+        group="server",
+    )
+    host: str = option(
+        "127.0.0.1", "the address to listen on; any but this machine's own needs --api_key", group="server"
+    )
+    port: int = option(8000, "the port to listen on; 0 is a free one", group="server", low=0, high=65535)
+    api_key: str | None = option(
+        None,
+        f"the key that every request must bring; other users of the machine cannot read it in {KEY_VARIABLE}",
+        group="server",
+        metavar="KEY",
+        shown_default=f"the environment variable {KEY_VARIABLE}, else none",
+    )
+    allow_origin: tuple[str, ...] = option(
+        (),
+        "web pages of this origin may use the server: https://example.org",
+        group="server",
+        metavar="ORIGIN",
+        shown_default="none but its own",
+    )
+    max_rows: int = option(32, "texts that are generated at the same time", group="server", low=1, high=1024)
+    max_waiting: int = option(
+        256, "texts that wait; more are refused with status 429", group="server", low=0, high=100_000
+    )
+    max_texts: int = option(
+        64, "texts that one request may ask for: its prompts times n, best_of or num_beams", group="server", low=1
+    )
+    max_body: int = option(1_000_000, "bytes of a request", group="server", low=1)
+    max_request_time: float = option(
+        600.0, "seconds after which the texts of a request end, waiting included", group="server", above=0
+    )
+    shutdown_time: float = option(
+        30.0, "seconds in which running requests may finish after Ctrl-C or SIGTERM", group="server", low=0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
+            raise UserError("needs at least one character, and ASCII alone", "api_key")
+        if self.serve and not self.is_local and self.key is None:
+            raise UserError(
+                f"{self.host}: other machines can reach it, so a key is needed: give --api_key, or set {KEY_VARIABLE}",
+                "host",
+            )
+
+    @property
+    def key(self) -> str | None:
+        """The key that requests must bring; None if they need none."""
+        return self.api_key if self.api_key is not None else os.environ.get(KEY_VARIABLE) or None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only programs of this machine can reach the server."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False

@@ -1,0 +1,52 @@
+"""Errors of the API, in the shape of OpenAI's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from gpt2tg.errors import UserError
+
+
+class ApiError(Exception):
+    """A request that is refused or failed."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        Args:
+            status: the HTTP status.
+            param: the field of the request that is wrong.
+            code: a short name of the error for programs.
+        """
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The body of the answer."""
+        return {"error": {"message": self.message, "type": self._type, "param": self.param, "code": self.code}}
+
+    @property
+    def _type(self) -> str:
+        names = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+        return "server_error" if self.status >= 500 else names.get(self.status, "invalid_request_error")
+
+
+def from_user_error(error: UserError, names: Mapping[str, str]) -> ApiError:
+    """Return the error of a request whose options are wrong.
+
+    Args:
+        names: the names that the request used for our options.
+    """
+    message = re.sub(r"--(\w+)", lambda found: names.get(found[1], found[1]), error.message)
+    param = None if error.option is None else names.get(error.option, error.option)
+    return ApiError(400, f"{param}: {message}" if param else message, param, "invalid_value")

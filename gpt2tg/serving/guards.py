@@ -1,0 +1,71 @@
+"""Who may use the server: requests for another host, of foreign web pages or without the key are refused.
+
+A web page that the user visits can send requests to this machine. Its browser then names the page in `Origin`; if the
+page's own name was made to point here (DNS rebinding), its browser names that in `Host`.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Awaitable, Callable, Sequence
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gpt2tg.serving.errors import ApiError
+
+# The names of this machine that no one else can own.
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+
+# Says whether the server is up. Needs no key.
+HEALTH = "/health"
+
+Refuse = Callable[[Request, Exception], Awaitable[ASGIApp]]
+
+
+class Guards:
+    """Refuses requests before any of their body is read."""
+
+    def __init__(
+        self, app: ASGIApp, host: str, is_local: bool, key: str | None, origins: Sequence[str], refuse: Refuse
+    ) -> None:
+        """
+        Args:
+            host: the address that the server listens on.
+            is_local: whether that address is this machine's own.
+            key: the key that requests must bring, if any.
+            origins: origins of web pages that may use the server.
+            refuse: makes an answer of an error.
+        """
+        self._app, self._key, self._origins, self._refuse = app, key, origins, refuse
+        self._hosts = {*LOCAL_HOSTS, host.lower(), f"[{host.lower()}]"} if is_local else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer with the error."""
+        if scope["type"] == "http":
+            try:
+                self._check(Headers(scope=scope), scope["path"])
+            except ApiError as error:
+                answer = await self._refuse(Request(scope), error)
+                await answer(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, headers: Headers, path: str) -> None:
+        host = headers.get("host", "")
+        if self._hosts is not None and _without_port(host) not in self._hosts:
+            raise ApiError(403, f"the server is for this machine alone, not for the host {host[:100]}", code="host")
+        origin = headers.get("origin")
+        if origin is not None and origin not in (f"http://{host}", f"https://{host}", *self._origins):
+            raise ApiError(403, f"pages of {origin[:100]} may not use the server", code="origin")
+        if self._key is not None and path != HEALTH:
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key.encode()):
+                message = "the key is missing or wrong: send it as Authorization: Bearer KEY"
+                raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
+def _without_port(host: str) -> str:
+    name, colon, port = host.lower().rpartition(":")
+    return name if colon and port.isdecimal() else host.lower()

@@ -1,0 +1,104 @@
+"""Run the server until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+import uvicorn
+
+from gpt2tg.errors import UserError
+from gpt2tg.options import ServingOptions
+from gpt2tg.serving.app import Service
+from gpt2tg.serving.scheduler import Scheduler
+
+# Seconds that answers may take to reach their clients after the last text was cut.
+SENDING_TIME = 5
+
+
+def bind(options: ServingOptions) -> socket.socket:
+    """Return a socket at the address to listen on, which does not listen yet.
+
+    Raises:
+        UserError: the address does not exist, or another program uses it.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError):
+        raise UserError(f"{options.host} is no address of this machine", "host") from None
+    found = socket.socket(family, kind, protocol)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except OSError as error:
+        found.close()
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"{options.port} on {options.host} cannot be used: {reason}", "port") from None
+    return found
+
+
+def new_server(service: Service, options: ServingOptions, say: Callable[[str], None]) -> Server:
+    """Return a server. Its `run` answers requests until SIGINT or SIGTERM, which it raises again at the end.
+
+    Args:
+        say: prints a line for the user.
+    """
+    config = uvicorn.Config(
+        service.app,
+        lifespan="off",
+        log_config=None,
+        log_level="critical",  # our own lines name each failure
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(options.shutdown_time) + SENDING_TIME,
+    )
+    return Server(config, service.scheduler, options.shutdown_time, say)
+
+
+class Server(uvicorn.Server):
+    """A server that lets running texts finish for some time before it cuts them."""
+
+    def __init__(
+        self, config: uvicorn.Config, scheduler: Scheduler, shutdown_time: float, say: Callable[[str], None]
+    ) -> None:
+        super().__init__(config)
+        self._scheduler, self._shutdown_time, self._say = scheduler, shutdown_time, say
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_cutting = asyncio.Event()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Handle a signal: the first one begins the shutdown, the second one cuts what runs."""
+        if self.should_exit and self._loop is not None and not self._is_cutting.is_set():
+            self._loop.call_soon_threadsafe(self._is_cutting.set)
+        else:
+            super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: Sequence[socket.socket] | None = None) -> None:
+        """Begin to listen, and say where."""
+        await super().startup(list(sockets) if sockets else None)
+        for listener in sockets or ():
+            host, port = listener.getsockname()[:2]
+            name = f"[{host}]" if ":" in host else host
+            self._say(f"serving on http://{name}:{port}/v1 (Ctrl-C ends it)")
+
+    async def shutdown(self, sockets: Sequence[socket.socket] | None = None) -> None:
+        """Refuse new requests, wait for the running ones, and cut those that take too long."""
+        self._loop = asyncio.get_running_loop()
+        self._scheduler.refuse_new()
+        if count := self._scheduler.size:
+            self._say(
+                f"shutting down: {count} texts may finish within {self._shutdown_time:g} seconds (Ctrl-C cuts them)"
+            )
+        timer = asyncio.create_task(self._cut_in_time())
+        await super().shutdown(list(sockets) if sockets else None)
+        timer.cancel()
+        if cut := await asyncio.to_thread(self._scheduler.stop):
+            self._say(f"{cut} requests were cut")
+
+    async def _cut_in_time(self) -> None:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._is_cutting.wait(), self._shutdown_time)
+        await asyncio.to_thread(self._scheduler.stop)

@@ -1,0 +1,234 @@
+"""The thread that computes: one step of the live batch after the other, and between them what runs on its own.
+
+All of torch runs in this one thread. Other threads hand it work and get reports.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+from gpt2tg.decoding.interface import NotFiniteError
+from gpt2tg.errors import RunError
+from gpt2tg.generation.generator import Generator
+from gpt2tg.generation.live_batch import LiveBatch, LiveText
+from gpt2tg.serving.jobs import Finished, Job
+from gpt2tg.serving.metrics import Metrics
+
+
+class FullError(Exception):
+    """More texts wait than may."""
+
+
+class StoppedError(Exception):
+    """The server shuts down."""
+
+
+class Call:
+    """A function to run between two steps."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.future: Future[Any] = Future()
+        self._function = function
+
+    def __call__(self) -> None:
+        """Run it, unless nobody waits for its result any more."""
+        if self.future.set_running_or_notify_cancel():
+            try:
+                self.future.set_result(self._function())
+            except Exception as error:
+                self.future.set_exception(error)
+
+
+class Scheduler:
+    """Runs jobs. The texts of all of them join and leave one batch."""
+
+    def __init__(self, generator: Generator, rows: int, waiting: int, metrics: Metrics) -> None:
+        """
+        Args:
+            rows: texts that are generated at the same time.
+            waiting: texts that may wait for a row.
+        """
+        self._generator, self._metrics = generator, metrics
+        self._rows, self._most = rows, rows + waiting
+        self._live = LiveBatch(generator.model, rows)
+        self._inbox: queue.SimpleQueue[Job | Call | None] = queue.SimpleQueue()
+        self._calls: deque[Call] = deque()
+        self._jobs: list[Job] = []
+        self._owners: dict[LiveText, Job] = {}
+        self._waiting: deque[LiveText] = deque()
+        self._waiting_alone: deque[Job] = deque()
+        self._alone: tuple[Job, Iterator[None]] | None = None
+        self._lock = threading.Lock()
+        self._size = 0  # rows of all jobs that were submitted and have not finished
+        self._is_stopping = False
+        self._cut = 0
+        metrics.running.set_function(lambda: self._live.count)
+        metrics.waiting.set_function(lambda: len(self._waiting) + len(self._waiting_alone))
+        self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    @property
+    def size(self) -> int:
+        """The texts that are generated or wait."""
+        return self._size
+
+    def submit(self, job: Job) -> None:
+        """Hand over a job, which reports its end in any case.
+
+        Raises:
+            FullError: too many texts wait already.
+            StoppedError: the server shuts down.
+        """
+        self._reserve(job.size)
+        self._inbox.put(job)
+
+    def call(self, function: Callable[[], Any]) -> Future[Any]:
+        """Run a function between two steps. Raises as `submit` does, and `StoppedError` as its result."""
+        self._reserve(1)
+        call = Call(function)
+        self._inbox.put(call)
+        return call.future
+
+    def _reserve(self, size: int) -> None:
+        with self._lock:
+            if self._is_stopping:
+                raise StoppedError
+            if self._size and self._size + size > self._most:
+                raise FullError
+            self._size += size
+
+    def _release(self, size: int) -> None:
+        with self._lock:
+            self._size -= size
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether jobs are refused."""
+        return self._is_stopping
+
+    def refuse_new(self) -> None:
+        """Refuse further jobs."""
+        with self._lock:
+            self._is_stopping = True
+
+    def stop(self) -> int:
+        """Cut what is still running, and end the thread. Returns the number of requests that were cut."""
+        self.refuse_new()
+        self._inbox.put(None)
+        self._thread.join()
+        return self._cut
+
+    def _run(self) -> None:
+        while self._receive():
+            try:
+                self._end_cancelled()
+                self._join()
+                self._step()
+                self._step_alone()
+                self._run_call()
+            except NotFiniteError as error:
+                self._fail_all(RunError(str(error)))
+            except Exception as error:  # a bug of ours, or memory that ran out: the next requests may well succeed
+                self._fail_all(error)
+                self._live = LiveBatch(self._generator.model, self._rows)
+        self._cut = self._fail_all(StoppedError())
+
+    def _receive(self) -> bool:
+        """Take what others have handed over; wait for it if there is nothing to do. Returns False at the end."""
+        while not ((self._jobs or self._calls) and self._inbox.empty()):
+            item = self._inbox.get()
+            if item is None:
+                return False
+            if isinstance(item, Job):
+                self._begin(item)
+            else:
+                self._calls.append(item)
+        return True
+
+    def _begin(self, job: Job) -> None:
+        self._jobs.append(job)
+        if job.is_live(self._generator.model.shape.n_positions):
+            for text in job.begin():
+                self._owners[text] = job
+                self._waiting.append(text)
+        else:
+            self._waiting_alone.append(job)
+
+    def _end_cancelled(self) -> None:
+        for job in [job for job in self._jobs if job.is_cancelled]:
+            self._end(job)
+
+    def _end(self, job: Job, finished: Finished | None = None) -> None:
+        """Forget a job and its texts, and report its end; None if nobody wants to know."""
+        self._jobs.remove(job)
+        gone = set(job.texts)
+        self._live.drop(gone)
+        if job.unfinished:
+            self._waiting = deque(text for text in self._waiting if text not in gone)
+        for text in gone:
+            self._owners.pop(text, None)
+        if job in self._waiting_alone:
+            self._waiting_alone.remove(job)
+        if self._alone is not None and self._alone[0] is job:
+            self._alone = None
+        self._release(job.size)
+        if finished is not None:
+            job.report(finished)
+
+    def _fail_all(self, error: Exception) -> int:
+        jobs = list(self._jobs)
+        for job in jobs:
+            self._end(job, Finished(error))
+        calls = [self._calls.popleft() for _ in range(len(self._calls))]
+        for call in calls:
+            call.future.set_exception(error)
+            self._release(1)
+        return len(jobs) + len(calls)
+
+    def _join(self) -> None:
+        """Give rows to the texts that wait. One that has to wait for a prompt lets others pass."""
+        passed = []
+        while self._waiting and self._live.count < self._rows:
+            text = self._waiting.popleft()
+            if not self._live.add(text):
+                passed.append(text)
+        self._waiting.extendleft(reversed(passed))
+
+    def _step(self) -> None:
+        """Run a step of the live batch."""
+        if not self._live.count:
+            return
+        written = self._live.step()
+        self._metrics.note_step(len(written))
+        for token in written:
+            job = self._owners[token.text]
+            if job.write(token):
+                self._end(job, Finished(shared=job.shared))
+
+    def _step_alone(self) -> None:
+        """Run a step of the job that runs on its own. They run one after the other."""
+        if self._alone is None:
+            if not self._waiting_alone:
+                return
+            job = self._waiting_alone.popleft()
+            self._alone = job, job.write_alone(self._generator)
+        job, steps = self._alone
+        try:
+            next(steps)
+        except StopIteration:
+            self._end(job, Finished())
+        except RunError as error:
+            self._end(job, Finished(error))
+
+    def _run_call(self) -> None:
+        if self._calls:
+            self._calls.popleft()()
+            self._release(1)

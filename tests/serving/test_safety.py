@@ -1,0 +1,217 @@
+"""Who may use the server, how much one may ask for, and what becomes of requests that are cut."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from serving_client import Client, serving
+
+from gpt2tg.errors import UserError
+from gpt2tg.generation.generator import Generator, load
+from gpt2tg.options import ServingOptions
+from gpt2tg.options.serving import KEY_VARIABLE
+from gpt2tg.serving.run import bind
+
+LONG = {"prompt": "The owl", "decoding": "sample", "overflow": "slide", "max_tokens": 100_000, "suppress_eos": True}
+
+
+@pytest.fixture(scope="module")
+def generator(model_dir: Path) -> Generator:
+    return load(str(model_dir))
+
+
+@pytest.fixture(scope="module")
+def client(generator: Generator) -> Iterator[Client]:
+    with serving(generator, max_body=1000, allow_origin=["https://example.org"]) as found:
+        yield found
+
+
+def wait_until(condition: Any) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "localhost:8000"}, 200),
+        ({"host": "[::1]:8000"}, 200),
+        ({"host": "127.0.0.1"}, 200),
+        ({"host": "evil.example:8000"}, 403),
+        ({"host": "localhost.evil.example"}, 403),
+        ({"host": ""}, 403),
+        ({"origin": "http://localhost"}, 200),
+        ({"origin": "https://example.org"}, 200),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+    ],
+)
+def test_foreign_hosts_and_pages_are_refused(client: Client, headers: dict[str, str], status: int) -> None:
+    for path in ("/health", "/v1/models"):
+        assert client.request("GET", path, headers=headers).status_code == status
+
+
+def test_allowed_page_may_read_answers(client: Client) -> None:
+    """As its browser asks: first whether it may send the request, then for the answer's header."""
+    for origin, allowed in (("https://example.org", "https://example.org"), ("http://evil.example", None)):
+        headers = {"origin": origin, "access-control-request-method": "POST"}
+        asked = client.request("OPTIONS", "/v1/completions", headers=headers)
+        answer = client.request("GET", "/v1/models", headers=headers)
+        assert (asked.headers.get("access-control-allow-origin"), asked.is_success) == (allowed, allowed is not None)
+        assert (answer.headers.get("access-control-allow-origin"), answer.is_success) == (allowed, allowed is not None)
+
+
+def test_key_is_needed_for_all_but_health(generator: Generator) -> None:
+    with serving(generator, api_key="secret", host="0.0.0.0") as client:
+        assert client.request("GET", "/health", headers={"host": "any.example"}).status_code == 200
+        for path in ("/v1/models", "/metrics", "/openapi.json", "/nothing"):
+            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):
+                answer = client.request("GET", path, headers=headers)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert client.request("GET", "/v1/models", headers={"Authorization": "Bearer secret"}).status_code == 200
+
+
+def test_other_machines_are_served_with_a_key_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    for host in ("0.0.0.0", "::", "192.168.1.7", "server.example"):
+        with pytest.raises(UserError, match="host"):
+            ServingOptions(serve=True, host=host)
+        assert ServingOptions(serve=True, host=host, api_key="secret").key == "secret"
+    for host in ("127.0.0.1", "::1", "localhost", "127.3.2.1"):
+        assert ServingOptions(serve=True, host=host).key is None
+    monkeypatch.setenv(KEY_VARIABLE, "hidden")
+    assert ServingOptions(serve=True, host="0.0.0.0").key == "hidden"
+
+
+def test_address_that_is_taken_is_named() -> None:
+    with bind(ServingOptions(serve=True, port=0)) as taken:
+        taken.listen()
+        with pytest.raises(UserError, match=r"port \d+ on 127.0.0.1 cannot be used: address already in use"):
+            bind(ServingOptions(serve=True, port=taken.getsockname()[1]))
+    impossible = "a" * 64  # no label of a name is so long, so that nobody is asked for it
+    with pytest.raises(UserError, match=f"host {impossible} is no address"):
+        bind(ServingOptions(serve=True, host=impossible, api_key="x"))
+
+
+def test_long_body_is_refused_with_and_without_its_length(client: Client) -> None:
+    async def parts() -> Any:
+        for _ in range(3):
+            yield b" " * 500
+
+    for content in (b" " * 1001, parts()):
+        answer = client.request("POST", "/v1/completions", content=content)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+
+
+def test_full_server_refuses_and_recovers(generator: Generator) -> None:
+    with serving(generator, max_rows=1, max_waiting=2) as client:
+
+        async def talk(http: httpx2.AsyncClient, _: openai.AsyncOpenAI) -> None:
+            waiting = [asyncio.ensure_future(http.post("/v1/completions", json=LONG)) for _ in range(3)]
+            while client.service.scheduler.size < 3:
+                await asyncio.sleep(0.002)
+            refused = await http.post("/v1/completions", json={"prompt": "A fox"})
+            assert (refused.status_code, refused.json()["error"]["type"]) == (429, "rate_limit_error")
+            assert int(refused.headers["retry-after"]) > 0
+            for request in waiting:
+                request.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            while client.service.scheduler.size:
+                await asyncio.sleep(0.002)
+            assert (await http.post("/v1/completions", json={"prompt": "A fox"})).status_code == 200
+
+        client.run(talk)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("more", [{}, {"overflow": "error", "max_tokens": 50, "n": 60}, {"decoding": "beam"}])
+def test_client_that_goes_away_frees_its_rows(client: Client, stream: bool, more: dict[str, Any]) -> None:
+    body = json.dumps({**LONG, "stream": stream, **more}).encode()
+
+    async def talk() -> None:
+        gone, sent = asyncio.Event(), list[Any]()
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> Any:
+            if messages:
+                return messages.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        headers = [(b"host", b"localhost")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers, "query_string": b""}
+        answering = asyncio.ensure_future(client.service.app(scope, receive, send))
+        while not client.service.scheduler.size and not answering.done():
+            await asyncio.sleep(0.001)
+        gone.set()
+        await answering
+
+    asyncio.run(talk())
+    wait_until(lambda: client.service.scheduler.size == 0)
+
+
+def test_time_limit_ends_a_text(generator: Generator) -> None:
+    with serving(generator, max_request_time=0.05) as client:
+        (choice,) = client.complete(**LONG).json()["choices"]
+    assert choice["finish_reason"] == "length"
+    assert choice["text"]
+
+
+def test_shutdown_says_what_was_cut(generator: Generator) -> None:
+    with serving(generator) as client:
+        cut: list[int] = []
+
+        async def talk(http: httpx2.AsyncClient, _: openai.AsyncOpenAI) -> list[httpx2.Response]:
+            requests = [http.post("/v1/completions", json={**LONG, "stream": stream}) for stream in (False, True)]
+            running = [asyncio.ensure_future(request) for request in requests]
+            while client.service.scheduler.size < 2:
+                await asyncio.sleep(0.002)
+            await asyncio.sleep(0.05)
+            cut.append(await asyncio.to_thread(client.service.scheduler.stop))
+            return [*await asyncio.gather(*running), await http.post("/v1/completions", json={"prompt": "A"})]
+
+        whole, streamed, late = client.run(talk)
+    assert cut == [2]
+    assert (whole.status_code, late.status_code) == (503, 503)
+    *_, last = streamed.text.strip().split("\n\n")
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "shutting_down"
+
+
+def test_failure_is_told_and_does_not_end_the_server(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpt2tg.generation import live_batch
+
+    with serving(generator) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(live_batch, "log_probabilities", lambda *_: 1 / 0)
+            answer = client.complete(prompt="The owl")
+        assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+        assert client.complete(prompt="The owl").status_code == 200
+
+
+def test_other_paths_answer(client: Client) -> None:
+    assert client.complete(prompt="The owl", n=2, seed=1, max_tokens=4).status_code == 200
+    assert client.request("GET", "/health").json() == {"status": "ok"}
+    (model,) = client.request("GET", "/v1/models").json()["data"]
+    assert client.request("GET", f"/v1/models/{model['id']}").json() == model
+    assert client.request("GET", "/v1/models/other").status_code == 404
+    metrics = client.request("GET", "/metrics").text
+    assert 'gpt2tg_answers_total{path="/v1/completions",status="200"}' in metrics
+    described = client.request("GET", "/openapi.json").json()
+    fields = described["components"]["schemas"]["CompletionRequest"]["properties"]
+    assert {"prompt", "max_tokens", "n", "stop", "top_k", "num_beams", "repetition_penalty"} <= fields.keys()
+    for method, path, status in (("GET", "/nothing", 404), ("GET", "/v1/completions", 405)):
+        answer = client.request(method, path)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (status, "invalid_request_error")
