@@ -17,9 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from gpt2tg.errors import one_line
 from gpt2tg.generation.generator import Generator
-from gpt2tg.io.streams import notice
 from gpt2tg.options import ServingOptions
 from gpt2tg.serving.completions import Completions, GoneError
 from gpt2tg.serving.errors import ApiError
@@ -171,8 +169,7 @@ class Paths:
             error = ApiError(error.status_code, message, headers=error.headers)
         if not isinstance(error, ApiError):
             error = ApiError(500, f"unexpected {type(error).__name__}: {error}", code="failed")
-        if error.status == 500:
-            notice(f"a request failed: {one_line(error.message)}")
+        error.tell()
         return self._noted(request, JSONResponse(error.body, error.status, error.headers))
 
     def _noted(self, request: Request, response: Response) -> Response:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from gpt2tg.errors import UserError
+from gpt2tg.errors import UserError, one_line
+from gpt2tg.io.streams import notice
 
 
 class ApiError(Exception):
@@ -34,6 +35,11 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """The body of the answer."""
         return {"error": {"message": self.message, "type": self._type, "param": self.param, "code": self.code}}
+
+    def tell(self) -> None:
+        """Say on stderr what failed, if it is no fault of the client."""
+        if self.status == 500:
+            notice(f"a request failed: {one_line(self.message)}")
 
     @property
     def _type(self) -> str:

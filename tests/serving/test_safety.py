@@ -16,9 +16,14 @@ from serving_client import Client, serving
 
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import Generator, load
+from gpt2tg.generation.live_batch import LiveBatch
 from gpt2tg.options import ServingOptions
 from gpt2tg.options.serving import KEY_VARIABLE
+from gpt2tg.serving import completions
+from gpt2tg.serving.app import new_service
+from gpt2tg.serving.jobs import Job
 from gpt2tg.serving.run import bind
+from gpt2tg.serving.scheduler import StoppedError
 
 LONG = {"prompt": "The owl", "decoding": "sample", "overflow": "slide", "max_tokens": 100_000, "suppress_eos": True}
 
@@ -215,3 +220,78 @@ def test_other_paths_answer(client: Client) -> None:
     for method, path, status in (("GET", "/nothing", 404), ("GET", "/v1/completions", 405)):
         answer = client.request(method, path)
         assert (answer.status_code, answer.json()["error"]["type"]) == (status, "invalid_request_error")
+
+
+def test_failed_start_of_a_request_ends_that_request_alone(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(generator) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(Job, "begin", lambda self: 1 / 0)
+            assert client.complete(prompt="The owl").status_code == 500
+        assert client.complete(prompt="The owl").status_code == 200
+        assert client.service.scheduler.size == 0
+
+
+def test_failure_that_nothing_can_follow_is_answered_and_told(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gpt2tg.serving import scheduler
+
+    with serving(generator) as client:
+        monkeypatch.setattr(scheduler.LiveBatch, "step", lambda self: 1 / 0)
+        monkeypatch.setattr(scheduler, "LiveBatch", lambda *_: 1 / 0)
+        assert client.complete(prompt="The owl").status_code == 500
+        wait_until(lambda: client.request("GET", "/health").status_code == 503)
+        assert client.complete(prompt="The owl").status_code == 503
+    assert "no more texts can be generated" in capsys.readouterr().err
+
+
+def test_failed_stream_is_told(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step, steps = LiveBatch.step, iter(range(20))
+
+    def failing(self: LiveBatch) -> Any:
+        return step(self) if next(steps) < 19 else 1 / 0
+
+    monkeypatch.setattr(LiveBatch, "step", failing)
+    with serving(generator) as client:
+        answer = client.complete(prompt="The owl", max_tokens=50, stream=True, suppress_eos=True)
+    assert (answer.status_code, '"server_error"' in answer.text) == (200, True)
+    assert "a request failed: unexpected ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_scoring_lets_others_pass_and_ends_when_nobody_waits(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scored text of any length takes no more than a forward pass between two steps of the others."""
+    parts: list[int] = []
+
+    def endless(*_: Any) -> Iterator[list[Any]]:
+        while True:
+            parts.append(1)
+            yield []
+
+    monkeypatch.setattr(completions, "inspect_parts", endless)
+    scored = {"prompt": "The owl", "echo": True, "logprobs": 1, "max_tokens": 0}
+    with serving(generator, max_request_time=0.3) as client:
+
+        async def talk(http: httpx2.AsyncClient, _: openai.AsyncOpenAI) -> None:
+            scoring = asyncio.ensure_future(http.post("/v1/completions", json=scored))
+            while not parts:
+                await asyncio.sleep(0.002)
+            assert (await http.post("/v1/completions", json={"prompt": "A fox"})).status_code == 200
+            answer = await scoring
+            assert (answer.status_code, "0.3 seconds" in answer.text) == (500, True)
+
+        client.run(talk)
+        wait_until(lambda: client.service.scheduler.size == 0)
+
+
+def test_stop_answers_calls_that_nobody_waits_for(generator: Generator) -> None:
+    service = new_service(generator, "tiny", {}, ServingOptions(serve=True))
+    futures = [service.scheduler.call(iter(lambda: [1], None)) for _ in range(2)]
+    assert futures[0].cancel()
+    service.scheduler.stop()
+    assert isinstance(futures[1].exception(10), StoppedError)
