@@ -123,12 +123,17 @@ class Paths:
         first = await anext(events)
 
         async def all_events() -> AsyncIterator[bytes]:
+            is_whole = False
             try:
                 yield first
                 async for event in events:
                     yield event
+                is_whole = True
             except GoneError:
-                self._metrics.gone.inc()
+                pass
+            finally:  # Starlette may notice first that the client is gone, and cancels this
+                if not is_whole:
+                    self._metrics.gone.inc()
 
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return self._noted(request, StreamingResponse(all_events(), media_type="text/event-stream", headers=headers))

@@ -9,6 +9,9 @@ from typing import Any
 from gpt2tg.errors import UserError, one_line
 from gpt2tg.io.streams import notice
 
+# What the Python API calls a value -> what JSON calls it.
+IN_JSON = {"a tuple of strings": "a list of strings", "True or False": "true or false", " or None": " or null"}
+
 
 class ApiError(Exception):
     """A request that is refused or failed."""
@@ -54,5 +57,9 @@ def from_user_error(error: UserError, names: Mapping[str, str]) -> ApiError:
         names: the names that the request used for our options.
     """
     message = re.sub(r"--(\w+)", lambda found: names.get(found[1], found[1]), error.message)
+    before, give, way_out = message.rpartition(": give ")
+    for ours, theirs in IN_JSON.items():
+        way_out = way_out.replace(ours, theirs)
+    message = before + give + way_out
     param = None if error.option is None else names.get(error.option, error.option)
     return ApiError(400, f"{param}: {message}" if param else message, param, "invalid_value")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +100,32 @@ def test_other_machines_are_served_with_a_key_alone(monkeypatch: pytest.MonkeyPa
     assert ServingOptions(serve=True, host="0.0.0.0").key == "hidden"
 
 
+def test_key_that_no_client_can_send_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("", " secret", "secret ", "schl\u00fcssel", "a\nb"):
+        with pytest.raises(UserError, match="api_key"):
+            ServingOptions(serve=True, api_key=key)
+    for key in ("secret ", "schl\u00fcssel", "\udcff"):
+        monkeypatch.setattr(os, "environ", {KEY_VARIABLE: key})
+        with pytest.raises(UserError, match=KEY_VARIABLE):
+            ServingOptions(serve=True)
+
+
+def test_origin_that_no_browser_sends_is_refused() -> None:
+    for origin in ("nonsense", "*", "https://example.org/", "https://Example.org", "example.org:80"):
+        with pytest.raises(UserError, match="allow_origin"):
+            ServingOptions(serve=True, allow_origin=[origin])
+    for origin in ("http://localhost:3000", "https://example.org", "http://[::1]:80", "chrome-extension://abc"):
+        assert ServingOptions(serve=True, allow_origin=[origin]).allow_origin == (origin,)
+
+
+def test_errors_speak_of_json(client: Client) -> None:
+    wrong = ({"stop": 5}, {"stream": "yes"}, {"max_tokens": "5"}, {"decoding": "x" * 900}, {"model": "x\n" * 400})
+    messages = [client.complete(prompt="The owl", **fields).json()["error"]["message"] for fields in wrong]
+    expected = ("a list of strings", "true or false", "a whole number or null")
+    assert [message.rpartition(" give ")[2] for message in messages[:3]] == list(expected)
+    assert all(len(message) < 300 and "\n" not in message for message in messages)
+
+
 def test_address_that_is_taken_is_named() -> None:
     with bind(ServingOptions(serve=True, port=0)) as taken:
         taken.listen()
@@ -138,6 +166,11 @@ def test_full_server_refuses_and_recovers(generator: Generator) -> None:
         client.run(talk)
 
 
+def gone_clients(client: Client) -> float:
+    metrics = client.request("GET", "/metrics").text
+    return float(re.findall(r"^gpt2tg_clients_gone_total (.+)$", metrics, re.MULTILINE)[0])
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("more", [{}, {"overflow": "error", "max_tokens": 50, "n": 60}, {"decoding": "beam"}])
 def test_client_that_goes_away_frees_its_rows(client: Client, stream: bool, more: dict[str, Any]) -> None:
@@ -161,11 +194,15 @@ def test_client_that_goes_away_frees_its_rows(client: Client, stream: bool, more
         answering = asyncio.ensure_future(client.service.app(scope, receive, send))
         while not client.service.scheduler.size and not answering.done():
             await asyncio.sleep(0.001)
+        while stream and not more and len(sent) < 3:  # here, a part of the text has been sent
+            await asyncio.sleep(0.001)
         gone.set()
         await answering
 
+    before = gone_clients(client)
     asyncio.run(talk())
     wait_until(lambda: client.service.scheduler.size == 0)
+    assert gone_clients(client) == before + 1
 
 
 def test_time_limit_ends_a_text(generator: Generator) -> None:
