@@ -130,16 +130,17 @@ class Completions:
         """
         request, batch = prepared.request, prepared.batch
         samples: list[dict[int, Sample]] = [{} for _ in batch.requests]
-        tokens: dict[tuple[int, int], tuple[ScoredToken, ...]] = {}
+        tokens: dict[tuple[int, int], list[ScoredToken]] = {}
         shared = 0
         if not request.is_prompt_only:
             async for bundle in self._reports(prepared, wait_until_gone, in_pieces=False):
                 for report in bundle:
                     if isinstance(report, Finished):
                         shared = report.shared
-                    elif report.sample is not None:
+                        continue
+                    tokens.setdefault((report.position, report.number), []).extend(report.tokens)
+                    if report.sample is not None:
                         samples[report.position][report.number] = report.sample
-                        tokens[report.position, report.number] = report.tokens
         choices: list[dict[str, Any]] = []
         for position, found in enumerate(samples):
             chosen: Sequence[Sample | None] = chosen_samples(found.values(), batch.options) or [None]
