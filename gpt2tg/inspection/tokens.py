@@ -87,14 +87,24 @@ def inspect_ids(
     generator: Generator, context: Sequence[int], ids: Sequence[int], alternatives: int = 0
 ) -> list[InspectedToken]:
     """Inspect tokens that follow a context of at least one token."""
+    return [token for part in inspect_parts(generator, context, ids, alternatives) for token in part]
+
+
+def inspect_parts(
+    generator: Generator, context: Sequence[int], ids: Sequence[int], alternatives: int = 0
+) -> Iterator[list[InspectedToken]]:
+    """Inspect as `inspect_ids` does, and yield the tokens of each forward pass."""
     if not ids:
-        return []
-    texts = token_texts(generator.tokenizer, ids, context)
+        return
+    stream = TextStream(generator.tokenizer, context, generator.tokenizer.special)
     begins = not generator.tokenizer.decode(context)
-    found: list[InspectedToken] = []
+    first = 0
     wanted = torch.tensor(list(ids), device=generator.model.device)
     for logprobs in _logprobs(generator, [*context, *ids], len(context)):
-        first = len(found)
+        part = ids[first : first + len(logprobs)]
+        texts = [stream.push(token) for token in part]
+        if first + len(part) == len(ids):
+            texts[-1] += stream.finish()
         own = logprobs.gather(1, wanted[first : first + len(logprobs), None])  # (t, 1)
         columns = zip(
             own[:, 0].tolist(),
@@ -104,8 +114,8 @@ def inspect_ids(
             _likeliest(generator.tokenizer, logprobs, alternatives, begins and not first),
             strict=True,
         )
-        found += [InspectedToken(ids[place], texts[place], *row) for place, row in enumerate(columns, start=first)]
-    return found
+        yield [InspectedToken(token, text, *row) for token, text, row in zip(part, texts, columns, strict=True)]
+        first += len(part)
 
 
 def next_token(generator: Generator, prompt: str, count: int, overflow: str = "error") -> NextToken:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass
 from typing import Any, Literal
 
-from gpt2tg.errors import UserError, did_you_mean
+from gpt2tg.errors import UserError, did_you_mean, one_line
 from gpt2tg.options.escapes import read_escapes
 
 # The largest count. Torch counts in 64 bits, but sizes are products of several counts.
@@ -125,7 +125,7 @@ def _check_choices(values: Sequence[str], choices: Sequence[str], name: str) -> 
         if value not in choices:
             begun = next((choice for choice in choices if len(value) > 2 and choice.startswith(value)), value)
             way_out = did_you_mean(begun, choices, f"choose from {', '.join(choices)}")
-            raise UserError(f"{value} is unknown: {way_out}", name)
+            raise UserError(f"{one_line(value, 40)} is unknown: {way_out}", name)
 
 
 def _as_tuple(value: Any, accepts_string: bool) -> Any:

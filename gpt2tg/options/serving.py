@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from dataclasses import dataclass
 
 from gpt2tg.errors import UserError
@@ -11,6 +12,9 @@ from gpt2tg.options.fields import Options, option
 
 # Where the key may be given instead of on the command line, which other users of the machine can read.
 KEY_VARIABLE = "GPT2TG_API_KEY"
+
+# As browsers send it: in lower case, and without a slash at the end.
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#A-Z*]+")
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,15 @@ class ServingOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
-            raise UserError("needs at least one character, and ASCII alone", "api_key")
+        if self.api_key is not None and not _is_sendable(self.api_key):
+            raise UserError("needs at least one character, ASCII alone, and no space at its ends", "api_key")
+        if self.serve and self.key is not None and not _is_sendable(self.key):
+            raise UserError(f"{KEY_VARIABLE} is no key: it needs ASCII alone, and no space at its ends")
+        for origin in self.allow_origin:
+            if not ORIGIN.fullmatch(origin):
+                raise UserError(
+                    f"{origin} is no origin: give the address without a path, https://example.org", "allow_origin"
+                )
         if self.serve and not self.is_local and self.key is None:
             raise UserError(
                 f"{self.host}: other machines can reach it, so a key is needed: give --api_key, or set {KEY_VARIABLE}",
@@ -79,3 +90,8 @@ class ServingOptions(Options):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+
+def _is_sendable(key: str) -> bool:
+    """Whether a header can hold a key as it is: spaces around it would be lost."""
+    return bool(key) and key.isascii() and key.isprintable() and key == key.strip()

@@ -17,9 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from gpt2tg.errors import one_line
 from gpt2tg.generation.generator import Generator
-from gpt2tg.io.streams import notice
 from gpt2tg.options import ServingOptions
 from gpt2tg.serving.completions import Completions, GoneError
 from gpt2tg.serving.errors import ApiError
@@ -125,12 +123,17 @@ class Paths:
         first = await anext(events)
 
         async def all_events() -> AsyncIterator[bytes]:
+            is_whole = False
             try:
                 yield first
                 async for event in events:
                     yield event
+                is_whole = True
             except GoneError:
-                self._metrics.gone.inc()
+                pass
+            finally:  # Starlette may notice first that the client is gone, and cancels this
+                if not is_whole:
+                    self._metrics.gone.inc()
 
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return self._noted(request, StreamingResponse(all_events(), media_type="text/event-stream", headers=headers))
@@ -171,8 +174,7 @@ class Paths:
             error = ApiError(error.status_code, message, headers=error.headers)
         if not isinstance(error, ApiError):
             error = ApiError(500, f"unexpected {type(error).__name__}: {error}", code="failed")
-        if error.status == 500:
-            notice(f"a request failed: {one_line(error.message)}")
+        error.tell()
         return self._noted(request, JSONResponse(error.body, error.status, error.headers))
 
     def _noted(self, request: Request, response: Response) -> Response:

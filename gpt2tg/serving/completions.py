@@ -7,14 +7,15 @@ import json
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from gpt2tg.errors import RunError, UserError
+from gpt2tg.errors import RunError, UserError, one_line
 from gpt2tg.generation.footprint import check_footprint
 from gpt2tg.generation.generator import Generator
 from gpt2tg.generation.requests import Request, RequestBatch, fit_prompt
 from gpt2tg.generation.samples import Sample, chosen_samples
-from gpt2tg.inspection.tokens import InspectedToken, inspect_ids
+from gpt2tg.inspection.tokens import InspectedToken, inspect_parts
 from gpt2tg.options import ServingOptions
 from gpt2tg.serving.answers import Answer, TokenTable, choice, usage
 from gpt2tg.serving.completion_request import CompletionRequest, Prompt, read_request
@@ -77,7 +78,7 @@ class Completions:
     def _prepare(self, body: bytes) -> Prepared:
         request = read_request(body, self._defaults)
         if request.api.model not in (None, self.model):
-            message = f"the model {request.api.model} does not exist: this server has {self.model}"
+            message = f"the model {one_line(request.api.model or '', 100)} does not exist: this server has {self.model}"
             raise ApiError(404, message, "model", "model_not_found")
         self._check_size(request)
         self._check_ids(request.logit_bias, "logit_bias")
@@ -129,26 +130,33 @@ class Completions:
         """
         request, batch = prepared.request, prepared.batch
         samples: list[dict[int, Sample]] = [{} for _ in batch.requests]
-        tokens: dict[tuple[int, int], tuple[ScoredToken, ...]] = {}
+        tokens: dict[tuple[int, int], list[ScoredToken]] = {}
         shared = 0
         if not request.is_prompt_only:
             async for bundle in self._reports(prepared, wait_until_gone, in_pieces=False):
                 for report in bundle:
                     if isinstance(report, Finished):
                         shared = report.shared
-                    elif report.sample is not None:
+                        continue
+                    tokens.setdefault((report.position, report.number), []).extend(report.tokens)
+                    if report.sample is not None:
                         samples[report.position][report.number] = report.sample
-                        tokens[report.position, report.number] = report.tokens
         choices: list[dict[str, Any]] = []
         for position, found in enumerate(samples):
             chosen: Sequence[Sample | None] = chosen_samples(found.values(), batch.options) or [None]
             for sample in chosen:
                 known = () if sample is None else tokens[position, sample.index]
-                choices.append(await self._choice(prepared, position, sample, known, len(choices)))
+                choices.append(await self._choice(prepared, position, sample, known, len(choices), wait_until_gone))
         return prepared.answer.whole(choices, usage(batch, [s for found in samples for s in found.values()], shared))
 
     async def _choice(
-        self, prepared: Prepared, position: int, sample: Sample | None, known: Sequence[ScoredToken], index: int
+        self,
+        prepared: Prepared,
+        position: int,
+        sample: Sample | None,
+        known: Sequence[ScoredToken],
+        index: int,
+        wait_until_gone: WaitUntilGone,
     ) -> dict[str, Any]:
         """Return a text as the answer has it; without a sample, the prompt alone.
 
@@ -161,21 +169,36 @@ class Completions:
         reason = sample.finish_reason if sample else "length"
         if api.logprobs is None:
             return choice(index, text, reason, None)
+        scored = partial(self._scored, alternatives=api.logprobs, wait_until_gone=wait_until_gone)
         table = TokenTable(self._generator.tokenizer, () if prompt else request.ids, 0)
         if prompt:
             first = ScoredToken(request.ids[0], 0.0, ())
-            table.add([first, *await self._scored(request.ids[:1], request.ids[1:], api.logprobs)], True)
+            table.add([first, *await scored(request.ids[:1], request.ids[1:])], True)
         if sample:
-            table.add(known or await self._scored(request.ids, sample.ids, api.logprobs))
+            table.add(known or await scored(request.ids, sample.ids))
         return choice(index, text, reason, table.take(len(text)))
 
-    async def _scored(self, context: Sequence[int], ids: Sequence[int], alternatives: int) -> list[ScoredToken]:
+    async def _scored(
+        self, context: Sequence[int], ids: Sequence[int], alternatives: int, wait_until_gone: WaitUntilGone
+    ) -> list[ScoredToken]:
         """Return tokens with their log-probabilities, computed anew."""
+        limit = self._limits.max_request_time
+        watcher = asyncio.ensure_future(wait_until_gone())
         try:
-            call = self._scheduler.call(lambda: inspect_ids(self._generator, context, ids, alternatives))
-            return [_scored_token(token) for token in await asyncio.wrap_future(call)]
+            parts = inspect_parts(self._generator, context, ids, alternatives)
+            call = asyncio.wrap_future(self._scheduler.call(parts))
+            try:
+                ends: set[asyncio.Future[Any]] = {call, watcher}
+                await asyncio.wait(ends, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+                if not call.done():
+                    raise GoneError if watcher.done() else RunError(f"scoring took more than {limit:g} seconds")
+                return [_scored_token(token) for token in call.result()]
+            finally:
+                call.cancel()
         except Exception as error:
             raise _as_api_error(error) from error
+        finally:
+            watcher.cancel()
 
     async def events(self, prepared: Prepared, wait_until_gone: WaitUntilGone) -> AsyncIterator[bytes]:
         """Yield the server-sent events of a request with `stream`; an error after the first one is an event too.
@@ -193,6 +216,7 @@ class Completions:
         except ApiError as error:
             if not is_begun:
                 raise
+            error.tell()
             yield _event(error.body)
 
     async def _reports(

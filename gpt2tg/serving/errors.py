@@ -6,7 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from gpt2tg.errors import UserError
+from gpt2tg.errors import UserError, one_line
+from gpt2tg.io.streams import notice
+
+# What the Python API calls a value -> what JSON calls it.
+IN_JSON = {"a tuple of strings": "a list of strings", "True or False": "true or false", " or None": " or null"}
 
 
 class ApiError(Exception):
@@ -35,6 +39,11 @@ class ApiError(Exception):
         """The body of the answer."""
         return {"error": {"message": self.message, "type": self._type, "param": self.param, "code": self.code}}
 
+    def tell(self) -> None:
+        """Say on stderr what failed, if it is no fault of the client."""
+        if self.status == 500:
+            notice(f"a request failed: {one_line(self.message)}")
+
     @property
     def _type(self) -> str:
         names = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -48,5 +57,9 @@ def from_user_error(error: UserError, names: Mapping[str, str]) -> ApiError:
         names: the names that the request used for our options.
     """
     message = re.sub(r"--(\w+)", lambda found: names.get(found[1], found[1]), error.message)
+    before, give, way_out = message.rpartition(": give ")
+    for ours, theirs in IN_JSON.items():
+        way_out = way_out.replace(ours, theirs)
+    message = before + give + way_out
     param = None if error.option is None else names.get(error.option, error.option)
     return ApiError(400, f"{param}: {message}" if param else message, param, "invalid_value")

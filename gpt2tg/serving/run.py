@@ -58,6 +58,11 @@ def new_server(service: Service, options: ServingOptions, say: Callable[[str], N
     return Server(config, service.scheduler, options.shutdown_time, say)
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words: 1 text, 2 texts."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 class Server(uvicorn.Server):
     """A server that lets running texts finish for some time before it cuts them."""
 
@@ -89,14 +94,13 @@ class Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         self._scheduler.refuse_new()
         if count := self._scheduler.size:
-            self._say(
-                f"shutting down: {count} texts may finish within {self._shutdown_time:g} seconds (Ctrl-C cuts them)"
-            )
+            limit = f"within {self._shutdown_time:g} seconds (Ctrl-C cuts them)"
+            self._say(f"shutting down: {counted(count, 'text')} may finish {limit}")
         timer = asyncio.create_task(self._cut_in_time())
         await super().shutdown(list(sockets) if sockets else None)
         timer.cancel()
         if cut := await asyncio.to_thread(self._scheduler.stop):
-            self._say(f"{cut} requests were cut")
+            self._say(f"{counted(cut, 'request')} {'was' if cut == 1 else 'were'} cut")
 
     async def _cut_in_time(self) -> None:
         with contextlib.suppress(asyncio.TimeoutError):

@@ -8,14 +8,15 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 from gpt2tg.decoding.interface import NotFiniteError
-from gpt2tg.errors import RunError
+from gpt2tg.errors import RunError, one_line
 from gpt2tg.generation.generator import Generator
 from gpt2tg.generation.live_batch import LiveBatch, LiveText
+from gpt2tg.io.streams import notice
 from gpt2tg.serving.jobs import Finished, Job
 from gpt2tg.serving.metrics import Metrics
 
@@ -29,19 +30,32 @@ class StoppedError(Exception):
 
 
 class Call:
-    """A function to run between two steps."""
+    """Work to do between the steps, a part at a time. Its result is the list of what all parts yield."""
 
-    def __init__(self, function: Callable[[], Any]) -> None:
-        self.future: Future[Any] = Future()
-        self._function = function
+    def __init__(self, parts: Iterator[Sequence[Any]]) -> None:
+        self.future: Future[list[Any]] = Future()
+        self._parts, self._found = parts, list[Any]()
 
-    def __call__(self) -> None:
-        """Run it, unless nobody waits for its result any more."""
+    def run_part(self) -> bool:
+        """Run the next part, unless nobody waits for the result any more. Returns whether it was the last one."""
+        if self.future.cancelled():
+            return True
+        try:
+            part = next(self._parts, None)
+        except Exception as error:
+            self.fail(error)
+            return True
+        if part is not None:
+            self._found += part
+            return False
         if self.future.set_running_or_notify_cancel():
-            try:
-                self.future.set_result(self._function())
-            except Exception as error:
-                self.future.set_exception(error)
+            self.future.set_result(self._found)
+        return True
+
+    def fail(self, error: Exception) -> None:
+        """End with an error, if anybody still waits."""
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
 
 
 class Scheduler:
@@ -87,23 +101,22 @@ class Scheduler:
             FullError: too many texts wait already.
             StoppedError: the server shuts down.
         """
-        self._reserve(job.size)
-        self._inbox.put(job)
+        self._hand_over(job, job.size)
 
-    def call(self, function: Callable[[], Any]) -> Future[Any]:
-        """Run a function between two steps. Raises as `submit` does, and `StoppedError` as its result."""
-        self._reserve(1)
-        call = Call(function)
-        self._inbox.put(call)
+    def call(self, parts: Iterator[Sequence[Any]]) -> Future[list[Any]]:
+        """Run work between the steps. Raises as `submit` does, and `StoppedError` as its result."""
+        call = Call(parts)
+        self._hand_over(call, 1)
         return call.future
 
-    def _reserve(self, size: int) -> None:
-        with self._lock:
+    def _hand_over(self, item: Job | Call, size: int) -> None:
+        with self._lock:  # nothing is handed over after the end, which nobody would answer
             if self._is_stopping:
                 raise StoppedError
             if self._size and self._size + size > self._most:
                 raise FullError
             self._size += size
+            self._inbox.put(item)
 
     def _release(self, size: int) -> None:
         with self._lock:
@@ -127,19 +140,36 @@ class Scheduler:
         return self._cut
 
     def _run(self) -> None:
-        while self._receive():
-            try:
-                self._end_cancelled()
-                self._join()
-                self._step()
-                self._step_alone()
-                self._run_call()
-            except NotFiniteError as error:
-                self._fail_all(RunError(str(error)))
-            except Exception as error:  # a bug of ours, or memory that ran out: the next requests may well succeed
-                self._fail_all(error)
-                self._live = LiveBatch(self._generator.model, self._rows)
+        try:
+            while self._receive():
+                self._turn()
+        except Exception as error:  # while another failure was handled
+            notice(f"no more texts can be generated, start the server again: {type(error).__name__}: {one_line(error)}")
+            self.refuse_new()
+            self._take_rest()
         self._cut = self._fail_all(StoppedError())
+
+    def _turn(self) -> None:
+        try:
+            self._end_cancelled()
+            self._join()
+            self._step()
+            self._step_alone()
+            self._run_call()
+        except NotFiniteError as error:
+            self._fail_all(RunError(str(error)))
+        except Exception as error:  # a bug of ours, or memory that ran out: the next requests may well succeed
+            self._fail_all(error)
+            self._live = LiveBatch(self._generator.model, self._rows)
+
+    def _take_rest(self) -> None:
+        """Take what was handed over before the end, so that it is answered."""
+        while not self._inbox.empty():
+            item = self._inbox.get()
+            if isinstance(item, Job):
+                self._jobs.append(item)
+            elif item is not None:
+                self._calls.append(item)
 
     def _receive(self) -> bool:
         """Take what others have handed over; wait for it if there is nothing to do. Returns False at the end."""
@@ -155,12 +185,16 @@ class Scheduler:
 
     def _begin(self, job: Job) -> None:
         self._jobs.append(job)
-        if job.is_live(self._generator.model.shape.n_positions):
-            for text in job.begin():
-                self._owners[text] = job
-                self._waiting.append(text)
-        else:
+        if not job.is_live(self._generator.model.shape.n_positions):
             self._waiting_alone.append(job)
+            return
+        try:
+            texts = job.begin()
+        except Exception as error:  # such as memory that ran out: the others go on
+            self._end(job, Finished(error))
+            return
+        self._owners.update(dict.fromkeys(texts, job))
+        self._waiting.extend(texts)
 
     def _end_cancelled(self) -> None:
         for job in [job for job in self._jobs if job.is_cancelled]:
@@ -189,7 +223,7 @@ class Scheduler:
             self._end(job, Finished(error))
         calls = [self._calls.popleft() for _ in range(len(self._calls))]
         for call in calls:
-            call.future.set_exception(error)
+            call.fail(error)
             self._release(1)
         return len(jobs) + len(calls)
 
@@ -225,10 +259,15 @@ class Scheduler:
             next(steps)
         except StopIteration:
             self._end(job, Finished())
-        except RunError as error:
+        except Exception as error:  # it has a context of its own, so that the others go on
             self._end(job, Finished(error))
 
     def _run_call(self) -> None:
-        if self._calls:
-            self._calls.popleft()()
+        """Run a part of what waits longest, and let the others have their turn before its next part."""
+        if not self._calls:
+            return
+        call = self._calls.popleft()
+        if call.run_part():
             self._release(1)
+        else:
+            self._calls.append(call)

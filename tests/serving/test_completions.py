@@ -238,3 +238,16 @@ def test_texts_are_the_same_whoever_else_is_served(client: Client, generator: Ge
         await asyncio.gather(*map(send, range(42)))
 
     client.run(talk)
+
+
+def test_logprobs_with_a_stop_string_have_all_tokens_before_it(client: Client) -> None:
+    """Each token is the one of the text without stop strings, up to where the text was cut."""
+    fields = {"prompt": PROMPT, "seed": 3, "max_tokens": 12, "logprobs": 2, "suppress_eos": True}
+    free = client.complete(**fields).json()["choices"][0]
+    stops = {"never": "\u2603\u2603", "cut": free["text"][-3:]}
+    for stop in stops.values():
+        cut = client.complete(**fields, stop=stop).json()["choices"][0]
+        count = len(cut["logprobs"]["tokens"])
+        assert count >= sum(offset < len(cut["text"]) for offset in free["logprobs"]["text_offset"]) > 1
+        for name, column in free["logprobs"].items():
+            assert cut["logprobs"][name] == column[:count]

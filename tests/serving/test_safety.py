@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +18,14 @@ from serving_client import Client, serving
 
 from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import Generator, load
+from gpt2tg.generation.live_batch import LiveBatch
 from gpt2tg.options import ServingOptions
 from gpt2tg.options.serving import KEY_VARIABLE
+from gpt2tg.serving import completions
+from gpt2tg.serving.app import new_service
+from gpt2tg.serving.jobs import Job
 from gpt2tg.serving.run import bind
+from gpt2tg.serving.scheduler import StoppedError
 
 LONG = {"prompt": "The owl", "decoding": "sample", "overflow": "slide", "max_tokens": 100_000, "suppress_eos": True}
 
@@ -93,6 +100,32 @@ def test_other_machines_are_served_with_a_key_alone(monkeypatch: pytest.MonkeyPa
     assert ServingOptions(serve=True, host="0.0.0.0").key == "hidden"
 
 
+def test_key_that_no_client_can_send_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("", " secret", "secret ", "schl\u00fcssel", "a\nb"):
+        with pytest.raises(UserError, match="api_key"):
+            ServingOptions(serve=True, api_key=key)
+    for key in ("secret ", "schl\u00fcssel", "\udcff"):
+        monkeypatch.setattr(os, "environ", {KEY_VARIABLE: key})
+        with pytest.raises(UserError, match=KEY_VARIABLE):
+            ServingOptions(serve=True)
+
+
+def test_origin_that_no_browser_sends_is_refused() -> None:
+    for origin in ("nonsense", "*", "https://example.org/", "https://Example.org", "example.org:80"):
+        with pytest.raises(UserError, match="allow_origin"):
+            ServingOptions(serve=True, allow_origin=[origin])
+    for origin in ("http://localhost:3000", "https://example.org", "http://[::1]:80", "chrome-extension://abc"):
+        assert ServingOptions(serve=True, allow_origin=[origin]).allow_origin == (origin,)
+
+
+def test_errors_speak_of_json(client: Client) -> None:
+    wrong = ({"stop": 5}, {"stream": "yes"}, {"max_tokens": "5"}, {"decoding": "x" * 900}, {"model": "x\n" * 400})
+    messages = [client.complete(prompt="The owl", **fields).json()["error"]["message"] for fields in wrong]
+    expected = ("a list of strings", "true or false", "a whole number or null")
+    assert [message.rpartition(" give ")[2] for message in messages[:3]] == list(expected)
+    assert all(len(message) < 300 and "\n" not in message for message in messages)
+
+
 def test_address_that_is_taken_is_named() -> None:
     with bind(ServingOptions(serve=True, port=0)) as taken:
         taken.listen()
@@ -133,6 +166,11 @@ def test_full_server_refuses_and_recovers(generator: Generator) -> None:
         client.run(talk)
 
 
+def gone_clients(client: Client) -> float:
+    metrics = client.request("GET", "/metrics").text
+    return float(re.findall(r"^gpt2tg_clients_gone_total (.+)$", metrics, re.MULTILINE)[0])
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("more", [{}, {"overflow": "error", "max_tokens": 50, "n": 60}, {"decoding": "beam"}])
 def test_client_that_goes_away_frees_its_rows(client: Client, stream: bool, more: dict[str, Any]) -> None:
@@ -156,11 +194,15 @@ def test_client_that_goes_away_frees_its_rows(client: Client, stream: bool, more
         answering = asyncio.ensure_future(client.service.app(scope, receive, send))
         while not client.service.scheduler.size and not answering.done():
             await asyncio.sleep(0.001)
+        while stream and not more and len(sent) < 3:  # here, a part of the text has been sent
+            await asyncio.sleep(0.001)
         gone.set()
         await answering
 
+    before = gone_clients(client)
     asyncio.run(talk())
     wait_until(lambda: client.service.scheduler.size == 0)
+    assert gone_clients(client) == before + 1
 
 
 def test_time_limit_ends_a_text(generator: Generator) -> None:
@@ -215,3 +257,78 @@ def test_other_paths_answer(client: Client) -> None:
     for method, path, status in (("GET", "/nothing", 404), ("GET", "/v1/completions", 405)):
         answer = client.request(method, path)
         assert (answer.status_code, answer.json()["error"]["type"]) == (status, "invalid_request_error")
+
+
+def test_failed_start_of_a_request_ends_that_request_alone(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(generator) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(Job, "begin", lambda self: 1 / 0)
+            assert client.complete(prompt="The owl").status_code == 500
+        assert client.complete(prompt="The owl").status_code == 200
+        assert client.service.scheduler.size == 0
+
+
+def test_failure_that_nothing_can_follow_is_answered_and_told(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gpt2tg.serving import scheduler
+
+    with serving(generator) as client:
+        monkeypatch.setattr(scheduler.LiveBatch, "step", lambda self: 1 / 0)
+        monkeypatch.setattr(scheduler, "LiveBatch", lambda *_: 1 / 0)
+        assert client.complete(prompt="The owl").status_code == 500
+        wait_until(lambda: client.request("GET", "/health").status_code == 503)
+        assert client.complete(prompt="The owl").status_code == 503
+    assert "no more texts can be generated" in capsys.readouterr().err
+
+
+def test_failed_stream_is_told(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step, steps = LiveBatch.step, iter(range(20))
+
+    def failing(self: LiveBatch) -> Any:
+        return step(self) if next(steps) < 19 else 1 / 0
+
+    monkeypatch.setattr(LiveBatch, "step", failing)
+    with serving(generator) as client:
+        answer = client.complete(prompt="The owl", max_tokens=50, stream=True, suppress_eos=True)
+    assert (answer.status_code, '"server_error"' in answer.text) == (200, True)
+    assert "a request failed: unexpected ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_scoring_lets_others_pass_and_ends_when_nobody_waits(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scored text of any length takes no more than a forward pass between two steps of the others."""
+    parts: list[int] = []
+
+    def endless(*_: Any) -> Iterator[list[Any]]:
+        while True:
+            parts.append(1)
+            yield []
+
+    monkeypatch.setattr(completions, "inspect_parts", endless)
+    scored = {"prompt": "The owl", "echo": True, "logprobs": 1, "max_tokens": 0}
+    with serving(generator, max_request_time=0.3) as client:
+
+        async def talk(http: httpx2.AsyncClient, _: openai.AsyncOpenAI) -> None:
+            scoring = asyncio.ensure_future(http.post("/v1/completions", json=scored))
+            while not parts:
+                await asyncio.sleep(0.002)
+            assert (await http.post("/v1/completions", json={"prompt": "A fox"})).status_code == 200
+            answer = await scoring
+            assert (answer.status_code, "0.3 seconds" in answer.text) == (500, True)
+
+        client.run(talk)
+        wait_until(lambda: client.service.scheduler.size == 0)
+
+
+def test_stop_answers_calls_that_nobody_waits_for(generator: Generator) -> None:
+    service = new_service(generator, "tiny", {}, ServingOptions(serve=True))
+    futures = [service.scheduler.call(iter(lambda: [1], None)) for _ in range(2)]
+    assert futures[0].cancel()
+    service.scheduler.stop()
+    assert isinstance(futures[1].exception(10), StoppedError)

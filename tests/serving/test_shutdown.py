@@ -43,8 +43,8 @@ def test_shutdown_waits_and_a_second_signal_cuts() -> None:
         thread.join(60)
     assert b'"code":"shutting_down"' in rest.split(b"data: ")[-1]
     assert lines[1:] == [
-        "shutting down: 1 texts may finish within 30 seconds (Ctrl-C cuts them)",
-        "1 requests were cut",
+        "shutting down: 1 text may finish within 30 seconds (Ctrl-C cuts them)",
+        "1 request was cut",
     ]
 
 
