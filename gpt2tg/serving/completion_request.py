@@ -21,6 +21,9 @@ OTHER_FIELDS = frozenset({"prompt", "logit_bias", "stream_options"})
 
 FIELDS = DECODING_FIELDS | API_FIELDS | OTHER_FIELDS | OPENAI_NAMES.keys()
 
+# Each string is looked for after every token, while all texts of the batch wait.
+MOST_STRINGS = 64
+
 Prompt = str | list[int]
 
 
@@ -129,6 +132,9 @@ def _decoding(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[di
 def _check_combination(api: CompletionOptions, options: DecodingOptions) -> None:
     if api.suffix:
         raise ApiError(400, "suffix is not supported: GPT-2 only continues texts", "suffix", "unsupported")
+    for name in ("stop", "ban_words", "bias"):
+        if (count := len(getattr(options, name))) > MOST_STRINGS:
+            raise ApiError(400, f"{name} has {count:,} strings: give at most {MOST_STRINGS}", name, "invalid_value")
     if api.stream and options.draws != options.sequences:
         raise ApiError(400, "best_of needs all texts before the best is known: leave out stream", "best_of")
     if api.stream and api.logprobs is not None and (options.strategy.beams or options.decoding == "contrastive"):

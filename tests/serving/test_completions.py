@@ -181,6 +181,7 @@ def test_seed_and_unused_fields_are_named_in_the_answer(client: Client, generato
         ({"stream": True, "best_of": 2}, "best_of"),
         ({"stream_options": {}}, "stream_options"),
         ({"suffix": "x"}, "suffix"),
+        ({"stop": [f"a{number}" for number in range(65)]}, "stop"),
         ({"n": 3, "best_of": 2}, "best_of"),
         ({"n": 65}, "n"),
         ({"prompt": ["a"] * 65}, "prompt"),
