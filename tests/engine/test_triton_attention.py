@@ -171,6 +171,7 @@ def compiled(kernel: object, constants: dict[str, int], element: str, capability
     return compile(ASTSource(kernel, signature, constants), target=target).asm
 
 
+@pytest.mark.filterwarnings("ignore:AnnAssign:DeprecationWarning")  # of Triton's own code, on Python 3.13
 @pytest.mark.parametrize("element", ["*fp16", "*fp32"])
 @pytest.mark.parametrize("capability", [75, 80, 90], ids=["T4", "A100", "H100"])
 def test_kernels_compile_for_gpus(
