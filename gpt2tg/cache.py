@@ -63,7 +63,7 @@ def _clear(cache: Path) -> Iterator[str]:
     gone = [tokens for tokens in found if (not tokens.name.startswith(DRAFT) and remove(tokens)) or not tokens.exists]
     yield f"removed {_shown_size(sum(tokens.bytes for tokens in gone))} from {cache}"
     if left := len(found) - len(gone):
-        yield f"{left} of {len(found)} texts stay: a run is using them"
+        yield f"{left} of {len(found)} texts stay: a run is using them, or this folder lets nobody lock or remove them"
 
 
 def _shown_size(size: float) -> str:

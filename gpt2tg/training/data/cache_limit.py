@@ -164,6 +164,7 @@ def _leases(cache: Path, name: str) -> Iterator[Path]:
 
 
 def _is_held(path: Path) -> bool:
+    """Whether a process holds a lock. Where that cannot be found out, it counts as held: tokens rather stay."""
     try:
         with FileLock(path, timeout=0):
             path.unlink(missing_ok=True)

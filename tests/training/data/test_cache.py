@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from data_helpers import load, numbered, rows, write
+from filelock import FileLock
 
 from gpt2tg import cache
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
@@ -99,6 +100,26 @@ def test_the_command_shows_and_clears_the_cache(
     del in_use
     assert cache.main(["--clear"]) == 0
     assert names_in(empty_cache) == set()
+
+
+def test_tokens_stay_where_nothing_can_be_locked(
+    tmp_path: Path,
+    empty_cache: Path,
+    tokenizer: TextTokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A run may use them, and nothing would show it."""
+    load(write(tmp_path, numbered(5)), tokenizer)
+    kept = names_in(empty_cache)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    assert cache.main(["--clear"]) == 0
+    assert names_in(empty_cache) == kept
+    assert "1 of 1 texts stay: a run is using them, or this folder lets nobody lock" in capsys.readouterr().out
 
 
 def test_tokens_in_a_read_only_cache_are_used(
