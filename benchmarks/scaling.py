@@ -16,7 +16,7 @@ from pathlib import Path
 import formats
 import machine
 from decode import chosen_rivals, prompts
-from rivals import Job
+from jobs import Job
 from workers import Team, report, spread
 
 CONTEXTS = (50, 250, 500, 750, 1000)
@@ -74,7 +74,7 @@ def measure(team: Team, case: dict, options: argparse.Namespace) -> dict[str, di
         return Job("steps", texts, options.steps)
 
     found = {}
-    for name, answers in team.race(job, options.repeats).items():
+    for name, answers in team.race(job, options.repeats)[0].items():
         found[name] = {"milliseconds": spread([1000 * step for answer in answers for step in answer["result"]])}
         middle = found[name]["milliseconds"]["median"]
         report(f"{name:>26} {middle:8.2f} ms a step, {middle / case['rows']:.2f} ms a token")

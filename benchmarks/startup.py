@@ -16,7 +16,7 @@ import sys
 
 import formats
 import machine
-from rivals import precisions_of_ours
+from programs import precisions_of_ours
 from workers import report, spread
 
 PROMPT = "Once upon a time"
