@@ -68,7 +68,7 @@ def _entries() -> dict[str, Entry]:
             ("openvino_genai", *hf), lambda *where, s=setting: OpenVino(*where, *s), *counted
         )
     for kind, counted in (("fp32", (4,)), ("int8", (36 / 32, "int8"))):  # int8: a scale in fp32 for 32 weights
-        entries[f"onnxruntime-{kind}"] = Entry(
+        entries[f"onnxruntime-genai-{kind}"] = Entry(
             ("onnxruntime_genai", "onnxruntime", "onnx", *hf), lambda *where, k=kind: OnnxRuntime(*where, k), *counted
         )
     return entries
