@@ -160,8 +160,11 @@ def decode_tables(told: dict) -> str:
     for shape in dict.fromkeys(table["shape"] for table in told["results"] if table["work"] != "lookup"):
         tables = [table for table in told["results"] if table["shape"] == shape and table["work"] in WORKS]
         tables.sort(key=lambda table: (table["prompt"], list(WORKS).index(table["work"])))
-        header = [shape, *(f"{table['prompt']} → {WORKS[table['work']]}" for table in tables)]
-        rows = [[readable(name), *(_cell(table, name) for table in tables)] for name in names_of(told)]
+        header = [shape, *(f"{table['prompt']}: {WORKS[table['work']]}" for table in tables), "equal texts"]
+        rows = [
+            [readable(name), *(_cell(table, name) for table in tables), equal_texts(told, shape, name)]
+            for name in names_of(told)
+        ]
         parts.append(markdown(header, rows))
     lookups = [table for table in told["results"] if table["work"] == "lookup"]
     if lookups:
@@ -170,21 +173,12 @@ def decode_tables(told: dict) -> str:
     return "\n\n".join(parts)
 
 
-def ids_table(told: dict) -> str:
-    """Return how many texts equal those of transformers, over all greedy and beam work of a shape."""
-    counts: dict[str, dict[str, list[int]]] = {}
-    shapes = list(dict.fromkeys(table["shape"] for table in told["results"] if table["work"] != "lookup"))
-    for table in told["results"]:
-        for name, found in table["rivals"].items():
-            if "texts" in found and table["work"] != "lookup":
-                count = counts.setdefault(name, {}).setdefault(table["shape"], [0, 0])
-                count[0] += found["equal_texts"]
-                count[1] += found["texts"]
-    rows = [
-        [readable(name), *(f"{of[shape][0]} of {of[shape][1]}" if shape in of else UNKNOWN for shape in shapes)]
-        for name, of in counts.items()
-    ]
-    return markdown(["texts equal to transformers' in fp32", *shapes], rows)
+def equal_texts(told: dict, shape: str, name: str) -> str:
+    """Return how many texts of a rival equal those of transformers, over all greedy and beam work of a shape."""
+    tables = [table["rivals"] for table in told["results"] if table["shape"] == shape and table["work"] in WORKS]
+    found = [better_library(rivals).get(name, {}) for rivals in tables]
+    equal, texts = (sum(figures.get(key, 0) for figures in found) for key in ("equal_texts", "texts"))
+    return f"{equal} of {texts}" if texts else UNKNOWN
 
 
 def company_table(told: dict) -> str:
@@ -218,17 +212,17 @@ def startup_table(told: dict) -> str:
 
 
 def scaling_table(told: dict) -> str:
-    """Return the table of milliseconds per step in each case."""
+    """Return the table of milliseconds per step: a row per rival, a column per case."""
     names = list(dict.fromkeys(name for case in told["results"] for name in case["rivals"]))
     rows = [
-        [case["shape"], str(case["context"]), str(case["rows"])]
+        [readable(name)]
         + [
             f"{case['rivals'][name]['milliseconds']['median']:.1f}" if name in case["rivals"] else UNKNOWN
-            for name in names
+            for case in told["results"]
         ]
-        for case in told["results"]
+        for name in names
     ]
-    header = ["shape", "context", "texts", *(f"{readable(name)}, ms a step" for name in names)]
+    header = ["ms a step", *(f"{case['shape']}: {case['context']}, {case['rows']}" for case in told["results"])]
     return f"{machine_line(told)}\n\n{markdown(header, rows)}"
 
 
@@ -277,7 +271,7 @@ def fill(page: str, name: str, content: str) -> str:
     if page.count(start) != 1 or page.count(end) != 1:
         raise SystemExit(f"{PAGE} has no place for {name}: it wants {start} and {end}")
     before, _, rest = page.partition(start)
-    return f"{before}{start}\n\n{content}\n\n{end}{rest.partition(end)[2]}"
+    return f"{before}{start}\n{content}\n{end}{rest.partition(end)[2]}"
 
 
 def _cell(table: dict, name: str) -> str:
@@ -298,7 +292,7 @@ def _speed(found: dict) -> float:
 
 
 MAKERS = {
-    "decode": {"decode": decode_tables, "ids": ids_table},
+    "decode": {"decode": decode_tables},
     "decode-company": {"company": company_table},
     "serve": {"serve": serve_table},
     "startup": {"startup": startup_table},

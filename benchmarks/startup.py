@@ -62,19 +62,20 @@ def measure(command: list[str]) -> tuple[float, float, float]:
     Raises:
         SystemExit: the process failed; the message is the end of what it said.
     """
-    start = time.perf_counter()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, env=environment)
-    assert process.stdout
-    assert process.stderr
-    process.stdout.read(1)
-    first = time.perf_counter() - start
-    while process.stdout.read(2**16):
-        pass
-    said = process.stderr.read().decode(errors="replace").strip()
-    _, status, used = os.wait4(process.pid, 0)
-    whole = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
+    pipe = subprocess.PIPE
+    start = time.perf_counter()
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, bufsize=0, env=environment) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.read(1)
+        first = time.perf_counter() - start
+        while process.stdout.read(2**16):
+            pass
+        said = process.stderr.read().decode(errors="replace").strip()
+        _, status, used = os.wait4(process.pid, 0)
+        whole = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed: {said[-300:]}")
     return first, whole, used.ru_maxrss / 1024
