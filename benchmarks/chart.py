@@ -118,23 +118,29 @@ def _shortest(told: dict, works: Iterable[str]) -> dict[str, dict]:
     return found
 
 
-def draw(panels: dict[str, dict[str, Bar]], title: str, names: list[str], output: Path) -> None:
-    """Draw one panel beside the other, with a bar for each rival."""
+def draw(
+    panels: dict[str, dict[str, Bar]], title: str, names: list[str], output: Path, longest: float | None = None
+) -> None:
+    """Draw one panel beside the other, with a bar for each rival.
+
+    Args:
+        longest: the width of every panel in the bars' unit; without it, a panel is as wide as its longest bar.
+    """
     matplotlib.rcParams.update({"font.family": "DejaVu Sans", "font.size": 9})
     figure = Figure(figsize=(2.6 + 2.2 * len(panels), 1.1 + 0.24 * len(names)), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (heading, bars) in zip(axes, panels.items(), strict=True):
-        _draw_panel(axis, heading, [bars.get(name, Bar(reason=UNKNOWN)) for name in names], names)
+        shown = [bars.get(name, Bar(reason=UNKNOWN)) for name in names]
+        _draw_panel(axis, heading, shown, names, longest or max(bar.most for bar in shown) or 1)
     axes[0].set_yticks(range(len(names)), [readable(name) for name in names])
     axes[0].set_ylim(len(names) - 0.4, -0.6)
     figure.suptitle(title, x=0.008, ha="left", fontsize=12, fontweight="bold", color=INK)
     figure.savefig(output, dpi=180, facecolor="white", metadata={"Software": None})
 
 
-def _draw_panel(axis: Axes, title: str, bars: list[Bar], names: list[str]) -> None:
+def _draw_panel(axis: Axes, title: str, bars: list[Bar], names: list[str], longest: float) -> None:
     """Draw a bar per rival, with its spread and its number, or the reason why it has none."""
     axis.set_title(title, loc="left", fontsize=9.5, fontweight="bold", color=INK)
-    longest = max((bar.most for bar in bars), default=0) or 1
     for row, (name, bar) in enumerate(zip(names, bars, strict=True)):
         if bar.reason:
             axis.text(0.02 * longest, row, bar.reason, va="center", fontsize=7.5, color=PALE)
@@ -321,7 +327,7 @@ def main() -> None:
             cores = f"124M parameters, {told['run']['threads']} cores"
             draw(speed_bars(told), f"Tokens a second, {cores}", names_of(told), options.picture)
             title = f"Share of what memory and arithmetic allow, {cores}"
-            draw(roof_bars(told), title, names_of(told), options.roof_picture)
+            draw(roof_bars(told), title, names_of(told), options.roof_picture, longest=100)
     options.page.write_text(page, encoding="utf-8")
 
 
