@@ -61,8 +61,8 @@ bench-setup: setup
 	.venv-export/bin/python -m pip uninstall --quiet --yes torchvision  # nothing needs it, and its build may not fit torch's
 
 bench: bench-setup
-	$(BIN)/python benchmarks/decode.py
-	$(BIN)/python benchmarks/decode.py --company
+	$(BIN)/python benchmarks/decode.py --overwrite
+	$(BIN)/python benchmarks/decode.py --company --overwrite
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/chart.py

@@ -147,6 +147,7 @@ def measure_shape(shape: str, names: list[str], options: argparse.Namespace, tol
         if (shape, name, tokens) not in done
     ]
     if not cases:
+        report(f"{shape}: nothing left to measure; --overwrite measures again")
         return
     measure_limits(told, options.threads)
     formats.checkpoint(shape, options.cache)

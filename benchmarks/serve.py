@@ -172,19 +172,10 @@ def measure_memory(servers: dict[str, str], options: argparse.Namespace, words: 
             if done < end:  # the first requests are a warm-up
                 turn = asyncio.run(run_turn(url, LONG_CLIENTS, range(done, end), options, words))
                 done = end
-                points.append(
-                    {
-                        "requests": done,
-                        "seconds": time.perf_counter() - start,
-                        "megabytes": resident_megabytes(process),
-                        "failed": turn.failed,
-                    }
-                )
-                report(
-                    "{requests:>9,} requests, {seconds:7.0f} s, {megabytes:7.0f} MB, {failed} failed".format(
-                        **points[-1]
-                    )
-                )
+                seconds, megabytes = time.perf_counter() - start, resident_megabytes(process)
+                report(f"{done:>9,} requests, {seconds:7.0f} s, {megabytes:7.0f} MB, {turn.failed} failed")
+                point = {"requests": done, "seconds": seconds, "megabytes": megabytes, "failed": turn.failed}
+                points.append(point)
         found[name] = points
     return found
 
@@ -219,12 +210,15 @@ def main() -> None:
         "machine": machine.description(),
         "results": [],
     }
-    if options.long:
-        if options.output.exists():
-            told = json.loads(options.output.read_text(encoding="utf-8"))
-        told["memory"] = told.get("memory", {}) | measure_memory(servers, options, words)
-    else:
-        told["results"] = measure_speed(servers, options, words)
+    try:
+        if options.long:
+            if options.output.exists():
+                told = json.loads(options.output.read_text(encoding="utf-8"))
+            told["memory"] = told.get("memory", {}) | measure_memory(servers, options, words)
+        else:
+            told["results"] = measure_speed(servers, options, words)
+    except OSError as error:
+        raise SystemExit(f"a server does not answer: {error}") from error
     results.save(told, options.output)
     report(f"written to {options.output}")
 
