@@ -188,20 +188,19 @@ def equal_texts(told: dict, shape: str, name: str) -> str:
 
 
 def company_table(told: dict) -> str:
-    """Return the tokens per second in quiet and beside a busy program, and the share that stays."""
-    header = ["", *(f"{table['shape']}, {WORKS[table['work']]}" for table in told["results"])]
-    rows = []
-    for name in told["rivals"]:
-        row = [readable(name)]
-        for table in told["results"]:
-            found = table["rivals"].get(name)
-            if found:
-                quiet, beside = _speed(found), found["with_company"]["median"]
-                row.append(f"{quiet:.1f} → {beside:.1f} ({beside / quiet:.0%})")
-            else:
-                row.append(table["reasons"].get(name, UNKNOWN))
-        rows.append(row)
+    """Return the tokens per second in quiet and beside a busy program, and what stays: a column per rival."""
+    header = [f"quiet → beside it, {told['results'][0]['shape']}", *(readable(name) for name in told["rivals"])]
+    rows = [
+        [WORKS[table["work"]], *(_company_cell(table, name) for name in told["rivals"])] for table in told["results"]
+    ]
     return f"{machine_line(told)}\n\n{markdown(header, rows)}"
+
+
+def _company_cell(table: dict, name: str) -> str:
+    if found := table["rivals"].get(name):
+        quiet, beside = _speed(found), found["with_company"]["median"]
+        return f"{quiet:.1f} → {beside:.1f} ({beside / quiet:.0%})"
+    return table["reasons"].get(name, UNKNOWN)
 
 
 def startup_table(told: dict) -> str:

@@ -253,8 +253,8 @@ def test_company_table_says_what_stays() -> None:
     table["rivals"] = {"gpt2tg-int8": speed(200.0, with_company={"median": 130.0})}
     told = {"run": {"repeats": 3}, "machine": MACHINE, "rivals": {"gpt2tg-int8": {}, "b": {}}, "results": [table]}
     text = chart.company_table(told)
-    assert "| gpt2tg int8 | 200.0 → 130.0 (65%) |" in text
-    assert "| b | died |" in text
+    assert "| gpt2tg int8 | b |" in text
+    assert "| 8 texts, greedy | 200.0 → 130.0 (65%) | died |" in text
 
 
 def test_server_table_has_speed_and_memory() -> None:
