@@ -1,12 +1,12 @@
 /* Products in int8: tokens are rounded to integers too, and integer sums have the same value in any order.
 
-   The inputs of a token are rounded in groups of GROUP, each with a scale: the largest input of a group becomes
-   127. So a token does not depend on the others, and an outlier costs accuracy in its own group alone. Weights
-   have one scale for each output. The sums of a group are exact; those of all groups are added in fp32, from
-   the first to the last. */
+   The inputs of a token are rounded in groups of GROUP, each with a scale: the largest input of a group
+   becomes 127. So a token does not depend on the others, and an outlier costs accuracy in its own group
+   alone. Weights have one scale for each output. The sums of a group are exact; those of all groups are added
+   in fp32, from the first to the last. */
 
 /* Processors with VNNI multiply unsigned by signed integers: weights are stored with this number added. */
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#if defined(__AVX512VNNI__) || (defined(__AVXVNNI__) && LANES == 8)
 #define WEIGHT_OFFSET 128
 #else
 #define WEIGHT_OFFSET 0
@@ -26,11 +26,9 @@ static inline int group_count(int K) { return (K + GROUP - 1) / GROUP; }
 /* Add to each lane the products of its 4 weights, stored with WEIGHT_OFFSET, and 4 inputs. No product and no
    sum overflows, since both are within -127 and 127. */
 static inline integers dot4(integers sums, integers weights, integers inputs) {
-#if defined(__AVX512VNNI__) && LANES == 16
+#if defined(__AVX512VNNI__)
   return (integers)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)weights, (__m512i)inputs);
-#elif defined(__AVX512VNNI__) && defined(__AVX512VL__)
-  return (integers)_mm256_dpbusd_epi32((__m256i)sums, (__m256i)weights, (__m256i)inputs);
-#elif defined(__AVXVNNI__)
+#elif defined(__AVXVNNI__) && LANES == 8
   return (integers)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)weights, (__m256i)inputs);
 #elif defined(__AVX512BW__)
   __m512i w = (__m512i)weights, x = (__m512i)inputs, ones = _mm512_set1_epi16(1);
@@ -70,7 +68,8 @@ static void quantize_group(const float *x, int count, Tile *tile, int t) {
   tile->start[t] = -WEIGHT_OFFSET * sum;
 }
 
-/* Round tokens (T, K). Every thread of a team calls this and does its part; all parts are done when it returns. */
+/* Round tokens (T, K). Every thread of a team calls this and does its part; all parts are done when it
+   returns. */
 static void quantize(int T, int K, const float *x, Tile *to) {
   int groups = group_count(K);
 #pragma omp for schedule(static)
@@ -143,9 +142,9 @@ static int token_step(int left) {
   return left < REGISTER_TOKENS ? left : REGISTER_TOKENS;
 }
 
-/* One panel times rounded tokens: adds to sums (T, PANEL). The panel is read from memory once. If
-   one pass over it suffices, weights are prefetched a constant distance ahead; else the next block is prefetched
-   in small steps while one block is multiplied with all tokens. */
+/* One panel times rounded tokens: adds to sums (T, PANEL). The panel is read from memory once. If one pass
+   over it suffices, weights are prefetched a constant distance ahead; else the next block is prefetched in
+   small steps while one block is multiplied with all tokens. */
 static void multiply_integers(const Matrix *a, int panel, int T, const Tile *x, float *sums) {
   int groups = group_count(a->inputs), passes = 0;
   for (int t = 0; t < T; t += token_step(T - t)) passes++;
