@@ -82,12 +82,12 @@ static void quantize(int T, int K, const float *x, Tile *to) {
 
 /* Some groups of one panel, and the tokens to multiply with them. */
 typedef struct {
-  const Tile *tiles; /* (groups) */
-  int first, groups; /* the first token's number in its tile */
+  const Tile *tiles;   /* (groups) */
+  int first, groups;   /* the first token's number in its tile, and how many groups */
   const char *weights; /* (groups, GROUP / 4, PANEL, 4) */
   const char *ahead;   /* weights to prefetch, and how many bytes of them at each group */
   int prefetch;
-  float *sums; /* (T, PANEL), added to */
+  float *sums;         /* (T, PANEL), added to */
 } GroupBlock;
 
 /* Add the sums of one group to those of all (PANEL). */
