@@ -12,7 +12,7 @@
 #define WEIGHT_OFFSET 0
 #endif
 
-#define BLOCK_GROUPS 8 /* groups of a panel that stay in the cache while they are multiplied with all tokens */
+#define BLOCK_GROUPS 8 /* groups of a panel that stay in the cache while they meet all tokens */
 
 /* GROUP inputs of some tokens, rounded. Tokens (T, K) become (ceil(T / TILE_TOKENS), groups) of these. */
 typedef struct {
