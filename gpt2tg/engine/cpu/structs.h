@@ -5,12 +5,22 @@
    H heads, D = W / H head size; T tokens read at once, C capacity of the KV cache in tokens, R its rows. */
 
 #define PANEL (2 * LANES) /* outputs of a matrix that are stored side by side */
+#define GROUP 64          /* inputs in INT8 that share a scale; a multiple of LANES */
+
+#ifdef __AVX512F__
+#define REGISTER_TOKENS 8 /* tokens whose sums, PANEL each, stay in registers */
+#else
+#define REGISTER_TOKENS 6
+#endif
+#define TILE_TOKENS (2 * REGISTER_TOKENS) /* tokens that are rounded to INT8 side by side */
+#define PREFETCH_BYTES 8192 /* how far ahead weights are prefetched into the second-level cache */
 
 enum activation { NONE, GELU_TANH, GELU, RELU };
 
 /* A packed matrix. */
 typedef struct {
-  const void *panels; /* (ceil(N / PANEL), K, PANEL) in `precision`, the last panel padded with zeros */
+  const void *panels; /* (ceil(N / PANEL), K, PANEL) in `precision`, the last panel padded with zeros; in INT8
+                         (ceil(N / PANEL), K / 4, PANEL, 4), with K padded to a multiple of GROUP */
   const float *scale; /* (N) for INT8: the weight is the stored integer times this; else NULL */
   const float *bias;  /* (N) or NULL */
   int32_t inputs, outputs, precision;
