@@ -38,9 +38,13 @@ export function showAlternatives(takesFocus) {
 function draw(piece) {
   const {token} = piece;
   const goesOn = goesOnWord(piece);
-  const numbers = token.logprob === null ? "" : `${percent(probabilityOf(token.logprob))}, the model’s ${choiceOf(token.rank)}`;
+  const numbers = token.logprob === null ? "" : `${percent(probabilityOf(token.logprob))}, ${choiceOf(token)}`;
   const list = make("ul", {});
   token.alternatives.forEach((other, index) => list.append(make("li", {}, choice(piece, other, index, goesOn))));
+  if (token.logprob !== null && !token.alternatives.some(other => other.text === token.text)) {
+    const itself = {text: token.text, probability: probabilityOf(token.logprob)};
+    list.append(make("li", {}, choice(piece, itself, -1, goesOn)));
+  }
   box.replaceChildren(
     make("button", {type: "button", class: "close", "aria-label": "Close", text: "×", click: closeAlternatives}),
     make("h2", {id: "alternatives-title", text: visible(token.text, goesOn), dir: "auto"}),

@@ -51,6 +51,7 @@ function column(id, label, start, close) {
  * @returns {Promise<void>}
  */
 export async function compareBranches(first, second) {
+  await Promise.all([desk.loadTokens(first), desk.loadTokens(second)]);
   const [a, b] = [shownText(desk.nodes, first), shownText(desk.nodes, second)];
   let start = commonPrefix(a, b);
   while (start > 0 && /\S/.test(a[start - 1]) && (/\S/.test(a[start] ?? " ") || /\S/.test(b[start] ?? " "))) start -= 1;

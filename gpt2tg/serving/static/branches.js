@@ -40,7 +40,7 @@ function row({node, level, isOnPaper}) {
     node.finish_reason === "interrupted" ? "stopped" : "", node.pruned ? "hidden" : "",
   ].filter(Boolean).join(", ");
   const item = make("li", {
-    role: "treeitem", "aria-level": level, "aria-selected": isCurrent, "data-id": node.id, tabindex: isCurrent ? 0 : -1,
+    role: "treeitem", "aria-level": level, "aria-selected": String(isCurrent), "data-id": node.id, tabindex: isCurrent ? 0 : -1,
     class: `${node.kind}${isOnPaper ? " on-paper" : ""}${node.pruned ? " pruned" : ""}${node.name ? " named" : ""}`,
     click: () => choose(node.id),
   },

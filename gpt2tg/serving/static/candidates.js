@@ -28,9 +28,10 @@ function card(id, number) {
     ? make("p", {class: "tokens", dir: "auto", text: node.text || (isWriting ? "" : "(The model ended the text here.)")})
     : tokenLine(node.tokens, token => (numbers.textContent = readout(token)), `Words of candidate ${number}`);
   return make("article", {"aria-label": `Candidate ${number}`},
-    make("h3", {text: String(number)}), text, numbers,
-    make("button", {type: "button", class: "primary", text: "Take this one", "aria-label": `Take candidate ${number}`,
-      disabled: isWriting, click: () => take(id)}));
+    make("div", {class: "card-head"}, make("h3", {text: String(number)}),
+      make("button", {type: "button", class: "primary", text: "Take this one", "aria-label": `Take this one: candidate ${number}`,
+        disabled: isWriting, click: () => take(id)})),
+    text, numbers);
 }
 
 /** Show the candidates, or nothing where there are none. */
@@ -43,7 +44,7 @@ function draw() {
   const count = desk.candidates.length;
   section.replaceChildren(
     make("h2", {text: "How shall it go on?", id: "candidates-title"}),
-    make("p", {class: "hint", text: `Take one (or press its number here). The others stay as branches.`}),
+    make("p", {class: "hint", text: `Take one or press its number. The others stay as branches.`}),
     make("div", {class: "cards"}, ...desk.candidates.map((id, index) => card(id, index + 1))),
     make("div", {class: "buttons"},
       make("button", {type: "button", text: `Write ${count} others`, disabled: Boolean(desk.writing),

@@ -8,7 +8,7 @@
 //   "settings" the settings of the text changed
 
 import {ask} from "./server.js";
-import {shownText} from "./tree.js";
+import {pathTo, shownText} from "./tree.js";
 
 class Desk extends EventTarget {
   /** The answer of /api/state. */
@@ -72,6 +72,12 @@ class Desk extends EventTarget {
       const tokens = node.tokens ?? (known?.text === node.text ? known.tokens : null);
       this.nodes.set(node.id, {...node, tokens});
     }
+  }
+
+  /** Ask the server for the tokens on the way to a node that have not been needed yet. */
+  async loadTokens(id) {
+    const missing = pathTo(this.nodes, id).map(part => part.node).filter(node => node.has_tokens && !node.tokens);
+    this.merge(await Promise.all(missing.map(node => ask(`${this.path}/nodes/${encodeURIComponent(node.id)}`))));
   }
 
   /** Put the words of a node on the paper. */

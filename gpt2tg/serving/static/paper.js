@@ -3,7 +3,7 @@
 
 import {desk} from "./desk.js";
 import {byId, make, onceAFrame} from "./dom.js";
-import {readout, shadeOf} from "./shading.js";
+import {readout, shaded, shadeOf} from "./shading.js";
 import {piecesOf} from "./tree.js";
 
 const area = byId("paper");
@@ -41,8 +41,8 @@ function drawCopy() {
   while (same < next.length && same < pieces.length && isSame(next[same], pieces[same])) same += 1;
   for (const span of spans.splice(same)) span.remove();
   const added = next.slice(same).map(piece => {
-    const shade = piece.token && piece.token.logprob !== null ? ` ${shadeOf(piece.token.logprob)}` : "";
-    return make("span", {class: piece.kind + shade, text: piece.text});
+    const shade = piece.token && piece.token.logprob !== null ? shadeOf(piece.token.logprob) : "";
+    return make("span", {class: piece.kind}, ...shaded(piece.text, shade));
   });
   copy.lastElementChild.before(...added);
   spans.push(...added);
@@ -79,7 +79,7 @@ export function markPiece(piece) {
 
 /** Return the piece under the pointer. */
 function pieceUnder(event) {
-  const span = document.elementsFromPoint(event.clientX, event.clientY).find(element => element.parentNode === copy);
+  const span = document.elementsFromPoint(event.clientX, event.clientY).map(found => found.closest("#copy > span")).find(Boolean);
   const piece = pieces[spans.indexOf(span)];
   return piece?.token ? piece : null;
 }
@@ -104,7 +104,6 @@ export function setUpPaper() {
   const setView = () => {
     copy.className = `copy ${viewOf()}`;
     localStorage.setItem("gpt2tg.view", viewOf());
-    byId("legend").hidden = viewOf() === "plain";
     byId("legend-odds").hidden = viewOf() !== "odds";
     byId("legend-who").hidden = viewOf() !== "who";
   };

@@ -57,7 +57,7 @@ function result(answer) {
   const line = tokenLine(tokens, details, "The text, each word shaded by how unexpected it is");
   const item = ({token, index}) => make("li", {}, make("button", {type: "button", class: "link", click: () => line.children[index].focus()},
     make("strong", {text: wordAround(tokens, index), dir: "auto"})),
-    make("span", {class: "hint", text: ` ${percent(probabilityOf(token.logprob))}, the model’s ${choiceOf(token.rank)}`}));
+    make("span", {class: "hint", text: ` ${percent(probabilityOf(token.logprob))}, ${choiceOf(token)}`}));
   byId("read-result").replaceChildren(
     make("p", {}, make("strong", {text: sentence}), rest),
     make("div", {class: "legend-line"}, legend(), make("span", {class: "hint", text: "Point at a word, or move through the text with the arrow keys."})),

@@ -7,8 +7,13 @@ import {ask} from "./server.js";
 import {stopWriting} from "./writing.js";
 
 const STRATEGY = "decoding";
-/** A number between limits no wider than this has a slider, too. */
-const SLIDER_SPAN = 10;
+/** Comes first, because it is asked for most. */
+const LENGTH = "max_new_tokens";
+/** The settings that have a slider, with the range that is of use. Their field takes any value that is allowed. */
+const SLIDERS = {temperature: [0, 2], top_p: [0, 1], repetition_penalty: [1, 2]};
+
+/** What a preset leaves as it is. */
+const FREE = ["seed", LENGTH];
 
 const save = afterPause(() => {
   const text = desk.text;
@@ -18,7 +23,15 @@ const save = afterPause(() => {
 
 const strategyOf = () => desk.server.strategies.find(strategy => strategy.name === valueOf(STRATEGY));
 
-const valueOf = name => desk.settings[name] ?? desk.server.defaults[name] ?? null;
+/** Return the value of a setting: that of the text, else that of the server's flags, else the default; or null. */
+const valueOf = name => desk.settings[name] ?? defaultOf(name);
+
+const defaultOf = name =>
+  desk.server.defaults[name] ?? settingOf(name)?.default ?? null;
+
+const settingOf = name => desk.server.settings.find(setting => setting.name === name);
+
+const asSentence = text => `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
 
 /** Change settings; null puts one back to its default. */
 function set(changes) {
@@ -68,7 +81,7 @@ function inputOf(setting, id) {
   }
   if (setting.choices?.length) {
     const options = setting.choices.map(choice => make("option", {value: choice, text: choice}));
-    if (desk.server.defaults[setting.name] == null) options.unshift(make("option", {value: "", text: "not set"}));
+    if (defaultOf(setting.name) === null) options.unshift(make("option", {value: "", text: "not set"}));
     const select = make("select", {...common, change}, ...options);
     select.value = value ?? "";
     return [select];
@@ -78,25 +91,31 @@ function inputOf(setting, id) {
   }
   if (setting.type !== "integer" && setting.type !== "number") return [make("input", {...common, dir: "auto", change, value: value ?? ""})];
   const limits = {min: setting.minimum, max: setting.maximum, step: setting.type === "integer" ? 1 : "any"};
-  const number = make("input", {...common, type: "number", ...limits, placeholder: "not set", value: value ?? "", change});
-  const hasSlider = setting.type === "number" && setting.minimum != null && setting.maximum != null
-    && setting.maximum - setting.minimum <= SLIDER_SPAN && value !== null;
-  if (!hasSlider) return [number];
-  const slider = make("input", {type: "range", ...limits, step: 0.05, value, "aria-label": setting.label,
+  const number = make("input", {...common, type: "number", ...limits, placeholder: setting.shown_default ? "auto" : "", value: value ?? "", change});
+  if (value === null || !(setting.name in SLIDERS)) return [number];
+  const [min, max] = SLIDERS[setting.name];
+  const slider = make("input", {id: `${id}-slider`, type: "range", min, max, step: 0.05, value, "aria-label": setting.label,
     input: event => (number.value = event.target.value), change});
   return [slider, number];
 }
 
+/** The settings that matter whatever the strategy is. */
+const isUsed = setting => !ALL_STRATEGY_SETTINGS().has(setting.name) || strategyOf().uses.includes(setting.name);
+
+const ALL_STRATEGY_SETTINGS = () => new Set(desk.server.strategies.flatMap(strategy => strategy.uses));
+
 function field(setting) {
   const id = `setting-${setting.name}`;
-  const isUsed = setting.name === "seed" || !strategyOf()?.uses || strategyOf().uses.includes(setting.name);
+  const help = [asSentence(setting.help)];
+  if (setting.shown_default && valueOf(setting.name) === null) help.push(`Without a value: ${setting.shown_default}.`);
+  if (!isUsed(setting)) help.push("Not used by this strategy.");
   const isChanged = setting.name in desk.settings;
-  return make("div", {class: `setting ${setting.type}${isUsed ? "" : " unused"}${isChanged ? " changed" : ""}`},
+  return make("div", {class: `setting ${setting.type}${isUsed(setting) ? "" : " unused"}${isChanged ? " changed" : ""}`},
     make("label", {for: id}, make("span", {text: setting.label}), " ", make("code", {text: setting.name})),
     make("div", {class: "inputs"}, ...inputOf(setting, id),
       isChanged ? make("button", {type: "button", class: "link", text: "default", "aria-label": `${setting.label}: back to the default`,
         click: () => set({[setting.name]: null})}) : null),
-    make("p", {class: "hint", id: `${id}-help`, text: `${setting.help}${isUsed ? "" : " Not used by this strategy."}`}));
+    make("p", {class: "hint", id: `${id}-help`, text: help.join(" ")}));
 }
 
 function strategyField() {
@@ -104,9 +123,9 @@ function strategyField() {
     ...desk.server.strategies.map(strategy => make("option", {value: strategy.name, text: strategy.label ?? strategy.name})));
   select.value = valueOf(STRATEGY);
   return make("div", {class: "setting"},
-    make("label", {for: "strategy"}, make("span", {text: "How words are chosen"}), " ", make("code", {text: STRATEGY})),
+    make("label", {for: "strategy"}, make("span", {text: settingOf(STRATEGY).label}), " ", make("code", {text: STRATEGY})),
     make("div", {class: "inputs"}, select),
-    make("p", {class: "hint", id: "strategy-help", text: strategyOf()?.summary ?? ""}));
+    make("p", {class: "hint", id: "strategy-help", text: asSentence(strategyOf()?.summary ?? "")}));
 }
 
 /** Return the controls of the seed: new each time or fixed, and that of the words on the paper. */
@@ -131,18 +150,22 @@ function seedField() {
 }
 
 function presets() {
-  return make("div", {class: "presets", role: "group", "aria-label": "Presets"}, ...desk.server.presets.map(preset => {
+  let chosen = null;
+  const buttons = desk.server.presets.map(preset => {
     const isOn = Object.entries(preset.settings).every(([name, value]) => String(valueOf(name)) === String(value))
-      && Object.keys(desk.settings).every(name => name === "seed" || name in preset.settings || preset.name === "default");
+      && Object.keys(desk.settings).every(name => FREE.includes(name) || name in preset.settings);
     const apply = () => {
-      const kept = desk.settings.seed === undefined ? {} : {seed: desk.settings.seed};
+      const kept = Object.fromEntries(Object.entries(desk.settings).filter(([name]) => FREE.includes(name)));
       desk.text.settings = {};
       set({...preset.settings, ...kept});
       say(`${preset.label}: ${preset.description ?? ""}`);
     };
-    return make("button", {type: "button", class: "choice", "aria-pressed": String(isOn), click: apply},
-      make("strong", {text: preset.label}), make("span", {text: preset.description ?? ""}));
-  }));
+    if (isOn) chosen = preset;
+    return make("button", {type: "button", "aria-pressed": String(isOn), title: preset.description, text: preset.label, click: apply});
+  });
+  return make("div", {class: "presets", role: "group", "aria-label": "Presets"},
+    make("div", {class: "buttons"}, ...buttons),
+    make("p", {class: "hint", text: chosen?.description ?? "Settings of your own."}));
 }
 
 async function switchModel(select) {
@@ -180,8 +203,10 @@ function draw() {
   const [focusId, focusText] = [focused?.id, focused?.textContent];
   const isOpen = panel.querySelector("details")?.open ?? false;
   const shown = desk.server.settings.filter(setting => ![STRATEGY, "seed"].includes(setting.name));
-  const basic = shown.filter(setting => setting.is_common);
-  const more = make("details", {}, make("summary", {text: "More settings"}), ...shown.filter(setting => !setting.is_common).map(field));
+  const basic = shown.filter(setting => setting.is_common && isUsed(setting))
+    .sort((a, b) => Number(b.name === LENGTH) - Number(a.name === LENGTH));
+  const rest = shown.filter(setting => !basic.includes(setting));
+  const more = make("details", {}, make("summary", {text: "More settings"}), ...rest.map(field));
   more.open = isOpen;
   panel.replaceChildren(modelField(), presets(), strategyField(), ...basic.map(field), seedField(), more);
   if (!focused) return;

@@ -21,11 +21,25 @@ export function shadeOf(logprob) {
   return `s${Math.min(SHADES, Math.round((bits / 14) * SHADES))}`;
 }
 
-/** @param {number} rank 1: the most probable token */
-export function choiceOf(rank) {
+/**
+ * Return a token's text as nodes; the space before its word is not shaded.
+ * @param {string} text @param {string} shade a class
+ * @returns {(Node|string)[]}
+ */
+export function shaded(text, shade) {
+  const space = /^\s*/.exec(text)[0];
+  return [space, make("span", {class: shade, text: text.slice(space.length)})];
+}
+
+/**
+ * Return the place of a token among all that could stand there.
+ * @param {import("./tree.js").Token} token
+ */
+export function choiceOf({rank, alternatives}) {
+  if (rank === null) return `none of the model’s first ${alternatives.length} choices`;
   const tens = rank % 100 >= 11 && rank % 100 <= 13;
   const ending = tens ? "th" : ["th", "st", "nd", "rd"][rank % 10] ?? "th";
-  return `${rank.toLocaleString("en")}${ending} choice`;
+  return `the model’s ${rank === 1 ? "first" : `${rank.toLocaleString("en")}${ending}`} choice`;
 }
 
 /**
@@ -42,7 +56,8 @@ export function visible(text, goesOn = false) {
 
 /** Return the readout of a token: a sentence of numbers. @param {import("./tree.js").Token} token */
 export function readout(token) {
-  return `“${visible(token.text)}”: ${percent(probabilityOf(token.logprob))}, the model’s ${choiceOf(token.rank)}`;
+  if (token.logprob === null) return `“${visible(token.text)}”: no probability`;
+  return `“${visible(token.text)}”: ${percent(probabilityOf(token.logprob))}, ${choiceOf(token)}`;
 }
 
 /**
@@ -55,12 +70,13 @@ export function readout(token) {
 export function tokenLine(tokens, tell, label) {
   const line = make("p", {class: "tokens shaded", dir: "auto", role: "group", "aria-label": label});
   tokens.forEach((token, index) => {
-    line.append(make("span", {
-      text: token.text, class: token.logprob === null ? "" : shadeOf(token.logprob), "data-index": index,
-      tabindex: index === 0 ? 0 : -1,
-    }));
+    const shade = token.logprob === null ? "" : shadeOf(token.logprob);
+    line.append(make("span", {"data-index": index, tabindex: index === 0 ? 0 : -1}, ...shaded(token.text, shade)));
   });
-  const indexOf = target => (target.dataset?.index === undefined ? null : Number(target.dataset.index));
+  const indexOf = target => {
+    const span = target.closest("[data-index]");
+    return span ? Number(span.dataset.index) : null;
+  };
   const at = event => {
     const index = indexOf(event.target);
     if (index !== null) tell(tokens[index], index);

@@ -9,6 +9,7 @@ import {notify, tellError} from "./notices.js";
 import {paper, showPaper} from "./paper.js";
 import {bringBackDraft, flush, showState} from "./saving.js";
 import {ask} from "./server.js";
+import {firstWords} from "./tree.js";
 import {stopWriting} from "./writing.js";
 
 const LAST = "gpt2tg.text";
@@ -25,7 +26,7 @@ function ago(changed) {
     : date.toLocaleDateString([], {day: "numeric", month: "short", year: "numeric"});
 }
 
-const nameOf = text => text.title || "Untitled";
+const nameOf = text => text.title || firstWords(text.opening ?? "", 40) || "Untitled";
 
 function row(text) {
   const isOpen = text.id === desk.text?.id;
@@ -162,6 +163,11 @@ function acceptDrops() {
   });
 }
 
+/** Keep the list up to date while it is shown. */
+const refreshSoon = afterPause(() => {
+  if (!byId("texts").hidden && desk.text) refreshTexts().catch(() => {});
+}, 1000);
+
 /** Make the list, the title and the import work. */
 export function setUpTexts() {
   byId("new-text").addEventListener("click", () => newText().then(() => byId("texts").dispatchEvent(new Event("picked"))).catch(tellError));
@@ -176,5 +182,6 @@ export function setUpTexts() {
     await importFiles([...byId("file").files]).catch(tellError);
     byId("file").value = "";
   });
+  desk.on("nodes", refreshSoon);
   acceptDrops();
 }
