@@ -51,6 +51,7 @@ RULES: dict[str, set[str]] = {
         "comparison",
     }
     | {"platformdirs", "prompt_toolkit", "wcwidth"},
+    "desk": {"desk", "errors", "options"} | {"platformdirs"},
     "training": {
         "training",
         "__init__",
@@ -93,6 +94,7 @@ RULES: dict[str, set[str]] = {
         "decoding",
         "generation",
         "inspection",
+        "desk",
     }
     | {"prometheus_client", "starlette", "uvicorn"},
     "export": {"export", "errors", "io", "checkpoint"} | {"ctranslate2", "gguf", "torch", "transformers"},
@@ -112,6 +114,7 @@ RULES: dict[str, set[str]] = {
         "comparison",
         "tuning",
         "session",
+        "desk",
         "training",
         "serving",
         "export",

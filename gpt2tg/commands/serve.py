@@ -1,8 +1,10 @@
-"""Serve: answer other programs over HTTP."""
+"""Serve: answer other programs over HTTP, and the page to write on."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +18,14 @@ from gpt2tg.io.processes import require_single_process
 from gpt2tg.io.streams import notice
 from gpt2tg.options import CompareOptions, DecodingOptions, PromptOptions, ServingOptions, TuneOptions, only
 
-if TYPE_CHECKING:  # imports torch
+if TYPE_CHECKING:  # imports torch, and starlette
     from gpt2tg.generation.generator import Generator
+    from gpt2tg.serving.desk_paths import Page
 
 # Packages that only the server needs.
 PACKAGES = ("starlette", "uvicorn", "prometheus_client")
+
+ONLY_WITH_WEB = ("no_browser", "texts_file", "models_folder")
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,10 @@ class ServeCommand:
         """
         unused = [*flags_of(CompareOptions), *flags_of(TuneOptions), *flags_of(PromptOptions)]
         notice_unused(flags.names, unused, "requests bring their own prompts")
-        given = only(DecodingOptions, dict(flags.values))
-        return cls(flags.pick(ServingOptions), flags.decoding(), given)
+        given, options = only(DecodingOptions, dict(flags.values)), flags.pick(ServingOptions)
+        if not options.web:
+            notice_unused(flags.names, ONLY_WITH_WEB, "it does nothing without --web")
+        return cls(options, flags.decoding(), given)
 
 
 @advise_on_memory("lower --max_rows, or use --device cpu")
@@ -60,16 +67,37 @@ def serve(model: ModelChoice, command: ServeCommand) -> None:
 
     from gpt2tg.serving.run import bind, new_server
 
-    with bind(command.options) as listener:
+    with bind(command.options) as listener, _page(command.options) as page:
         loading = start_loading(model)
         tuned = loading.tuned_settings(command.decoding, command.given)
         generator = loading.finish()
 
         from gpt2tg.serving.app import new_service
+        from gpt2tg.serving.models import ServedModel
 
-        options, defaults = _with_rows_that_fit(command.options, generator), {**tuned, **command.given}
-        service = new_service(generator, _public_name(loading.checkpoint), defaults, options)
-        new_server(service, options, notice).run([listener])
+        options = _with_rows_that_fit(command.options, generator)
+        served = ServedModel(_public_name(loading.checkpoint), generator, command.given, tuned)
+        new_server(new_service(served, options, page), options, notice).run([listener])
+
+
+@contextmanager
+def _page(options: ServingOptions) -> Iterator[Page | None]:
+    """Open the texts of the page to write on, before the model is loaded; None without --web.
+
+    Raises:
+        UserError: the file of texts or the folder of models cannot be used.
+    """
+    if not options.web:
+        yield None
+        return
+
+    from gpt2tg.desk.desk import Desk
+    from gpt2tg.desk.store import open_store, usual_file
+    from gpt2tg.serving.desk_paths import Page
+
+    file = usual_file() if options.texts_file is None else Path(options.texts_file).expanduser()
+    with closing(open_store(file)) as store:
+        yield Page(Desk(store))
 
 
 def _with_rows_that_fit(options: ServingOptions, generator: Generator) -> ServingOptions:

@@ -1,0 +1,209 @@
+"""What the server answers the page to write on, under /api."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from gpt2tg import __version__
+from gpt2tg.desk.desk import Desk
+from gpt2tg.desk.settings import describe, presets, settings_on_the_page
+from gpt2tg.options import STRATEGIES, ServingOptions
+from gpt2tg.options.desk import LONGEST_TITLE, Choice, Continuation, Edit, NewText, NodeChange, TextChange
+from gpt2tg.serving.bodies import OptionsT, read_body, read_fields
+from gpt2tg.serving.desk_answers import entry_json, grown_json, text_json, whole_nodes
+from gpt2tg.serving.desk_thread import DeskThread
+from gpt2tg.serving.errors import ApiError
+from gpt2tg.serving.metrics import Metrics
+from gpt2tg.serving.models import Models
+from gpt2tg.serving.page_files import PRIVATE, page_routes
+from gpt2tg.serving.page_settings import check_names, page_defaults
+from gpt2tg.serving.running import Runner
+from gpt2tg.serving.streams import streamed, until_gone
+from gpt2tg.serving.writing import Writer
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page needs beside the model."""
+
+    desk: Desk
+    folder: Path | None = None
+    """Where there are other models."""
+
+
+def desk_routes(
+    page: Page, models: Models, runner: Runner, options: ServingOptions, metrics: Metrics
+) -> list[BaseRoute]:
+    """Return the routes of the page, and of all that it asks for."""
+    desk = DeskThread(page.desk)
+    paths = DeskPaths(desk, models, runner, options, metrics)
+    text, node = "/api/texts/{text:int}", "/api/texts/{text:int}/nodes/{node:int}"
+    return [
+        *page_routes(),
+        Route("/api/state", paths.state),
+        Route("/api/texts", paths.texts),
+        Route("/api/texts", paths.new_text, methods=["POST"]),
+        Route(text, paths.text),
+        Route(text, paths.change_text, methods=["PATCH"]),
+        Route(text, paths.delete, methods=["DELETE"]),
+        Route(f"{text}/restore", paths.restore, methods=["POST"]),
+        Route(f"{text}/edit", paths.edit, methods=["POST"]),
+        Route(f"{text}/choose", paths.choose, methods=["POST"]),
+        Route(f"{text}/continue", paths.continue_text, methods=["POST"]),
+        Route(node, paths.node),
+        Route(node, paths.change_node, methods=["PATCH"]),
+    ]
+
+
+class DeskPaths:
+    """The answers of the desk."""
+
+    def __init__(
+        self, desk: DeskThread, models: Models, runner: Runner, options: ServingOptions, metrics: Metrics
+    ) -> None:
+        self._thread, self._desk, self._models = desk, desk.desk, models
+        self._options, self._metrics = options, metrics
+        self._writer = Writer(desk, runner, options)
+
+    async def _fields(self, options: type[OptionsT], request: Request) -> tuple[OptionsT, dict[str, Any]]:
+        return read_fields(options, await read_body(request, self._options.max_body))
+
+    async def state(self, request: Request) -> Response:
+        """Answer `GET /api/state`."""
+        model = self._models.current
+        found = {
+            "model": model.name,
+            "models": [{"name": model.name, "kind": "model", "is_loaded": True, "note": ""}],
+            "version": __version__,
+            "presets": [vars(preset) for preset in presets(model.tuned)],
+            "settings": [describe(field) for field in settings_on_the_page()],
+            "strategies": [
+                {"name": name, "summary": strategy.summary, "uses": list(strategy.uses), "samples": strategy.samples}
+                for name, strategy in STRATEGIES.items()
+            ],
+            "defaults": page_defaults(model),
+            "positions": model.generator.model.shape.n_positions,
+            "texts": await self._entries(),
+        }
+        return _answer(found)
+
+    async def _entries(self) -> list[dict[str, Any]]:
+        return [entry_json(entry) for entry in await self._thread.run(self._desk.store.entries)]
+
+    async def texts(self, request: Request) -> Response:
+        """Answer `GET /api/texts`."""
+        return _answer(await self._entries())
+
+    async def new_text(self, request: Request) -> Response:
+        """Answer `POST /api/texts`."""
+        new, settings = await self._fields(NewText, request)
+        text = await self._thread.run(self._desk.new_text, _title(new.title), new.text, check_names(settings))
+        return await self._whole(text, 201)
+
+    async def _whole(self, text: int, status: int = 200) -> Response:
+        self._writer.save(text)
+        view = await self._thread.run(self._desk.view, text)
+        return _answer(text_json(view, self._models.current.name), status)
+
+    async def text(self, request: Request) -> Response:
+        """Answer `GET /api/texts/ID`."""
+        return await self._whole(_number(request, "text"))
+
+    async def change_text(self, request: Request) -> Response:
+        """Answer `PATCH /api/texts/ID`."""
+        text = _number(request, "text")
+        body = await read_body(request, self._options.max_body)
+        change, settings = read_fields(TextChange, body)
+        changes = {name: value for name, value in vars(change).items() if value is not None}
+        if "title" in changes:
+            changes["title"] = _title(changes["title"])
+        if b'"settings"' in body:
+            changes["settings"] = check_names(settings)
+        self._writer.save(text)
+        await self._thread.run(self._desk.change_text, text, **changes)
+        return await self._whole(text)
+
+    async def delete(self, request: Request) -> Response:
+        """Answer `DELETE /api/texts/ID`."""
+        await self._thread.run(self._desk.delete, _number(request, "text"))
+        return Response(status_code=204, headers=PRIVATE)
+
+    async def restore(self, request: Request) -> Response:
+        """Answer `POST /api/texts/ID/restore`."""
+        text = _number(request, "text")
+        await self._thread.run(self._desk.restore, text)
+        return await self._whole(text)
+
+    async def edit(self, request: Request) -> Response:
+        """Answer `POST /api/texts/ID/edit`."""
+        text = _number(request, "text")
+        edit, _ = await self._fields(Edit, request)
+        self._writer.save(text)
+        grown = await self._thread.run(self._desk.edit, text, edit.node, edit.text, edit.version)
+        return _answer(grown_json(grown))
+
+    async def choose(self, request: Request) -> Response:
+        """Answer `POST /api/texts/ID/choose`."""
+        text = _number(request, "text")
+        choice, _ = await self._fields(Choice, request)
+        self._writer.save(text)
+        chosen = choice.node, choice.token, choice.alternative
+        return _answer(grown_json(await self._thread.run(self._desk.choose, text, *chosen)))
+
+    async def continue_text(self, request: Request) -> Response:
+        """Answer `POST /api/texts/ID/continue` with server-sent events."""
+        text = _number(request, "text")
+        wanted, settings = await self._fields(Continuation, request)
+        continued = await self._writer.prepare(self._models.current, text, wanted, settings)
+        return await streamed(self._writer.events(continued, until_gone(request)), self._metrics)
+
+    async def node(self, request: Request) -> Response:
+        """Answer `GET /api/texts/ID/nodes/NODE`."""
+        text, node = _number(request, "text"), _number(request, "node")
+        self._writer.save(text)
+        return _answer(whole_nodes([await self._thread.run(self._desk.node, text, node)])[0])
+
+    async def change_node(self, request: Request) -> Response:
+        """Answer `PATCH /api/texts/ID/nodes/NODE`."""
+        text, node = _number(request, "text"), _number(request, "node")
+        change, _ = await self._fields(NodeChange, request)
+        changes: dict[str, Any] = {}
+        if change.name is not None:
+            changes["name"] = _title(change.name, "name") or None
+        if change.pruned is not None:
+            changes["is_pruned"] = change.pruned
+        return _answer(grown_json(await self._thread.run(self._desk.change_node, text, node, **changes)))
+
+
+def _answer(value: Any, status: int = 200) -> JSONResponse:
+    return JSONResponse(value, status, PRIVATE)
+
+
+def _number(request: Request, name: str) -> int:
+    """Return a number of the path.
+
+    Raises:
+        ApiError: no text or node can have it.
+    """
+    number: int = request.path_params[name]
+    if number >= 2**63:
+        raise ApiError(404, f"there is no {name} {number}", code="not_found")
+    return number
+
+
+def _title(title: str, name: str = "title") -> str:
+    """Return a title in one line.
+
+    Raises:
+        ApiError: it is too long.
+    """
+    if len(title) > LONGEST_TITLE:
+        message = f"{name} has {len(title):,} characters: give at most {LONGEST_TITLE}"
+        raise ApiError(400, message, name, "invalid_value")
+    return " ".join(title.split())
