@@ -31,8 +31,9 @@ def headless_chromium() -> Iterator[Any]:
 
 
 def set_screen(browser: Any, width: int, scheme: str) -> None:
-    """Give the browser a screen of this width, on a phone below 500 pixels, and a `light` or `dark` scheme."""
+    """Give the browser a screen of this width, on a phone below 500 pixels, and a `light` or `dark` scheme, without animations."""
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    preferences = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+    features = [{"name": name, "value": value} for name, value in preferences.items()]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})

@@ -5,9 +5,12 @@ import {byId, make, onceAFrame} from "./dom.js";
 import {paper} from "./paper.js";
 import {readout, tokenLine} from "./shading.js";
 import {countWords} from "./tree.js";
-import {continueText, showNode} from "./writing.js";
+import {continueText, newSeed, showNode} from "./writing.js";
 
 const section = byId("candidates");
+
+/** What is drawn, so that nothing loses the focus without need. */
+let drawn = "";
 
 async function take(id) {
   await showNode(id);
@@ -36,6 +39,9 @@ function card(id, number) {
 
 /** Show the candidates, or nothing where there are none. */
 function draw() {
+  const next = `${desk.candidates.join()} ${Boolean(desk.writing)}`;
+  if (next === drawn) return;
+  drawn = next;
   section.hidden = desk.candidates.length === 0;
   if (section.hidden) {
     section.replaceChildren();
@@ -48,7 +54,7 @@ function draw() {
     make("div", {class: "cards"}, ...desk.candidates.map((id, index) => card(id, index + 1))),
     make("div", {class: "buttons"},
       make("button", {type: "button", text: `Write ${count} others`, disabled: Boolean(desk.writing),
-        click: () => continueText({count, changes: {seed: null}})}),
+        click: () => continueText({count, changes: {seed: newSeed()}})}),
       make("button", {type: "button", text: "Take none", disabled: Boolean(desk.writing), click: leave})));
 }
 

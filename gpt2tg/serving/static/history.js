@@ -19,14 +19,14 @@ export function startHistory() {
 
 /**
  * Note what stands on the paper.
- * @param {string} kind what was done; typing of the same kind without a pause is one step
+ * @param {string} kind what was done; a word typed without a pause is one step
  * @param {number} caret where the caret stands
  */
 export function record(kind, caret = desk.value.length) {
   const step = {node: desk.current, value: desk.value, caret};
   const time = performance.now();
   const goesOn = kind === last.kind && kind.startsWith("typing") && time - last.time < PAUSE && now === steps.length - 1
-    && !/\s$/.test(steps[now].value.slice(0, steps[now].caret));
+    && !/\s/.test(step.value.charAt(caret - 1));
   if (steps[now]?.value === step.value) steps[now] = step;
   else {
     if (!goesOn) now += 1;

@@ -132,10 +132,12 @@ function strategyField() {
 function seedField() {
   const seed = valueOf("seed");
   const used = desk.nodes.get(desk.current)?.settings?.seed ?? null;
+  const isStarted = desk.server.defaults.seed != null;
   const fix = value => set({seed: value});
   const radio = (id, label, isChecked, value) => {
     const input = make("input", {type: "radio", name: "seed", id, change: () => fix(value())});
     input.checked = isChecked;
+    input.disabled = isStarted && id === "seed-new";
     return make("label", {class: "inline", for: id}, input, ` ${label}`);
   };
   const number = make("input", {type: "number", id: "seed-number", min: 0, step: 1, "aria-label": "Seed", value: seed ?? "", disabled: seed === null,
@@ -145,7 +147,8 @@ function seedField() {
     make("div", {class: "inputs"},
       radio("seed-new", "new each time", seed === null, () => null),
       radio("seed-fixed", "fixed:", seed !== null, () => used ?? 1), number),
-    make("p", {class: "hint"}, "The same seed, words and settings give the same text.",
+    make("p", {class: "hint"}, "The same seed, words and settings give the same text. ",
+      isStarted ? `The server was started with seed ${desk.server.defaults.seed}. ` : "",
       used !== null && used !== seed ? make("button", {type: "button", class: "link", text: `Use ${used}, the seed of these words`, click: () => fix(used)}) : null));
 }
 

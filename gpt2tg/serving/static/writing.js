@@ -1,6 +1,7 @@
 // Continue, stop, retry, undo, redo, and going to another branch: whatever changes which words are on the paper.
 
 import {desk} from "./desk.js";
+import {onceAFrame} from "./dom.js";
 import {notify, say, tellError} from "./notices.js";
 import {followEnd, paper, showPaper} from "./paper.js";
 import * as history from "./history.js";
@@ -46,7 +47,7 @@ export function continueText({count = 1, changes = {}} = {}) {
     } finally {
       desk.writing = null;
       history.record("generated");
-      desk.tell("writing", "nodes");
+      desk.tell("nodes", "writing");
       showState();
       if (job.ids.length) tellOtherTabs();
     }
@@ -85,12 +86,18 @@ function grow(job, event) {
   const node = desk.nodes.get(job.ids[event.index]);
   node.text += event.text;
   node.tokens.push(...(event.tokens ?? []));
-  if (job.count === 1 && !job.isAbandoned) {
-    desk.value = desk.shown;
-    desk.tell("growing");
-    followEnd();
-  } else desk.tell("growing");
+  showGrowth();
 }
+
+/** Show what arrived. A fast model sends more pieces than there are frames. */
+const showGrowth = onceAFrame(() => {
+  const job = desk.writing;
+  if (!job) return;
+  const isOnPaper = job.count === 1 && !job.isAbandoned;
+  if (isOnPaper) desk.value = desk.shown;
+  desk.tell("growing");
+  if (isOnPaper) followEnd();
+});
 
 function end(job, nodes) {
   desk.merge(nodes);
@@ -140,14 +147,17 @@ export function stopWriting() {
 
 /** Whether the words at the end are the model's, so that it can be asked for others. */
 export const canRetry = () =>
-  desk.isSaved && ["generated"].includes(desk.nodes.get(desk.current)?.kind) && !desk.writing;
+  desk.isSaved && desk.nodes.get(desk.current)?.kind === "generated" && !desk.writing;
+
+/** Return a seed that was not used before. It is given even where the server was started with a seed of its own. */
+export const newSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
 
 /** Let the model write its last words again, as a branch of their own, with a new seed. @param {number} count */
 export async function retry(count) {
   if (!canRetry()) return;
   desk.show(desk.nodes.get(desk.current).parent);
   desk.tell("nodes");
-  await continueText({count, changes: {seed: null}});
+  await continueText({count, changes: {seed: newSeed()}});
 }
 
 /** Note that the person typed. Typing stops the model. @param {string} kind what the browser calls the change */
