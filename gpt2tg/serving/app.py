@@ -48,7 +48,8 @@ def new_service(model: ServedModel, options: ServingOptions, page: Page | None =
     """
     metrics = Metrics()
     scheduler = Scheduler(model.generator, options.max_rows, options.max_waiting, metrics)
-    models, runner = Models(model), Runner(scheduler, metrics, options.max_request_time)
+    models = Models(model, scheduler, options, page.others if page else None)
+    runner = Runner(scheduler, metrics, options.max_request_time)
     paths = Paths(models, runner, options, scheduler, metrics)
     routes: list[BaseRoute] = [
         Route("/v1/completions", paths.complete, methods=["POST"]),

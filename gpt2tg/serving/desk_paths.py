@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -11,16 +10,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from gpt2tg import __version__
-from gpt2tg.desk.desk import Desk
 from gpt2tg.desk.settings import describe, presets, settings_on_the_page
 from gpt2tg.options import STRATEGIES, ServingOptions
-from gpt2tg.options.desk import LONGEST_TITLE, Choice, Continuation, Edit, NewText, NodeChange, TextChange
+from gpt2tg.options.desk import LONGEST_TITLE, Choice, Continuation, Edit, ModelSwitch, NewText, NodeChange, TextChange
 from gpt2tg.serving.bodies import OptionsT, read_body, read_fields
 from gpt2tg.serving.desk_answers import entry_json, grown_json, text_json, whole_nodes
 from gpt2tg.serving.desk_thread import DeskThread
 from gpt2tg.serving.errors import ApiError
 from gpt2tg.serving.metrics import Metrics
-from gpt2tg.serving.models import Models
+from gpt2tg.serving.models import Models, OtherModels
 from gpt2tg.serving.page_files import PRIVATE, page_routes
 from gpt2tg.serving.page_settings import check_names, page_defaults
 from gpt2tg.serving.running import Runner
@@ -32,21 +30,20 @@ from gpt2tg.serving.writing import Writer
 class Page:
     """What the page needs beside the model."""
 
-    desk: Desk
-    folder: Path | None = None
-    """Where there are other models."""
+    thread: DeskThread
+    others: OtherModels | None = None
 
 
 def desk_routes(
     page: Page, models: Models, runner: Runner, options: ServingOptions, metrics: Metrics
 ) -> list[BaseRoute]:
     """Return the routes of the page, and of all that it asks for."""
-    desk = DeskThread(page.desk)
-    paths = DeskPaths(desk, models, runner, options, metrics)
+    paths = DeskPaths(page.thread, models, runner, options, metrics)
     text, node = "/api/texts/{text:int}", "/api/texts/{text:int}/nodes/{node:int}"
     return [
         *page_routes(),
         Route("/api/state", paths.state),
+        Route("/api/model", paths.switch_model, methods=["POST"]),
         Route("/api/texts", paths.texts),
         Route("/api/texts", paths.new_text, methods=["POST"]),
         Route(text, paths.text),
@@ -79,7 +76,7 @@ class DeskPaths:
         model = self._models.current
         found = {
             "model": model.name,
-            "models": [{"name": model.name, "kind": "model", "is_loaded": True, "note": ""}],
+            "models": await self._models.listed(),
             "version": __version__,
             "presets": [vars(preset) for preset in presets(model.tuned)],
             "settings": [describe(field) for field in settings_on_the_page()],
@@ -92,6 +89,12 @@ class DeskPaths:
             "texts": await self._entries(),
         }
         return _answer(found)
+
+    async def switch_model(self, request: Request) -> Response:
+        """Answer `POST /api/model` when the model is loaded, with the new state."""
+        switch, _ = await self._fields(ModelSwitch, request)
+        await self._models.switch(switch.name)
+        return await self.state(request)
 
     async def _entries(self) -> list[dict[str, Any]]:
         return [entry_json(entry) for entry in await self._thread.run(self._desk.store.entries)]
