@@ -49,8 +49,9 @@ class DeskThread:
             self._thread.submit(method, *arguments, **named).add_done_callback(_tell)
 
     def close(self) -> None:
-        """Finish what was handed over, and close the database."""
-        self._thread.submit(self.desk.store.close)
+        """Finish what was handed over, and close the database. It may be closed already."""
+        with contextlib.suppress(RuntimeError):
+            self._thread.submit(self.desk.store.close)
         self._thread.shutdown()
 
 

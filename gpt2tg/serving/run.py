@@ -80,7 +80,8 @@ class Server(uvicorn.Server):
         show: Callable[[str], None] | None,
     ) -> None:
         super().__init__(config)
-        self._scheduler, self._options, self._say, self._show = service.scheduler, options, say, show
+        self._scheduler, self._close = service.scheduler, service.close
+        self._options, self._say, self._show = options, say, show
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_cutting = asyncio.Event()
 
@@ -116,6 +117,7 @@ class Server(uvicorn.Server):
         timer.cancel()
         if cut := await asyncio.to_thread(self._scheduler.stop):
             self._say(f"{counted(cut, 'request')} {'was' if cut == 1 else 'were'} cut")
+        await asyncio.to_thread(self._close)  # before the signal, raised again, may end the process
 
     async def _cut_in_time(self) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
