@@ -51,7 +51,7 @@ RULES: dict[str, set[str]] = {
         "comparison",
     }
     | {"platformdirs", "prompt_toolkit", "wcwidth"},
-    "desk": {"desk", "errors", "options"} | {"platformdirs"},
+    "desk": {"desk", "errors", "options", "reading", "session"} | {"platformdirs"},
     "training": {
         "training",
         "__init__",
@@ -94,6 +94,8 @@ RULES: dict[str, set[str]] = {
         "decoding",
         "generation",
         "inspection",
+        "comparison",
+        "session",
         "desk",
     }
     | {"prometheus_client", "starlette", "uvicorn"},

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpt2tg.desk.store import Store, StoredText
-from gpt2tg.desk.tree import Node, Place, change_of, chosen_token, path_to, place_of, shown_text
+from gpt2tg.desk.tree import Kind, Node, Place, change_of, chosen_token, path_to, place_of, shown_text
 from gpt2tg.errors import UserError
+from gpt2tg.options.desk import LONGEST_TITLE
 
 # Limits of one text, so that an answer stays readable for a browser.
 MOST_CHARACTERS = 1_000_000
@@ -38,6 +39,34 @@ class Grown:
     """Whether the node had been changed by somebody else meanwhile, so that the edit has become a branch."""
 
 
+@dataclass(frozen=True)
+class NewNode:
+    """A node to add. `parent` is its place in the list of nodes; None for the first one, the root."""
+
+    parent: int | None
+    at: int
+    kind: Kind
+    text: str
+    name: str | None = None
+    settings: Mapping[str, Any] | None = None
+    finish_reason: str | None = None
+    is_pruned: bool = False
+    ids: Sequence[int] = ()
+    tokens: Sequence[Mapping[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A text that was read from a file."""
+
+    title: str
+    nodes: Sequence[NewNode]
+    current: int
+    """The place of the shown node in the list."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+
+
 class Desk:
     """The texts of a database."""
 
@@ -57,14 +86,37 @@ class Desk:
             self._show(text, root)
         return text
 
-    def view(self, text: int) -> View:
+    def add_imported(self, imported: Imported) -> int:
+        """Add a text that was read from a file, and return its number.
+
+        Raises:
+            UserError: it is too long.
+        """
+        if len(imported.nodes) > MOST_NODES:
+            raise UserError(f"the text has {len(imported.nodes):,} parts: at most {MOST_NODES:,} are kept in one text")
+        numbers: list[int] = []
+        with self.store.transaction():
+            text = self.store.add_text(imported.title[:LONGEST_TITLE], imported.settings)
+            for node in imported.nodes:
+                check_length(node.text, "text")
+                place = None if node.parent is None else Place(numbers[node.parent], node.at)
+                number = self.store.add_node(text, place, node.kind, node.text, node.settings)
+                columns = {"name": node.name, "finish_reason": node.finish_reason, "is_pruned": node.is_pruned}
+                self.store.change_node(number, **columns, ids=node.ids)
+                if node.tokens is not None:
+                    self.store.add_tokens(number, node.tokens)
+                numbers.append(number)
+            self._show(text, numbers[imported.current])
+        return text
+
+    def view(self, text: int, with_all_tokens: bool = False) -> View:
         """Return a text.
 
         Raises:
             MissingError: there is none.
         """
         stored, nodes = self.store.text(text), self.store.nodes(text)
-        for node in path_to(nodes, stored.current):
+        for node in list(nodes.values()) if with_all_tokens else path_to(nodes, stored.current):
             nodes[node.id] = replace(node, tokens=self.store.tokens(node.id))
         return View(stored, list(nodes.values()), frozenset(self.store.nodes_with_tokens(text)))
 
@@ -257,5 +309,5 @@ def _as_token(chosen: Mapping[str, Any], before: Mapping[str, Any], content: str
     probability = chosen["probability"]
     others = before.get("alternatives") or ()
     rank = 1 + sum(other["probability"] > probability for other in others)
-    logprob = math.log(probability) if probability > 0 else None
+    logprob = round(math.log(probability), 5) if probability > 0 else None
     return {"id": chosen["id"], "text": content, "logprob": logprob, "rank": rank}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +25,13 @@ from gpt2tg.serving.metrics import Metrics
 from gpt2tg.serving.models import Models, ServedModel
 from gpt2tg.serving.openapi import description
 from gpt2tg.serving.page_files import OPEN_PATHS
-from gpt2tg.serving.running import GoneError, Runner
+from gpt2tg.serving.running import CLIENT_GONE, GoneError, Runner
 from gpt2tg.serving.scheduler import Scheduler
 from gpt2tg.serving.streams import streamed, until_gone
 
-# The status of an answer that nobody receives, as some servers log it.
-CLIENT_GONE = 499
+
+def _nothing() -> None:
+    """Close no texts, where there is no page."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Service:
 
     app: Starlette
     scheduler: Scheduler
+    close: Callable[[], None] = _nothing
+    """Saves and closes the texts of the page; call it when the scheduler has stopped."""
 
 
 def new_service(model: ServedModel, options: ServingOptions, page: Page | None = None) -> Service:
@@ -48,7 +52,8 @@ def new_service(model: ServedModel, options: ServingOptions, page: Page | None =
     """
     metrics = Metrics()
     scheduler = Scheduler(model.generator, options.max_rows, options.max_waiting, metrics)
-    models, runner = Models(model), Runner(scheduler, metrics, options.max_request_time)
+    models = Models(model, scheduler, options, page.others if page else None)
+    runner = Runner(scheduler, metrics, options.max_request_time)
     paths = Paths(models, runner, options, scheduler, metrics)
     routes: list[BaseRoute] = [
         Route("/v1/completions", paths.complete, methods=["POST"]),
@@ -73,7 +78,8 @@ def new_service(model: ServedModel, options: ServingOptions, page: Page | None =
     )
     handlers = {ApiError: paths.refuse, HTTPException: paths.refuse, Exception: paths.refuse}
     scheduler.start()
-    return Service(Starlette(routes=routes, middleware=[pages, guards], exception_handlers=handlers), scheduler)
+    app = Starlette(routes=routes, middleware=[pages, guards], exception_handlers=handlers)
+    return Service(app, scheduler, page.thread.close if page else _nothing)
 
 
 class Paths:

@@ -2,51 +2,72 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from gpt2tg import __version__
-from gpt2tg.desk.desk import Desk
+from gpt2tg.desk.files import read_file
 from gpt2tg.desk.settings import describe, presets, settings_on_the_page
+from gpt2tg.errors import UserError, one_line
 from gpt2tg.options import STRATEGIES, ServingOptions
-from gpt2tg.options.desk import LONGEST_TITLE, Choice, Continuation, Edit, NewText, NodeChange, TextChange
+from gpt2tg.options.desk import (
+    LONGEST_TITLE,
+    Choice,
+    ComparisonRequest,
+    Continuation,
+    Edit,
+    ModelSwitch,
+    NewText,
+    NodeChange,
+    TextChange,
+    TextToScore,
+)
 from gpt2tg.serving.bodies import OptionsT, read_body, read_fields
 from gpt2tg.serving.desk_answers import entry_json, grown_json, text_json, whole_nodes
 from gpt2tg.serving.desk_thread import DeskThread
 from gpt2tg.serving.errors import ApiError
+from gpt2tg.serving.measuring import Comparer, score
 from gpt2tg.serving.metrics import Metrics
-from gpt2tg.serving.models import Models
-from gpt2tg.serving.page_files import PRIVATE, page_routes
+from gpt2tg.serving.models import Models, OtherModels
+from gpt2tg.serving.page_files import PRIVATE, REPORT, page_routes
 from gpt2tg.serving.page_settings import check_names, page_defaults
-from gpt2tg.serving.running import Runner
+from gpt2tg.serving.running import CLIENT_GONE, GoneError, Runner
 from gpt2tg.serving.streams import streamed, until_gone
+from gpt2tg.serving.text_files import FORMATS, Speller, export, fingerprint
 from gpt2tg.serving.writing import Writer
+
+# Bytes of a file to open. A tree with all its tokens is much longer than its text.
+LARGEST_FILE = 20_000_000
 
 
 @dataclass(frozen=True)
 class Page:
     """What the page needs beside the model."""
 
-    desk: Desk
-    folder: Path | None = None
-    """Where there are other models."""
+    thread: DeskThread
+    others: OtherModels | None = None
 
 
 def desk_routes(
     page: Page, models: Models, runner: Runner, options: ServingOptions, metrics: Metrics
 ) -> list[BaseRoute]:
     """Return the routes of the page, and of all that it asks for."""
-    desk = DeskThread(page.desk)
-    paths = DeskPaths(desk, models, runner, options, metrics)
+    paths = DeskPaths(page.thread, models, runner, options, metrics)
     text, node = "/api/texts/{text:int}", "/api/texts/{text:int}/nodes/{node:int}"
     return [
         *page_routes(),
         Route("/api/state", paths.state),
+        Route("/api/model", paths.switch_model, methods=["POST"]),
+        Route("/api/import", paths.import_file, methods=["POST"]),
+        Route("/api/score", paths.score, methods=["POST"]),
+        Route("/api/compare", paths.compare, methods=["POST"]),
+        Route("/api/reports/{report}", paths.report),
         Route("/api/texts", paths.texts),
         Route("/api/texts", paths.new_text, methods=["POST"]),
         Route(text, paths.text),
@@ -56,6 +77,7 @@ def desk_routes(
         Route(f"{text}/edit", paths.edit, methods=["POST"]),
         Route(f"{text}/choose", paths.choose, methods=["POST"]),
         Route(f"{text}/continue", paths.continue_text, methods=["POST"]),
+        Route(f"{text}/export", paths.export),
         Route(node, paths.node),
         Route(node, paths.change_node, methods=["PATCH"]),
     ]
@@ -69,7 +91,7 @@ class DeskPaths:
     ) -> None:
         self._thread, self._desk, self._models = desk, desk.desk, models
         self._options, self._metrics = options, metrics
-        self._writer = Writer(desk, runner, options)
+        self._runner, self._writer, self._comparer = runner, Writer(desk, runner, options), Comparer(runner, options)
 
     async def _fields(self, options: type[OptionsT], request: Request) -> tuple[OptionsT, dict[str, Any]]:
         return read_fields(options, await read_body(request, self._options.max_body))
@@ -79,7 +101,7 @@ class DeskPaths:
         model = self._models.current
         found = {
             "model": model.name,
-            "models": [{"name": model.name, "kind": "model", "is_loaded": True, "note": ""}],
+            "models": await self._models.listed(),
             "version": __version__,
             "presets": [vars(preset) for preset in presets(model.tuned)],
             "settings": [describe(field) for field in settings_on_the_page()],
@@ -92,6 +114,12 @@ class DeskPaths:
             "texts": await self._entries(),
         }
         return _answer(found)
+
+    async def switch_model(self, request: Request) -> Response:
+        """Answer `POST /api/model` when the model is loaded, with the new state."""
+        switch, _ = await self._fields(ModelSwitch, request)
+        await self._models.switch(switch.name)
+        return await self.state(request)
 
     async def _entries(self) -> list[dict[str, Any]]:
         return [entry_json(entry) for entry in await self._thread.run(self._desk.store.entries)]
@@ -106,10 +134,10 @@ class DeskPaths:
         text = await self._thread.run(self._desk.new_text, _title(new.title), new.text, check_names(settings))
         return await self._whole(text, 201)
 
-    async def _whole(self, text: int, status: int = 200) -> Response:
+    async def _whole(self, text: int, status: int = 200, **more: Any) -> Response:
         self._writer.save(text)
         view = await self._thread.run(self._desk.view, text)
-        return _answer(text_json(view, self._models.current.name), status)
+        return _answer(text_json(view, self._models.current.name) | more, status)
 
     async def text(self, request: Request) -> Response:
         """Answer `GET /api/texts/ID`."""
@@ -162,6 +190,51 @@ class DeskPaths:
         wanted, settings = await self._fields(Continuation, request)
         continued = await self._writer.prepare(self._models.current, text, wanted, settings)
         return await streamed(self._writer.events(continued, until_gone(request)), self._metrics)
+
+    async def export(self, request: Request) -> Response:
+        """Answer `GET /api/texts/ID/export`."""
+        text, form = _number(request, "text"), request.query_params.get("format", "txt")
+        if form not in FORMATS:
+            raise ApiError(400, f"format is not valid: give one of {', '.join(FORMATS)}", "format", "invalid_value")
+        node = request.query_params.get("node")
+        if node is not None and not re.fullmatch("[0-9]{1,15}", node):
+            raise ApiError(400, "node is not valid: give the number of a node", "node", "invalid_value")
+        self._writer.save(text)
+        return await self._thread.run(
+            export, self._desk, text, None if node is None else int(node), form, self._models.current
+        )
+
+    async def import_file(self, request: Request) -> Response:
+        """Answer `POST /api/import`."""
+        content = await read_body(request, max(self._options.max_body, LARGEST_FILE))
+        name = one_line(request.query_params.get("name", "")) or "text.txt"
+        speller = Speller(self._models.current)
+        speller.weights = await asyncio.to_thread(fingerprint, speller.model)
+        try:
+            imported = await asyncio.to_thread(read_file, content, name, speller)
+        except UserError as error:
+            raise ApiError(400, str(error), code="invalid_file") from None
+        text = await self._thread.run(self._desk.add_imported, imported)
+        return await self._whole(text, 201, warnings=list(imported.warnings))
+
+    async def score(self, request: Request) -> Response:
+        """Answer `POST /api/score`."""
+        wanted, _ = await self._fields(TextToScore, request)
+        try:
+            return _answer(await score(self._models.current, wanted, self._runner, until_gone(request)))
+        except GoneError:
+            self._metrics.gone.inc()
+            return Response(status_code=CLIENT_GONE)
+
+    async def compare(self, request: Request) -> Response:
+        """Answer `POST /api/compare` with server-sent events."""
+        wanted, settings = await self._fields(ComparisonRequest, request)
+        comparison = await self._comparer.prepare(self._models.current, wanted, settings)
+        return await streamed(self._comparer.events(comparison, until_gone(request)), self._metrics)
+
+    async def report(self, request: Request) -> Response:
+        """Answer `GET /api/reports/ID`."""
+        return HTMLResponse(self._comparer.report(request.path_params["report"]), headers=REPORT)
 
     async def node(self, request: Request) -> Response:
         """Answer `GET /api/texts/ID/nodes/NODE`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,11 +45,13 @@ class DeskThread:
 
     def post(self, method: Callable[Arguments, object], *arguments: Arguments.args, **named: Arguments.kwargs) -> None:
         """Run a method after all that were handed over before, without waiting for it. A failure is printed."""
-        self._thread.submit(method, *arguments, **named).add_done_callback(_tell)
+        with contextlib.suppress(RuntimeError):  # it is closed: an event loop that ends still cancels what is left
+            self._thread.submit(method, *arguments, **named).add_done_callback(_tell)
 
     def close(self) -> None:
-        """Finish what was handed over, and close the database."""
-        self._thread.submit(self.desk.store.close)
+        """Finish what was handed over, and close the database. It may be closed already."""
+        with contextlib.suppress(RuntimeError):
+            self._thread.submit(self.desk.store.close)
         self._thread.shutdown()
 
 

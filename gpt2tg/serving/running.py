@@ -18,6 +18,9 @@ from gpt2tg.serving.scheduler import FullError, Scheduler, StoppedError
 # Seconds after which a client that was refused because the server is busy may try again.
 RETRY_AFTER = "1"
 
+# The status of an answer that nobody receives, as some servers log it.
+CLIENT_GONE = 499
+
 WaitUntilGone = Callable[[], Awaitable[None]]
 
 
