@@ -55,14 +55,15 @@ function draw(piece) {
 }
 
 function choice(piece, other, index, goesOn) {
-  const isTaken = other.text === piece.token.text;
+  const isTaken = other.text === piece.token.text && !other.is_special;
+  const isPart = other.text.includes("\ufffd");
   const take = () => {
     closeAlternatives();
     paper.focus();
     takeAlternative(piece.node, piece.index, index);
   };
-  const button = make("button", {type: "button", disabled: isTaken, click: take},
-    make("span", {text: visible(other.text, goesOn), dir: "auto"}),
+  const button = make("button", {type: "button", disabled: isTaken || isPart, click: take},
+    make("span", {text: other.is_special ? "(the text ends)" : isPart ? "(part of a character)" : visible(other.text, goesOn), dir: "auto"}),
     make("span", {class: "number", text: isTaken ? `${percent(other.probability)}, in the text` : percent(other.probability)}));
   button.style.setProperty("--share", `${100 * other.probability}%`);
   return button;

@@ -20,13 +20,12 @@ function drawStrategies() {
 }
 
 function table({columns, rows}) {
-  const cell = value => (value === null || value === undefined ? "–" : String(value));
   return make("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": "Metrics"},
     make("table", {},
       make("thead", {}, make("tr", {}, make("th", {scope: "col", text: "Strategy"}),
         ...columns.map(column => make("th", {scope: "col", title: column.meaning, text: column.heading})))),
       make("tbody", {}, ...rows.map(row => make("tr", {}, make("th", {scope: "row", text: row.name}),
-        ...row.values.map(value => make("td", {text: cell(value)})))))));
+        ...columns.map(column => make("td", {text: row.shown[column.name] ?? "–"})))))));
 }
 
 const meanings = columns => make("details", {}, make("summary", {text: "What the metrics mean"}),
@@ -56,7 +55,7 @@ async function run() {
   button.textContent = "Stop";
   const {max_new_tokens: _, num_sequences: __, ...settings} = desk.settings;
   const body = {
-    prompt, strategies, settings, num_sequences: Number(byId("compare-texts").value), max_new_tokens: Number(byId("compare-length").value),
+    prompt, strategies: strategies.join(), settings, num_sequences: Number(byId("compare-texts").value), max_new_tokens: Number(byId("compare-length").value),
   };
   try {
     for await (const event of stream("/api/compare", body, controller.signal)) {

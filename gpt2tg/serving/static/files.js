@@ -5,7 +5,7 @@ import {saveFile} from "./dom.js";
 import {flush} from "./saving.js";
 import {ask, download, ServerError} from "./server.js";
 
-const ENDINGS = {txt: "txt", session: "session.json", json: "tree.json"};
+const ENDINGS = {txt: "txt", session: "session.jsonl", json: "tree.json"};
 
 /** Save the branch on the paper. @param {"txt"|"session"|"json"} format */
 export async function exportText(format) {

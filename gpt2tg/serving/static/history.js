@@ -37,7 +37,7 @@ export function record(kind, caret = desk.value.length) {
 
 /** Note that what stands on the paper is now a node of its own. */
 export function relabel() {
-  if (steps[now]?.value === desk.value) steps[now] = {...steps[now], node: desk.current};
+  if (!desk.writing && steps[now]?.value === desk.value) steps[now] = {...steps[now], node: desk.current};
 }
 
 export const canUndo = () => now > 0 || parentOfCurrent() !== null;

@@ -6,29 +6,37 @@ import {choiceOf, legend, percent, probabilityOf, readout, tokenLine, visible} f
 import {ask} from "./server.js";
 
 const MOST_SURPRISING = 12;
+// A token goes on with the word before it.
+const [INSIDE, INSIDE_END] = [/^[\p{L}\p{N}\p{M}’']/u, /[\p{L}\p{N}\p{M}’']$/u];
 const ALTERNATIVES = 5;
 
-/** Return one word for each token that begins or is a surprise, the most surprising first. */
-function surprises(tokens) {
-  return tokens.map((token, index) => ({token, index}))
-    .filter(({token}) => token.logprob !== null && /[\p{L}\p{N}]/u.test(token.text))
-    .sort((a, b) => a.token.logprob - b.token.logprob).slice(0, MOST_SURPRISING);
+/**
+ * Join tokens to words. The probability of a word is the product of those of its tokens.
+ * @param {import("./tree.js").Token[]} tokens
+ * @returns {{text: string, index: number, count: number, logprob: number}[]} words whose probability is known
+ */
+function wordsOf(tokens) {
+  const words = [];
+  let before = " ";
+  tokens.forEach((token, index) => {
+    const goesOn = INSIDE.test(token.text) && INSIDE_END.test(before);
+    if (!goesOn) words.push({text: "", index, count: 0, logprob: 0});
+    const word = words.at(-1);
+    word.text += token.text;
+    word.count += 1;
+    word.logprob = word.logprob === null || token.logprob === null ? null : word.logprob + token.logprob;
+    before = token.text || before;
+  });
+  return words.filter(word => word.logprob !== null && /[\p{L}\p{N}]/u.test(word.text));
 }
 
-/** Return the whole word around a token. */
-function wordAround(tokens, index) {
-  const isBound = text => /^[^\p{L}\p{N}’']/u.test(text);
-  let first = index;
-  while (first > 0 && !isBound(tokens[first].text) && !/[\s]$/.test(tokens[first - 1].text)) first -= 1;
-  let last = index + 1;
-  while (last < tokens.length && !isBound(tokens[last].text)) last += 1;
-  return tokens.slice(first, last).map(token => token.text).join("").trim();
-}
+/** Return the words that the model expected least. */
+const surprises = tokens => wordsOf(tokens).sort((a, b) => a.logprob - b.logprob).slice(0, MOST_SURPRISING);
 
 function details(token) {
   const box = byId("read-detail");
   if (token === null || token.logprob === null) {
-    box.replaceChildren(make("p", {class: "hint", text: "The first word has nothing before it, so the model has no opinion of it."}));
+    box.replaceChildren(make("p", {class: "hint", text: "The model has no opinion of this word, because nothing is before it."}));
     return;
   }
   const list = make("ul", {class: "bars"}, ...token.alternatives.map(other => {
@@ -43,6 +51,7 @@ function details(token) {
 
 /** Return a sentence that explains the perplexity. */
 function explanation({perplexity, bits_per_byte: bits, words}) {
+  if (perplexity === null) return ["The text is too short to say how expected it is.", ""];
   const choices = perplexity < 10 ? perplexity.toFixed(1) : Math.round(perplexity).toLocaleString("en");
   return [
     `Perplexity ${choices}: on average, the model was as unsure of each token as if it had to guess among ${choices} equally likely ones.`,
@@ -55,9 +64,9 @@ function result(answer) {
   const [sentence, rest] = explanation(answer);
   const found = surprises(tokens);
   const line = tokenLine(tokens, details, "The text, each word shaded by how unexpected it is");
-  const item = ({token, index}) => make("li", {}, make("button", {type: "button", class: "link", click: () => line.children[index].focus()},
-    make("strong", {text: wordAround(tokens, index), dir: "auto"})),
-    make("span", {class: "hint", text: ` ${percent(probabilityOf(token.logprob))}, ${choiceOf(token)}`}));
+  const item = word => make("li", {},
+    make("button", {type: "button", class: "link", click: () => line.children[word.index].focus()}, make("strong", {text: word.text.trim(), dir: "auto"})),
+    make("span", {class: "hint", text: ` ${percent(probabilityOf(word.logprob))}${word.count === 1 ? `, ${choiceOf(tokens[word.index])}` : ""}`}));
   byId("read-result").replaceChildren(
     make("p", {}, make("strong", {text: sentence}), rest),
     make("div", {class: "legend-line"}, legend(), make("span", {class: "hint", text: "Point at a word, or move through the text with the arrow keys."})),

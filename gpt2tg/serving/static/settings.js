@@ -177,19 +177,18 @@ async function switchModel(select) {
   byId("model-note").textContent = `Loading ${name} …`;
   select.disabled = true;
   try {
-    await ask("/api/model", {method: "POST", body: {name}});
+    desk.server = await ask("/api/model", {method: "POST", body: {name}});
     say(`${name} is loaded.`);
   } catch (error) {
     tellError(error);
   }
-  desk.server = await ask("/api/state");
   desk.tell("settings");
 }
 
 function modelField() {
   const {models, model} = desk.server;
   const select = make("select", {id: "model", "aria-describedby": "model-note", change: event => switchModel(event.target).catch(tellError)},
-    ...models.map(other => make("option", {value: other.name, text: other.kind === "adapter" ? `${other.name} (adapter)` : other.name})));
+    ...models.map(other => make("option", {value: other.name, disabled: other.can_load === false, title: other.note, text: other.kind === "adapter" ? `${other.name} (adapter)` : other.name})));
   select.value = (models.find(other => other.is_loaded) ?? {name: model}).name;
   const note = models.find(other => other.name === select.value)?.note ?? "";
   return make("div", {class: "setting"},

@@ -48,7 +48,7 @@ export function choiceOf({rank, alternatives}) {
  * @param {boolean} goesOn whether the text before it ends within a word
  */
 export function visible(text, goesOn = false) {
-  if (text === "") return "(part of a character)";
+  if (text === "" || text.includes("\ufffd")) return "(part of a character)";
   if (/^\s+$/.test(text)) return text.replace(/\n/g, "↵").replace(/[^\S\n]/g, "␣");
   const word = text.replace(/\n/g, "↵").replace(/^ /, "");
   return goesOn && !/^\s/.test(text) && /^[\p{L}\p{N}]/u.test(text) ? `…${word}` : word;

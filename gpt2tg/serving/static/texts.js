@@ -139,10 +139,10 @@ async function rename() {
 export async function importFiles(files) {
   for (const file of files) {
     await putAway();
-    const text = await ask(`/api/texts/${encodeURIComponent((await importFile(file)).id)}`);
+    const text = await importFile(file);
     take(text);
     await refreshTexts();
-    notify(`${file.name} is open.`);
+    notify([`${file.name} is open.`, ...(text.warnings ?? [])].join(" "));
   }
 }
 

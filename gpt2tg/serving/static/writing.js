@@ -68,6 +68,7 @@ async function receive(job, request) {
 
 function begin(job, event, request) {
   job.ids = event.nodes;
+  job.count = event.nodes.length;  // a strategy may give fewer
   const at = lengthOf(desk.nodes.get(request.node).text);
   const empty = id => ({
     id, parent: request.node, at, kind: "generated", text: "", name: null, created: new Date().toISOString(),
