@@ -31,7 +31,7 @@ def headless_chromium() -> Iterator[Any]:
 
 
 def set_screen(browser: Any, width: int, scheme: str) -> None:
-    """Give the browser a screen of this width, on a phone below 500 pixels, and a `light` or `dark` scheme, without animations."""
+    """Set the width of the screen, a phone below 500 pixels, and a `light` or `dark` scheme; stop all motion."""
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     preferences = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}

@@ -35,7 +35,11 @@ export function showAlternatives(takesFocus) {
   if (takesFocus) (box.querySelector("li button:not(:disabled)") ?? box.querySelector("button")).focus();
 }
 
+/** The piece whose alternatives are shown. */
+let shown = null;
+
 function draw(piece) {
+  shown = piece;
   const {token} = piece;
   const goesOn = goesOnWord(piece);
   const numbers = token.logprob === null ? "" : `${percent(probabilityOf(token.logprob))}, ${choiceOf(token)}`;
@@ -112,5 +116,6 @@ export function setUpAlternatives() {
   document.addEventListener("pointerdown", event => {
     if (!box.contains(event.target) && event.target !== paper && event.target.id !== "other-words") closeAlternatives();
   });
+  window.addEventListener("resize", () => box.hidden || place(shown));
   desk.on("text writing nodes", closeAlternatives);
 }

@@ -101,9 +101,14 @@ export function setUpPaper() {
   document.addEventListener("selectionchange", () => {
     if (document.activeElement === area && viewOf() === "odds") tell(tokenAt(area.selectionStart));
   });
+  const forget = () => tell(null);
+  area.addEventListener("pointerleave", forget);
+  area.addEventListener("blur", forget);
+  desk.on("nodes writing", forget);
   const setView = () => {
     copy.className = `copy ${viewOf()}`;
     localStorage.setItem("gpt2tg.view", viewOf());
+    forget();
     byId("legend-odds").hidden = viewOf() !== "odds";
     byId("legend-who").hidden = viewOf() !== "who";
   };

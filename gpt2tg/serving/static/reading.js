@@ -76,6 +76,7 @@ function result(answer) {
         make("div", {id: "read-detail", class: "card"}, make("p", {class: "hint", text: "The word that you point at is explained here."})),
         make("h2", {text: "Least expected"}),
         make("ol", {class: "surprises"}, ...found.map(item)))));
+  byId("read-result").scrollIntoView({block: "nearest"});
   say(sentence);
 }
 

@@ -195,7 +195,7 @@ function modelField() {
     make("label", {for: "model", text: "Model"}),
     make("div", {class: "inputs"}, models.length > 1 ? select : make("strong", {text: model, id: "model"})),
     make("p", {class: "hint", id: "model-note", role: "status", text:
-      note || (models.length > 1 ? "" : "Start with --models_folder to choose among several.")}));
+      note ? asSentence(note) : (models.length > 1 ? "" : "Start with --models_folder to choose among several.")}));
 }
 
 function draw() {

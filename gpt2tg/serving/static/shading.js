@@ -71,7 +71,7 @@ export function tokenLine(tokens, tell, label) {
   const line = make("p", {class: "tokens shaded", dir: "auto", role: "group", "aria-label": label});
   tokens.forEach((token, index) => {
     const shade = token.logprob === null ? "" : shadeOf(token.logprob);
-    line.append(make("span", {"data-index": index, tabindex: index === 0 ? 0 : -1}, ...shaded(token.text, shade)));
+    line.append(make("span", {"data-index": index, tabindex: index === 0 ? 0 : -1}, ...shaded(index === 0 ? token.text.replace(/^ /, "") : token.text, shade)));
   });
   const indexOf = target => {
     const span = target.closest("[data-index]");
