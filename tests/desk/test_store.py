@@ -71,13 +71,15 @@ def test_tables_are_plain_sqlite(desk: Desk, file: Path) -> None:
         assert other.execute("SELECT title, words, opening FROM texts").fetchall() == [
             ("A title", 4, "Once upon a time")
         ]
-        assert other.execute("SELECT text_id, kind, text FROM nodes").fetchall() == [(text, "typed", "Once upon a time")]
+        assert other.execute("SELECT text_id, kind, text FROM nodes").fetchall() == [
+            (text, "typed", "Once upon a time")
+        ]
         assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_second_server_is_refused_in_one_line(desk: Desk, file: Path) -> None:
     desk.new_text("", "Mine")
-    with pytest.raises(UserError, match="texts_file .* is in use by another server"):
+    with pytest.raises(UserError, match=r"texts_file .* is in use by another server"):
         open_store(file)
     assert [entry.opening for entry in desk.store.entries()] == ["Mine"]
 
@@ -161,3 +163,22 @@ def test_edit_of_an_old_version_makes_a_branch(desk: Desk) -> None:
     assert (first.is_branched, second.is_branched) == (False, True)
     assert desk.prompt(text, first.current) == "Once upon"
     assert desk.prompt(text, second.current) == "Once more"
+
+
+def test_end_of_text_can_be_chosen_and_a_part_of_a_character_cannot(desk: Desk) -> None:
+    text = desk.new_text("", "Once")
+    (node,) = desk.begin(text, desk.view(text).text.current, [{}])
+    likely = [
+        {"id": 0, "text": "<|endoftext|>", "probability": 0.5, "is_special": True},
+        {"id": 7, "text": "\N{REPLACEMENT CHARACTER}", "probability": 0.25},
+        {"id": 5, "text": " upon", "probability": 0.1},
+    ]
+    token = {"id": 5, "text": " upon", "logprob": -2.3, "rank": 3, "entropy": None, "alternatives": likely}
+    desk.grow(text, {node: (" upon", [token])})
+    desk.finish(text, {node: ("length", [5])})
+    (ended,) = desk.choose(text, node, 0, 0).nodes
+    assert (ended.text, ended.finish_reason, ended.at, desk.prompt(text, ended.id)) == ("", "eos", 0, "Once")
+    with pytest.raises(UserError, match="part of a character"):
+        desk.choose(text, node, 0, 1)
+    (same,) = desk.choose(text, node, 0, 2).nodes
+    assert same.tokens == [{**token, "logprob": -2.30259}]
