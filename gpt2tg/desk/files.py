@@ -217,7 +217,7 @@ def _node(entry: Mapping[str, Any], before: Sequence[NewNode]) -> NewNode:
 def _token(token: Mapping[str, Any]) -> dict[str, Any]:
     numbers = {name: token[name] for name in ("logprob", "rank", "entropy")}
     _require(type(token["id"]) is int and all(isinstance(value, int | float | None) for value in numbers.values()))
-    others = [
+    others: list[dict[str, Any]] = [
         {
             "id": int(other["id"]),
             "text": str(other["text"]),

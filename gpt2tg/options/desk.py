@@ -11,7 +11,7 @@ LONGEST_TITLE = 200
 
 @dataclass(frozen=True)
 class NewText(Options):
-    """A text to begin."""
+    """A text to begin, with the `settings` chosen for it."""
 
     title: str = option("", "its title", group="request")
     text: str = option("", "what it begins with", group="request")
@@ -85,3 +85,7 @@ class ComparisonRequest(Options):
     strategies: str | None = option(None, "the strategies, as --strategies takes them", group="request")
     num_sequences: int = option(3, "texts of each strategy", group="request", low=1, high=8)
     max_new_tokens: int | None = option(None, "tokens of each text", group="request", low=1)
+
+
+# The requests that may have `settings`, an object of decoding options by name.
+WITH_SETTINGS: frozenset[type[Options]] = frozenset({NewText, TextChange, Continuation, ComparisonRequest})

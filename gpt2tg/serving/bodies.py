@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from gpt2tg.errors import UserError, did_you_mean, one_line
 from gpt2tg.options import Options
+from gpt2tg.options.desk import WITH_SETTINGS
 from gpt2tg.reading.strict_json import parse_json, refuse_lone_surrogates
 from gpt2tg.serving.errors import ApiError, from_user_error
 
@@ -77,7 +78,7 @@ def read_object(body: bytes, known: Collection[str]) -> dict[str, Any]:
 
 
 def read_fields(options: type[OptionsT], body: bytes) -> tuple[OptionsT, dict[str, Any]]:
-    """Return the fields of a JSON object as an option class, and its object `settings`, which any may have.
+    """Return the fields of a JSON object as an option class, and its object `settings`, where it may have one.
 
     A field that is null counts as left out.
 
@@ -85,7 +86,7 @@ def read_fields(options: type[OptionsT], body: bytes) -> tuple[OptionsT, dict[st
         ApiError: the body is no JSON object, or a field is unknown, missing or wrong.
     """
     fields = {field.name: field for field in dataclasses.fields(options)}
-    found = read_object(body or b"{}", {*fields, "settings"})
+    found = read_object(body or b"{}", {*fields, *(["settings"] if options in WITH_SETTINGS else [])})
     given = {name: part for name, part in found.items() if part is not None}
     settings = given.pop("settings", {})
     if not isinstance(settings, dict):
