@@ -122,10 +122,11 @@ def take_all(camera: Camera) -> None:
     camera.resize(1180, 700)
     camera.open(OPENING, seed=11, max_new_tokens=60, temperature=0.8)
     camera.write()
+    camera.run("crypto.getRandomValues = list => list.fill(7)")  # the seed of a retry
     camera.write("#retry")
     camera.choose("view", "odds")
     script = "const p = document.getElementById('paper'); p.focus(); p.setSelectionRange(arguments[0], arguments[0])"
-    camera.resize(1180, 700)
+    camera.resize(1180, 760)
     camera.run(script, len(OPENING) + 24)
     camera.press("#other-words")
     camera.take("desk.png")

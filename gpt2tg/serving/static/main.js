@@ -62,6 +62,7 @@ async function start() {
   setUpPanels();
   window.addEventListener("hashchange", route);
   route();
+  paper.readOnly = false;
   document.body.classList.add("ready");
   if (document.body.dataset.page === "write") paper.focus({preventScroll: true});
 }

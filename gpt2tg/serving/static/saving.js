@@ -68,11 +68,17 @@ async function save() {
     desk.merge(answer.nodes);
     if (desk.current === base) desk.current = answer.current;
     if (desk.value === sent) forgetDraft();
-    if (answer.changed) desk.text.changed = answer.changed;
+    if (answer.is_branched) await tellBranched();
     desk.tell("nodes");
     tellOtherTabs();
   }
   showState();
+}
+
+/** Say that somebody else changed the same words, and take over the branch that they made. */
+async function tellBranched() {
+  notify("This text was changed elsewhere, too. Your words are a branch of their own.");
+  desk.merge((await ask(desk.path)).nodes);
 }
 
 function goAway(error) {
