@@ -35,6 +35,8 @@ class Grown:
     nodes: Sequence[Node]
     """The nodes that are new or have changed, with their tokens."""
     current: int
+    changed: float
+    """When the text was changed last."""
     is_branched: bool = False
     """Whether the node had been changed by somebody else meanwhile, so that the edit has become a branch."""
 
@@ -255,10 +257,14 @@ class Desk:
             path = self.store.path_in(text, node)
             if changes.get("is_pruned") and len(path) == 1:
                 raise UserError("is for branches, and this node begins the text: delete the text", "pruned")
-            self.store.change_node(node, **changes)
-            shown = {found.id for found in self.store.path(self.store.text(text).current)}
-            if changes.get("is_pruned") and node in shown:
-                self._show(text, path[-2].id)
+            if changes:
+                self.store.change_node(node, **changes)
+            current = self.store.path(self.store.text(text).current)
+            if changes.get("is_pruned") and node in (shown.id for shown in current):
+                first = next(place for place, shown in enumerate(current) if shown.is_pruned)
+                self._show(text, current[first - 1].id)
+            else:
+                self.store.change_text(text, changed=time.time())
             return self._grown(text, node)
 
     def delete(self, text: int) -> None:
@@ -287,7 +293,8 @@ class Desk:
 
     def _grown(self, text: int, *nodes: int, is_branched: bool = False) -> Grown:
         found = [self.node(text, node) for node in nodes]
-        return Grown(found, self.store.text(text).current, is_branched)
+        stored = self.store.text(text)
+        return Grown(found, stored.current, stored.entry.changed, is_branched)
 
     def _check_room(self, text: int, count: int) -> None:
         if self.store.node_count(text) + count > MOST_NODES:

@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gpt2tg.batch.prompts import trailing_spaces
+from gpt2tg.desk.tree import Node
 from gpt2tg.errors import UserError
 from gpt2tg.generation.requests import RequestBatch
 from gpt2tg.inspection.tokens import inspect_parts
@@ -82,7 +84,7 @@ class Writer:
             batch = model.generator.prepare([request], limited)
         except UserError as error:
             raise from_user_error(error, {}) from None
-        warnings = found.warnings
+        warnings = [*found.warnings, *([line] if (line := trailing_spaces([prompt])) else [])]
         if request.dropped:
             positions = model.generator.model.shape.n_positions
             read = f"the first {request.dropped:,} of its tokens are not read"
@@ -105,8 +107,15 @@ class Writer:
             numbers = await self._desk.run(self._desk.desk.begin, text, continued.node, continued.settings)
             writer = TokenWriter(batch.tokenizer)
             nodes += [GrowingNode(node, batch.requests[0], batch.tokenizer, writer) for node in numbers]
-            seed = batch.options.seed if batch.options.strategy.samples else None
-            yield event({"type": "begin", "nodes": numbers, "seed": seed, "warnings": list(continued.warnings)})
+            yield event(
+                {
+                    "type": "begin",
+                    "nodes": numbers,
+                    "node_list": whole_nodes(await self._nodes(text, numbers)),
+                    "seed": batch.options.seed if batch.options.strategy.samples else None,
+                    "warnings": list(continued.warnings),
+                }
+            )
             async with self._saving(text, nodes):
                 async for piece in self._pieces(run, continued, nodes, gone):
                     yield piece
@@ -173,11 +182,14 @@ class Writer:
 
     async def _end(self, continued: Continued, nodes: Sequence[GrowingNode]) -> bytes:
         """Note how the nodes have ended, and return the last event."""
-        desk = self._desk
         ends = {node.node: (node.sample.finish_reason, node.sample.ids) for node in nodes if node.sample is not None}
-        await desk.run(desk.desk.finish, continued.text, ends)
-        found = [await desk.run(desk.desk.node, continued.text, node.node) for node in nodes]
-        return event({"type": "end", "nodes": whole_nodes(found)})
+        await self._desk.run(self._desk.desk.finish, continued.text, ends)
+        found = await self._nodes(continued.text, [node.node for node in nodes])
+        stored = await self._desk.run(self._desk.desk.store.text, continued.text)
+        return event({"type": "end", "nodes": whole_nodes(found), "changed": stored.entry.changed})
+
+    async def _nodes(self, text: int, numbers: Sequence[int]) -> list[Node]:
+        return [await self._desk.run(self._desk.desk.node, text, number) for number in numbers]
 
 
 def _settings(options: DecodingOptions, model: str, candidate: int) -> dict[str, Any]:
