@@ -205,19 +205,17 @@ class Desk:
                 self._show(text, found[0])
         return found
 
-    def grow(self, text: int, pieces: Mapping[int, tuple[str, Sequence[Mapping[str, Any]]]]) -> None:
-        """Add pieces with their tokens to nodes that are being generated. Those of a text deleted meanwhile are lost.
+    def grow(self, pieces: Mapping[int, tuple[str, Sequence[Mapping[str, Any]]]]) -> None:
+        """Add pieces with their tokens to nodes that are being generated.
 
         Args:
             pieces: by node.
         """
         with self.store.transaction():
-            known = self.store.nodes(text)
             for node, (piece, tokens) in pieces.items():
-                if node in known:
-                    self.store.grow(node, piece)
-                    if tokens:
-                        self.store.add_tokens(node, tokens)
+                self.store.grow(node, piece)
+                if tokens:
+                    self.store.add_tokens(node, tokens)
 
     def finish(self, text: int, ends: Mapping[int, tuple[str, Sequence[int]]]) -> None:
         """Note why nodes have ended, and the tokens that were generated for them.
