@@ -94,6 +94,7 @@ RULES: dict[str, set[str]] = {
         "decoding",
         "generation",
         "inspection",
+        "batch",
         "comparison",
         "session",
         "desk",

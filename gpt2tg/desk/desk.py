@@ -35,6 +35,8 @@ class Grown:
     nodes: Sequence[Node]
     """The nodes that are new or have changed, with their tokens."""
     current: int
+    changed: float
+    """When the text was changed last."""
     is_branched: bool = False
     """Whether the node had been changed by somebody else meanwhile, so that the edit has become a branch."""
 
@@ -203,19 +205,17 @@ class Desk:
                 self._show(text, found[0])
         return found
 
-    def grow(self, text: int, pieces: Mapping[int, tuple[str, Sequence[Mapping[str, Any]]]]) -> None:
-        """Add pieces with their tokens to nodes that are being generated. Those of a text deleted meanwhile are lost.
+    def grow(self, pieces: Mapping[int, tuple[str, Sequence[Mapping[str, Any]]]]) -> None:
+        """Add pieces with their tokens to nodes that are being generated.
 
         Args:
             pieces: by node.
         """
         with self.store.transaction():
-            known = self.store.nodes(text)
             for node, (piece, tokens) in pieces.items():
-                if node in known:
-                    self.store.grow(node, piece)
-                    if tokens:
-                        self.store.add_tokens(node, tokens)
+                self.store.grow(node, piece)
+                if tokens:
+                    self.store.add_tokens(node, tokens)
 
     def finish(self, text: int, ends: Mapping[int, tuple[str, Sequence[int]]]) -> None:
         """Note why nodes have ended, and the tokens that were generated for them.
@@ -255,10 +255,14 @@ class Desk:
             path = self.store.path_in(text, node)
             if changes.get("is_pruned") and len(path) == 1:
                 raise UserError("is for branches, and this node begins the text: delete the text", "pruned")
-            self.store.change_node(node, **changes)
-            shown = {found.id for found in self.store.path(self.store.text(text).current)}
-            if changes.get("is_pruned") and node in shown:
-                self._show(text, path[-2].id)
+            if changes:
+                self.store.change_node(node, **changes)
+            current = self.store.path(self.store.text(text).current)
+            if changes.get("is_pruned") and node in (shown.id for shown in current):
+                first = next(place for place, shown in enumerate(current) if shown.is_pruned)
+                self._show(text, current[first - 1].id)
+            else:
+                self.store.change_text(text, changed=time.time())
             return self._grown(text, node)
 
     def delete(self, text: int) -> None:
@@ -287,7 +291,8 @@ class Desk:
 
     def _grown(self, text: int, *nodes: int, is_branched: bool = False) -> Grown:
         found = [self.node(text, node) for node in nodes]
-        return Grown(found, self.store.text(text).current, is_branched)
+        stored = self.store.text(text)
+        return Grown(found, stored.current, stored.entry.changed, is_branched)
 
     def _check_room(self, text: int, count: int) -> None:
         if self.store.node_count(text) + count > MOST_NODES:

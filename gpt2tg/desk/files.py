@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,12 @@ def _from_tree(text: str, name: str) -> Imported:
     is_whole = isinstance(entries, list) and entries and isinstance(title, str) and isinstance(settings, dict)
     if not (is_whole and type(current) is int and 0 <= current < len(entries)):
         raise UserError(f"{name} is not a text that the page has exported")
+    try:
+        known = as_options(settings)
+        DecodingOptions(**known)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    settings = {option: value for option, value in known.items() if option not in NOT_ON_THE_PAGE}
     nodes: list[NewNode] = []
     for entry in entries:
         try:
@@ -205,7 +212,10 @@ def _node(entry: Mapping[str, Any], before: Sequence[NewNode]) -> NewNode:
     _require(isinstance(name, str | None) and isinstance(reason, str | None) and isinstance(settings, dict | None))
     _require(isinstance(ids, list) and all(_is_count(id) and id < 2**31 for id in ids))
     if settings is not None:
-        DecodingOptions(**as_options(settings))
+        options = DecodingOptions(**as_options(settings))
+        model, candidate = settings.get("model", ""), settings.get("candidate", 0)
+        _require(isinstance(model, str) and _is_count(candidate))
+        settings = {**dataclasses.asdict(options), "model": model, "candidate": candidate}
     if kind == "generated":
         reason = reason or "interrupted"
     if tokens is not None:
@@ -216,7 +226,8 @@ def _node(entry: Mapping[str, Any], before: Sequence[NewNode]) -> NewNode:
 
 def _token(token: Mapping[str, Any]) -> dict[str, Any]:
     numbers = {name: token[name] for name in ("logprob", "rank", "entropy")}
-    _require(type(token["id"]) is int and all(isinstance(value, int | float | None) for value in numbers.values()))
+    _require(_is_count(token["id"]))
+    _require(all(value is None or math.isfinite(value) for value in numbers.values()))
     others: list[dict[str, Any]] = [
         {
             "id": int(other["id"]),

@@ -77,8 +77,8 @@ def read_object(body: bytes, known: Collection[str]) -> dict[str, Any]:
     return value
 
 
-def read_fields(options: type[OptionsT], body: bytes) -> tuple[OptionsT, dict[str, Any]]:
-    """Return the fields of a JSON object as an option class, and its object `settings`, where it may have one.
+def read_fields(options: type[OptionsT], body: bytes) -> tuple[OptionsT, dict[str, Any] | None]:
+    """Return the fields of a JSON object as an option class, and its object `settings`; None if it has none.
 
     A field that is null counts as left out.
 
@@ -88,8 +88,8 @@ def read_fields(options: type[OptionsT], body: bytes) -> tuple[OptionsT, dict[st
     fields = {field.name: field for field in dataclasses.fields(options)}
     found = read_object(body or b"{}", {*fields, *(["settings"] if options in WITH_SETTINGS else [])})
     given = {name: part for name, part in found.items() if part is not None}
-    settings = given.pop("settings", {})
-    if not isinstance(settings, dict):
+    settings = given.pop("settings", None)
+    if not isinstance(settings, dict | None):
         raise ApiError(400, "settings is not valid: give an object of names and values", "settings", "invalid_value")
     for name, field in fields.items():
         if field.metadata["is_required"] and name not in given:

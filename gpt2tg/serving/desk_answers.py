@@ -63,4 +63,9 @@ def text_json(view: View, model: str) -> dict[str, Any]:
 
 def grown_json(grown: Grown) -> dict[str, Any]:
     """Return what has changed in a tree."""
-    return {"nodes": whole_nodes(grown.nodes), "current": grown.current, "is_branched": grown.is_branched}
+    return {
+        "nodes": whole_nodes(grown.nodes),
+        "current": grown.current,
+        "changed": grown.changed,
+        "is_branched": grown.is_branched,
+    }

@@ -88,7 +88,7 @@ def _body_schema(body: type[Options]) -> dict[str, Any]:
     for name in required:
         properties[name] = {**properties[name], "anyOf": properties[name]["anyOf"][:1]}  # not null
     if body in WITH_SETTINGS:
-        properties["settings"] = ref("Settings")
+        properties["settings"] = {"anyOf": [ref("Settings"), {"type": "null"}]}
     return {"type": "object", "properties": properties, "additionalProperties": False, "required": required}
 
 

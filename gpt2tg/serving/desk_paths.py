@@ -36,7 +36,7 @@ from gpt2tg.serving.measuring import Comparer, score
 from gpt2tg.serving.metrics import Metrics
 from gpt2tg.serving.models import Models, OtherModels
 from gpt2tg.serving.page_files import PRIVATE, REPORT, page_routes
-from gpt2tg.serving.page_settings import check_names, page_defaults
+from gpt2tg.serving.page_settings import check_settings, page_defaults
 from gpt2tg.serving.running import CLIENT_GONE, GoneError, Runner
 from gpt2tg.serving.streams import streamed, until_gone
 from gpt2tg.serving.text_files import FORMATS, Speller, export, fingerprint
@@ -93,7 +93,7 @@ class DeskPaths:
         self._options, self._metrics = options, metrics
         self._runner, self._writer, self._comparer = runner, Writer(desk, runner, options), Comparer(runner, options)
 
-    async def _fields(self, options: type[OptionsT], request: Request) -> tuple[OptionsT, dict[str, Any]]:
+    async def _fields(self, options: type[OptionsT], request: Request) -> tuple[OptionsT, dict[str, Any] | None]:
         return read_fields(options, await read_body(request, self._options.max_body))
 
     async def state(self, request: Request) -> Response:
@@ -131,7 +131,8 @@ class DeskPaths:
     async def new_text(self, request: Request) -> Response:
         """Answer `POST /api/texts`."""
         new, settings = await self._fields(NewText, request)
-        text = await self._thread.run(self._desk.new_text, _title(new.title), new.text, check_names(settings))
+        known = check_settings(settings or {}, self._models.current)
+        text = await self._thread.run(self._desk.new_text, _title(new.title), new.text, known)
         return await self._whole(text, 201)
 
     async def _whole(self, text: int, status: int = 200, **more: Any) -> Response:
@@ -146,13 +147,12 @@ class DeskPaths:
     async def change_text(self, request: Request) -> Response:
         """Answer `PATCH /api/texts/ID`."""
         text = _number(request, "text")
-        body = await read_body(request, self._options.max_body)
-        change, settings = read_fields(TextChange, body)
+        change, settings = await self._fields(TextChange, request)
         changes = {name: value for name, value in vars(change).items() if value is not None}
         if "title" in changes:
             changes["title"] = _title(changes["title"])
-        if b'"settings"' in body:
-            changes["settings"] = check_names(settings)
+        if settings is not None:
+            changes["settings"] = check_settings(settings, self._models.current)
         self._writer.save(text)
         await self._thread.run(self._desk.change_text, text, **changes)
         return await self._whole(text)
@@ -188,7 +188,7 @@ class DeskPaths:
         """Answer `POST /api/texts/ID/continue` with server-sent events."""
         text = _number(request, "text")
         wanted, settings = await self._fields(Continuation, request)
-        continued = await self._writer.prepare(self._models.current, text, wanted, settings)
+        continued = await self._writer.prepare(self._models.current, text, wanted, settings or {})
         return await streamed(self._writer.events(continued, until_gone(request)), self._metrics)
 
     async def export(self, request: Request) -> Response:
@@ -197,12 +197,11 @@ class DeskPaths:
         if form not in FORMATS:
             raise ApiError(400, f"format is not valid: give one of {', '.join(FORMATS)}", "format", "invalid_value")
         node = request.query_params.get("node")
-        if node is not None and not re.fullmatch("[0-9]{1,15}", node):
+        if node is not None and not re.fullmatch("[0-9]{1,30}", node):
             raise ApiError(400, "node is not valid: give the number of a node", "node", "invalid_value")
         self._writer.save(text)
-        return await self._thread.run(
-            export, self._desk, text, None if node is None else int(node), form, self._models.current
-        )
+        end = None if node is None else _known("node", int(node))
+        return await self._thread.run(export, self._desk, text, end, form, self._models.current)
 
     async def import_file(self, request: Request) -> Response:
         """Answer `POST /api/import`."""
@@ -229,7 +228,7 @@ class DeskPaths:
     async def compare(self, request: Request) -> Response:
         """Answer `POST /api/compare` with server-sent events."""
         wanted, settings = await self._fields(ComparisonRequest, request)
-        comparison = await self._comparer.prepare(self._models.current, wanted, settings)
+        comparison = await self._comparer.prepare(self._models.current, wanted, settings or {})
         return await streamed(self._comparer.events(comparison, until_gone(request)), self._metrics)
 
     async def report(self, request: Request) -> Response:
@@ -264,7 +263,10 @@ def _number(request: Request, name: str) -> int:
     Raises:
         ApiError: no text or node can have it.
     """
-    number: int = request.path_params[name]
+    return _known(name, request.path_params[name])
+
+
+def _known(name: str, number: int) -> int:
     if number >= 2**63:
         raise ApiError(404, f"there is no {name} {number}", code="not_found")
     return number

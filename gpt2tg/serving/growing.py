@@ -17,6 +17,10 @@ from gpt2tg.serving.jobs import Progress, ScoredToken
 Tokens = list[dict[str, Any]]
 
 
+# The end of a text that was cut: the reason, and no tokens.
+INTERRUPTED: tuple[str, Sequence[int]] = ("interrupted", ())
+
+
 class TokenWriter:
     """Writes tokens as JSON."""
 
@@ -106,6 +110,11 @@ class GrowingNode:
             written.append({**found, "text": self._shown[start : start + len(token.text)]})
             start += len(token.text)
         self._unsaved = self._unsaved[0], self._unsaved[1] + written
+
+    @property
+    def end(self) -> tuple[str, Sequence[int]]:
+        """Why the text has ended, and all its tokens."""
+        return INTERRUPTED if self.sample is None else (self.sample.finish_reason, self.sample.ids)
 
     def take_unsaved(self) -> tuple[str, Tokens] | None:
         """Return what has come in since the last call; None if nothing has."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import math
 import secrets
 import time
@@ -97,6 +98,7 @@ class Comparer:
     def _prepare(self, model: ServedModel, wanted: ComparisonRequest, settings: Mapping[str, Any]) -> ComparisonToRun:
         from gpt2tg.comparison.strategies import parse_strategies
 
+        importlib.import_module("gpt2tg.comparison.report")  # takes a second, in which other requests go on
         warnings: list[str] = []
         shared = {name: value for name, value in settings.items() if name not in ("decoding", "replay")}
         if wanted.max_new_tokens is not None:
@@ -130,6 +132,7 @@ class Comparer:
             loop.call_soon_threadsafe(progress.put_nowait, name)
 
         running = asyncio.ensure_future(self._run(comparison, done, gone))
+        waiting: asyncio.Future[str] | None = None
         try:
             yield event(
                 {
@@ -145,7 +148,6 @@ class Comparer:
                 waiting = asyncio.ensure_future(progress.get())
                 await asyncio.wait({waiting, running}, return_when=asyncio.FIRST_COMPLETED)
                 if not waiting.done():
-                    waiting.cancel()
                     break
                 yield event({"type": "progress", "done": count, "total": total, "name": waiting.result()})
             yield event({"type": "end", **await running})
@@ -154,11 +156,14 @@ class Comparer:
             yield event({"type": "error", **error.body})
         finally:
             running.cancel()
+            if waiting is not None:
+                waiting.cancel()
 
     async def _run(
         self, comparison: ComparisonToRun, done: Callable[[str], None], gone: WaitUntilGone
     ) -> dict[str, Any]:
         """Compare, and return the table and the address of the report."""
+        from gpt2tg.comparison.cards import MAX_TEXTS_PER_STRATEGY, CardMaker
         from gpt2tg.comparison.report import report_page
         from gpt2tg.comparison.results import TimedSamples, compare_texts
         from gpt2tg.comparison.table import cell_text, cell_value, used_columns
@@ -169,7 +174,12 @@ class Comparer:
         compared = await asyncio.to_thread(compare_texts, [comparison.prompt], strategies, timed)
 
         def page() -> Iterator[list[str]]:
-            yield [report_page(generator, compared, comparison.model.name)]
+            maker = CardMaker(generator)
+            for result in compared.results:
+                for sample in result.samples[:MAX_TEXTS_PER_STRATEGY]:
+                    maker.inspect(sample)
+                    yield []
+            yield [report_page(generator, compared, comparison.model.name, maker=maker)]
 
         (report,) = await self._runner.call(page(), gone)
         number = secrets.token_urlsafe(16)

@@ -56,6 +56,16 @@ def check_names(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
+def check_settings(settings: Mapping[str, Any], model: ServedModel) -> dict[str, Any]:
+    """Return the settings of a text that are not null.
+
+    Raises:
+        ApiError: names the setting that is wrong.
+    """
+    page_options(settings, model, 1)
+    return check_names(settings)
+
+
 def page_options(settings: Mapping[str, Any], model: ServedModel, count: int) -> PageOptions:
     """Return the options for so many texts, or for as many as the strategy gives.
 

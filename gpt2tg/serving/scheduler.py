@@ -177,8 +177,8 @@ class Scheduler:
 
     def _forget_models(self) -> None:
         """Free the models that another one follows, and for which no job is left."""
-        used = {self._generator, *(job.generator for job in self._jobs)}
         if len(self._live) > 1:
+            used = {self._generator, *(job.generator for job in self._jobs)}
             self._live = {generator: live for generator, live in self._live.items() if generator in used}
 
     def _take_rest(self) -> None:

@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gpt2tg.batch.prompts import trailing_spaces
+from gpt2tg.desk.tree import Node
 from gpt2tg.errors import UserError
 from gpt2tg.generation.requests import RequestBatch
 from gpt2tg.inspection.tokens import inspect_parts
@@ -17,7 +19,7 @@ from gpt2tg.options.desk import Continuation
 from gpt2tg.serving.desk_answers import whole_nodes
 from gpt2tg.serving.desk_thread import DeskThread
 from gpt2tg.serving.errors import ApiError, from_user_error
-from gpt2tg.serving.growing import GrowingNode, TokenWriter
+from gpt2tg.serving.growing import INTERRUPTED, GrowingNode, TokenWriter
 from gpt2tg.serving.jobs import Finished, is_live
 from gpt2tg.serving.models import ServedModel
 from gpt2tg.serving.page_settings import page_options
@@ -82,7 +84,7 @@ class Writer:
             batch = model.generator.prepare([request], limited)
         except UserError as error:
             raise from_user_error(error, {}) from None
-        warnings = found.warnings
+        warnings = [*found.warnings, *([line] if (line := trailing_spaces([prompt])) else [])]
         if request.dropped:
             positions = model.generator.model.shape.n_positions
             read = f"the first {request.dropped:,} of its tokens are not read"
@@ -101,16 +103,26 @@ class Writer:
         batch, text = continued.batch, continued.text
         run = self._runner.start(continued.model.generator, batch, True, continued.alternatives)
         nodes: list[GrowingNode] = []
+        is_ended = False
         try:
-            numbers = await self._desk.run(self._desk.desk.begin, text, continued.node, continued.settings)
+            numbers = await self._begin(continued)
             writer = TokenWriter(batch.tokenizer)
             nodes += [GrowingNode(node, batch.requests[0], batch.tokenizer, writer) for node in numbers]
-            seed = batch.options.seed if batch.options.strategy.samples else None
-            yield event({"type": "begin", "nodes": numbers, "seed": seed, "warnings": list(continued.warnings)})
+            yield event(
+                {
+                    "type": "begin",
+                    "nodes": numbers,
+                    "node_list": whole_nodes(await self._nodes(text, numbers)),
+                    "seed": batch.options.seed if batch.options.strategy.samples else None,
+                    "warnings": list(continued.warnings),
+                }
+            )
             async with self._saving(text, nodes):
                 async for piece in self._pieces(run, continued, nodes, gone):
                     yield piece
-            yield await self._end(continued, nodes)
+            last = await self._end(continued, nodes)
+            is_ended = True
+            yield last
         except ApiError as error:
             if not nodes:
                 raise
@@ -118,8 +130,23 @@ class Writer:
             yield event({"type": "error", **error.body})
         finally:  # no waiting here: the client may be gone, and this request cancelled
             run.cancel()
-            if cut := {node.node: ("interrupted", ()) for node in nodes if node.sample is None}:
-                self._desk.post(self._desk.desk.finish, text, cut)
+            if nodes and not is_ended:
+                self._desk.post(self._desk.desk.finish, text, {node.node: node.end for node in nodes})
+
+    async def _begin(self, continued: Continued) -> list[int]:
+        """Add the nodes. If the request is cancelled meanwhile, they are interrupted as soon as they are there."""
+        desk = self._desk.desk
+        begin = asyncio.ensure_future(self._desk.run(desk.begin, continued.text, continued.node, continued.settings))
+
+        def interrupt(begun: asyncio.Future[list[int]]) -> None:
+            if not begun.cancelled() and begun.exception() is None:
+                self._desk.post(desk.finish, continued.text, dict.fromkeys(begun.result(), INTERRUPTED))
+
+        try:
+            return await asyncio.shield(begin)
+        except asyncio.CancelledError:
+            begin.add_done_callback(interrupt)
+            raise
 
     async def _pieces(
         self, run: Run, continued: Continued, nodes: Sequence[GrowingNode], gone: WaitUntilGone
@@ -169,15 +196,17 @@ class Writer:
             if (unsaved := node.take_unsaved()) is not None
         }
         if pieces:
-            self._desk.post(self._desk.desk.grow, text, pieces)
+            self._desk.post(self._desk.desk.grow, pieces)
 
     async def _end(self, continued: Continued, nodes: Sequence[GrowingNode]) -> bytes:
         """Note how the nodes have ended, and return the last event."""
-        desk = self._desk
-        ends = {node.node: (node.sample.finish_reason, node.sample.ids) for node in nodes if node.sample is not None}
-        await desk.run(desk.desk.finish, continued.text, ends)
-        found = [await desk.run(desk.desk.node, continued.text, node.node) for node in nodes]
-        return event({"type": "end", "nodes": whole_nodes(found)})
+        await self._desk.run(self._desk.desk.finish, continued.text, {node.node: node.end for node in nodes})
+        found = await self._nodes(continued.text, [node.node for node in nodes])
+        stored = await self._desk.run(self._desk.desk.store.text, continued.text)
+        return event({"type": "end", "nodes": whole_nodes(found), "changed": stored.entry.changed})
+
+    async def _nodes(self, text: int, numbers: Sequence[int]) -> list[Node]:
+        return [await self._desk.run(self._desk.desk.node, text, number) for number in numbers]
 
 
 def _settings(options: DecodingOptions, model: str, candidate: int) -> dict[str, Any]:

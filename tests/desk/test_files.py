@@ -92,13 +92,13 @@ def test_exported_branch_generates_each_turn_again(desk: Desk, generator: Genera
     settings = {**dataclasses.asdict(OPTIONS), "model": "tiny", "candidate": 1}
     (node,) = desk.begin(text, root, [settings])
     sample = generator.generate("The owl", OPTIONS)[1]
-    desk.grow(text, {node: (sample.completion, [])})
+    desk.grow({node: (sample.completion, [])})
     desk.finish(text, {node: (sample.finish_reason, sample.ids)})
     edited = desk.edit(text, node, f"The owl{sample.completion[:3]} new").current
     one = replace(OPTIONS, num_sequences=1)
     (last,) = desk.begin(text, edited, [{**dataclasses.asdict(one), "model": "tiny", "candidate": 0}])
     again = generator.generate(f"The owl{sample.completion[:3]} new", one)[0]
-    desk.grow(text, {last: (again.completion, [])})
+    desk.grow({last: (again.completion, [])})
     desk.finish(text, {last: (again.finish_reason, again.ids)})
     for number, (end, count) in enumerate(((node, 1), (last, 1), (edited, 1))):
         file = tmp_path / f"{number}.jsonl"
@@ -128,7 +128,7 @@ def test_tree_comes_back_with_all_its_branches(desk: Desk, generator: Generator)
     (node,) = desk.begin(text, root, [{**dataclasses.asdict(OPTIONS), "model": "tiny", "candidate": 0}])
     likely = [{"id": 0, "text": "<|endoftext|>", "probability": 0.5, "is_special": True}]
     token = {"id": 5, "text": " upon", "logprob": -2.3, "rank": None, "entropy": None, "alternatives": likely}
-    desk.grow(text, {node: (" upon", [token])})
+    desk.grow({node: (" upon", [token])})
     desk.finish(text, {node: ("length", [5])})
     desk.edit(text, node, "Once more")
     desk.change_node(text, node, name="a", is_pruned=True)

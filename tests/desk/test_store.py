@@ -42,8 +42,8 @@ def test_everything_is_there_when_the_file_is_opened_again(desk: Desk, file: Pat
     text = desk.new_text("A title", "Once", {"temperature": 0.5})
     root = desk.view(text).text.current
     (node,) = desk.begin(text, root, [{"seed": 3, "model": "tiny"}])
-    desk.grow(text, {node: (" upon", [{"text": " upon", "id": 5}])})
-    desk.grow(text, {node: (" a\0\N{GRINNING FACE}", [{"text": " a\0\N{GRINNING FACE}", "id": 6}])})
+    desk.grow({node: (" upon", [{"text": " upon", "id": 5}])})
+    desk.grow({node: (" a\0\N{GRINNING FACE}", [{"text": " a\0\N{GRINNING FACE}", "id": 6}])})
     desk.finish(text, {node: ("length", [5, 6])})
     desk.change_node(text, node, name="The first")
     before = desk.view(text)
@@ -58,7 +58,7 @@ def test_everything_is_there_when_the_file_is_opened_again(desk: Desk, file: Pat
 def test_text_that_was_being_generated_is_interrupted_after_a_crash(desk: Desk, file: Path) -> None:
     text = desk.new_text("", "Once")
     (node,) = desk.begin(text, desk.view(text).text.current, [{}])
-    desk.grow(text, {node: (" upon", [])})
+    desk.grow({node: (" upon", [])})
     assert desk.view(text).nodes[1].is_growing
     found = reopened(desk, file).view(text).nodes[1]
     assert (found.text, found.finish_reason) == (" upon", "interrupted")
@@ -174,7 +174,7 @@ def test_end_of_text_can_be_chosen_and_a_part_of_a_character_cannot(desk: Desk) 
         {"id": 5, "text": " upon", "probability": 0.1},
     ]
     token = {"id": 5, "text": " upon", "logprob": -2.3, "rank": 3, "entropy": None, "alternatives": likely}
-    desk.grow(text, {node: (" upon", [token])})
+    desk.grow({node: (" upon", [token])})
     desk.finish(text, {node: ("length", [5])})
     (ended,) = desk.choose(text, node, 0, 0).nodes
     assert (ended.text, ended.finish_reason, ended.at, desk.prompt(text, ended.id)) == ("", "eos", 0, "Once")

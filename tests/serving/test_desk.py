@@ -287,10 +287,11 @@ def test_texts_are_listed_named_deleted_and_restored(desk: DeskClient) -> None:
     (entry,) = [found for found in desk.ask("GET", "texts") if found["id"] == text]
     assert (entry["title"], entry["opening"], entry["words"]) == ("", "Two bells argued about the hour", 6)
     assert desk.ask("PATCH", f"texts/{text}", settings={"temperature": 0.5})["settings"] == {"temperature": 0.5}
-    assert desk.ask("PATCH", f"texts/{text}", title="Bells")["settings"] == {"temperature": 0.5}
+    assert desk.ask("PATCH", f"texts/{text}", title='Bells "settings"')["settings"] == {"temperature": 0.5}
+    assert desk.ask("PATCH", f"texts/{text}", 400, settings={"temperature": -1})["error"]["param"] == "temperature"
     assert desk.client.request("DELETE", f"/api/texts/{text}").status_code == 204
     assert text not in [found["id"] for found in desk.ask("GET", "texts")]
-    assert desk.ask("POST", f"texts/{text}/restore")["title"] == "Bells"
+    assert desk.ask("POST", f"texts/{text}/restore")["title"] == 'Bells "settings"'
     desk.ask("PATCH", f"texts/{text}", 400, title="a" * 201)
 
 
