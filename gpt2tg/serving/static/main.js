@@ -36,8 +36,8 @@ function route() {
 }
 
 async function start() {
-  setKeyDialog(() => askFor({
-    title: "This server wants a key", label: "Key", confirm: "Open", type: "password",
+  setKeyDialog(wasWrong => askFor({
+    title: wasWrong ? "This is not the key of the server" : "This server wants a key", label: "Key", confirm: "Open", type: "password",
     hint: "Whoever started the server knows it. It is kept until you close this tab.",
   }));
   for (;;) {

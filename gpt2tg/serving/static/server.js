@@ -19,7 +19,7 @@ export class ServerError extends Error {
 
 let askForKey = async () => null;
 
-/** @param {() => Promise<string|null>} ask asks the person for the key of the server */
+/** @param {(wasWrong: boolean) => Promise<string|null>} ask asks the person for the key of the server */
 export function setKeyDialog(ask) {
   askForKey = ask;
 }
@@ -40,7 +40,7 @@ async function send(path, {method = "GET", body, type, signal, keepalive} = {}) 
       throw new ServerError("The server does not answer.", 0);
     }
     if (answer.status === 401 && !keepalive) {
-      const given = await askForKey();
+      const given = await askForKey(key !== null);
       if (given === null) throw new ServerError("The server wants a key.", 401);
       sessionStorage.setItem(KEY, given);
       continue;

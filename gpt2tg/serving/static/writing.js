@@ -7,6 +7,7 @@ import {followEnd, paper, showPaper} from "./paper.js";
 import * as history from "./history.js";
 import {flush, noteTyping, showState, tellOtherTabs} from "./saving.js";
 import {ask, stream} from "./server.js";
+import {usedSettings} from "./setting_values.js";
 import {countWords, lengthOf, shownText} from "./tree.js";
 
 /** How many alternatives of each token are kept with it. */
@@ -39,7 +40,7 @@ export function continueText({count = 1, changes = {}} = {}) {
   return inTurn(async () => {
     try {
       await flush();
-      await receive(job, {node: desk.current, settings: {...desk.settings, ...changes}, count, alternatives: ALTERNATIVES});
+      await receive(job, {node: desk.current, settings: {...usedSettings(), ...changes}, count, alternatives: ALTERNATIVES});
       tellEnd(job);
     } catch (error) {
       tellError(error);
