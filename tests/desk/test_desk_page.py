@@ -254,6 +254,22 @@ def test_retry_is_a_branch_with_another_seed(page: Page) -> None:
     assert page.rows() == [("typed", 1), ("generated", 2), ("generated", 1)]
 
 
+def test_retry_after_a_cut_goes_on_from_the_cut(page: Page) -> None:
+    keys = control()
+    page.open(OPENING)
+    page.press_continue()
+    page.put_caret(len(OPENING) + 12)
+    page.type(keys.CONTROL, keys.SHIFT, keys.END)
+    page.type(keys.BACKSPACE)
+    page.wait_saved()
+    before = page.words
+    assert len(before) == len(OPENING) + 12
+    first = page.press_continue()
+    page.part("retry").click()
+    until(lambda: page.words not in (before, before + first) and page.part("continue").text == "Continue")
+    assert page.words.startswith(before)
+
+
 def test_an_alternative_token_is_a_branch_that_goes_on(page: Page) -> None:
     page.open(OPENING)
     first = OPENING + page.press_continue()

@@ -9,7 +9,7 @@ import {notify, tellError} from "./notices.js";
 import {paper, showPaper} from "./paper.js";
 import {bringBackDraft, flush, showState} from "./saving.js";
 import {ask} from "./server.js";
-import {firstWords} from "./tree.js";
+import {firstWords, shownText} from "./tree.js";
 import {stopWriting} from "./writing.js";
 
 const LAST = "gpt2tg.text";
@@ -80,10 +80,18 @@ export async function openText(id) {
   await refreshTexts();
 }
 
-/** Show the open text as the server has it. */
+/** Show the open text as the server has it. If the words are the same, undo still knows the steps to them. */
 export async function reloadText() {
   await flush();
-  take(await ask(desk.path));
+  const text = await ask(desk.path);
+  const nodes = new Map(text.nodes.map(node => [node.id, node]));
+  if (text.current !== desk.current || shownText(nodes, text.current) !== desk.value) {
+    take(text);
+    return;
+  }
+  desk.merge(text.nodes);
+  desk.text.changed = text.changed;
+  desk.tell("nodes");
 }
 
 /** Begin a new text, with the settings of the one that was open. */

@@ -75,8 +75,7 @@ function begin(job, event, request) {
     id, parent: request.node, at, kind: "generated", text: "", name: null, created: new Date().toISOString(),
     settings: {...request.settings, seed: event.seed}, finish_reason: null, tokens: [], pruned: false, version: 0,
   });
-  const nodes = event.node_list ?? event.nodes.map(empty);
-  desk.merge(nodes.map(node => ({...node, tokens: node.tokens ?? []})));
+  desk.merge(event.nodes.map(empty));
   if (job.count > 1) desk.candidates = event.nodes;
   else if (!job.isAbandoned) desk.show(event.nodes[0]);
   desk.tell("nodes");
@@ -157,7 +156,10 @@ export const newSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
 /** Let the model write its last words again, as a branch of their own, with a new seed. @param {number} count */
 export async function retry(count) {
   if (!canRetry()) return;
-  desk.show(desk.nodes.get(desk.current).parent);
+  const node = desk.nodes.get(desk.current);
+  const before = desk.value.slice(0, desk.value.length - node.text.length);
+  desk.show(node.parent);
+  desk.value = before;  // less than the parent shows, where the node leaves it before its end
   desk.tell("nodes");
   await continueText({count, changes: {seed: newSeed()}});
 }
