@@ -22,6 +22,7 @@ from gpt2tg.options import CompareOptions, DecodingOptions, PromptOptions, Servi
 
 if TYPE_CHECKING:  # imports torch, and starlette
     from gpt2tg.generation.generator import Generator
+    from gpt2tg.serving.app import Service
     from gpt2tg.serving.desk_paths import Page
     from gpt2tg.serving.models import ServedModel
 
@@ -71,18 +72,26 @@ def serve(model: ModelChoice, command: ServeCommand) -> None:
     from gpt2tg.serving.run import bind, new_server
 
     with bind(command.options) as listener, _page(model, command) as page:
-        loading = start_loading(model)
-        tuned = loading.tuned_settings(command.decoding, command.given)
-        generator = loading.finish()
+        service, options = _service(model, command, page)
 
-        from gpt2tg.serving.app import new_service
         from gpt2tg.serving.browser import open_page
-        from gpt2tg.serving.models import ServedModel
 
-        options = _with_rows_that_fit(command.options, generator)
-        served = ServedModel(_public_name(loading.checkpoint), generator, command.given, tuned)
         show = open_page if options.web and not options.no_browser else None
-        new_server(new_service(served, options, page), options, notice, show).run([listener])
+        new_server(service, options, notice, show).run([listener])
+
+
+def _service(model: ModelChoice, command: ServeCommand, page: Page | None) -> tuple[Service, ServingOptions]:
+    """Load the model. Return the service, which alone holds it, and the options with as many rows as fit."""
+    loading = start_loading(model)
+    tuned = loading.tuned_settings(command.decoding, command.given)
+    generator = loading.finish()
+
+    from gpt2tg.serving.app import new_service
+    from gpt2tg.serving.models import ServedModel
+
+    options = _with_rows_that_fit(command.options, generator)
+    served = ServedModel(_public_name(loading.checkpoint), generator, command.given, tuned)
+    return new_service(served, options, page), options
 
 
 @contextmanager

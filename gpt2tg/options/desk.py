@@ -1,4 +1,4 @@
-"""The fields of requests of the page to write on."""
+"""The fields of requests of the page to write on. Those that are required must be given, whatever their default."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class TextChange(Options):
 class Edit(Options):
     """A change of the shown text."""
 
-    node: int = option(None, "the node that was shown", group="request", low=1, is_required=True)
-    text: str = option(None, "its shown text now", group="request", is_required=True)
+    node: int = option(1, "the node that was shown", group="request", low=1, is_required=True)
+    text: str = option("", "its shown text now", group="request", is_required=True)
     version: int | None = option(
         None, "the version of the node that was changed; an older one makes a branch", group="request", low=0
     )
@@ -40,16 +40,16 @@ class Edit(Options):
 class Choice(Options):
     """Another token to continue with."""
 
-    node: int = option(None, "the node that holds the token", group="request", low=1, is_required=True)
-    token: int = option(None, "the index of the token", group="request", low=0, is_required=True)
-    alternative: int = option(None, "the index among its alternatives", group="request", low=0, is_required=True)
+    node: int = option(1, "the node that holds the token", group="request", low=1, is_required=True)
+    token: int = option(0, "the index of the token", group="request", low=0, is_required=True)
+    alternative: int = option(0, "the index among its alternatives", group="request", low=0, is_required=True)
 
 
 @dataclass(frozen=True)
 class Continuation(Options):
     """A text to continue, with its `settings`."""
 
-    node: int = option(None, "the node to continue", group="request", low=1, is_required=True)
+    node: int = option(1, "the node to continue", group="request", low=1, is_required=True)
     count: int = option(1, "the number of texts to choose from", group="request", low=1, high=8)
     alternatives: int = option(10, "most probable tokens to keep for each token", group="request", low=0, high=20)
 
@@ -66,14 +66,14 @@ class NodeChange(Options):
 class ModelSwitch(Options):
     """The model to load."""
 
-    name: str = option(None, "its name, as in /api/state", group="request", is_required=True)
+    name: str = option("", "its name, as in /api/state", group="request", is_required=True)
 
 
 @dataclass(frozen=True)
 class TextToScore(Options):
     """A text whose tokens are measured."""
 
-    text: str = option(None, "the text", group="request", is_required=True)
+    text: str = option("", "the text", group="request", is_required=True)
     alternatives: int = option(5, "most probable tokens to return for each token", group="request", low=0, high=20)
 
 
@@ -81,7 +81,7 @@ class TextToScore(Options):
 class ComparisonRequest(Options):
     """Strategies to compare on a prompt, with the `settings` that they share."""
 
-    prompt: str = option(None, "the text to continue", group="request", is_required=True)
+    prompt: str = option("", "the text to continue", group="request", is_required=True)
     strategies: str | None = option(None, "the strategies, as --strategies takes them", group="request")
     num_sequences: int = option(3, "texts of each strategy", group="request", low=1, high=8)
     max_new_tokens: int | None = option(None, "tokens of each text", group="request", low=1)

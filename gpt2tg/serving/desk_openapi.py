@@ -86,7 +86,7 @@ def _body_schema(body: type[Options]) -> dict[str, Any]:
     properties = {field.name: property_of(body, field) for field in fields}
     required = [field.name for field in fields if field.metadata["is_required"]]
     for name in required:
-        properties[name] = {**properties[name], "anyOf": properties[name]["anyOf"][:1]}  # not null
+        properties[name] = {**properties[name]["anyOf"][0], "description": properties[name]["description"]}  # not null
     if body in WITH_SETTINGS:
         properties["settings"] = {"anyOf": [ref("Settings"), {"type": "null"}]}
     return {"type": "object", "properties": properties, "additionalProperties": False, "required": required}

@@ -15,7 +15,7 @@ from gpt2tg.generation.footprint import bytes_per_text, device_bytes
 from gpt2tg.generation.generator import Generator
 from gpt2tg.options import ServingOptions
 from gpt2tg.serving.errors import ApiError
-from gpt2tg.serving.scheduler import Scheduler, StoppedError
+from gpt2tg.serving.scheduler import FullError, Scheduler, StoppedError, busy_error
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Models:
         self, first: ServedModel, scheduler: Scheduler, options: ServingOptions, others: OtherModels | None = None
     ) -> None:
         self.current = first
-        self._first, self._scheduler, self._options, self._others = first, scheduler, options, others
+        self._first_name, self._first_checkpoint = first.name, first.generator.checkpoint  # its weights may be freed
+        self._scheduler, self._options, self._others = scheduler, options, others
         self._is_switching = False
 
     async def listed(self) -> list[dict[str, Any]]:
@@ -74,10 +75,10 @@ class Models:
 
     def _found(self) -> list[FoundModel]:
         """Return the model that was loaded first, and those of the folder."""
-        checkpoint = self._first.generator.checkpoint
+        checkpoint = self._first_checkpoint
         is_adapter = checkpoint is not None and checkpoint.base is not None
         note = "the model with which the server was started"
-        first = FoundModel(self._first.name, "adapter" if is_adapter else "model", note, checkpoint)
+        first = FoundModel(self._first_name, "adapter" if is_adapter else "model", note, checkpoint)
         folder = None if self._others is None else self._others.folder
         if folder is None or checkpoint is None:
             return [first]
@@ -106,8 +107,8 @@ class Models:
                 way_out = did_you_mean(name, models, "/api/state lists the models")
                 raise ApiError(404, f"there is no model {one_line(name, 100)}: {way_out}", "name", "model_not_found")
             (self.current,) = await asyncio.wrap_future(self._scheduler.call(self._load(models[name])))
-        except StoppedError:
-            raise ApiError(503, "the server shuts down", code="shutting_down") from None
+        except (FullError, StoppedError) as error:
+            raise busy_error(error) from None
         except (UserError, RunError, OSError, MemoryError) as error:
             message = f"{one_line(name, 100)} cannot be loaded, and {self.current.name} stays: {one_line(error, 400)}"
             raise ApiError(409, message, "name", "not_loaded") from None

@@ -13,10 +13,7 @@ from gpt2tg.serving.errors import ApiError
 from gpt2tg.serving.jobs import Finished, Job, Progress
 from gpt2tg.serving.mailbox import Mailbox
 from gpt2tg.serving.metrics import Metrics, Stopwatch
-from gpt2tg.serving.scheduler import FullError, Scheduler, StoppedError
-
-# Seconds after which a client that was refused because the server is busy may try again.
-RETRY_AFTER = "1"
+from gpt2tg.serving.scheduler import FullError, Scheduler, StoppedError, busy_error
 
 # The status of an answer that nobody receives, as some servers log it.
 CLIENT_GONE = 499
@@ -122,9 +119,7 @@ def as_api_error(error: Exception) -> Exception:
     """Return what a client is told about a failure."""
     if isinstance(error, (GoneError, ApiError)):
         return error
-    if isinstance(error, FullError):
-        return ApiError(429, "too many texts wait: try again later", code="busy", headers={"Retry-After": RETRY_AFTER})
-    if isinstance(error, StoppedError):
-        return ApiError(503, "the server shuts down: the request was cut", code="shutting_down")
+    if isinstance(error, (FullError, StoppedError)):
+        return busy_error(error)
     message = str(error) if isinstance(error, RunError) else f"unexpected {type(error).__name__}: {error}"
     return ApiError(500, message, code="failed")

@@ -17,8 +17,12 @@ from gpt2tg.errors import RunError, one_line
 from gpt2tg.generation.generator import Generator
 from gpt2tg.generation.live_batch import LiveBatch, LiveText
 from gpt2tg.io.streams import notice
+from gpt2tg.serving.errors import ApiError
 from gpt2tg.serving.jobs import Finished, Job
 from gpt2tg.serving.metrics import Metrics
+
+# Seconds after which a client that was refused because the server is busy may try again.
+RETRY_AFTER = "1"
 
 
 class FullError(Exception):
@@ -27,6 +31,13 @@ class FullError(Exception):
 
 class StoppedError(Exception):
     """The server shuts down."""
+
+
+def busy_error(error: FullError | StoppedError) -> ApiError:
+    """Return what a client is told whose work was not taken or was cut."""
+    if isinstance(error, StoppedError):
+        return ApiError(503, "the server shuts down: the request was cut", code="shutting_down")
+    return ApiError(429, "too many texts wait: try again later", code="busy", headers={"Retry-After": RETRY_AFTER})
 
 
 class Call:

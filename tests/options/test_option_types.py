@@ -32,6 +32,17 @@ from gpt2tg.options import (
     TrainingOptions,
     TuneOptions,
 )
+from gpt2tg.options.desk import (
+    Choice,
+    ComparisonRequest,
+    Continuation,
+    Edit,
+    ModelSwitch,
+    NewText,
+    NodeChange,
+    TextChange,
+    TextToScore,
+)
 
 # Values that no option of this type accepts, and what the message asks for instead. None is added where it is wrong.
 WRONG: dict[type, tuple[list[Any], str]] = {
@@ -84,7 +95,11 @@ OPTIONAL = {
     },
     EvaluationOptions: {"stride", "text_column"},
     ExportOptions: {"merge", "export", "precision"},
-    ServingOptions: {"api_key"},
+    ServingOptions: {"api_key", "texts_file", "models_folder"},
+    TextChange: {"title", "current"},
+    Edit: {"version"},
+    NodeChange: {"name", "pruned"},
+    ComparisonRequest: {"strategies", "max_new_tokens"},
     CompletionOptions: {"model", "logprobs", "user", "suffix"},
 }
 
@@ -116,7 +131,7 @@ def wrong_values(options: type[Options], field: dataclasses.Field[Any]) -> list[
 
 def test_the_grid_covers_every_option_class() -> None:
     assert {
-        *OPTIONAL, AdapterOptions, DeviceOptions, ModelNameOptions, PrecisionOptions, SessionOptions, TuneOptions
+        *OPTIONAL, NewText, Choice, Continuation, ModelSwitch, TextToScore, AdapterOptions, DeviceOptions, ModelNameOptions, PrecisionOptions, SessionOptions, TuneOptions
     } == set(CLASSES)  # fmt: skip
     assert len(FIELDS) > 100
 

@@ -73,7 +73,7 @@ def test_kill_loses_no_typed_text_and_a_second_of_generated(
         pieces: list[tuple[float, str]] = []
         fields = {"node": grown["current"], "settings": endless}
         with first.sent(f"texts/{text['id']}/continue", fields) as stream:
-            while not pieces or pieces[-1][0] < pieces[0][0] + 1.7:
+            while not pieces or pieces[-1][0] < pieces[0][0] + 1.4:
                 line = stream.readline().decode()
                 event = json.loads(line.removeprefix("data: ")) if line.strip() else {}
                 if event.get("type") == "piece":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ from gpt2tg.checkpoint.checkpoint import Checkpoint
 from gpt2tg.desk.desk import Desk
 from gpt2tg.desk.store import open_store
 from gpt2tg.generation.generator import Generator, load, load_checkpoint
-from gpt2tg.options import decoding_options
+from gpt2tg.options import ServingOptions, decoding_options
 from gpt2tg.serving import browser
+from gpt2tg.serving.app import new_service
 from gpt2tg.serving.desk_paths import Page
 from gpt2tg.serving.desk_thread import DeskThread
 from gpt2tg.serving.models import OtherModels, ServedModel
@@ -39,16 +42,21 @@ def folder(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def client(folder: Path, tmp_path: Path) -> Iterator[Client]:
-    def load_other(checkpoint: Checkpoint) -> ServedModel:
-        return ServedModel(checkpoint.directory.name, load_checkpoint(checkpoint))
+def load_other(checkpoint: Checkpoint) -> ServedModel:
+    return ServedModel(checkpoint.directory.name, load_checkpoint(checkpoint))
 
+
+@pytest.fixture
+def page(folder: Path, tmp_path: Path) -> Iterator[Page]:
     thread = DeskThread(Desk(open_store(tmp_path / "texts.db")))
-    page = Page(thread, OtherModels(folder, load_other))
+    yield Page(thread, OtherModels(folder, load_other))
+    thread.close()
+
+
+@pytest.fixture
+def client(folder: Path, page: Page) -> Iterator[Client]:
     with serving(load(str(folder / "first")), web=True, page=page) as found:
         yield found
-    thread.close()
 
 
 def expected(generator: Generator) -> str:
@@ -76,6 +84,18 @@ def test_texts_keep_their_model_while_another_takes_over(client: Client, folder:
     assert switch(client, "tiny").json()["model"] == "tiny"  # the first one, under its name
     assert client.complete(**LONG).json()["choices"][0]["text"] == expected(load(str(folder / "first")))
     assert len(client.service.scheduler._live) == 1
+
+
+def test_model_that_another_one_follows_is_freed(folder: Path, page: Page) -> None:
+    first = load(str(folder / "first"))
+    service = new_service(ServedModel("tiny", first), ServingOptions(web=True), page)
+    client, gone = Client(service), weakref.ref(first)
+    del first
+    assert client.complete(prompt="The owl", max_tokens=3).status_code == 200
+    assert switch(client, "second").status_code == 200
+    gc.collect()
+    assert gone() is None
+    service.scheduler.stop()
 
 
 def test_model_that_cannot_be_loaded_leaves_the_old_one(client: Client) -> None:
