@@ -475,6 +475,35 @@ def test_a_branch_is_named_hidden_and_brought_back(page: Page) -> None:
     assert "the storm" in page.part("tree").text
 
 
+def test_settings_belong_to_the_text_and_are_used(page: Page) -> None:
+    page.open(OPENING)
+    page.part("show-settings").click()
+    page.all(".presets button")[1].click()
+    until(lambda: page.part("setting-temperature").get_property("value") == "0.5")
+    page.part("setting-max_new_tokens").send_keys(control().CONTROL, "a")
+    page.part("setting-max_new_tokens").send_keys("7", control().TAB)
+    until(lambda: page.tree()["settings"].get("max_new_tokens") == 7)
+    page.reload().press_continue()
+    settings = page.tree()["nodes"][1]["settings"]
+    assert (settings["temperature"], settings["top_p"], settings["max_new_tokens"]) == (0.5, 0.8, 7)
+    page.part("setting-temperature").send_keys(control().CONTROL, "a")
+    page.part("setting-temperature").send_keys("-1", control().TAB)
+    until(lambda: page.part("notice").text.startswith("Daring: 0 or more"))
+    assert page.tree()["settings"]["temperature"] == 0.5
+
+
+def test_a_deleted_text_can_be_taken_back(page: Page) -> None:
+    page.open(OPENING)
+    page.part("show-texts").click()
+    until(lambda: page.all("#text-list [aria-current]"))
+    page.all("#text-list li:has([aria-current]) .close")[0].click()
+    page.all("dialog .primary")[0].click()
+    until(lambda: page.part("notice").text.endswith("×") and "deleted" in page.part("notice").text)
+    assert page.server.ask(f"/api/texts/{page.text}") is None
+    page.all("#notice .link")[0].click()
+    until(lambda: page.words == OPENING)
+
+
 def test_a_saved_tree_opens_again_with_all_branches(page: Page, tmp_path: Path) -> None:
     page.open(OPENING)
     page.press_continue()
