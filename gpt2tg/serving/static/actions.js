@@ -48,13 +48,36 @@ function draw() {
 
 /** Show the list of keys. */
 function showHelp() {
-  openDialog("How it works", close => [
-    make("p", {text: "Write a beginning and press Continue: the model goes on from the last word. Edit anything, anywhere. Nothing is ever overwritten: a retry, another word or a change further up is a new branch, and all branches are kept."}),
-    make("p", {text: "Show: Probabilities shades each word of the model by how unexpected it was. Click one for the words that it could have written instead."}),
-    make("h3", {text: "Keys"}),
-    make("dl", {class: "keys"}, ...SHORTCUTS.flatMap(([keys, action]) => [make("dt", {}, make("kbd", {text: keys})), make("dd", {text: action})])),
-    make("div", {class: "buttons"}, make("button", {type: "button", class: "primary", text: "Close", click: () => close(null)})),
-  ], "wide");
+  openDialog(
+    "How it works",
+    close => [
+      make("p", {
+        text:
+          "Write a beginning and press Continue: the model goes on from the last word. Edit anything, anywhere. " +
+          "Nothing is ever overwritten: a retry, another word or a change further up is a branch, and all are kept.",
+      }),
+      make("p", {
+        text:
+          "To see probabilities, choose them under Show: each word of the model is shaded by how unexpected it was. " +
+          "Click one for the words that it could have written instead.",
+      }),
+      make("h3", {text: "Keys"}),
+      make(
+        "dl",
+        {class: "keys"},
+        ...SHORTCUTS.flatMap(([keys, action]) => [
+          make("dt", {}, make("kbd", {text: keys})),
+          make("dd", {text: action}),
+        ]),
+      ),
+      make(
+        "div",
+        {class: "buttons"},
+        make("button", {type: "button", class: "primary", text: "Close", click: () => close(null)}),
+      ),
+    ],
+    "wide",
+  );
 }
 
 function pressed(event) {
@@ -62,9 +85,11 @@ function pressed(event) {
   const hasCtrl = isMac ? event.metaKey : event.ctrlKey;
   const key = event.key.toLowerCase();
   let action = null;
-  if (hasCtrl && key === "enter") action = event.shiftKey ? () => retry(count()) : () => desk.writing || continueText({count: count()});
+  if (hasCtrl && key === "enter")
+    action = event.shiftKey ? () => retry(count()) : () => desk.writing || continueText({count: count()});
   else if (key === "escape" && !event.isComposing) action = escape;
-  else if (event.target === paper && hasCtrl && !event.altKey && key === "z") action = event.shiftKey ? redoStep : undoStep;
+  else if (event.target === paper && hasCtrl && !event.altKey && key === "z")
+    action = event.shiftKey ? redoStep : undoStep;
   else if (event.target === paper && hasCtrl && !event.altKey && key === "y") action = redoStep;
   if (!action) return;
   event.preventDefault();

@@ -21,7 +21,7 @@ export function closeAlternatives() {
  * Show the alternatives of the token at the caret.
  * @param {boolean} takesFocus whether the focus moves into the list
  */
-export function showAlternatives(takesFocus) {
+function showAlternatives(takesFocus) {
   const piece = tokenAt(paper.selectionStart);
   if (!piece || piece.index === null) {
     closeAlternatives();
@@ -66,9 +66,18 @@ function choice(piece, other, index, goesOn) {
     paper.focus();
     takeAlternative(piece.node, piece.index, index);
   };
-  const button = make("button", {type: "button", disabled: isTaken || isPart, click: take},
-    make("span", {text: other.is_special ? "(the text ends)" : isPart ? "(part of a character)" : visible(other.text, goesOn), dir: "auto"}),
-    make("span", {class: "number", text: isTaken ? `${percent(other.probability)}, in the text` : percent(other.probability)}));
+  const button = make(
+    "button",
+    {type: "button", disabled: isTaken || isPart, click: take},
+    make("span", {
+      text: other.is_special ? "(the text ends)" : isPart ? "(part of a character)" : visible(other.text, goesOn),
+      dir: "auto",
+    }),
+    make("span", {
+      class: "number",
+      text: isTaken ? `${percent(other.probability)}, in the text` : percent(other.probability),
+    }),
+  );
   button.style.setProperty("--share", `${100 * other.probability}%`);
   return button;
 }

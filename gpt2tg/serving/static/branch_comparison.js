@@ -13,11 +13,13 @@ const SHARED = 240;
 /** Return what follows the first `start` units of a branch, as tokens; typed words are tokens without a probability. */
 function tokensAfter(id, start) {
   const text = shownText(desk.nodes, id);
-  return piecesOf(desk.nodes, id, text).filter(piece => piece.start + piece.text.length > start).map(piece => {
-    const part = piece.text.slice(Math.max(0, start - piece.start));
-    const known = piece.token && part === piece.text ? piece.token : {logprob: null, rank: null, alternatives: []};
-    return {...known, text: part};
-  });
+  return piecesOf(desk.nodes, id, text)
+    .filter(piece => piece.start + piece.text.length > start)
+    .map(piece => {
+      const part = piece.text.slice(Math.max(0, start - piece.start));
+      const known = piece.token && part === piece.text ? piece.token : {logprob: null, rank: null, alternatives: []};
+      return {...known, text: part};
+    });
 }
 
 /** Return the number of bits that the model needs for each token, on average: the more, the more surprising. */
@@ -30,19 +32,30 @@ function column(id, label, start, close) {
   const node = desk.nodes.get(id);
   const tokens = tokensAfter(id, start);
   const bits = meanBits(tokens);
-  const numbers = make("p", {class: "hint readout", text:
-    bits === null ? "Typed words" : `Surprise of the model’s words: ${bits.toFixed(1)} bits a token`});
+  const numbers = make("p", {
+    class: "hint readout",
+    text: bits === null ? "Typed words" : `Surprise of the model’s words: ${bits.toFixed(1)} bits a token`,
+  });
   const tell = token => {
     numbers.textContent = token.logprob === null ? "Typed" : readout(token);
   };
-  return make("article", {"aria-label": label},
+  return make(
+    "article",
+    {"aria-label": label},
     make("h3", {text: node.name ?? label, dir: "auto"}),
-    tokens.length ? tokenLine(tokens, tell, `Words of ${label}`) : make("p", {class: "tokens", text: "(It ends here.)"}),
+    tokens.length
+      ? tokenLine(tokens, tell, `Words of ${label}`)
+      : make("p", {class: "tokens", text: "(It ends here.)"}),
     numbers,
-    make("button", {type: "button", text: "Show this one", click: () => {
-      close(null);
-      showNode(id);
-    }}));
+    make("button", {
+      type: "button",
+      text: "Show this one",
+      click: () => {
+        close(null);
+        showNode(id);
+      },
+    }),
+  );
 }
 
 /**
@@ -56,11 +69,23 @@ export async function compareBranches(first, second) {
   let start = commonPrefix(a, b);
   while (start > 0 && /\S/.test(a[start - 1]) && (/\S/.test(a[start] ?? " ") || /\S/.test(b[start] ?? " "))) start -= 1;
   const shared = a.slice(Math.max(0, start - SHARED), start);
-  await openDialog("Two branches", close => [
-    make("p", {class: "tokens shared", dir: "auto", text: `${start > SHARED ? "… " : ""}${shared}` || "They differ from the first word on."}),
-    legend(),
-    make("div", {class: "cards two"},
-      column(first, "On the paper", start, close), column(second, "The other", start, close)),
-    make("div", {class: "buttons"}, make("button", {type: "button", text: "Close", click: () => close(null)})),
-  ], "wide");
+  await openDialog(
+    "Two branches",
+    close => [
+      make("p", {
+        class: "tokens shared",
+        dir: "auto",
+        text: `${start > SHARED ? "… " : ""}${shared}` || "They differ from the first word on.",
+      }),
+      legend(),
+      make(
+        "div",
+        {class: "cards two"},
+        column(first, "On the paper", start, close),
+        column(second, "The other", start, close),
+      ),
+      make("div", {class: "buttons"}, make("button", {type: "button", text: "Close", click: () => close(null)})),
+    ],
+    "wide",
+  );
 }

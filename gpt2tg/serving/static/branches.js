@@ -21,7 +21,10 @@ let comparing = null;
 
 function titleOf(node) {
   if (node.name) return node.name;
-  return firstWords(node.text, 48) || (node.text ? "(only spaces)" : node.parent === null ? "(empty beginning)" : "(cut here)");
+  return (
+    firstWords(node.text, 48) ||
+    (node.text ? "(only spaces)" : node.parent === null ? "(empty beginning)" : "(cut here)")
+  );
 }
 
 /** Return the words that a node stands instead of, if it leaves its parent before the end. */
@@ -36,16 +39,28 @@ function row({node, level, isOnPaper}) {
   const isCurrent = node.id === desk.current;
   const words = countWords(node.text);
   const notes = [
-    WHO[node.kind], `${words} ${words === 1 ? "word" : "words"}`, insteadOf(node),
-    node.finish_reason === "interrupted" ? "stopped" : "", node.pruned ? "hidden" : "",
-  ].filter(Boolean).join(", ");
-  const item = make("li", {
-    role: "treeitem", "aria-level": level, "aria-selected": String(isCurrent), "data-id": node.id, tabindex: isCurrent ? 0 : -1,
-    class: `${node.kind}${isOnPaper ? " on-paper" : ""}${node.pruned ? " pruned" : ""}${node.name ? " named" : ""}`,
-    click: () => choose(node.id),
-  },
+    WHO[node.kind],
+    `${words} ${words === 1 ? "word" : "words"}`,
+    insteadOf(node),
+    node.finish_reason === "interrupted" ? "stopped" : "",
+    node.pruned ? "hidden" : "",
+  ]
+    .filter(Boolean)
+    .join(", ");
+  const item = make(
+    "li",
+    {
+      role: "treeitem",
+      "aria-level": level,
+      "aria-selected": String(isCurrent),
+      "data-id": node.id,
+      tabindex: isCurrent ? 0 : -1,
+      class: `${node.kind}${isOnPaper ? " on-paper" : ""}${node.pruned ? " pruned" : ""}${node.name ? " named" : ""}`,
+      click: () => choose(node.id),
+    },
     make("span", {class: "words", text: titleOf(node), dir: "auto"}),
-    make("span", {class: "hint", text: notes}));
+    make("span", {class: "hint", text: notes}),
+  );
   item.style.setProperty("--level", Math.min(MOST_INDENT, level - 1));
   return item;
 }
@@ -117,7 +132,7 @@ function beginComparing() {
 
 async function change(id, what) {
   const answer = await ask(`${desk.path}/nodes/${encodeURIComponent(id)}`, {method: "PATCH", body: what});
-  desk.merge(answer.nodes);
+  desk.merge(answer.nodes, answer.changed);
   if (answer.current !== undefined && answer.current !== desk.current && desk.isSaved) desk.show(answer.current);
   desk.tell("nodes");
   tellOtherTabs();
@@ -126,7 +141,10 @@ async function change(id, what) {
 async function name() {
   const node = desk.nodes.get(desk.current);
   const given = await askFor({
-    title: "Name this branch", label: "Name", value: node.name ?? "", confirm: "Name it",
+    title: "Name this branch",
+    label: "Name",
+    value: node.name ?? "",
+    confirm: "Name it",
     hint: "Leave it empty to show its first words.",
   });
   if (given !== null) await change(node.id, {name: given.trim()});
@@ -141,14 +159,24 @@ async function prune() {
   const {id, parent} = node;
   await change(id, {pruned: true});
   if (desk.current === id) await showNode(parent);
-  notify("The branch is hidden, not deleted.", {label: "Bring it back", run: () =>
-    change(id, {pruned: false}).then(() => showNode(id)).catch(tellError)});
+  notify("The branch is hidden, not deleted.", {
+    label: "Bring it back",
+    run: () =>
+      change(id, {pruned: false})
+        .then(() => showNode(id))
+        .catch(tellError),
+  });
 }
 
 async function saveAs() {
   const format = await openDialog("Save this branch as a file", close => {
-    const button = (value, title, text) => make("button", {type: "button", class: "choice", click: () => close(value)},
-      make("strong", {text: title}), make("span", {text}));
+    const button = (value, title, text) =>
+      make(
+        "button",
+        {type: "button", class: "choice", click: () => close(value)},
+        make("strong", {text: title}),
+        make("span", {text}),
+      );
     return [
       button("txt", "Plain text", "The words on the paper, for any program."),
       button("session", "Session", "Opens in the terminal with /load, with its settings and seeds."),

@@ -26,15 +26,37 @@ function leave() {
 function card(id, number) {
   const node = desk.nodes.get(id);
   const isWriting = Boolean(desk.writing);
-  const numbers = make("p", {class: "hint readout", text: isWriting ? "The model writes …" : `${countWords(node.text)} words`});
-  const text = isWriting || !node.tokens?.length
-    ? make("p", {class: "tokens", dir: "auto", text: node.text || (isWriting ? "" : "(The model ended the text here.)")})
-    : tokenLine(node.tokens, token => (numbers.textContent = readout(token)), `Words of candidate ${number}`);
-  return make("article", {"aria-label": `Candidate ${number}`},
-    make("div", {class: "card-head"}, make("h3", {text: String(number)}),
-      make("button", {type: "button", class: "primary", text: "Take this one", "aria-label": `Take this one: candidate ${number}`,
-        disabled: isWriting, click: () => take(id)})),
-    text, numbers);
+  const numbers = make("p", {
+    class: "hint readout",
+    text: isWriting ? "The model writes …" : `${countWords(node.text)} words`,
+  });
+  const text =
+    isWriting || !node.tokens?.length
+      ? make("p", {
+          class: "tokens",
+          dir: "auto",
+          text: node.text || (isWriting ? "" : "(The model ended the text here.)"),
+        })
+      : tokenLine(node.tokens, token => (numbers.textContent = readout(token)), `Words of candidate ${number}`);
+  return make(
+    "article",
+    {"aria-label": `Candidate ${number}`},
+    make(
+      "div",
+      {class: "card-head"},
+      make("h3", {text: String(number)}),
+      make("button", {
+        type: "button",
+        class: "primary",
+        text: "Take this one",
+        "aria-label": `Take this one: candidate ${number}`,
+        disabled: isWriting,
+        click: () => take(id),
+      }),
+    ),
+    text,
+    numbers,
+  );
 }
 
 /** Show the candidates, or nothing where there are none. */
@@ -52,19 +74,28 @@ function draw() {
     make("h2", {text: "How shall it go on?", id: "candidates-title"}),
     make("p", {class: "hint", text: `Take one or press its number. The others stay as branches.`}),
     make("div", {class: "cards"}, ...desk.candidates.map((id, index) => card(id, index + 1))),
-    make("div", {class: "buttons"},
-      make("button", {type: "button", text: `Write ${count} others`, disabled: Boolean(desk.writing),
-        click: () => continueText({count, changes: {seed: newSeed()}})}),
-      make("button", {type: "button", text: "Take none", disabled: Boolean(desk.writing), click: leave})));
+    make(
+      "div",
+      {class: "buttons"},
+      make("button", {
+        type: "button",
+        text: `Write ${count} others`,
+        disabled: Boolean(desk.writing),
+        click: () => continueText({count, changes: {seed: newSeed()}}),
+      }),
+      make("button", {type: "button", text: "Take none", disabled: Boolean(desk.writing), click: leave}),
+    ),
+  );
 }
 
 /** Show candidates while they grow, and choose with the number keys. */
 export function setUpCandidates() {
   const grow = onceAFrame(() => {
     const texts = section.querySelectorAll(".tokens");
-    if (desk.writing) desk.candidates.forEach((id, index) => {
-      if (texts[index]) texts[index].textContent = desk.nodes.get(id).text;
-    });
+    if (desk.writing)
+      desk.candidates.forEach((id, index) => {
+        if (texts[index]) texts[index].textContent = desk.nodes.get(id).text;
+      });
   });
   desk.on("growing", grow);
   desk.on("text nodes paper", draw);

@@ -20,24 +20,64 @@ function drawStrategies() {
 }
 
 function table({columns, rows}) {
-  return make("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": "Metrics"},
-    make("table", {},
-      make("thead", {}, make("tr", {}, make("th", {scope: "col", text: "Strategy"}),
-        ...columns.map(column => make("th", {scope: "col", title: column.meaning, text: column.heading})))),
-      make("tbody", {}, ...rows.map(row => make("tr", {}, make("th", {scope: "row", text: row.name}),
-        ...columns.map(column => make("td", {text: row.shown[column.name] ?? "–"})))))));
+  return make(
+    "div",
+    {class: "scroll", tabindex: 0, role: "region", "aria-label": "Metrics"},
+    make(
+      "table",
+      {},
+      make(
+        "thead",
+        {},
+        make(
+          "tr",
+          {},
+          make("th", {scope: "col", text: "Strategy"}),
+          ...columns.map(column => make("th", {scope: "col", title: column.meaning, text: column.heading})),
+        ),
+      ),
+      make(
+        "tbody",
+        {},
+        ...rows.map(row =>
+          make(
+            "tr",
+            {},
+            make("th", {scope: "row", text: row.name}),
+            ...columns.map(column => make("td", {text: row.shown[column.name] ?? "–"})),
+          ),
+        ),
+      ),
+    ),
+  );
 }
 
-const meanings = columns => make("details", {}, make("summary", {text: "What the metrics mean"}),
-  make("dl", {}, ...columns.flatMap(column => [make("dt", {text: column.heading}), make("dd", {text: column.meaning})])));
+const meanings = columns =>
+  make(
+    "details",
+    {},
+    make("summary", {text: "What the metrics mean"}),
+    make(
+      "dl",
+      {},
+      ...columns.flatMap(column => [make("dt", {text: column.heading}), make("dd", {text: column.meaning})]),
+    ),
+  );
 
 function show(event) {
   byId("compare-result").replaceChildren(
-    make("h2", {text: "Metrics"}), table(event.table), meanings(event.table.columns),
+    make("h2", {text: "Metrics"}),
+    table(event.table),
+    meanings(event.table.columns),
     make("h2", {text: "Report"}),
-    make("p", {}, make("a", {href: event.report, target: "_blank", rel: "noopener", text: "Open the report in a tab of its own"}),
-      " to save or print it."),
-    make("iframe", {src: event.report, title: "Report of the comparison", sandbox: "allow-scripts"}));
+    make(
+      "p",
+      {},
+      make("a", {href: event.report, target: "_blank", rel: "noopener", text: "Open the report in a tab of its own"}),
+      " to save or print it.",
+    ),
+    make("iframe", {src: event.report, title: "Report of the comparison", sandbox: "allow-scripts"}),
+  );
   say("The comparison is ready.");
 }
 
@@ -55,14 +95,20 @@ async function run() {
   button.textContent = "Stop";
   const {max_new_tokens: _, num_sequences: __, ...settings} = desk.settings;
   const body = {
-    prompt, strategies: strategies.join(), settings, num_sequences: Number(byId("compare-texts").value), max_new_tokens: Number(byId("compare-length").value),
+    prompt,
+    strategies: strategies.join(),
+    settings,
+    num_sequences: Number(byId("compare-texts").value),
+    max_new_tokens: Number(byId("compare-length").value),
   };
   try {
     for await (const event of stream("/api/compare", body, controller.signal)) {
       if (event.type === "progress") {
         bar.max = event.total;
         bar.value = event.done;
-        state.textContent = event.name ? `${event.name} (${event.done} of ${event.total})` : `${event.done} of ${event.total}`;
+        state.textContent = event.name
+          ? `${event.name} (${event.done} of ${event.total})`
+          : `${event.done} of ${event.total}`;
       } else if (event.type === "end") show(event);
       else if (event.type === "error") throw new Error(event.error.message);
     }
@@ -79,7 +125,11 @@ async function run() {
 
 /** Begin with the end of the text that is open. */
 export function openComparing() {
-  if (!byId("compare-prompt").value.trim()) byId("compare-prompt").value = desk.value.trim().slice(-400).replace(/^\S*\s/, match => (desk.value.length > 400 ? "" : match));
+  if (!byId("compare-prompt").value.trim())
+    byId("compare-prompt").value = desk.value
+      .trim()
+      .slice(-400)
+      .replace(/^\S*\s/, match => (desk.value.length > 400 ? "" : match));
 }
 
 /** Make the page "Compare" work. */

@@ -65,8 +65,13 @@ class Desk extends EventTarget {
     this.show(text.current);
   }
 
-  /** Take over nodes that are new or changed. Tokens that were left out stay. @param {import("./tree.js").TextNode[]} nodes */
-  merge(nodes) {
+  /**
+   * Take over nodes that are new or changed. Tokens that were left out stay.
+   * @param {import("./tree.js").TextNode[]} nodes
+   * @param {number} changed when the text was changed, as the server says
+   */
+  merge(nodes, changed = this.text.changed) {
+    this.text.changed = changed;
     for (const node of nodes) {
       const known = this.nodes.get(node.id);
       const tokens = node.tokens ?? (known?.text === node.text ? known.tokens : null);
@@ -76,7 +81,9 @@ class Desk extends EventTarget {
 
   /** Ask the server for the tokens on the way to a node that have not been needed yet. */
   async loadTokens(id) {
-    const missing = pathTo(this.nodes, id).map(part => part.node).filter(node => node.has_tokens && !node.tokens);
+    const missing = pathTo(this.nodes, id)
+      .map(part => part.node)
+      .filter(node => node.has_tokens && !node.tokens);
     this.merge(await Promise.all(missing.map(node => ask(`${this.path}/nodes/${encodeURIComponent(node.id)}`))));
   }
 
@@ -90,9 +97,8 @@ class Desk extends EventTarget {
   async keepCurrent() {
     const text = this.text;
     const {changed, nodes} = await ask(this.path, {method: "PATCH", body: {current: this.current}});
-    text.changed = changed;
     if (this.text !== text) return;
-    this.merge(nodes);
+    this.merge(nodes, changed);
     this.tell("nodes");
   }
 }

@@ -42,13 +42,19 @@ export function askFor({title, label, value = "", confirm, type = "text", hint =
       close(input.value);
     };
     return [
-      make("form", {submit},
+      make(
+        "form",
+        {submit},
         make("label", {for: "dialog-answer", text: label}),
         input,
         hint ? make("p", {class: "hint", text: hint}) : null,
-        make("div", {class: "buttons"},
+        make(
+          "div",
+          {class: "buttons"},
           make("button", {type: "button", text: "Cancel", click: () => close(null)}),
-          make("button", {type: "submit", class: "primary", text: confirm}))),
+          make("button", {type: "submit", class: "primary", text: confirm}),
+        ),
+      ),
     ];
   });
 }
@@ -61,9 +67,12 @@ export function askFor({title, label, value = "", confirm, type = "text", hint =
 export async function confirmThat({title, text, confirm}) {
   const answer = await openDialog(title, close => [
     make("p", {text, dir: "auto"}),
-    make("div", {class: "buttons"},
+    make(
+      "div",
+      {class: "buttons"},
       make("button", {type: "button", text: "Cancel", click: () => close(false)}),
-      make("button", {type: "button", class: "primary", text: confirm, click: () => close(true)})),
+      make("button", {type: "button", class: "primary", text: confirm, click: () => close(true)}),
+    ),
   ]);
   return answer === true;
 }

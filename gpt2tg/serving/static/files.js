@@ -11,7 +11,11 @@ const ENDINGS = {txt: "txt", session: "session.jsonl", json: "tree.json"};
 export async function exportText(format) {
   await flush();
   const query = new URLSearchParams({node: desk.current, format});
-  const name = (desk.text.title || "text").replace(/[\\/:*?"<>|\p{Cc}]+/gu, " ").trim().slice(0, 80) || "text";
+  const name =
+    (desk.text.title || "text")
+      .replace(/[\\/:*?"<>|\p{Cc}]+/gu, " ")
+      .trim()
+      .slice(0, 80) || "text";
   saveFile(await download(`${desk.path}/export?${query}`), `${name}.${ENDINGS[format]}`);
 }
 

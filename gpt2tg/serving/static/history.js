@@ -25,8 +25,12 @@ export function startHistory() {
 export function record(kind, caret = desk.value.length) {
   const step = {node: desk.current, value: desk.value, caret};
   const time = performance.now();
-  const goesOn = kind === last.kind && kind.startsWith("typing") && time - last.time < PAUSE && now === steps.length - 1
-    && !/\s/.test(step.value.charAt(caret - 1));
+  const goesOn =
+    kind === last.kind &&
+    kind.startsWith("typing") &&
+    time - last.time < PAUSE &&
+    now === steps.length - 1 &&
+    !/\s/.test(step.value.charAt(caret - 1));
   if (steps[now]?.value === step.value) steps[now] = step;
   else {
     if (!goesOn) now += 1;

@@ -36,10 +36,15 @@ function route() {
 }
 
 async function start() {
-  setKeyDialog(wasWrong => askFor({
-    title: wasWrong ? "This is not the key of the server" : "This server wants a key", label: "Key", confirm: "Open", type: "password",
-    hint: "Whoever started the server knows it. It is kept until you close this tab.",
-  }));
+  setKeyDialog(wasWrong =>
+    askFor({
+      title: wasWrong ? "This is not the key of the server" : "This server wants a key",
+      label: "Key",
+      confirm: "Open",
+      type: "password",
+      hint: "Whoever started the server knows it. It is kept until you close this tab.",
+    }),
+  );
   for (;;) {
     try {
       desk.server = await ask("/api/state");
@@ -50,7 +55,17 @@ async function start() {
       await new Promise(resolve => setTimeout(resolve, START_AGAIN));
     }
   }
-  const parts = [setUpPaper, setUpActions, setUpAlternatives, setUpCandidates, setUpBranches, setUpSettings, setUpTexts, setUpReading, setUpComparing];
+  const parts = [
+    setUpPaper,
+    setUpActions,
+    setUpAlternatives,
+    setUpCandidates,
+    setUpBranches,
+    setUpSettings,
+    setUpTexts,
+    setUpReading,
+    setUpComparing,
+  ];
   for (const setUp of parts) setUp();
   setUpSaving(() => reloadText().catch(tellError));
   try {

@@ -30,11 +30,13 @@ export function notify(text, action = null, stays = false) {
     close();
     action.run();
   };
-  box.replaceChildren(...[
-    make("span", {text, dir: "auto"}),
-    action && make("button", {type: "button", class: "link", text: action.label, click: act}),
-    make("button", {type: "button", class: "close", "aria-label": "Close this notice", text: "×", click: close}),
-  ].filter(Boolean));
+  box.replaceChildren(
+    ...[
+      make("span", {text, dir: "auto"}),
+      action && make("button", {type: "button", class: "link", text: action.label, click: act}),
+      make("button", {type: "button", class: "close", "aria-label": "Close this notice", text: "×", click: close}),
+    ].filter(Boolean),
+  );
   clearTimeout(timer);
   const wait = () => {
     timer = setTimeout(() => (box.matches(":hover, :focus-within") ? wait() : close()), SHOWN_FOR);

@@ -10,7 +10,7 @@ const wide = window.matchMedia("(min-width: 1000px)");
 const buttonOf = name => byId(`show-${name}`);
 
 /** @param {string} name @param {boolean} isOpen */
-export function setPanel(name, isOpen) {
+function setPanel(name, isOpen) {
   const names = wide.matches ? SIDES[name] : Object.keys(SIDES);
   for (const other of names) {
     byId(other).hidden = other !== name || !isOpen;
@@ -49,7 +49,9 @@ function fitScreen() {
   if (wide.matches) {
     try {
       open = JSON.parse(localStorage.getItem("gpt2tg.panels") ?? '["branches"]');
-    } catch { /* then none is open */ }
+    } catch {
+      /* then none is open */
+    }
   }
   for (const name of Object.keys(SIDES)) {
     byId(name).hidden = !open.includes(name);
@@ -66,7 +68,9 @@ export function setUpPanels() {
       setPanel(name, byId(name).hidden);
       if (!byId(name).hidden && !wide.matches) byId(name).querySelector(".close").focus();
     });
-    byId(name).querySelector(".close").addEventListener("click", () => close(name));
+    byId(name)
+      .querySelector(".close")
+      .addEventListener("click", () => close(name));
   }
   byId("texts").addEventListener("picked", () => {
     if (!wide.matches) close("texts");

@@ -49,8 +49,12 @@ function drawCopy() {
   pieces = next;
 }
 
-const isSame = (a, b) => a.text === b.text && a.node === b.node && a.index === b.index && a.kind === b.kind
-  && a.token?.logprob === b.token?.logprob;
+const isSame = (a, b) =>
+  a.text === b.text &&
+  a.node === b.node &&
+  a.index === b.index &&
+  a.kind === b.kind &&
+  a.token?.logprob === b.token?.logprob;
 
 /**
  * Return the piece at an offset of the text, if the probabilities of its token are known. Between two tokens it is the
@@ -74,12 +78,17 @@ export function placeOf(piece) {
 
 /** Mark the piece whose alternatives are shown. */
 export function markPiece(piece) {
-  spans.forEach((span, number) => span.classList.toggle("open", piece !== null && pieces[number].start === piece.start));
+  spans.forEach((span, number) =>
+    span.classList.toggle("open", piece !== null && pieces[number].start === piece.start),
+  );
 }
 
 /** Return the piece under the pointer. */
 function pieceUnder(event) {
-  const span = document.elementsFromPoint(event.clientX, event.clientY).map(found => found.closest("#copy > span")).find(Boolean);
+  const span = document
+    .elementsFromPoint(event.clientX, event.clientY)
+    .map(found => found.closest("#copy > span"))
+    .find(Boolean);
   const piece = pieces[spans.indexOf(span)];
   return piece?.token ? piece : null;
 }

@@ -31,22 +31,38 @@ function wordsOf(tokens) {
 }
 
 /** Return the words that the model expected least. */
-const surprises = tokens => wordsOf(tokens).sort((a, b) => a.logprob - b.logprob).slice(0, MOST_SURPRISING);
+const surprises = tokens =>
+  wordsOf(tokens)
+    .sort((a, b) => a.logprob - b.logprob)
+    .slice(0, MOST_SURPRISING);
 
 function details(token) {
   const box = byId("read-detail");
   if (token === null || token.logprob === null) {
-    box.replaceChildren(make("p", {class: "hint", text: "The model has no opinion of this word, because nothing is before it."}));
+    box.replaceChildren(
+      make("p", {class: "hint", text: "The model has no opinion of this word, because nothing is before it."}),
+    );
     return;
   }
-  const list = make("ul", {class: "bars"}, ...token.alternatives.map(other => {
-    const item = make("li", {}, make("span", {text: visible(other.text), dir: "auto"}), make("span", {class: "number", text: percent(other.probability)}));
-    item.style.setProperty("--share", `${100 * other.probability}%`);
-    return item;
-  }));
+  const list = make(
+    "ul",
+    {class: "bars"},
+    ...token.alternatives.map(other => {
+      const item = make(
+        "li",
+        {},
+        make("span", {text: visible(other.text), dir: "auto"}),
+        make("span", {class: "number", text: percent(other.probability)}),
+      );
+      item.style.setProperty("--share", `${100 * other.probability}%`);
+      return item;
+    }),
+  );
   box.replaceChildren(
     make("p", {class: "readout", text: readout(token), dir: "auto"}),
-    make("p", {class: "hint", text: "What the model expected here:"}), list);
+    make("p", {class: "hint", text: "What the model expected here:"}),
+    list,
+  );
 }
 
 /** Return a sentence that explains the perplexity. */
@@ -54,7 +70,8 @@ function explanation({perplexity, bits_per_byte: bits, words}) {
   if (perplexity === null) return ["The text is too short to say how expected it is.", ""];
   const choices = perplexity < 10 ? perplexity.toFixed(1) : Math.round(perplexity).toLocaleString("en");
   return [
-    `Perplexity ${choices}: on average, the model was as unsure of each token as if it had to guess among ${choices} equally likely ones.`,
+    `Perplexity ${choices}: on average, the model was as unsure of each token ` +
+      `as if it had to guess among ${choices} equally likely ones.`,
     ` Lower means more expected. ${words} words, ${bits.toFixed(2)} bits per byte.`,
   ];
 }
@@ -64,18 +81,45 @@ function result(answer) {
   const [sentence, rest] = explanation(answer);
   const found = surprises(tokens);
   const line = tokenLine(tokens, details, "The text, each word shaded by how unexpected it is");
-  const item = word => make("li", {},
-    make("button", {type: "button", class: "link", click: () => line.children[word.index].focus()}, make("strong", {text: word.text.trim(), dir: "auto"})),
-    make("span", {class: "hint", text: ` ${percent(probabilityOf(word.logprob))}${word.count === 1 ? `, ${choiceOf(tokens[word.index])}` : ""}`}));
+  const item = word =>
+    make(
+      "li",
+      {},
+      make(
+        "button",
+        {type: "button", class: "link", click: () => line.children[word.index].focus()},
+        make("strong", {text: word.text.trim(), dir: "auto"}),
+      ),
+      make("span", {
+        class: "hint",
+        text: ` ${percent(probabilityOf(word.logprob))}${word.count === 1 ? `, ${choiceOf(tokens[word.index])}` : ""}`,
+      }),
+    );
   byId("read-result").replaceChildren(
     make("p", {}, make("strong", {text: sentence}), rest),
-    make("div", {class: "legend-line"}, legend(), make("span", {class: "hint", text: "Point at a word, or move through the text with the arrow keys."})),
-    make("div", {class: "split"},
+    make(
+      "div",
+      {class: "legend-line"},
+      legend(),
+      make("span", {class: "hint", text: "Point at a word, or move through the text with the arrow keys."}),
+    ),
+    make(
+      "div",
+      {class: "split"},
       make("div", {}, line),
-      make("aside", {"aria-label": "Details"},
-        make("div", {id: "read-detail", class: "card"}, make("p", {class: "hint", text: "The word that you point at is explained here."})),
+      make(
+        "aside",
+        {"aria-label": "Details"},
+        make(
+          "div",
+          {id: "read-detail", class: "card"},
+          make("p", {class: "hint", text: "The word that you point at is explained here."}),
+        ),
         make("h2", {text: "Least expected"}),
-        make("ol", {class: "surprises"}, ...found.map(item)))));
+        make("ol", {class: "surprises"}, ...found.map(item)),
+      ),
+    ),
+  );
   byId("read-result").scrollIntoView({block: "nearest"});
   say(sentence);
 }

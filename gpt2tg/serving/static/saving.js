@@ -27,9 +27,16 @@ const draftKey = (text, tab = TAB) => `gpt2tg.draft.${text}.${tab}`;
 /** Keep what was typed in this browser, and send it after a pause. */
 export function noteTyping() {
   try {
-    const draft = {node: desk.current, version: desk.nodes.get(desk.current)?.version, value: desk.value, time: Date.now()};
+    const draft = {
+      node: desk.current,
+      version: desk.nodes.get(desk.current)?.version,
+      value: desk.value,
+      time: Date.now(),
+    };
     localStorage.setItem(draftKey(desk.text.id), JSON.stringify(draft));
-  } catch { /* the browser's store is full or forbidden: the server has the text in a moment */ }
+  } catch {
+    /* the browser's store is full or forbidden: the server has the text in a moment */
+  }
   showState();
   soon();
 }
@@ -37,7 +44,9 @@ export function noteTyping() {
 const soon = afterPause(() => flush().catch(() => {}), PAUSE);
 
 const editBody = () => ({
-  node: desk.current, version: desk.nodes.get(desk.current).version, text: desk.value,
+  node: desk.current,
+  version: desk.nodes.get(desk.current).version,
+  text: desk.value,
 });
 
 /**
@@ -65,7 +74,7 @@ async function save() {
     }
     comeBack();
     if (desk.text !== text) return;
-    desk.merge(answer.nodes);
+    desk.merge(answer.nodes, answer.changed);
     if (desk.current === base) desk.current = answer.current;
     if (desk.value === sent) forgetDraft();
     if (answer.is_branched) await tellBranched();
@@ -87,7 +96,11 @@ function goAway(error) {
     return;
   }
   if (!isAway) {
-    notify("The server does not answer. What you write is kept in this browser and sent when the server is back.", null, true);
+    notify(
+      "The server does not answer. What you write is kept in this browser and sent when the server is back.",
+      null,
+      true,
+    );
   }
   isAway = true;
   showState();
@@ -161,8 +174,11 @@ export function setUpSaving(reload) {
   window.addEventListener("online", () => flush().catch(() => {}));
   others.addEventListener("message", ({data}) => {
     if (!desk.text || data.text !== desk.text.id || data.tab === TAB) return;
-    notify("This text was changed in another tab. What you write here becomes a branch of its own.",
-      {label: "Show the newest words", run: reload}, true);
+    notify(
+      "This text was changed in another tab. What you write here becomes a branch of its own.",
+      {label: "Show the newest words", run: reload},
+      true,
+    );
     say("This text was changed in another tab.");
   });
   document.addEventListener("visibilitychange", async () => {
@@ -172,6 +188,8 @@ export function setUpSaving(reload) {
       const texts = await ask("/api/texts");
       const newest = texts.find(other => other.id === text.id);
       if (desk.text === text && desk.isSaved && newest && newest.changed !== text.changed) reload();
-    } catch { /* it is noticed at the next change */ }
+    } catch {
+      /* it is noticed at the next change */
+    }
   });
 }

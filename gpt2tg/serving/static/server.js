@@ -105,7 +105,10 @@ export async function* stream(path, body, signal) {
       const blocks = (rest + part.value).split(/\r?\n\r?\n/);
       rest = blocks.pop();
       for (const block of blocks) {
-        const data = block.split(/\r?\n/).filter(line => line.startsWith("data:")).map(line => line.slice(5).trim());
+        const data = block
+          .split(/\r?\n/)
+          .filter(line => line.startsWith("data:"))
+          .map(line => line.slice(5).trim());
         if (data.length && data[0] !== "[DONE]") yield JSON.parse(data.join("\n"));
       }
     }

@@ -22,8 +22,8 @@ function parsed(setting, input) {
 }
 
 /** Return whether a number is between the limits of its setting. */
-const isWithin = (setting, number) => typeof number !== "number"
-  || ((setting.minimum ?? -Infinity) <= number && number <= (setting.maximum ?? Infinity));
+const isWithin = (setting, number) =>
+  typeof number !== "number" || ((setting.minimum ?? -Infinity) <= number && number <= (setting.maximum ?? Infinity));
 
 const range = setting => {
   const isBounded = setting.minimum != null && setting.maximum != null && setting.maximum < NO_LIMIT;
@@ -57,11 +57,25 @@ function inputOf(setting, id) {
   }
   if (setting.type !== "integer" && setting.type !== "number") return [make("input", {...common, dir: "auto", change})];
   const limits = {min: setting.minimum, max: setting.maximum, step: setting.type === "integer" ? 1 : "any"};
-  const number = make("input", {...common, type: "number", ...limits, placeholder: setting.shown_default ? "auto" : "", change});
+  const number = make("input", {
+    ...common,
+    type: "number",
+    ...limits,
+    placeholder: setting.shown_default ? "auto" : "",
+    change,
+  });
   if (valueOf(setting.name) === null || !(setting.name in SLIDERS)) return [number];
   const [min, max] = SLIDERS[setting.name];
-  const slider = make("input", {id: `${id}-slider`, type: "range", min, max, step: 0.05, "aria-label": setting.label,
-    input: event => (number.value = event.target.value), change});
+  const slider = make("input", {
+    id: `${id}-slider`,
+    type: "range",
+    min,
+    max,
+    step: 0.05,
+    "aria-label": setting.label,
+    input: event => (number.value = event.target.value),
+    change,
+  });
   return [slider, number];
 }
 
@@ -73,7 +87,7 @@ function refresh(box, setting) {
   box.querySelector("button").hidden = !isChanged;
   for (const input of box.querySelectorAll("input, select, textarea")) {
     if (input.type === "checkbox") input.checked = Boolean(value);
-    else input.value = Array.isArray(value) ? value.join("\n") : value ?? "";
+    else input.value = Array.isArray(value) ? value.join("\n") : (value ?? "");
   }
 }
 
@@ -85,18 +99,32 @@ function refresh(box, setting) {
 export function settingField(setting) {
   const id = `setting-${setting.name}`;
   const help = [asSentence(setting.help)];
-  if (setting.shown_default && defaultOf(setting.name) === null) help.push(`Without a value: ${setting.shown_default}.`);
+  if (setting.shown_default && defaultOf(setting.name) === null)
+    help.push(`Without a value: ${setting.shown_default}.`);
   if (!isUsed(setting)) help.push("Not used by this strategy.");
   const reset = () => {
     setValues({[setting.name]: null});
     refresh(box, setting);
     box.querySelector("input, select, textarea").focus();
   };
-  const box = make("div", {class: `setting ${setting.type}`, changed: () => refresh(box, setting)},
+  const box = make(
+    "div",
+    {class: `setting ${setting.type}`, changed: () => refresh(box, setting)},
     make("label", {for: id}, make("span", {text: setting.label}), " ", make("code", {text: setting.name})),
-    make("div", {class: "inputs"}, ...inputOf(setting, id),
-      make("button", {type: "button", class: "link", text: "default", "aria-label": `${setting.label}: back to the default`, click: reset})),
-    make("p", {class: "hint", id: `${id}-help`, text: help.join(" ")}));
+    make(
+      "div",
+      {class: "inputs"},
+      ...inputOf(setting, id),
+      make("button", {
+        type: "button",
+        class: "link",
+        text: "default",
+        "aria-label": `${setting.label}: back to the default`,
+        click: reset,
+      }),
+    ),
+    make("p", {class: "hint", id: `${id}-help`, text: help.join(" ")}),
+  );
   refresh(box, setting);
   return box;
 }

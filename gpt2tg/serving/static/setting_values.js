@@ -17,12 +17,13 @@ export const defaultOf = name => desk.server.defaults[name] ?? settingOf(name)?.
 export const valueOf = name => desk.settings[name] ?? defaultOf(name);
 
 /** Return whether the strategy uses a setting. Those that no strategy has for itself matter always. */
-export const isUsed = setting => strategyOf().uses.includes(setting.name)
-  || !desk.server.strategies.some(strategy => strategy.uses.includes(setting.name));
+export const isUsed = setting =>
+  strategyOf().uses.includes(setting.name) ||
+  !desk.server.strategies.some(strategy => strategy.uses.includes(setting.name));
 
 /** Return the settings of the text that its strategy uses. */
-export const usedSettings = () => Object.fromEntries(
-  Object.entries(desk.settings).filter(([name]) => name === STRATEGY || isUsed({name})));
+export const usedSettings = () =>
+  Object.fromEntries(Object.entries(desk.settings).filter(([name]) => name === STRATEGY || isUsed({name})));
 
 export const asSentence = text => `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
 

@@ -38,7 +38,7 @@ export function shaded(text, shade) {
 export function choiceOf({rank, alternatives}) {
   if (rank === null) return `none of the model’s first ${alternatives.length} choices`;
   const tens = rank % 100 >= 11 && rank % 100 <= 13;
-  const ending = tens ? "th" : ["th", "st", "nd", "rd"][rank % 10] ?? "th";
+  const ending = tens ? "th" : (["th", "st", "nd", "rd"][rank % 10] ?? "th");
   return `the model’s ${rank === 1 ? "first" : `${rank.toLocaleString("en")}${ending}`} choice`;
 }
 
@@ -71,7 +71,13 @@ export function tokenLine(tokens, tell, label) {
   const line = make("p", {class: "tokens shaded", dir: "auto", role: "group", "aria-label": label});
   tokens.forEach((token, index) => {
     const shade = token.logprob === null ? "" : shadeOf(token.logprob);
-    line.append(make("span", {"data-index": index, tabindex: index === 0 ? 0 : -1}, ...shaded(index === 0 ? token.text.replace(/^ /, "") : token.text, shade)));
+    line.append(
+      make(
+        "span",
+        {"data-index": index, tabindex: index === 0 ? 0 : -1},
+        ...shaded(index === 0 ? token.text.replace(/^ /, "") : token.text, shade),
+      ),
+    );
   });
   const indexOf = target => {
     const span = target.closest("[data-index]");

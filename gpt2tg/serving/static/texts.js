@@ -30,16 +30,28 @@ const nameOf = text => text.title || firstWords(text.opening ?? "", 40) || "Unti
 
 function row(text) {
   const isOpen = text.id === desk.text?.id;
-  return make("li", {},
-    make("button", {type: "button", class: "open", "aria-current": isOpen ? "true" : null, click: () => pick(text.id)},
+  return make(
+    "li",
+    {},
+    make(
+      "button",
+      {type: "button", class: "open", "aria-current": isOpen ? "true" : null, click: () => pick(text.id)},
       make("span", {class: "words", text: nameOf(text), dir: "auto"}),
-      make("span", {class: "hint", text: `${text.words} words, ${ago(text.changed)}`})),
-    make("button", {type: "button", class: "close", "aria-label": `Delete ${nameOf(text)}`, title: "Delete", text: "×",
-      click: () => remove(text).catch(tellError)}));
+      make("span", {class: "hint", text: `${text.words} words, ${ago(text.changed)}`}),
+    ),
+    make("button", {
+      type: "button",
+      class: "close",
+      "aria-label": `Delete ${nameOf(text)}`,
+      title: "Delete",
+      text: "×",
+      click: () => remove(text).catch(tellError),
+    }),
+  );
 }
 
 /** Ask the server for the list and draw it. */
-export async function refreshTexts() {
+async function refreshTexts() {
   const texts = await ask("/api/texts");
   list.replaceChildren(...texts.map(row));
   return texts;
@@ -74,7 +86,7 @@ function take(text) {
 }
 
 /** Open a text. @param {any} id */
-export async function openText(id) {
+async function openText(id) {
   const [text] = await Promise.all([ask(`/api/texts/${encodeURIComponent(id)}`), putAway()]);
   take(text);
   await refreshTexts();
@@ -89,17 +101,17 @@ export async function reloadText() {
     take(text);
     return;
   }
-  desk.merge(text.nodes);
-  desk.text.changed = text.changed;
+  desk.merge(text.nodes, text.changed);
   desk.tell("nodes");
 }
 
 /** Begin a new text, with the settings of the one that was open. */
-export async function newText() {
+async function newText() {
   await putAway();
   const settings = desk.settings;
   let text = await ask("/api/texts", {method: "POST", body: {}});
-  if (Object.keys(settings).length) text = await ask(`/api/texts/${encodeURIComponent(text.id)}`, {method: "PATCH", body: {settings}});
+  if (Object.keys(settings).length)
+    text = await ask(`/api/texts/${encodeURIComponent(text.id)}`, {method: "PATCH", body: {settings}});
   take(text);
   await refreshTexts();
   paper.focus();
@@ -115,7 +127,8 @@ export async function openLastText() {
 
 async function remove(text) {
   const sure = await confirmThat({
-    title: "Delete this text?", text: `“${nameOf(text)}” with all its branches. You can take it back right afterwards.`,
+    title: "Delete this text?",
+    text: `“${nameOf(text)}” with all its branches. You can take it back right afterwards.`,
     confirm: "Delete",
   });
   if (!sure) return;
@@ -144,7 +157,7 @@ async function rename() {
 }
 
 /** Make texts of files and open the last one. @param {Iterable<File>} files */
-export async function importFiles(files) {
+async function importFiles(files) {
   for (const file of files) {
     await putAway();
     const text = await importFile(file);
@@ -178,7 +191,11 @@ const refreshSoon = afterPause(() => {
 
 /** Make the list, the title and the import work. */
 export function setUpTexts() {
-  byId("new-text").addEventListener("click", () => newText().then(() => byId("texts").dispatchEvent(new Event("picked"))).catch(tellError));
+  byId("new-text").addEventListener("click", () =>
+    newText()
+      .then(() => byId("texts").dispatchEvent(new Event("picked")))
+      .catch(tellError),
+  );
   const save = () => rename().catch(tellError);
   byId("title").addEventListener("input", afterPause(save, 800));
   byId("title").addEventListener("change", save);

@@ -15,11 +15,7 @@
 const SURROGATES = /[\ud800-\udfff]/;
 
 /** Return the first `count` characters of a text. */
-export const cut = (text, count) =>
-  SURROGATES.test(text) ? [...text].slice(0, count).join("") : text.slice(0, count);
-
-/** Return the number of characters of a text. */
-export const lengthOf = text => (SURROGATES.test(text) ? [...text].length : text.length);
+export const cut = (text, count) => (SURROGATES.test(text) ? [...text].slice(0, count).join("") : text.slice(0, count));
 
 /**
  * Return the nodes from the root to `id`, each with the part of its text that is shown.
@@ -37,7 +33,10 @@ export function pathTo(nodes, id) {
 }
 
 /** Return the text that a node shows. @param {Nodes} nodes @returns {string} */
-export const shownText = (nodes, id) => pathTo(nodes, id).map(part => part.text).join("");
+export const shownText = (nodes, id) =>
+  pathTo(nodes, id)
+    .map(part => part.text)
+    .join("");
 
 /** Return how many UTF-16 units two texts have in common at their beginning; never half a character. */
 export function commonPrefix(a, b) {
@@ -63,14 +62,23 @@ export function piecesOf(nodes, current, value) {
     const room = kept - start;
     const part = text.slice(0, Math.max(0, room));
     const whole = part.length === text.length;
-    if (part) pieces.push({text: part, start, kind: node.kind, node: node.id, index: whole ? index : null, token: whole ? token : null});
+    if (part)
+      pieces.push({
+        text: part,
+        start,
+        kind: node.kind,
+        node: node.id,
+        index: whole ? index : null,
+        token: whole ? token : null,
+      });
     start += text.length;
   };
   for (const {node, text} of pathTo(nodes, current)) {
     const end = start + text.length;
     for (const [index, token] of (node.tokens ?? []).entries()) {
       if (start >= end) break;
-      if (token.text) add(token.text.slice(0, end - start), node, token.text.length <= end - start ? index : null, token);
+      if (token.text)
+        add(token.text.slice(0, end - start), node, token.text.length <= end - start ? index : null, token);
     }
     if (start < end) add(text.slice(text.length - (end - start)), node, null, null);
   }
@@ -81,7 +89,7 @@ export function piecesOf(nodes, current, value) {
 }
 
 /** Return the children of each node, oldest first. @param {Nodes} nodes @returns {Map<any, TextNode[]>} */
-export function childrenOf(nodes) {
+function childrenOf(nodes) {
   const children = new Map();
   for (const node of nodes.values()) {
     if (!children.has(node.parent)) children.set(node.parent, []);
@@ -103,7 +111,7 @@ export function outline(nodes, current, withPruned) {
   const onPaper = new Set(pathTo(nodes, current).map(part => part.node.id));
   const rows = [];
   const walk = (first, level) => {
-    for (let node = first; node; ) {
+    for (let node = first; node;) {
       rows.push({node, level, isOnPaper: onPaper.has(node.id)});
       const children = (all.get(node.id) ?? []).filter(child => withPruned || !child.pruned);
       const straight = children.find(child => onPaper.has(child.id)) ?? children.at(-1);
@@ -127,7 +135,10 @@ export function endOfBranch(nodes, id) {
 
 /** Return the beginning of a text, for a list. @param {string} text @param {number} most in UTF-16 units */
 export function firstWords(text, most = 60) {
-  const line = text.slice(0, 4 * most).replace(/\s+/g, " ").trim();
+  const line = text
+    .slice(0, 4 * most)
+    .replace(/\s+/g, " ")
+    .trim();
   if (line.length <= most) return line;
   const end = line.lastIndexOf(" ", most);
   return `${line.slice(0, end > most / 2 ? end : most)} …`;

@@ -8,7 +8,7 @@ import * as history from "./history.js";
 import {flush, noteTyping, showState, tellOtherTabs} from "./saving.js";
 import {ask, stream} from "./server.js";
 import {usedSettings} from "./setting_values.js";
-import {countWords, lengthOf, shownText} from "./tree.js";
+import {countWords, shownText} from "./tree.js";
 
 /** How many alternatives of each token are kept with it. */
 const ALTERNATIVES = 10;
@@ -23,9 +23,10 @@ function inTurn(action) {
   return chain;
 }
 
-const flushed = () => flush().catch(error => {
-  if (!error.isAway) throw error;
-});
+const flushed = () =>
+  flush().catch(error => {
+    if (!error.isAway) throw error;
+  });
 
 /**
  * Let the model go on after the words on the paper.
@@ -40,7 +41,12 @@ export function continueText({count = 1, changes = {}} = {}) {
   return inTurn(async () => {
     try {
       await flush();
-      await receive(job, {node: desk.current, settings: {...usedSettings(), ...changes}, count, alternatives: ALTERNATIVES});
+      await receive(job, {
+        node: desk.current,
+        settings: {...usedSettings(), ...changes},
+        count,
+        alternatives: ALTERNATIVES,
+      });
       tellEnd(job);
     } catch (error) {
       tellError(error);
@@ -59,23 +65,18 @@ async function receive(job, request) {
   const {signal} = job.controller;
   signal.throwIfAborted();
   for await (const event of stream(`${desk.path}/continue`, request, signal)) {
-    if (event.type === "begin") begin(job, event, request);
+    if (event.type === "begin") begin(job, event);
     else if (event.type === "piece") grow(job, event);
-    else if (event.type === "end") end(job, event.nodes);
+    else if (event.type === "end") end(job, event.nodes, event.changed);
     else if (event.type === "error") throw new Error(event.error.message);
   }
   signal.throwIfAborted();
 }
 
-function begin(job, event, request) {
+function begin(job, event) {
   job.ids = event.nodes;
-  job.count = event.nodes.length;  // a strategy may give fewer
-  const at = lengthOf(desk.nodes.get(request.node).text);
-  const empty = id => ({
-    id, parent: request.node, at, kind: "generated", text: "", name: null, created: new Date().toISOString(),
-    settings: {...request.settings, seed: event.seed}, finish_reason: null, tokens: [], pruned: false, version: 0,
-  });
-  desk.merge(event.nodes.map(empty));
+  job.count = event.nodes.length; // a strategy may give fewer
+  desk.merge(event.node_list.map(node => ({...node, tokens: []})));
   if (job.count > 1) desk.candidates = event.nodes;
   else if (!job.isAbandoned) desk.show(event.nodes[0]);
   desk.tell("nodes");
@@ -100,8 +101,8 @@ const showGrowth = onceAFrame(() => {
   if (isOnPaper) followEnd();
 });
 
-function end(job, nodes) {
-  desk.merge(nodes);
+function end(job, nodes, changed) {
+  desk.merge(nodes, changed);
   if (job.count === 1 && !job.isAbandoned) desk.value = desk.shown;
 }
 
@@ -114,10 +115,20 @@ function tellEnd(job) {
   const [node] = nodes;
   if (!node) return;
   say(`Written, ${countWords(node.text)} words: ${node.text}`);
-  const twin = [...desk.nodes.values()].find(other =>
-    other !== node && !other.pruned && other.parent === node.parent && other.kind === "generated" && other.text === node.text);
+  const twin = [...desk.nodes.values()].find(
+    other =>
+      other !== node &&
+      !other.pruned &&
+      other.parent === node.parent &&
+      other.kind === "generated" &&
+      other.text === node.text,
+  );
   if (!node.text) notify("The model ended the text here. Add a few words, or allow it to go on under Settings.");
-  else if (twin) notify("The model wrote the same words again: these settings leave nothing to chance. Choose another strategy under Settings.");
+  else if (twin)
+    notify(
+      "The model wrote the same words again: these settings leave nothing to chance. " +
+        "Choose another strategy under Settings.",
+    );
 }
 
 /** After a stop or an error, take over what the server kept. */
@@ -131,8 +142,7 @@ async function settle(job) {
     }
     const nodes = text.nodes.filter(node => job.ids.includes(node.id));
     if (nodes.every(node => node.finish_reason !== null)) {
-      end(job, nodes);
-      desk.text.changed = text.changed;
+      end(job, nodes, text.changed);
       say("Stopped.");
       break;
     }
@@ -147,8 +157,7 @@ export function stopWriting() {
 }
 
 /** Whether the words at the end are the model's, so that it can be asked for others. */
-export const canRetry = () =>
-  desk.isSaved && desk.nodes.get(desk.current)?.kind === "generated" && !desk.writing;
+export const canRetry = () => desk.isSaved && desk.nodes.get(desk.current)?.kind === "generated" && !desk.writing;
 
 /** Return a seed that was not used before. It is given even where the server was started with a seed of its own. */
 export const newSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
@@ -159,7 +168,7 @@ export async function retry(count) {
   const node = desk.nodes.get(desk.current);
   const before = desk.value.slice(0, desk.value.length - node.text.length);
   desk.show(node.parent);
-  desk.value = before;  // less than the parent shows, where the node leaves it before its end
+  desk.value = before; // less than the parent shows, where the node leaves it before its end
   desk.tell("nodes");
   await continueText({count, changes: {seed: newSeed()}});
 }
@@ -226,7 +235,7 @@ export async function takeAlternative(node, token, alternative) {
   await inTurn(async () => {
     await flush();
     const answer = await ask(`${desk.path}/choose`, {method: "POST", body: {node, token, alternative}});
-    desk.merge(answer.nodes);
+    desk.merge(answer.nodes, answer.changed);
     desk.candidates = [];
     desk.show(answer.current);
     history.record("chosen");
