@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from gpt2tg.desk.desk import Imported, NewNode, View
 from gpt2tg.desk.settings import NOT_ON_THE_PAGE
@@ -24,8 +24,15 @@ VERSION = 1
 # Tokens are spelt after so many characters of what is before them.
 SPELLED_AFTER = 200
 
-# From a session, the text before token ids, and these to the text of each token; None if it was another model's.
-Spell = Callable[[SavedSession, str, Sequence[int]], list[str] | None]
+
+class KnownAuthor(Protocol):
+    """The model that may have written a session."""
+
+    def name(self, saved: SavedSession) -> str:
+        """Return what the model of a session is called here."""
+
+    def spell(self, saved: SavedSession, before: str, ids: Sequence[int]) -> list[str] | None:
+        """Return the text of each token after another text; None if another model has written them."""
 
 
 def as_session(path: Sequence[Node], settings: Mapping[str, Any], model: str, weights: str | None) -> str:
@@ -83,7 +90,7 @@ def as_tree(view: View) -> dict[str, Any]:
     }
 
 
-def read_file(content: bytes, name: str, spell: Spell) -> Imported:
+def read_file(content: bytes, name: str, author: KnownAuthor) -> Imported:
     """Read a session of the terminal, a tree, or a plain text.
 
     Args:
@@ -98,7 +105,7 @@ def read_file(content: bytes, name: str, spell: Spell) -> Imported:
         raise UserError(f"{name} is not UTF-8 at byte {error.start}: save it as UTF-8") from None
     title, first = Path(name).stem, text.partition("\n")[0]
     if _names(first, "gpt2tg_session"):
-        return _from_session(read_session(text.split("\n"), Path(name)), title, spell)
+        return _from_session(read_session(text.split("\n"), Path(name)), title, author)
     if text.lstrip().startswith("{") and '"gpt2tg_text"' in text[:200]:
         return _from_tree(text, name)
     return Imported(title, [NewNode(None, 0, "typed", text)], 0)
@@ -113,7 +120,7 @@ def _names(line: str, key: str) -> bool:
     return isinstance(value, dict) and key in value
 
 
-def _from_session(saved: SavedSession, title: str, spell: Spell) -> Imported:
+def _from_session(saved: SavedSession, title: str, author: KnownAuthor) -> Imported:
     settings = {
         name: value
         for name, value in vars(saved.options).items()
@@ -141,8 +148,8 @@ def _from_session(saved: SavedSession, title: str, spell: Spell) -> Imported:
             if turn.written:
                 add("typed", turn.written)
             continue
-        known = {**dataclasses.asdict(turn.options), "model": saved.model, "candidate": turn.choice}
-        tokens = _spelt(spell(saved, so_far[-SPELLED_AFTER:], turn.ids), turn)
+        known = {**dataclasses.asdict(turn.options), "model": author.name(saved), "candidate": turn.choice}
+        tokens = _spelt(author.spell(saved, so_far[-SPELLED_AFTER:], turn.ids), turn)
         reason = turn.finish_reason or "length"
         add("generated", turn.written, settings=known, finish_reason=reason, ids=turn.ids, tokens=tokens)
     return Imported(title, nodes, len(nodes) - 1, settings)

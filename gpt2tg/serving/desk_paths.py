@@ -39,7 +39,7 @@ from gpt2tg.serving.page_files import PRIVATE, REPORT, page_routes
 from gpt2tg.serving.page_settings import check_settings, page_defaults
 from gpt2tg.serving.running import CLIENT_GONE, GoneError, Runner
 from gpt2tg.serving.streams import streamed, until_gone
-from gpt2tg.serving.text_files import FORMATS, Speller, export, fingerprint
+from gpt2tg.serving.text_files import FORMATS, Author, export, fingerprint
 from gpt2tg.serving.writing import Writer
 
 # Bytes of a file to open. A tree with all its tokens is much longer than its text.
@@ -207,10 +207,10 @@ class DeskPaths:
         """Answer `POST /api/import`."""
         content = await read_body(request, max(self._options.max_body, LARGEST_FILE))
         name = one_line(request.query_params.get("name", "")) or "text.txt"
-        speller = Speller(self._models.current)
-        speller.weights = await asyncio.to_thread(fingerprint, speller.model)
+        model = self._models.current
+        author = Author(model, await asyncio.to_thread(fingerprint, model))
         try:
-            imported = await asyncio.to_thread(read_file, content, name, speller)
+            imported = await asyncio.to_thread(read_file, content, name, author)
         except UserError as error:
             raise ApiError(400, str(error), code="invalid_file") from None
         text = await self._thread.run(self._desk.add_imported, imported)

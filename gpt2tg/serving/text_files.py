@@ -57,7 +57,8 @@ def export(desk: Desk, text: int, node: int | None, form: str, model: ServedMode
     else:
         content = shown_text(path)
     end, media_type = FORMATS[form]
-    title = NOT_IN_NAMES.sub(" ", stored.entry.title or stored.entry.opening[:40]).strip(" .") or "text"
+    words = NOT_IN_NAMES.sub(" ", stored.entry.title or stored.entry.opening[:40]).split()
+    title = " ".join(words).strip(".") or "text"
     name = quote(f"{title}{end}", safe="")
     headers = {**PRIVATE, "Content-Disposition": f"attachment; filename*=UTF-8''{name}"}
     return Response(content.encode(), media_type=media_type, headers=headers)
@@ -72,19 +73,27 @@ def fingerprint(model: ServedModel) -> str | None:
         return None
 
 
-@dataclass
-class Speller:
-    """Spells the tokens of sessions that were written by the model."""
+@dataclass(frozen=True)
+class Author:
+    """The model that may have written a session."""
 
     model: ServedModel
     weights: str | None = None
     """The fingerprint of its weights; None if it is not known."""
 
-    def __call__(self, saved: SavedSession, before: str, ids: Sequence[int]) -> list[str] | None:
+    def has_written(self, saved: SavedSession) -> bool:
+        """Whether a session was written by this model."""
+        checkpoint = self.model.generator.checkpoint
+        names = (self.model.name, checkpoint.name if checkpoint else "")
+        return saved.model in names if saved.weights is None else saved.weights == self.weights
+
+    def name(self, saved: SavedSession) -> str:
+        """Return what the model of a session is called here."""
+        return self.model.name if self.has_written(saved) else saved.model
+
+    def spell(self, saved: SavedSession, before: str, ids: Sequence[int]) -> list[str] | None:
         """Return the text of each token after another text; None if another model has written them."""
         generator = self.model.generator
-        names = (self.model.name, generator.checkpoint.name if generator.checkpoint else "")
-        fits = saved.model in names if saved.weights is None else saved.weights == self.weights
-        if not fits or not ids or max(ids) >= generator.model.shape.vocab_size:
+        if not self.has_written(saved) or not ids or max(ids) >= generator.model.shape.vocab_size:
             return None
         return token_texts(generator.tokenizer, ids, generator.encode(before))

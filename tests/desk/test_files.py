@@ -18,7 +18,7 @@ from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import Generator, load
 from gpt2tg.options import DecodingOptions
 from gpt2tg.serving.models import ServedModel
-from gpt2tg.serving.text_files import Speller, fingerprint
+from gpt2tg.serving.text_files import Author, fingerprint
 from gpt2tg.session.files import SavedSession, load_session, session_content
 from gpt2tg.session.turns import Turn
 
@@ -36,9 +36,9 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
         yield Desk(store)
 
 
-def speller(generator: Generator) -> Speller:
+def author(generator: Generator) -> Author:
     model = ServedModel("tiny", generator)
-    return Speller(model, fingerprint(model))
+    return Author(model, fingerprint(model))
 
 
 def session(generator: Generator, weights: str | None) -> SavedSession:
@@ -55,8 +55,8 @@ def session(generator: Generator, weights: str | None) -> SavedSession:
 
 
 def test_saved_session_opens_as_a_text_and_comes_back(desk: Desk, generator: Generator, tmp_path: Path) -> None:
-    saved = session(generator, speller(generator).weights)
-    imported = read_file(session_content(saved).encode(), "story.jsonl", speller(generator))
+    saved = session(generator, author(generator).weights)
+    imported = read_file(session_content(saved).encode(), "story.jsonl", author(generator))
     text = desk.add_imported(imported)
     view = desk.view(text)
     assert [(node.kind, node.text) for node in view.nodes] == [
@@ -81,7 +81,7 @@ def test_saved_session_opens_as_a_text_and_comes_back(desk: Desk, generator: Gen
 
 def test_tokens_of_another_model_are_not_spelt(desk: Desk, generator: Generator) -> None:
     for weights in (None, "0" * 64):
-        imported = read_file(session_content(session(generator, weights)).encode(), "a", speller(generator))
+        imported = read_file(session_content(session(generator, weights)).encode(), "a", author(generator))
         assert [node.tokens for node in imported.nodes] == [None] * 5
 
 
@@ -117,7 +117,7 @@ def test_exported_branch_generates_each_turn_again(desk: Desk, generator: Genera
 def test_conversation_opens_as_plain_text_and_says_so(desk: Desk, generator: Generator) -> None:
     turns = (Turn("Who is there?", " Nobody.", OPTIONS, is_said=True), Turn("And now?", is_said=True))
     saved = SavedSession("tiny", OPTIONS, frozenset(), turns)
-    imported = read_file(session_content(saved).encode(), "talk", speller(generator))
+    imported = read_file(session_content(saved).encode(), "talk", author(generator))
     assert [node.text for node in imported.nodes] == ["user: Who is there?\nassistant: Nobody.\nuser: And now?"]
     assert imported.warnings == ["a conversation is opened as the plain text of its messages"]
 
@@ -133,14 +133,14 @@ def test_tree_comes_back_with_all_its_branches(desk: Desk, generator: Generator)
     desk.edit(text, node, "Once more")
     desk.change_node(text, node, name="a", is_pruned=True)
     content = tree_content(desk.view(text, with_all_tokens=True))
-    imported = read_file(content.encode(), "a.json", speller(generator))
+    imported = read_file(content.encode(), "a.json", author(generator))
     again = desk.view(desk.add_imported(imported), with_all_tokens=True)
     assert as_tree(again) == as_tree(desk.view(text, with_all_tokens=True))
 
 
 def test_plain_text_opens_without_its_mark_and_with_plain_line_ends(desk: Desk, generator: Generator) -> None:
     for content in (b"\xef\xbb\xbfOne\r\ntwo", b'{"a": 1}\nis no session', b""):
-        imported = read_file(content, "notes.txt", speller(generator))
+        imported = read_file(content, "notes.txt", author(generator))
         expected = content.decode("utf-8-sig").replace("\r\n", "\n")
         assert [(node.kind, node.text) for node in imported.nodes] == [("typed", expected)]
         assert imported.title == "notes"
@@ -184,16 +184,16 @@ def broken(change: str) -> bytes:
     ],
 )
 def test_broken_tree_is_refused_in_one_line(generator: Generator, change: str) -> None:
-    assert read_file(broken("pass"), "a.json", speller(generator)).current == 1
+    assert read_file(broken("pass"), "a.json", author(generator)).current == 1
     with pytest.raises(UserError, match=r"a\.json"):
-        read_file(broken(change), "a.json", speller(generator))
+        read_file(broken(change), "a.json", author(generator))
 
 
 def test_other_broken_files_are_refused(generator: Generator, desk: Desk) -> None:
     saved = session_content(session(generator, None))
     for content in (b"\xff\xfe", saved.encode()[:-5], saved.split("\n", 1)[0].encode(), b'{"gpt2tg_text": 1'):
         with pytest.raises(UserError):
-            read_file(content, "a.jsonl", speller(generator))
+            read_file(content, "a.jsonl", author(generator))
     with pytest.raises(UserError, match="characters"):
-        desk.add_imported(read_file(b"a" * 1_000_001, "a.txt", speller(generator)))
+        desk.add_imported(read_file(b"a" * 1_000_001, "a.txt", author(generator)))
     assert desk.store.entries() == []

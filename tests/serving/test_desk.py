@@ -410,3 +410,71 @@ def test_edit_meets_the_text_that_was_already_shown(desk: DeskClient) -> None:
     assert found["edited"]["parent"] == found["node"]["id"]
     assert found["edited"]["at"] == len(found["node"]["text"])
     assert found["edited"]["text"] == "!"
+
+
+def test_texts_are_saved_as_files_and_opened_again(desk: DeskClient) -> None:
+    text, root = desk.begin()
+    (node,) = desk.continued(text, root, **SHORT)
+    desk.ask("PATCH", f"texts/{text}", title='Owls: "a/b" é')
+    for form, end in (("txt", ".txt"), ("session", ".jsonl"), ("json", ".json")):
+        file = desk.client.request("GET", f"/api/texts/{text}/export?format={form}")
+        assert file.headers["content-disposition"] == f"attachment; filename*=UTF-8''Owls%20a%20b%20%C3%A9{end}"
+        opened = desk.client.request("POST", f"/api/import?name=again{end}", content=file.content)
+        assert opened.status_code == 201, opened.text
+        again = opened.json()
+        assert "".join(part["text"] for part in again["nodes"]) == PROMPT + node["text"]
+        if form != "txt":
+            assert again["nodes"][1]["settings"] == node["settings"]
+            assert [token["text"] for token in again["nodes"][1]["tokens"]] == [t["text"] for t in node["tokens"]]
+        assert again["title"] == ('Owls: "a/b" é' if form == "json" else "again")
+    part = desk.client.request("GET", f"/api/texts/{text}/export?node={root}")
+    assert part.text == PROMPT
+    for query, param in (("format=pdf", "format"), ("node=x", "node")):
+        refused = desk.client.request("GET", f"/api/texts/{text}/export?{query}")
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+    for content in (b"\xff", b'{"gpt2tg_session": 1}', b'{"gpt2tg_text": 1'):
+        refused = desk.client.request("POST", "/api/import?name=broken.x", content=content)
+        assert refused.status_code == 400
+        assert "broken.x" in refused.json()["error"]["message"]
+
+
+LONG = {"seed": 1, "overflow": "slide", "max_new_tokens": 100_000, "suppress_eos": True}
+
+
+def test_full_server_refuses_and_adds_no_node(generator: Generator, tmp_path: Path) -> None:
+    thread = DeskThread(Desk(open_store(tmp_path / "texts.db")))
+    with serving(generator, web=True, max_rows=1, max_waiting=0, page=Page(thread)) as client:
+        desk = DeskClient(client)
+        text, root = desk.begin()
+
+        async def talk(http: httpx2.AsyncClient, _: object) -> None:
+            path, body = f"/api/texts/{text}/continue", {"node": root, "settings": LONG}
+            running = asyncio.ensure_future(http.post(path, json=body))
+            while not client.service.scheduler.size:
+                await asyncio.sleep(0.002)
+            refused = await http.post(path, json=body)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "busy")
+            scored = await http.post("/api/score", json={"text": "A fox"})
+            assert scored.status_code == 429
+            await asyncio.to_thread(client.service.scheduler.stop)
+            *_, last = (await running).text.strip().split("\n\n")
+            assert json.loads(last.removeprefix("data: "))["error"]["code"] == "shutting_down"
+
+        client.run(talk)
+        nodes = desk.ask("GET", f"texts/{text}")["nodes"]
+        assert [(node["kind"], node["finish_reason"]) for node in nodes[1:]] == [("generated", "interrupted")]
+        assert desk.ask("POST", "model", 404, name="other")["error"]["param"] == "name"
+        assert desk.ask("POST", f"texts/{text}/continue", 503, node=root)["error"]["code"] == "shutting_down"
+    thread.close()
+
+
+def test_failed_strategy_of_a_comparison_is_told(desk: DeskClient) -> None:
+    for fields, param in (
+        ({"strategies": "gredy"}, "strategies"),
+        ({"strategies": "top_p:top_p=2"}, "strategies"),
+        ({"settings": {"overflow": "never"}}, "overflow"),
+        ({"settings": {"overflow": "error"}, "max_new_tokens": 64}, "max_new_tokens"),
+        ({"strategies": "beam:num_beams=65"}, "strategies"),
+    ):
+        answer = desk.client.request("POST", "/api/compare", json={"prompt": PROMPT, **fields})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
