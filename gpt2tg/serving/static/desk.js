@@ -21,6 +21,8 @@ class Desk extends EventTarget {
   current = null;
   /** The words on the paper. They differ from the node's until they are saved. */
   value = "";
+  /** Whether the server may have other nodes than the page, because a connection broke off. */
+  isStale = false;
   /** While the model writes: {controller, ids: node ids, count, isAbandoned: whether its words no longer show}. */
   writing = null;
   /** The ids of candidates from which the person has not chosen yet. */
@@ -46,9 +48,9 @@ class Desk extends EventTarget {
     return shownText(this.nodes, this.current);
   }
 
-  /** Whether the words on the paper are those of the current node. */
+  /** Whether the words on the paper are those of the current node, also at the server. */
   get isSaved() {
-    return this.value === this.shown;
+    return !this.isStale && this.value === this.shown;
   }
 
   /** The settings of the text: those that differ from the defaults. */
@@ -62,6 +64,7 @@ class Desk extends EventTarget {
     this.text = rest;
     this.nodes = new Map(nodes.map(node => [node.id, node]));
     this.candidates = [];
+    this.isStale = false;
     this.show(text.current);
   }
 

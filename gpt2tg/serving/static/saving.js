@@ -67,6 +67,7 @@ async function save() {
     const [sent, base] = [desk.value, desk.current];
     let answer;
     try {
+      if (desk.isStale) await refresh();
       answer = await ask(`${desk.path}/edit`, {method: "POST", body: editBody()});
     } catch (error) {
       goAway(error);
@@ -84,10 +85,19 @@ async function save() {
   showState();
 }
 
+/** Take over the nodes as the server has them. What is on the paper stays. */
+async function refresh() {
+  const opened = desk.text;
+  const text = await ask(desk.path);
+  if (desk.text !== opened) return;
+  desk.merge(text.nodes, text.changed);
+  desk.isStale = false;
+}
+
 /** Say that somebody else changed the same words, and take over the branch that they made. */
 async function tellBranched() {
   notify("This text was changed elsewhere, too. Your words are a branch of their own.");
-  desk.merge((await ask(desk.path)).nodes);
+  await refresh();
 }
 
 function goAway(error) {

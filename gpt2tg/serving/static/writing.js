@@ -131,23 +131,22 @@ function tellEnd(job) {
     );
 }
 
-/** After a stop or an error, take over what the server kept. */
+/** After a stop or an error, take over what the server kept. What it has lost is sent as if it had been typed. */
 async function settle(job) {
   for (let tries = 0; job.ids.length && tries < SETTLE_TRIES; tries += 1) {
-    let text;
-    try {
-      text = await ask(desk.path);
-    } catch {
-      break;
-    }
+    const text = await ask(desk.path).catch(() => null);
+    if (text === null) break;
     const nodes = text.nodes.filter(node => job.ids.includes(node.id));
     if (nodes.every(node => node.finish_reason !== null)) {
       end(job, nodes, text.changed);
       say("Stopped.");
-      break;
+      return;
     }
     await new Promise(resolve => setTimeout(resolve, SETTLE_PAUSE));
   }
+  if (!job.ids.length) return;
+  desk.isStale = true;
+  noteTyping();
 }
 
 /** Stop the model. What it has written stays. @returns {Promise<void>} */
