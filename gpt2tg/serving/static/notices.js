@@ -53,7 +53,6 @@ export function closeNotice() {
 /** Show an error in plain words. @param {Error} error */
 export function tellError(error) {
   if (error.name === "AbortError") return;
-  console.info(error.message);
   const message = error.isAway
     ? "The server does not answer. What you write is kept here and sent when it is back."
     : `${error.message.charAt(0).toUpperCase()}${error.message.slice(1)}`;
