@@ -1,5 +1,6 @@
 # make demo   set up, fine-tune the bundled model on sample_data.txt, generate from it
 # make test   set up, check style and types, run the tests
+# make browser  install Chromium, if it is missing, for the tests in a browser (Debian, as root)
 # make test-oracle   2,000 random configurations against transformers' own generate
 # make mutation   break the decoders and the filter chain in hundreds of small ways and list what no test notices
 # make bench-setup  install the rivals of benchmarks/, llama.cpp built for this processor
@@ -14,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo_model
 
-.PHONY: setup demo test test-oracle test-kills test-disconnects mutation bench-setup bench gpu-check clean
+.PHONY: setup demo test browser test-oracle test-kills test-disconnects mutation bench-setup bench gpu-check clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -41,6 +42,10 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+browser:
+	@command -v chromedriver > /dev/null || { apt-get update -qq && \
+		apt-get install -y -qq --no-install-recommends chromium chromium-driver; }
 
 test-oracle: setup
 	GPT2TG_ORACLE=2000 $(BIN)/python -m pytest tests/test_oracle.py -s

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Explore a model: type the beginning of a text and watch the model continue it, compare the decoding strategies,
-search the settings that suit it, or serve it to other programs."""
+search the settings that suit it, write with it on a page in the browser, or serve it to other programs."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ examples:
   python text_generation_demo.py --model_name gpt2-tiny --compare --prompt "The old king" --seed 7
   python text_generation_demo.py --model_path ./fine_tuned_model --compare --reference held_out.txt --report report.html
   python text_generation_demo.py --model_path ./fine_tuned_model --tune --reference held_out.txt --apply
+  python text_generation_demo.py --model_path ./fine_tuned_model --web
   python text_generation_demo.py --model_path ./fine_tuned_model --serve
 """
 
@@ -73,11 +74,11 @@ def demonstrate(given: dict[str, Any]) -> None:
     name = given.get(option) or ModelNameOptions().model_name
     flags = Flags(given)
     model = ModelChoice.from_flags(flags, name, option)
-    if flags.pick(ServingOptions).serve:
-        _refuse_other_tasks(flags)
+    if (serving := flags.pick(ServingOptions)).is_serving:
+        _refuse_other_tasks(flags, "web" if serving.web else "serve")
         serve(model, ServeCommand.from_flags(flags))
         return
-    notice_unused(flags.names, flags_of(ServingOptions), "it does nothing without --serve")
+    notice_unused(flags.names, flags_of(ServingOptions), "it does nothing without --serve or --web")
     if flags.pick(TuneOptions).tune:
         tune(model, TuneCommand.from_flags(flags))
     elif flags.pick(CompareOptions).compare:
@@ -86,11 +87,11 @@ def demonstrate(given: dict[str, Any]) -> None:
         session(model, SessionCommand.from_flags(_flags_of_session(flags)))
 
 
-def _refuse_other_tasks(flags: Flags) -> None:
-    """Refuse --serve beside --compare or --tune."""
+def _refuse_other_tasks(flags: Flags, task: str) -> None:
+    """Refuse --serve or --web beside --compare or --tune."""
     for name, is_asked_for in (("compare", flags.pick(CompareOptions).compare), ("tune", flags.pick(TuneOptions).tune)):
         if is_asked_for:
-            raise UserError(f"and --{name} contradict each other: give one of the two", "serve")
+            raise UserError(f"and --{name} contradict each other: give one of the two", task)
 
 
 def _flags_of_session(flags: Flags) -> Flags:

@@ -51,6 +51,7 @@ RULES: dict[str, set[str]] = {
         "comparison",
     }
     | {"platformdirs", "prompt_toolkit", "wcwidth"},
+    "desk": {"desk", "errors", "options", "reading", "session"} | {"platformdirs"},
     "training": {
         "training",
         "__init__",
@@ -93,6 +94,10 @@ RULES: dict[str, set[str]] = {
         "decoding",
         "generation",
         "inspection",
+        "batch",
+        "comparison",
+        "session",
+        "desk",
     }
     | {"prometheus_client", "starlette", "uvicorn"},
     "export": {"export", "errors", "io", "checkpoint"} | {"ctranslate2", "gguf", "torch", "transformers"},
@@ -112,6 +117,7 @@ RULES: dict[str, set[str]] = {
         "comparison",
         "tuning",
         "session",
+        "desk",
         "training",
         "serving",
         "export",

@@ -40,6 +40,14 @@ def fetch_model(name: str, option: str = "model_name", revision: str | None = No
         raise _explained(error, name, option, revision) from None
 
 
+def is_cached(name: str, revision: str | None = None) -> bool:
+    """Whether the cache has a complete copy of a hub model, so that it needs no network."""
+    try:
+        return _find_cached(name, revision) is not None
+    except Exception:  # it is no name of a hub model
+        return False
+
+
 def _explained(error: Exception, name: str, option: str, revision: str | None) -> UserError:
     """Return the error that names the way out for an error of huggingface_hub."""
     from huggingface_hub import errors

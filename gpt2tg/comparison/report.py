@@ -18,17 +18,24 @@ from gpt2tg.io.outputs import write_whole
 FORMATS = (".html",)
 
 
-def report_page(generator: Generator, comparison: Comparison, model: str, opening: Markup | None = None) -> str:
+def report_page(
+    generator: Generator,
+    comparison: Comparison,
+    model: str,
+    opening: Markup | None = None,
+    maker: CardMaker | None = None,
+) -> str:
     """Return the page of a comparison as HTML.
 
     Args:
         model: name of the model, for the title.
         opening: sections to put before those of the comparison.
+        maker: has inspected some of the texts already; None if the model is to run now for all that are shown.
 
     Raises:
         RunError: the model's logits are not finite.
     """
-    maker = CardMaker(generator)
+    maker = maker or CardMaker(generator)
     return render(
         "gpt2tg.comparison",
         "report.html",

@@ -1,4 +1,4 @@
-"""The options of the server: where it listens, who may use it, and how much one of them may ask for."""
+"""The options of the server: where it listens, who may use it, how much one may ask for, and the page to write on."""
 
 from __future__ import annotations
 
@@ -25,6 +25,27 @@ class ServingOptions(Options):
         False,
         "serve the model to other programs over HTTP, as OpenAI's API does, until Ctrl-C",
         group="server",
+    )
+    web: bool = option(
+        False,
+        "open a page to write on in the browser, and serve other programs as --serve does, until Ctrl-C",
+        group="server",
+        is_common=True,
+    )
+    no_browser: bool = option(False, "with --web, print the address of the page and open nothing", group="server")
+    texts_file: str | None = option(
+        None,
+        "with --web, the database that keeps the texts",
+        group="server",
+        metavar="FILE",
+        shown_default="texts.db in the user's data folder",
+    )
+    models_folder: str | None = option(
+        None,
+        "with --web, a folder of models and adapters among which the page can switch",
+        group="server",
+        metavar="FOLDER",
+        shown_default="none",
     )
     host: str = option(
         "127.0.0.1", "the address to listen on; any but this machine's own needs --api_key", group="server"
@@ -63,18 +84,23 @@ class ServingOptions(Options):
         super().__post_init__()
         if self.api_key is not None and not _is_sendable(self.api_key):
             raise UserError("needs at least one character, ASCII alone, and no space at its ends", "api_key")
-        if self.serve and self.key is not None and not _is_sendable(self.key):
+        if self.is_serving and self.key is not None and not _is_sendable(self.key):
             raise UserError(f"{KEY_VARIABLE} is no key: it needs ASCII alone, and no space at its ends")
         for origin in self.allow_origin:
             if not ORIGIN.fullmatch(origin):
                 raise UserError(
                     f"{origin} is no origin: give the address without a path, https://example.org", "allow_origin"
                 )
-        if self.serve and not self.is_local and self.key is None:
+        if self.is_serving and not self.is_local and self.key is None:
             raise UserError(
                 f"{self.host}: other machines can reach it, so a key is needed: give --api_key, or set {KEY_VARIABLE}",
                 "host",
             )
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether a server is wanted."""
+        return self.serve or self.web
 
     @property
     def key(self) -> str | None:

@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
 
-from gpt2tg.generation.generator import Generator
 from gpt2tg.options import ServingOptions
-from gpt2tg.serving.completions import Completions, GoneError
+from gpt2tg.serving.bodies import read_body
+from gpt2tg.serving.completions import Completions
+from gpt2tg.serving.desk_paths import Page, desk_routes
 from gpt2tg.serving.errors import ApiError
 from gpt2tg.serving.guards import HEALTH, Guards
 from gpt2tg.serving.metrics import Metrics
+from gpt2tg.serving.models import Models, ServedModel
 from gpt2tg.serving.openapi import description
+from gpt2tg.serving.page_files import OPEN_PATHS
+from gpt2tg.serving.running import CLIENT_GONE, GoneError, Runner
 from gpt2tg.serving.scheduler import Scheduler
+from gpt2tg.serving.streams import streamed, until_gone
 
-# Seconds in which the body of a request must arrive.
-BODY_TIME = 30
 
-# The status of an answer that nobody receives, as some servers log it.
-CLIENT_GONE = 499
+def _nothing() -> None:
+    """Close no texts, where there is no page."""
 
 
 @dataclass(frozen=True)
@@ -39,30 +40,22 @@ class Service:
 
     app: Starlette
     scheduler: Scheduler
+    close: Callable[[], None] = _nothing
+    """Saves and closes the texts of the page; call it when the scheduler has stopped."""
 
 
-def new_service(generator: Generator, model: str, defaults: Mapping[str, Any], options: ServingOptions) -> Service:
+def new_service(model: ServedModel, options: ServingOptions, page: Page | None = None) -> Service:
     """Return the application for a model. Its scheduler has been started.
 
     Args:
-        model: the name of the model.
-        defaults: decoding options for what a request leaves out.
+        page: what the page to write on needs; None to serve programs alone.
     """
     metrics = Metrics()
-    scheduler = Scheduler(generator, options.max_rows, options.max_waiting, metrics)
-    paths = Paths(Completions(generator, model, defaults, options, scheduler, metrics), options, scheduler, metrics)
-    pages = Middleware(
-        CORSMiddleware, allow_origins=options.allow_origin, allow_methods=["GET", "POST"], allow_headers=["*"]
-    )
-    guards = Middleware(
-        Guards,
-        host=options.host,
-        is_local=options.is_local,
-        key=options.key,
-        origins=options.allow_origin,
-        refuse=paths.refuse,
-    )
-    routes = [
+    scheduler = Scheduler(model.generator, options.max_rows, options.max_waiting, metrics)
+    models = Models(model, scheduler, options, page.others if page else None)
+    runner = Runner(scheduler, metrics, options.max_request_time)
+    paths = Paths(models, runner, options, scheduler, metrics)
+    routes: list[BaseRoute] = [
         Route("/v1/completions", paths.complete, methods=["POST"]),
         Route("/v1/models", paths.models),
         Route("/v1/models/{model:path}", paths.one_model),
@@ -70,73 +63,50 @@ def new_service(generator: Generator, model: str, defaults: Mapping[str, Any], o
         Route("/metrics", paths.show_metrics),
         Route("/openapi.json", paths.openapi),
     ]
+    if page is not None:
+        routes += desk_routes(page, models, runner, options, metrics)
+    methods = ["GET", "POST"] + ["PATCH", "DELETE"] * (page is not None)
+    pages = Middleware(CORSMiddleware, allow_origins=options.allow_origin, allow_methods=methods, allow_headers=["*"])
+    guards = Middleware(
+        Guards,
+        host=options.host,
+        is_local=options.is_local,
+        key=options.key,
+        origins=options.allow_origin,
+        open_paths=OPEN_PATHS if page is not None else (),
+        refuse=paths.refuse,
+    )
     handlers = {ApiError: paths.refuse, HTTPException: paths.refuse, Exception: paths.refuse}
     scheduler.start()
-    return Service(Starlette(routes=routes, middleware=[pages, guards], exception_handlers=handlers), scheduler)
+    app = Starlette(routes=routes, middleware=[pages, guards], exception_handlers=handlers)
+    return Service(app, scheduler, page.thread.close if page else _nothing)
 
 
 class Paths:
     """What the server answers at each path."""
 
-    def __init__(
-        self, completions: Completions, options: ServingOptions, scheduler: Scheduler, metrics: Metrics
-    ) -> None:
-        self._completions, self._options, self._scheduler, self._metrics = completions, options, scheduler, metrics
+    def __init__(self, models: Models, runner: Runner, options: ServingOptions, scheduler: Scheduler, metrics: Metrics):
+        self._models, self._runner, self._options = models, runner, options
+        self._scheduler, self._metrics = scheduler, metrics
         self._created = int(time.time())
+
+    @property
+    def _completions(self) -> Completions:
+        """What answers now: requests that have begun keep their model."""
+        return Completions(self._models.current, self._options, self._runner)
 
     async def complete(self, request: Request) -> Response:
         """Answer `POST /v1/completions`."""
-        prepared = await self._completions.prepare(await self._body(request))
-        wait_until_gone = partial(_wait_until_gone, request)
+        completions = self._completions
+        prepared = await completions.prepare(await read_body(request, self._options.max_body))
+        gone = until_gone(request)
         try:
             if prepared.request.api.stream:
-                return await self._streamed(self._completions.events(prepared, wait_until_gone), request)
-            return self._noted(request, JSONResponse(await self._completions.answer(prepared, wait_until_gone)))
+                return self._noted(request, await streamed(completions.events(prepared, gone), self._metrics))
+            return self._noted(request, JSONResponse(await completions.answer(prepared, gone)))
         except GoneError:
             self._metrics.gone.inc()
             return self._noted(request, Response(status_code=CLIENT_GONE))
-
-    async def _body(self, request: Request) -> bytes:
-        """Return the body, unless it is too long or too slow."""
-        body, most = bytearray(), self._options.max_body
-        error = ApiError(413, f"the body has more than {most} bytes", code="body_too_large")
-        length = request.headers.get("content-length", "")
-        if length.isdecimal() and int(length) > most:
-            raise error
-
-        async def read() -> None:
-            async for part in request.stream():
-                body.extend(part)
-                if len(body) > most:
-                    raise error
-
-        try:
-            await asyncio.wait_for(read(), BODY_TIME)
-        except asyncio.TimeoutError:
-            raise ApiError(408, f"the body did not arrive within {BODY_TIME} seconds") from None
-        except ClientDisconnect:
-            raise ApiError(400, "the body is not complete") from None
-        return bytes(body)
-
-    async def _streamed(self, events: AsyncIterator[bytes], request: Request) -> Response:
-        """Return a stream that has begun, so that an error before the first event still has its status."""
-        first = await anext(events)
-
-        async def all_events() -> AsyncIterator[bytes]:
-            is_whole = False
-            try:
-                yield first
-                async for event in events:
-                    yield event
-                is_whole = True
-            except GoneError:
-                pass
-            finally:  # Starlette may notice first that the client is gone, and cancels this
-                if not is_whole:
-                    self._metrics.gone.inc()
-
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        return self._noted(request, StreamingResponse(all_events(), media_type="text/event-stream", headers=headers))
 
     async def models(self, request: Request) -> Response:
         """Answer `GET /v1/models`."""
@@ -145,13 +115,13 @@ class Paths:
     async def one_model(self, request: Request) -> Response:
         """Answer `GET /v1/models/NAME`."""
         name = request.path_params["model"]
-        if name != self._completions.model:
-            message = f"the model {name[:100]} does not exist: this server has {self._completions.model}"
+        if name != self._models.current.name:
+            message = f"the model {name[:100]} does not exist: this server has {self._models.current.name}"
             raise ApiError(404, message, "model", "model_not_found")
         return self._noted(request, JSONResponse(self._model()))
 
     def _model(self) -> dict[str, Any]:
-        return {"id": self._completions.model, "object": "model", "created": self._created, "owned_by": "gpt2tg"}
+        return {"id": self._models.current.name, "object": "model", "created": self._created, "owned_by": "gpt2tg"}
 
     async def health(self, request: Request) -> Response:
         """Answer `GET /health`."""
@@ -182,8 +152,3 @@ class Paths:
         path = request.url.path if request.url.path in ("/v1/completions", "/v1/models") else "other"
         self._metrics.answers.labels(path, str(response.status_code)).inc()
         return response
-
-
-async def _wait_until_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

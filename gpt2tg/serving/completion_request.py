@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpt2tg.errors import UserError, did_you_mean, one_line
+from gpt2tg.errors import UserError
 from gpt2tg.options import CompletionOptions, DecodingOptions, decoding_options, only, unused_options, why_unused
 from gpt2tg.options.completions import LARGEST_LOGIT_BIAS, OPENAI_DEFAULTS, OPENAI_NAMES
-from gpt2tg.reading.strict_json import parse_json, refuse_lone_surrogates
+from gpt2tg.serving.bodies import read_object
 from gpt2tg.serving.errors import ApiError, from_user_error
 
 DECODING_FIELDS = frozenset(field.name for field in dataclasses.fields(DecodingOptions))
@@ -81,20 +81,8 @@ def read_request(body: bytes, defaults: Mapping[str, Any]) -> CompletionRequest:
 
 def _read_object(body: bytes) -> dict[str, Any]:
     """Return the fields of a body that are not null."""
-    try:
-        value = parse_json(body.decode("utf-8-sig"))
-        refuse_lone_surrogates(value)
-    except UnicodeDecodeError:
-        raise ApiError(400, "the body is not UTF-8", code="invalid_json") from None
-    except ValueError as error:
-        raise ApiError(400, f"the body {error}", code="invalid_json") from None
-    if not isinstance(value, dict):
-        raise ApiError(400, "the body is not a JSON object", code="invalid_json")
+    value = read_object(body, FIELDS)
     for name in value:
-        if name not in FIELDS:
-            way_out = did_you_mean(name, FIELDS, "/openapi.json lists all fields")
-            shown = one_line(name, 40)
-            raise ApiError(400, f"{shown} is an unknown field: {way_out}", shown, "unknown_field")
         if name in OPENAI_NAMES and OPENAI_NAMES[name] in value:
             raise ApiError(400, f"{name} and {OPENAI_NAMES[name]} are the same: give one of the two", name)
     return {name: part for name, part in value.items() if part is not None}
@@ -119,14 +107,24 @@ def _decoding(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[di
     if "stop" in found and not found["stop"]:
         del found["stop"]  # as OpenAI's API reads an empty list
     merged = {**OPENAI_DEFAULTS, **defaults}
+    if "best_of" in found and "num_sequences" not in found:
+        merged["num_sequences"] = 1
+    return found, with_defaults(found, merged)
+
+
+def with_defaults(found: dict[str, Any], defaults: Mapping[str, Any]) -> DecodingOptions:
+    """Return the decoding options of a request: a field that was given replaces a default that contradicts it.
+
+    Raises:
+        UserError: a value is wrong, or fields contradict each other.
+    """
+    merged = dict(defaults)
     for length, other in (("max_length", "max_new_tokens"), ("max_new_tokens", "max_length")):
         if length in found:
             merged.pop(other, None)
     if found.get("replay") is not None:
         merged.pop("seed", None)
-    if "best_of" in found and "num_sequences" not in found:
-        merged["num_sequences"] = 1
-    return found, decoding_options(found, **merged)
+    return decoding_options(found, **merged)
 
 
 def _check_combination(api: CompletionOptions, options: DecodingOptions) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from gpt2tg.errors import RunError, UserError, one_line
+from gpt2tg.errors import UserError, one_line
 from gpt2tg.generation.footprint import check_footprint
 from gpt2tg.generation.generator import Generator
 from gpt2tg.generation.requests import Request, RequestBatch, fit_prompt
@@ -20,20 +19,10 @@ from gpt2tg.options import ServingOptions
 from gpt2tg.serving.answers import Answer, TokenTable, choice, usage
 from gpt2tg.serving.completion_request import CompletionRequest, Prompt, read_request
 from gpt2tg.serving.errors import ApiError, from_user_error
-from gpt2tg.serving.jobs import Finished, Job, Progress, ScoredToken
-from gpt2tg.serving.mailbox import Mailbox
-from gpt2tg.serving.metrics import Metrics, Stopwatch
-from gpt2tg.serving.scheduler import FullError, Scheduler, StoppedError
-
-# Seconds after which a client that was refused because the server is busy may try again.
-RETRY_AFTER = "1"
-
-
-WaitUntilGone = Callable[[], Awaitable[None]]
-
-
-class GoneError(Exception):
-    """The client went away."""
+from gpt2tg.serving.jobs import Finished, Progress, ScoredToken
+from gpt2tg.serving.models import ServedModel
+from gpt2tg.serving.running import Run, Runner, WaitUntilGone
+from gpt2tg.serving.streams import event
 
 
 @dataclass(frozen=True)
@@ -50,22 +39,9 @@ class Prepared:
 class Completions:
     """Answers requests with the texts of one model."""
 
-    def __init__(
-        self,
-        generator: Generator,
-        model: str,
-        defaults: Mapping[str, Any],
-        limits: ServingOptions,
-        scheduler: Scheduler,
-        metrics: Metrics,
-    ) -> None:
-        """
-        Args:
-            model: the name of the model.
-            defaults: decoding options for what a request leaves out.
-        """
-        self._generator, self.model, self._defaults, self._limits = generator, model, defaults, limits
-        self._scheduler, self._metrics = scheduler, metrics
+    def __init__(self, model: ServedModel, limits: ServingOptions, runner: Runner) -> None:
+        self.model, self._defaults = model.name, model.defaults
+        self._generator, self._limits, self._runner = model.generator, limits, runner
 
     async def prepare(self, body: bytes) -> Prepared:
         """Check a request. Tokenizing may take a while, so it runs in another thread.
@@ -133,7 +109,7 @@ class Completions:
         tokens: dict[tuple[int, int], list[ScoredToken]] = {}
         shared = 0
         if not request.is_prompt_only:
-            async for bundle in self._reports(prepared, wait_until_gone, in_pieces=False):
+            async for bundle in self._start(prepared, in_pieces=False).reports(wait_until_gone):
                 for report in bundle:
                     if isinstance(report, Finished):
                         shared = report.shared
@@ -182,25 +158,10 @@ class Completions:
         self, context: Sequence[int], ids: Sequence[int], alternatives: int, wait_until_gone: WaitUntilGone
     ) -> list[ScoredToken]:
         """Return tokens with their log-probabilities, computed anew."""
-        limit = self._limits.max_request_time
-        watcher = asyncio.ensure_future(wait_until_gone())
-        try:
-            parts = inspect_parts(self._generator, context, ids, alternatives)
-            call = asyncio.wrap_future(self._scheduler.call(parts))
-            try:
-                ends: set[asyncio.Future[Any]] = {call, watcher}
-                await asyncio.wait(ends, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-                if not call.done():
-                    raise GoneError if watcher.done() else RunError(f"scoring took more than {limit:g} seconds")
-                return [_scored_token(token) for token in call.result()]
-            finally:
-                call.cancel()
-        except Exception as error:
-            raise _as_api_error(error) from error
-        finally:
-            watcher.cancel()
+        parts = inspect_parts(self._generator, context, ids, alternatives)
+        return [_scored_token(token) for token in await self._runner.call(parts, wait_until_gone)]
 
-    async def events(self, prepared: Prepared, wait_until_gone: WaitUntilGone) -> AsyncIterator[bytes]:
+    async def events(self, prepared: Prepared, wait_until_gone: WaitUntilGone) -> AsyncGenerator[bytes, None]:
         """Yield the server-sent events of a request with `stream`; an error after the first one is an event too.
 
         Raises:
@@ -210,39 +171,17 @@ class Completions:
         stream = Stream(prepared, self._generator)
         is_begun = False
         try:
-            async for bundle in self._reports(prepared, wait_until_gone, in_pieces=True):
+            async for bundle in self._start(prepared, in_pieces=True).reports(wait_until_gone):
                 yield stream.events(bundle)
                 is_begun = True
         except ApiError as error:
             if not is_begun:
                 raise
             error.tell()
-            yield _event(error.body)
+            yield event(error.body)
 
-    async def _reports(
-        self, prepared: Prepared, wait_until_gone: WaitUntilGone, in_pieces: bool
-    ) -> AsyncIterator[list[Progress | Finished]]:
-        """Run a job, and yield its reports. It is cancelled when the client goes away."""
-        mailbox, watch = Mailbox(), Stopwatch(self._metrics)
-        job = Job(prepared.batch, in_pieces, prepared.request.api.logprobs, mailbox.put)
-        try:
-            self._scheduler.submit(job)
-        except (FullError, StoppedError) as error:
-            raise _as_api_error(error) from None
-        watcher = asyncio.ensure_future(_tell_when_gone(wait_until_gone, mailbox))
-        try:
-            async for bundle in mailbox.bundles():
-                if isinstance(bundle[-1], Finished) and bundle[-1].error is not None:
-                    raise _as_api_error(bundle[-1].error)
-                if in_pieces:
-                    watch.note_piece()
-                yield bundle
-            watch.note_end()
-            self._metrics.prompt_tokens.inc(sum(len(request.ids) for request in prepared.batch.requests))
-            self._metrics.shared_tokens.inc(job.shared)
-        finally:
-            job.is_cancelled = True
-            watcher.cancel()
+    def _start(self, prepared: Prepared, in_pieces: bool) -> Run:
+        return self._runner.start(self._generator, prepared.batch, in_pieces, prepared.request.api.logprobs)
 
 
 class Stream:
@@ -259,11 +198,11 @@ class Stream:
         for report in bundle:
             if isinstance(report, Progress):
                 grown.setdefault((report.position, report.number), []).append(report)
-        events = [_event(self._piece(reports)) for reports in grown.values()]
+        events = [event(self._piece(reports)) for reports in grown.values()]
         if isinstance(end := bundle[-1], Finished):
             if self._prepared.request.include_usage:
                 numbers = usage(self._prepared.batch, self._samples, end.shared)
-                events.append(_event(self._prepared.answer.last(numbers)))
+                events.append(event(self._prepared.answer.last(numbers)))
             events.append(b"data: [DONE]\n\n")
         return b"".join(events)
 
@@ -286,27 +225,6 @@ class Stream:
         return prepared.answer.piece(choice(index, piece, reason, logprobs), prepared.request.include_usage)
 
 
-async def _tell_when_gone(wait_until_gone: WaitUntilGone, mailbox: Mailbox) -> None:
-    await wait_until_gone()
-    mailbox.put(Finished(GoneError()))
-
-
 def _scored_token(token: InspectedToken) -> ScoredToken:
     pairs = [(other.id, math.log(other.probability)) for other in token.alternatives if other.probability > 0]
     return ScoredToken(token.id, token.logprob, tuple(pairs))
-
-
-def _as_api_error(error: Exception) -> Exception:
-    """Return what a client is told about a failure."""
-    if isinstance(error, (GoneError, ApiError)):
-        return error
-    if isinstance(error, FullError):
-        return ApiError(429, "too many texts wait: try again later", code="busy", headers={"Retry-After": RETRY_AFTER})
-    if isinstance(error, StoppedError):
-        return ApiError(503, "the server shuts down: the request was cut", code="shutting_down")
-    message = str(error) if isinstance(error, RunError) else f"unexpected {type(error).__name__}: {error}"
-    return ApiError(500, message, code="failed")
-
-
-def _event(value: Mapping[str, Any]) -> bytes:
-    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()

@@ -28,7 +28,14 @@ class Guards:
     """Refuses requests before any of their body is read."""
 
     def __init__(
-        self, app: ASGIApp, host: str, is_local: bool, key: str | None, origins: Sequence[str], refuse: Refuse
+        self,
+        app: ASGIApp,
+        host: str,
+        is_local: bool,
+        key: str | None,
+        origins: Sequence[str],
+        open_paths: Sequence[str],
+        refuse: Refuse,
     ) -> None:
         """
         Args:
@@ -36,9 +43,12 @@ class Guards:
             is_local: whether that address is this machine's own.
             key: the key that requests must bring, if any.
             origins: origins of web pages that may use the server.
+            open_paths: paths that need no key, as health; one that ends in a slash stands for all below it.
             refuse: makes an answer of an error.
         """
         self._app, self._key, self._origins, self._refuse = app, key, origins, refuse
+        self._open = {HEALTH, *open_paths}
+        self._open_folders = tuple(path for path in open_paths if path.endswith("/") and path != "/")
         self._hosts = {*LOCAL_HOSTS, host.lower(), f"[{host.lower()}]"} if is_local else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,7 +69,8 @@ class Guards:
         origin = headers.get("origin")
         if origin is not None and origin not in (f"http://{host}", f"https://{host}", *self._origins):
             raise ApiError(403, f"pages of {origin[:100]} may not use the server", code="origin")
-        if self._key is not None and path != HEALTH:
+        is_open = path in self._open or path.startswith(self._open_folders)
+        if self._key is not None and not is_open:
             scheme, _, given = headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key.encode()):
                 message = "the key is missing or wrong: send it as Authorization: Bearer KEY"

@@ -49,6 +49,7 @@ class Finished:
 class Job:
     """Texts to generate for a request."""
 
+    generator: Generator
     batch: RequestBatch
     in_pieces: bool
     alternatives: int | None
@@ -68,10 +69,10 @@ class Job:
         options = self.batch.options
         return len(self.batch.requests) * (options.num_beams if options.strategy.beams else options.draws)
 
-    def is_live(self, positions: int) -> bool:
-        """Whether its texts can join others: they are generated token by token, within the context length."""
-        options = self.batch.options
-        return not options.strategy.beams and options.decoding != "contrastive" and self.batch.longest <= positions
+    @property
+    def is_live(self) -> bool:
+        """Whether its texts can join others."""
+        return is_live(self.generator, self.batch)
 
     def begin(self) -> list[LiveText]:
         """Return its texts, for a live batch."""
@@ -99,13 +100,19 @@ class Job:
             self.shared += text.shared
         return not self.unfinished
 
-    def write_alone(self, generator: Generator) -> Iterator[None]:
+    def write_alone(self) -> Iterator[None]:
         """Generate the texts outside the live batch, and yield after each step."""
         positions = {request.index: position for position, request in enumerate(self.batch.requests)}
-        for chunk in generator.steps(self.batch, in_pieces=self.in_pieces):
+        for chunk in self.generator.steps(self.batch, in_pieces=self.in_pieces):
             if chunk is not None:
                 self.report(_progress(chunk, positions[chunk.prompt_index]))
             yield
+
+
+def is_live(generator: Generator, batch: RequestBatch) -> bool:
+    """Whether texts can join a live batch: they are generated token by token, within the context length."""
+    options, positions = batch.options, generator.model.shape.n_positions
+    return not options.strategy.beams and options.decoding != "contrastive" and batch.longest <= positions
 
 
 def _progress(chunk: Chunk, position: int) -> Progress:

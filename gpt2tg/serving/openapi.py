@@ -3,56 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import Field
 from typing import Any
 
 from gpt2tg import __version__
-from gpt2tg.options import CompletionOptions, DecodingOptions, Options, ServingOptions
-from gpt2tg.options.completions import (
-    LARGEST_LOGIT_BIAS,
-    OPENAI_DEFAULTS,
-    OPENAI_NAMES,
-)
-from gpt2tg.options.fields import LARGEST_COUNT, LARGEST_SEED, type_of
-
-JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
-
-# The ends of a range: ours, and JSON Schema's.
-RANGE = {"low": "minimum", "above": "exclusiveMinimum", "high": "maximum", "below": "exclusiveMaximum"}
-
-ERRORS = {
-    "400": "A field is wrong: `param` names it",
-    "401": "The key is missing or wrong",
-    "403": "The request names a foreign host or comes from a foreign page",
-    "404": "The model does not exist",
-    "408": "The body did not arrive in time",
-    "413": "The body is too long",
-    "429": "Too many texts wait: try again after `Retry-After` seconds",
-    "503": "The server shuts down",
-}
+from gpt2tg.options import CompletionOptions, DecodingOptions, ServingOptions
+from gpt2tg.options.completions import LARGEST_LOGIT_BIAS, OPENAI_DEFAULTS, OPENAI_NAMES
+from gpt2tg.serving.desk_openapi import desk_paths, desk_schemas
+from gpt2tg.serving.schemas import ERRORS, GUARDED, error_schema, errors, get, property_of, ref
 
 
 def description(options: ServingOptions) -> dict[str, Any]:
-    """Return the description in OpenAPI 3.1."""
+    """Return the description in OpenAPI 3.1, with the paths of the page if there is one."""
     security: dict[str, Any] = {"security": [{"key": []}]} if options.key is not None else {}
     schemes = {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}} if security else {}
     return {
         "openapi": "3.1.0",
         "info": {"title": "gpt2tg", "version": __version__, "description": "Texts of a GPT-2, as OpenAI's API."},
         **security,
-        "paths": _paths(),
+        "paths": _paths() | (desk_paths() if options.web else {}),
         "components": {
-            "schemas": {"CompletionRequest": _request(), "Completion": _completion(), "Error": _error()},
+            "schemas": {
+                "CompletionRequest": _request(),
+                "Completion": _completion(),
+                "Error": error_schema(),
+                **(desk_schemas() if options.web else {}),
+            },
             **schemes,
         },
     }
 
 
 def _paths() -> dict[str, Any]:
-    body = {"required": True, "content": {"application/json": {"schema": _ref("CompletionRequest")}}}
+    body = {"required": True, "content": {"application/json": {"schema": ref("CompletionRequest")}}}
     completion = {
         "description": "The texts; with `stream`, their pieces as server-sent events",
-        "content": {"application/json": {"schema": _ref("Completion")}, "text/event-stream": {}},
+        "content": {"application/json": {"schema": ref("Completion")}, "text/event-stream": {}},
     }
     model = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
     return {
@@ -61,35 +46,17 @@ def _paths() -> dict[str, Any]:
                 "operationId": "complete",
                 "summary": "Continue prompts",
                 "requestBody": body,
-                "responses": {"200": completion, **_errors(*ERRORS)},
+                "responses": {"200": completion, **errors(*ERRORS)},
             }
         },
-        "/v1/models": {"get": _get("models", "List the model", "application/json", *_guards())},
+        "/v1/models": {"get": get("models", "List the model", "application/json", *GUARDED)},
         "/v1/models/{model}": {
-            "get": {**_get("model", "Describe a model", "application/json", *_guards(), "404"), "parameters": [model]}
+            "get": {**get("model", "Describe a model", "application/json", *GUARDED, "404"), "parameters": [model]}
         },
-        "/health": {"get": _get("health", "Whether the server is up", "application/json", "403", "503")},
-        "/metrics": {"get": _get("metrics", "Numbers for Prometheus", "text/plain", *_guards())},
-        "/openapi.json": {"get": _get("openapi", "This description", "application/json", *_guards())},
+        "/health": {"get": get("health", "Whether the server is up", "application/json", "403", "503")},
+        "/metrics": {"get": get("metrics", "Numbers for Prometheus", "text/plain", *GUARDED)},
+        "/openapi.json": {"get": get("openapi", "This description", "application/json", *GUARDED)},
     }
-
-
-def _guards() -> tuple[str, ...]:
-    return "401", "403"
-
-
-def _get(name: str, summary: str, media_type: str, *errors: str) -> dict[str, Any]:
-    found = {"description": summary, "content": {media_type: {}}}
-    return {"operationId": name, "summary": summary, "responses": {"200": found, **_errors(*errors)}}
-
-
-def _errors(*statuses: str) -> dict[str, Any]:
-    schema = {"application/json": {"schema": _ref("Error")}}
-    return {status: {"description": ERRORS[status], "content": schema} for status in statuses}
-
-
-def _ref(name: str) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{name}"}
 
 
 def _request() -> dict[str, Any]:
@@ -98,25 +65,10 @@ def _request() -> dict[str, Any]:
     properties: dict[str, Any] = {"prompt": _prompt(), "logit_bias": _logit_bias(), "stream_options": _stream_options()}
     for options in (CompletionOptions, DecodingOptions):
         for field in dataclasses.fields(options):
-            properties[ours.get(field.name, field.name)] = _property(options, field)
+            properties[ours.get(field.name, field.name)] = property_of(options, field, OPENAI_DEFAULTS)
     properties["max_tokens"]["anyOf"][0]["minimum"] = 0  # the prompt alone, with echo
     properties["stop"]["anyOf"].insert(0, {"type": "string"})
     return {"type": "object", "properties": properties, "additionalProperties": False}
-
-
-def _property(options: type[Options], field: Field[Any]) -> dict[str, Any]:
-    kind, rule = type_of(options, field.name)[0], field.metadata
-    schema: dict[str, Any] = {"type": JSON_TYPES.get(kind, "string")}
-    schema |= {name: rule[end] for end, name in RANGE.items() if rule[end] is not None}
-    if kind is int:
-        schema.setdefault("maximum", LARGEST_SEED if field.name == "seed" else LARGEST_COUNT)
-    if rule["choices"]:
-        schema["enum"] = list(rule["choices"])
-    if kind is tuple:
-        schema = {"type": "array", "items": {**schema, "minLength": 1}}
-    found: dict[str, Any] = {"anyOf": [schema, {"type": "null"}], "description": rule["help"]}
-    default: Any = OPENAI_DEFAULTS.get(field.name, field.default)
-    return found if default is None else {**found, "default": list(default) if kind is tuple else default}
 
 
 def _prompt() -> dict[str, Any]:
@@ -165,9 +117,3 @@ def _completion() -> dict[str, Any]:
             "warnings": {"type": "array", "items": {"type": "string"}, "description": "fields without effect"},
         },
     }
-
-
-def _error() -> dict[str, Any]:
-    text, maybe = {"type": "string"}, {"type": ["string", "null"]}
-    error = {"type": "object", "properties": {"message": text, "type": text, "param": maybe, "code": maybe}}
-    return {"type": "object", "required": ["error"], "properties": {"error": error}}

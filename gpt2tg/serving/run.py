@@ -13,7 +13,9 @@ import uvicorn
 from gpt2tg.errors import UserError
 from gpt2tg.options import ServingOptions
 from gpt2tg.serving.app import Service
-from gpt2tg.serving.scheduler import Scheduler
+
+# Hosts that stand for all addresses of the machine, which no browser can open.
+EVERY_ADDRESS = ("0.0.0.0", "::")
 
 # Seconds that answers may take to reach their clients after the last text was cut.
 SENDING_TIME = 5
@@ -40,11 +42,14 @@ def bind(options: ServingOptions) -> socket.socket:
     return found
 
 
-def new_server(service: Service, options: ServingOptions, say: Callable[[str], None]) -> Server:
+def new_server(
+    service: Service, options: ServingOptions, say: Callable[[str], None], show: Callable[[str], None] | None = None
+) -> Server:
     """Return a server. Its `run` answers requests until SIGINT or SIGTERM, which it raises again at the end.
 
     Args:
         say: prints a line for the user.
+        show: opens the address of the page when the server listens.
     """
     config = uvicorn.Config(
         service.app,
@@ -55,7 +60,7 @@ def new_server(service: Service, options: ServingOptions, say: Callable[[str], N
         server_header=False,
         timeout_graceful_shutdown=int(options.shutdown_time) + SENDING_TIME,
     )
-    return Server(config, service.scheduler, options.shutdown_time, say)
+    return Server(config, service, options, say, show)
 
 
 def counted(count: int, noun: str) -> str:
@@ -67,10 +72,16 @@ class Server(uvicorn.Server):
     """A server that lets running texts finish for some time before it cuts them."""
 
     def __init__(
-        self, config: uvicorn.Config, scheduler: Scheduler, shutdown_time: float, say: Callable[[str], None]
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        options: ServingOptions,
+        say: Callable[[str], None],
+        show: Callable[[str], None] | None,
     ) -> None:
         super().__init__(config)
-        self._scheduler, self._shutdown_time, self._say = scheduler, shutdown_time, say
+        self._scheduler, self._close = service.scheduler, service.close
+        self._options, self._say, self._show = options, say, show
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_cutting = asyncio.Event()
 
@@ -87,22 +98,28 @@ class Server(uvicorn.Server):
         for listener in sockets or ():
             host, port = listener.getsockname()[:2]
             name = f"[{host}]" if ":" in host else host
-            self._say(f"serving on http://{name}:{port}/v1 (Ctrl-C ends it)")
+            if self._options.web:
+                self._say(f"the page to write on: http://{name}:{port} (Ctrl-C ends the server)")
+            else:
+                self._say(f"serving on http://{name}:{port}/v1 (Ctrl-C ends it)")
+            if self._show is not None:
+                self._show(f"http://{'localhost' if host in EVERY_ADDRESS else name}:{port}")
 
     async def shutdown(self, sockets: Sequence[socket.socket] | None = None) -> None:
         """Refuse new requests, wait for the running ones, and cut those that take too long."""
         self._loop = asyncio.get_running_loop()
         self._scheduler.refuse_new()
         if count := self._scheduler.size:
-            limit = f"within {self._shutdown_time:g} seconds (Ctrl-C cuts them)"
+            limit = f"within {self._options.shutdown_time:g} seconds (Ctrl-C cuts them)"
             self._say(f"shutting down: {counted(count, 'text')} may finish {limit}")
         timer = asyncio.create_task(self._cut_in_time())
         await super().shutdown(list(sockets) if sockets else None)
         timer.cancel()
         if cut := await asyncio.to_thread(self._scheduler.stop):
             self._say(f"{counted(cut, 'request')} {'was' if cut == 1 else 'were'} cut")
+        await asyncio.to_thread(self._close)  # before the signal, raised again, may end the process
 
     async def _cut_in_time(self) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._is_cutting.wait(), self._shutdown_time)
+            await asyncio.wait_for(self._is_cutting.wait(), self._options.shutdown_time)
         await asyncio.to_thread(self._scheduler.stop)

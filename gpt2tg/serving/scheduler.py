@@ -17,8 +17,12 @@ from gpt2tg.errors import RunError, one_line
 from gpt2tg.generation.generator import Generator
 from gpt2tg.generation.live_batch import LiveBatch, LiveText
 from gpt2tg.io.streams import notice
+from gpt2tg.serving.errors import ApiError
 from gpt2tg.serving.jobs import Finished, Job
 from gpt2tg.serving.metrics import Metrics
+
+# Seconds after which a client that was refused because the server is busy may try again.
+RETRY_AFTER = "1"
 
 
 class FullError(Exception):
@@ -27,6 +31,13 @@ class FullError(Exception):
 
 class StoppedError(Exception):
     """The server shuts down."""
+
+
+def busy_error(error: FullError | StoppedError) -> ApiError:
+    """Return what a client is told whose work was not taken or was cut."""
+    if isinstance(error, StoppedError):
+        return ApiError(503, "the server shuts down: the request was cut", code="shutting_down")
+    return ApiError(429, "too many texts wait: try again later", code="busy", headers={"Retry-After": RETRY_AFTER})
 
 
 class Call:
@@ -59,7 +70,10 @@ class Call:
 
 
 class Scheduler:
-    """Runs jobs. The texts of all of them join and leave one batch."""
+    """Runs jobs. The texts of all jobs for a model join and leave one batch.
+
+    Another model may take over while texts of the one before are still generated: those texts keep theirs.
+    """
 
     def __init__(self, generator: Generator, rows: int, waiting: int, metrics: Metrics) -> None:
         """
@@ -69,7 +83,7 @@ class Scheduler:
         """
         self._generator, self._metrics = generator, metrics
         self._rows, self._most = rows, rows + waiting
-        self._live = LiveBatch(generator.model, rows)
+        self._live = {generator: LiveBatch(generator.model, rows)}
         self._inbox: queue.SimpleQueue[Job | Call | None] = queue.SimpleQueue()
         self._calls: deque[Call] = deque()
         self._jobs: list[Job] = []
@@ -81,13 +95,22 @@ class Scheduler:
         self._size = 0  # rows of all jobs that were submitted and have not finished
         self._is_stopping = False
         self._cut = 0
-        metrics.running.set_function(lambda: self._live.count)
+        metrics.running.set_function(lambda: self._running)
         metrics.waiting.set_function(lambda: len(self._waiting) + len(self._waiting_alone))
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
+
+    def take_over(self, generator: Generator, rows: int) -> None:
+        """Change the model of the next texts. Runs in the thread of the scheduler, as a part of a call."""
+        self._live[generator] = LiveBatch(generator.model, rows)
+        self._generator, self._rows = generator, rows
+
+    @property
+    def _running(self) -> int:
+        return sum(live.count for live in list(self._live.values()))
 
     @property
     def size(self) -> int:
@@ -156,11 +179,18 @@ class Scheduler:
             self._step()
             self._step_alone()
             self._run_call()
+            self._forget_models()
         except NotFiniteError as error:
             self._fail_all(RunError(str(error)))
         except Exception as error:  # a bug of ours, or memory that ran out: the next requests may well succeed
             self._fail_all(error)
-            self._live = LiveBatch(self._generator.model, self._rows)
+            self._live = {self._generator: LiveBatch(self._generator.model, self._rows)}
+
+    def _forget_models(self) -> None:
+        """Free the models that another one follows, and for which no job is left."""
+        if len(self._live) > 1:
+            used = {self._generator, *(job.generator for job in self._jobs)}
+            self._live = {generator: live for generator, live in self._live.items() if generator in used}
 
     def _take_rest(self) -> None:
         """Take what was handed over before the end, so that it is answered."""
@@ -185,10 +215,12 @@ class Scheduler:
 
     def _begin(self, job: Job) -> None:
         self._jobs.append(job)
-        if not job.is_live(self._generator.model.shape.n_positions):
+        if not job.is_live:
             self._waiting_alone.append(job)
             return
         try:
+            if job.generator not in self._live:  # another model took over before the job arrived
+                self._live[job.generator] = LiveBatch(job.generator.model, self._rows)
             texts = job.begin()
         except Exception as error:  # such as memory that ran out: the others go on
             self._end(job, Finished(error))
@@ -204,7 +236,8 @@ class Scheduler:
         """Forget a job and its texts, and report its end; None if nobody wants to know."""
         self._jobs.remove(job)
         gone = set(job.texts)
-        self._live.drop(gone)
+        if live := self._live.get(job.generator):
+            live.drop(gone)
         if job.unfinished:
             self._waiting = deque(text for text in self._waiting if text not in gone)
         for text in gone:
@@ -230,17 +263,20 @@ class Scheduler:
     def _join(self) -> None:
         """Give rows to the texts that wait. One that has to wait for a prompt lets others pass."""
         passed = []
-        while self._waiting and self._live.count < self._rows:
+        while self._waiting and self._running < self._rows:
             text = self._waiting.popleft()
-            if not self._live.add(text):
+            if not self._live[self._owners[text].generator].add(text):
                 passed.append(text)
         self._waiting.extendleft(reversed(passed))
 
     def _step(self) -> None:
-        """Run a step of the live batch."""
-        if not self._live.count:
-            return
-        written = self._live.step()
+        """Run a step of the live batch of each model."""
+        for live in self._live.values():
+            if live.count:
+                self._step_of(live)
+
+    def _step_of(self, live: LiveBatch) -> None:
+        written = live.step()
         self._metrics.note_step(len(written))
         for token in written:
             job = self._owners[token.text]
@@ -253,7 +289,7 @@ class Scheduler:
             if not self._waiting_alone:
                 return
             job = self._waiting_alone.popleft()
-            self._alone = job, job.write_alone(self._generator)
+            self._alone = job, job.write_alone()
         job, steps = self._alone
         try:
             next(steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,11 @@ def save_session(path: Path, session: SavedSession) -> None:
     Raises:
         RunError: the file cannot be written.
     """
+    write_whole(path, session_content(session))
+
+
+def session_content(session: SavedSession) -> str:
+    """Return the content of the file of a session."""
     first = {
         "gpt2tg_session": CONVERSATION_VERSION if is_conversation(session.turns) else VERSION,
         "model": session.model,
@@ -51,7 +57,7 @@ def save_session(path: Path, session: SavedSession) -> None:
         "brought": sorted(session.tuned),
     }
     entries = [first, *map(_turn_to_json, session.turns)]
-    write_whole(path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
+    return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
 
 
 def load_session(path: Path) -> SavedSession:
@@ -60,8 +66,20 @@ def load_session(path: Path) -> SavedSession:
     Raises:
         UserError: the file is unreadable, not a session, truncated, or of another version. Names the file and the line.
     """
+    return read_session(read_lines(path, None), path)
+
+
+def read_session(lines: Sequence[str], path: Path) -> SavedSession:
+    """Read a session from the lines of its file.
+
+    Args:
+        path: the name of the file, for messages.
+
+    Raises:
+        UserError: they are no session, truncated, or of another version. Names the file and the line.
+    """
     entries = []
-    for number, line in enumerate(read_lines(path, None), start=1):
+    for number, line in enumerate(lines, start=1):
         if line:
             entries.append(parse_json_line(line, f"{path} line {number}", None, "/save writes sessions"))
     if not entries or "gpt2tg_session" not in entries[0]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,17 @@ from gpt2tg.options import (
     TrainingOptions,
     TuneOptions,
 )
+from gpt2tg.options.desk import (
+    Choice,
+    ComparisonRequest,
+    Continuation,
+    Edit,
+    ModelSwitch,
+    NewText,
+    NodeChange,
+    TextChange,
+    TextToScore,
+)
 
 # Values that no option of this type accepts, and what the message asks for instead. None is added where it is wrong.
 WRONG: dict[type, tuple[list[Any], str]] = {
@@ -57,7 +69,7 @@ ACCEPT_A_STRING = {
     "adapter",
 }
 
-OPTIONAL = {
+OPTIONAL: dict[type[Options], Collection[str]] = {
     DecodingOptions: {
         *("top_k", "top_p", "min_p", "typical_p", "seed", "replay", "num_beam_groups", "penalty_window"),
         *("num_sequences", "best_of", "max_length", "max_new_tokens", "prompt_lookup", "max_time"),
@@ -84,7 +96,12 @@ OPTIONAL = {
     },
     EvaluationOptions: {"stride", "text_column"},
     ExportOptions: {"merge", "export", "precision"},
-    ServingOptions: {"api_key"},
+    ServingOptions: {"api_key", "texts_file", "models_folder"},
+    TextChange: {"title", "current"},
+    Edit: {"version"},
+    NodeChange: {"name", "pruned"},
+    ComparisonRequest: {"strategies", "max_new_tokens"},
+    **dict.fromkeys((NewText, Choice, Continuation, ModelSwitch, TextToScore), frozenset()),
     CompletionOptions: {"model", "logprobs", "user", "suffix"},
 }
 

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from gpt2tg.generation.generator import load
 from gpt2tg.options import BUNDLED_MODEL, ServingOptions
 from gpt2tg.serving.app import new_service
+from gpt2tg.serving.models import ServedModel
 from gpt2tg.serving.run import bind, new_server
 
 WORDS = ["the", "old", "king", "said", "that", "fox", "had", "counted", "stars", "owl", "sold", "silence", "quiet"]
@@ -117,7 +118,7 @@ def main() -> int:
     flags.add_argument("--clients", type=int, default=48)
     given = flags.parse_args()
     options = ServingOptions(serve=True, port=0)
-    service = new_service(load(BUNDLED_MODEL), BUNDLED_MODEL, {}, options)
+    service = new_service(ServedModel(BUNDLED_MODEL, load(BUNDLED_MODEL)), options)
     with bind(options) as listener:
         server = new_server(service, options, print)
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)

@@ -13,6 +13,7 @@ import openai
 from gpt2tg.generation.generator import Generator
 from gpt2tg.options import ServingOptions
 from gpt2tg.serving.app import Service, new_service
+from gpt2tg.serving.models import ServedModel
 
 Result = TypeVar("Result")
 
@@ -47,8 +48,8 @@ class Client:
 @contextmanager
 def serving(generator: Generator, **options: Any) -> Iterator[Client]:
     """A client of a new service, which is stopped at the end."""
-    defaults = options.pop("defaults", {})
-    service = new_service(generator, "tiny", defaults, ServingOptions(serve=True, **options))
+    defaults, page = options.pop("defaults", {}), options.pop("page", None)
+    service = new_service(ServedModel("tiny", generator, defaults), ServingOptions(serve=True, **options), page)
     try:
         yield Client(service)
     finally:

@@ -24,6 +24,7 @@ from gpt2tg.options.serving import KEY_VARIABLE
 from gpt2tg.serving import completions
 from gpt2tg.serving.app import new_service
 from gpt2tg.serving.jobs import Job
+from gpt2tg.serving.models import ServedModel
 from gpt2tg.serving.run import bind
 from gpt2tg.serving.scheduler import StoppedError
 
@@ -327,7 +328,7 @@ def test_scoring_lets_others_pass_and_ends_when_nobody_waits(
 
 
 def test_stop_answers_calls_that_nobody_waits_for(generator: Generator) -> None:
-    service = new_service(generator, "tiny", {}, ServingOptions(serve=True))
+    service = new_service(ServedModel("tiny", generator), ServingOptions(serve=True))
     futures = [service.scheduler.call(iter(lambda: [1], None)) for _ in range(2)]
     assert futures[0].cancel()
     service.scheduler.stop()

@@ -54,7 +54,7 @@ def test_command_serves_with_its_flags_as_defaults(
     class Stand:
         """Stands in for the server: sends a request to the application instead of listening."""
 
-        def __init__(self, service: Service, options: ServingOptions, say: object) -> None:
+        def __init__(self, service: Service, options: ServingOptions, say: object, show: object) -> None:
             self.service = service
 
         def run(self, sockets: object) -> None:
