@@ -234,7 +234,7 @@ def compiled_kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
     if request.param == "native":
         return native
     avx2 = compiled_for("haswell", tmp_path_factory.mktemp("avx2"))
-    assert avx2.lanes == 8
+    assert avx2.tile == 8
     return avx2
 
 
