@@ -127,9 +127,9 @@ class PackedInt8:
 
 
 class Panels:
-    """Weights in fp32, fp16 or int8, packed in panels for our kernels; arithmetic in fp32.
+    """Weights in fp32, fp16 or int8, packed in panels for our kernels.
 
-    Shape: (panels, K, panel width), the last panel padded with zeros.
+    Arithmetic is in fp32. In int8, inputs are rounded to 8 bits too, with a scale for every few of a token.
     """
 
     def __init__(self, weight: Tensor, precision: str, library: kernels.Kernels, memory: HugePages) -> None:
@@ -142,7 +142,8 @@ class Panels:
         self.precision = precision
         self.compiled = library
         count = -(-self.outputs // library.panel)
-        self.panels = memory.empty(count, self.inputs, library.panel, dtype=DTYPES[precision])
+        size = library.packed_bytes(self.inputs, self.outputs, precision) // count // DTYPES[precision].itemsize
+        self.panels = memory.empty(count, size, dtype=DTYPES[precision])
         self.scale = memory.empty(self.outputs) if precision == "int8" else None
         self.bias: Tensor | None = None
         if not memory.is_packed:
@@ -183,9 +184,10 @@ class Panels:
         return product
 
     def columns(self, ids: Tensor) -> Tensor:
-        width = self.compiled.panel
-        columns = self.panels[ids // width, :, ids % width].float()
-        return columns if self.scale is None else columns * self.scale[ids][..., None]
+        ids = ids.long().contiguous()
+        columns = torch.empty(*ids.shape, self.inputs)
+        self.compiled.columns(self.struct(), kernels.pointer(ids), ids.numel(), kernels.pointer(columns))
+        return columns
 
 
 def round_to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:

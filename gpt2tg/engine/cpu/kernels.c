@@ -4,6 +4,7 @@
 
      vector.h      registers, loads and stores by precision, exponential
      structs.h     what Python passes: matrices, model, KV cache, batch
+     integer.h     integer products of rounded tokens
      pack.h        weights from a file to panels
      activation.h  ReLU and GELU
      product.h     tokens times a packed matrix
@@ -29,6 +30,7 @@ int omp_get_thread_num(void); /* omp.h is missing on macOS */
 
 #include "vector.h"
 #include "structs.h"
+#include "integer.h"
 #include "pack.h"
 #include "activation.h"
 #include "product.h"
@@ -60,14 +62,9 @@ static void layer_norm(int T, int W, const float *x, const float *weight, const 
 
 /* Token embedding plus position embedding: to (W). */
 static void embed(const Model *model, int32_t id, int32_t position, float *x) {
-  const Matrix *a = &model->embedding;
   int W = model->width;
-  int64_t start = (int64_t)(id / PANEL) * W * PANEL + id % PANEL;
-  for (int i = 0; i < W; i++) {
-    float value = load_one(a->precision, a->panels, start + (int64_t)i * PANEL);
-    if (a->scale) value *= a->scale[id];
-    x[i] = value + model->positions[(int64_t)position * W + i];
-  }
+  column(&model->embedding, id, x);
+  for (int i = 0; i < W; i++) x[i] += model->positions[(int64_t)position * W + i];
 }
 
 /* Scratch space of a forward pass: offsets in numbers, and how many there are. */

@@ -108,11 +108,18 @@ class Kernels:
         model, cache, batch = ctypes.POINTER(Model), ctypes.POINTER(Cache), ctypes.POINTER(Batch)
         self.pack_matrix = function("pack_matrix", unpacked, Int)
         self.pack_file = function("pack_file", unpacked, Int, ctypes.POINTER(Int), result=Int)
+        self._packed_bytes = function("packed_bytes", Int, Int, Int, result=Long)
+        self.columns = function("columns", matrix, Pointer, Long, Pointer)
         self.linear = function("linear", matrix, Int, Pointer, Pointer, Pointer, Int)
         self.linear_scratch = function("linear_scratch", matrix, Int, result=Long)
         self.forward = function("forward", model, cache, batch, Int)
         self.forward_scratch = function("forward_scratch", model, Int, Int, Int, result=Long)
         self.gelu = function("gelu", Pointer, Long, Pointer, Pointer, Int)
+
+    def packed_bytes(self, inputs: int, outputs: int, precision: str) -> int:
+        """Return how many bytes the panels of a matrix take."""
+        size: int = self._packed_bytes(inputs, outputs, PRECISIONS[precision])
+        return size
 
 
 def check_interface(library: ctypes.CDLL) -> None:

@@ -62,7 +62,7 @@ class Preload:
         self._library = library
         self._shape = checkpoint.shape
         self._precision = precision
-        self._span: mmap.mmap | None = mapped(packed_bytes(checkpoint.shape, precision, library.panel))
+        self._span: mmap.mmap | None = mapped(packed_bytes(checkpoint.shape, precision, library))
         self._stop = ctypes.c_int32(0)
         self._lock = threading.Lock()
         self._file = checkpoint.directory / WEIGHT_FILES[0]
@@ -117,7 +117,7 @@ class Preload:
 
     def _pack(self, content: mmap.mmap, offsets: dict[str, int], span: mmap.mmap) -> None:
         file, memory = _address(content), _address(span)
-        layout = list(packed_layout(self._shape, self._precision, self._library.panel))
+        layout = list(packed_layout(self._shape, self._precision, self._library))
         matrices = [
             kernels.UnpackedMatrix(
                 weights=file + offsets[place.name],

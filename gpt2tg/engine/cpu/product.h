@@ -11,16 +11,10 @@
    The K products of every output are added in the same order either way: the result for a token does not
    depend, to the last bit, on how many others are read with it. */
 
-#ifdef __AVX512F__
-#define REGISTER_TOKENS 8
-#else
-#define REGISTER_TOKENS 6
-#endif
 #define FEW_TOKENS (2 * REGISTER_TOKENS)    /* up to so many, packing them does not pay */
 #define BLOCK_TOKENS (32 * REGISTER_TOKENS) /* (T, PANEL) sums of so many fit in the stack and the cache */
 #define BLOCK_INPUTS 160
-#define PREFETCH_BYTES 8192 /* how far ahead weights are prefetched into the second-level cache */
-#define PREFETCH_INPUTS 16  /* inputs between two rounds of prefetching */
+#define PREFETCH_INPUTS 16 /* inputs between two rounds of prefetching */
 
 /* Some inputs of one panel, and the tokens to multiply with them. */
 typedef struct {
@@ -83,7 +77,6 @@ static void multiply_few(const Matrix *a, int panel, int T, const float *x, floa
     switch (a->precision) {
       case FP32: multiply(FP32, tokens, block); break;
       case FP16: multiply(FP16, tokens, block); break;
-      case INT8: multiply(INT8, tokens, block); break;
     }
     prefetch = 0; /* after the first tokens the panel is in the cache */
   }
@@ -150,7 +143,11 @@ ALWAYS_INLINE void finish(const Matrix *a, int first, int width, Epilogue epilog
    packed: scratch space of packed_size(T, K) numbers, shared by the team. */
 static void product(const Matrix *a, int T, const float *x, float *y, Epilogue epilogue, float *packed) {
   int N = a->outputs, K = a->inputs;
-  if (T > FEW_TOKENS) pack_tokens(T, K, x, packed);
+  Group *rounded = (Group *)packed;
+  if (a->precision == INT8)
+    quantize(T, K, x, rounded);
+  else if (T > FEW_TOKENS)
+    pack_tokens(T, K, x, packed);
 #pragma omp for schedule(static)
   for (int panel = 0; panel < (N + PANEL - 1) / PANEL; panel++) {
     int first = panel * PANEL;
@@ -158,7 +155,9 @@ static void product(const Matrix *a, int T, const float *x, float *y, Epilogue e
     for (int start = 0; start < T; start += BLOCK_TOKENS) {
       int tokens = T - start < BLOCK_TOKENS ? T - start : BLOCK_TOKENS;
       memset(sums, 0, 4 * PANEL * tokens);
-      if (T > FEW_TOKENS)
+      if (a->precision == INT8)
+        multiply_integers(a, panel, tokens, rounded + (int64_t)start * group_count(K), sums);
+      else if (T > FEW_TOKENS)
         multiply_many(a, panel, tokens, packed + (int64_t)start * K, sums);
       else
         multiply_few(a, panel, tokens, x, sums);
@@ -173,7 +172,8 @@ static void product(const Matrix *a, int T, const float *x, float *y, Epilogue e
   }
 }
 
-static int64_t packed_size(int64_t T, int64_t K) { return (T + REGISTER_TOKENS) * K; }
+/* Numbers of scratch space for packed or rounded tokens. */
+static int64_t packed_size(int64_t T, int64_t K) { return (T + REGISTER_TOKENS) * group_count(K) * GROUP; }
 
 /* Numbers of scratch space that linear() needs. */
 int64_t linear_scratch(const Matrix *a, int32_t T) { return packed_size(T, a->inputs); }

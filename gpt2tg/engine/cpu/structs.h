@@ -6,12 +6,21 @@
 
 #define PANEL (PANEL_REGISTERS * LANES) /* outputs of a matrix that are stored side by side */
 #define TILE (TILE_REGISTERS * LANES)   /* keys that are interleaved in the KV cache */
+#define GROUP 64                        /* inputs in INT8 that share a scale; a multiple of LANES */
+
+#ifdef __AVX512F__
+#define REGISTER_TOKENS 8 /* tokens whose sums, PANEL each, stay in registers */
+#else
+#define REGISTER_TOKENS 6
+#endif
+#define PREFETCH_BYTES 8192 /* how far ahead weights are prefetched into the second-level cache */
 
 enum activation { NONE, GELU_TANH, GELU, RELU };
 
 /* A packed matrix. */
 typedef struct {
-  const void *panels; /* (ceil(N / PANEL), K, PANEL) in `precision`, the last panel padded with zeros */
+  const void *panels; /* (ceil(N / PANEL), K, PANEL) in `precision`, the last panel padded with zeros; in INT8
+                         (ceil(N / PANEL), K / 4, PANEL, 4), with K padded to a multiple of GROUP */
   const float *scale; /* (N) for INT8: the weight is the stored integer times this; else NULL */
   const float *bias;  /* (N) or NULL */
   int32_t inputs, outputs, precision;

@@ -80,6 +80,15 @@ static inline vector choose(integers mask, vector yes, vector no) {
   return (vector)((mask & (integers)yes) | (~mask & (integers)no));
 }
 
+/* The same integer in every lane. */
+static inline integers all_integers(int32_t x) { return x - (integers){0}; }
+
+/* x * y, rounded to the nearest integers; they must be far below 2^22. */
+static inline integers nearest_integers(vector x, vector y) {
+  const float shift = 12582912.0f; /* 1.5 * 2^23, whose neighbours differ by 1 */
+  return (integers)fused(x, y, all(shift)) - (integers)all(shift);
+}
+
 /* The sum of all lanes, always in the same order. */
 static inline float sum_of(vector x) {
   float sum = 0;
@@ -126,31 +135,24 @@ static inline vector load_fp16(const uint16_t *from) {
 #endif
 }
 
-static inline vector load_int8(const int8_t *from) {
-#if defined(__AVX512F__)
-  return (vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)));
-#elif defined(__AVX2__)
-  return (vector)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)));
-#elif defined(__aarch64__)
-  uint32_t four;
-  memcpy(&four, from, 4);
-  return (vector)vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(four)))));
-#else
-  typedef int8_t small __attribute__((vector_size(LANES), aligned(1), may_alias));
-  return __builtin_convertvector(*(const small *)from, vector);
-#endif
-}
-
-/* LANES numbers, as fp32. */
+/* LANES numbers in FP32 or FP16, as fp32. */
 ALWAYS_INLINE vector load(int precision, const void *from, int64_t at) {
   switch (precision) {
     case FP16: return load_fp16((const uint16_t *)from + at);
-    case INT8: return load_int8((const int8_t *)from + at);
     default: return *(const vector *)((const float *)from + at);
   }
 }
 
-/* One number, as fp32. */
+/* LANES integers. */
+static inline integers load_integers(const void *from) { return (integers) * (const vector *)from; }
+
+/* Store the low bytes of LANES integers. */
+static inline void store_int8(int8_t *to, integers x) {
+  typedef int8_t small __attribute__((vector_size(LANES), aligned(1), may_alias));
+  *(small *)to = __builtin_convertvector(x, small);
+}
+
+/* One number in FP32 or FP16, as fp32. */
 static inline float load_one(int precision, const void *from, int64_t at) {
   switch (precision) {
 #ifdef __F16C__
@@ -158,7 +160,6 @@ static inline float load_one(int precision, const void *from, int64_t at) {
 #else
     case FP16: return ((const _Float16 *)from)[at];
 #endif
-    case INT8: return ((const int8_t *)from)[at];
     default: return ((const float *)from)[at];
   }
 }

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.checkpoint.tensor_names import EMBEDDING, HEAD, stored_names
 from gpt2tg.checkpoint.weight_files import LONGEST_HEADER
+from gpt2tg.engine.cpu.kernels import Kernels
 from gpt2tg.engine.cpu.memory_maps import line_after
-
-BYTES_OF_A_WEIGHT = {"fp32": 4, "fp16": 2, "int8": 1}
 
 
 class PackedMatrix(NamedTuple):
@@ -33,23 +32,19 @@ class PackedMatrix(NamedTuple):
     end: int
 
 
-def packed_layout(shape: ModelShape, precision: str, panel: int) -> Iterator[PackedMatrix]:
-    """Yield the place of each matrix.
-
-    Args:
-        panel: columns of a panel.
-    """
+def packed_layout(shape: ModelShape, precision: str, library: Kernels) -> Iterator[PackedMatrix]:
+    """Yield the place of each matrix."""
     end = 0
     for name, inputs, outputs, by_output in shape.matrices():
         panels = end
-        scale = line_after(panels + BYTES_OF_A_WEIGHT[precision] * inputs * -(-outputs // panel) * panel)
+        scale = line_after(panels + library.packed_bytes(inputs, outputs, precision))
         end = line_after(scale + 4 * outputs) if precision == "int8" else scale
         yield PackedMatrix(name, inputs, outputs, by_output, panels, scale, end)
 
 
-def packed_bytes(shape: ModelShape, precision: str, panel: int) -> int:
+def packed_bytes(shape: ModelShape, precision: str, library: Kernels) -> int:
     """Return the size of all packed matrices."""
-    *_, last = packed_layout(shape, precision, panel)
+    *_, last = packed_layout(shape, precision, library)
     return last.end
 
 

@@ -56,7 +56,7 @@ def test_matrices_that_are_late_are_packed_by_the_loader(directory: Path, precis
     for done in range(count + 1):
 
         class Some:
-            panel = library.panel
+            packed_bytes = library.packed_bytes
 
             @staticmethod
             def pack_file(matrices: ctypes.Array, count: int, stop: ctypes.c_int32, done: int = done) -> int:
@@ -71,7 +71,7 @@ def test_matrices_that_are_late_are_packed_by_the_loader(directory: Path, precis
 
 def test_take_does_not_wait_for_all_matrices(directory: Path) -> None:
     class Endless:
-        panel = kernels_here().panel
+        packed_bytes = kernels_here().packed_bytes
 
         @staticmethod
         def pack_file(matrices: ctypes.Array, count: int, stop: ctypes.c_int32) -> int:
@@ -294,7 +294,7 @@ def test_prefaulting_stops_before_the_memory_is_used(directory: Path, monkeypatc
     save_file({name: tensor.half() for name, tensor in weights.items()}, directory / "model.safetensors")
     expected = built(directory, "fp32", None)
     found = built(directory, "fp32", taken(start(directory), directory))
-    assert sum(filled) < packed_bytes(read_checkpoint(directory).shape, "fp32", kernels_here().panel) // 2
+    assert sum(filled) < packed_bytes(read_checkpoint(directory).shape, "fp32", kernels_here()) // 2
     time.sleep(0.05)
     assert_same(found, expected)
 

@@ -154,6 +154,6 @@ def test_weights_known_to_be_finite_are_not_checked_again(directory: Path) -> No
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_memory_is_as_large_as_the_packed_matrices(precision: str) -> None:
     model = load(str(BUNDLED_DIRECTORY), "cpu", precision=precision).model
-    asked = packed_bytes(model.shape, precision, kernels_here().panel)
+    asked = packed_bytes(model.shape, precision, kernels_here())
     held = sum(panels.nbytes + (0 if scale is None else scale.nbytes) for panels, scale in numbers(model).values())
     assert held <= asked <= 1.01 * held
