@@ -42,6 +42,12 @@ static inline integers dot4(integers sums, integers weights, integers inputs) {
   __m256i w = (__m256i)weights, x = (__m256i)inputs;
   __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
   return sums + (integers)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#elif defined(__ARM_FEATURE_DOTPROD)
+  return (integers)vdotq_s32((int32x4_t)sums, (int8x16_t)weights, (int8x16_t)inputs);
+#elif defined(__aarch64__)
+  int8x16_t w = (int8x16_t)weights, x = (int8x16_t)inputs;
+  int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(x)));
+  return sums + (integers)vpaddq_s32(low, vpaddlq_s16(vmull_high_s8(w, x)));
 #else
   for (int left = 0; left < 32; left += 8) sums += ((weights << left) >> 24) * ((inputs << left) >> 24);
   return sums;
@@ -97,23 +103,24 @@ ALWAYS_INLINE void multiply_groups_constant(int T, GroupBlock b) {
   const char *weights = b.weights;
   for (int g = 0; g < b.groups; g++) {
     const Group *tokens = b.tokens + g;
-    integers low[REGISTER_TOKENS], high[REGISTER_TOKENS];
+    integers sums[REGISTER_TOKENS][PANEL_REGISTERS];
     for (int line = 0; line < b.prefetch; line += 64, b.ahead += 64) __builtin_prefetch(b.ahead, 0, 2);
-    for (int t = 0; t < T; t++) low[t] = high[t] = all_integers(tokens[t * b.stride].start);
+    UNROLLED (t, T)
+      UNROLLED (j, PANEL_REGISTERS) sums[t][j] = all_integers(tokens[t * b.stride].start);
     for (int k = 0; k < GROUP; k += 4, weights += 4 * PANEL) {
-      integers left = load_integers(weights), right = load_integers(weights + 4 * LANES);
-      for (int t = 0; t < T; t++) {
+      integers loaded[PANEL_REGISTERS];
+      UNROLLED (j, PANEL_REGISTERS) loaded[j] = load_integers(weights + 4 * j * LANES);
+      UNROLLED (t, T) {
         int32_t four;
         memcpy(&four, tokens[t * b.stride].inputs + k, 4);
-        low[t] = dot4(low[t], left, all_integers(four));
-        high[t] = dot4(high[t], right, all_integers(four));
+        UNROLLED (j, PANEL_REGISTERS) sums[t][j] = dot4(sums[t][j], loaded[j], all_integers(four));
       }
     }
-    for (int t = 0; t < T; t++) {
-      vector *sums = (vector *)(b.sums + t * PANEL), scale = all(tokens[t * b.stride].scale);
-      sums[0] = fused(__builtin_convertvector(low[t], vector), scale, sums[0]);
-      sums[1] = fused(__builtin_convertvector(high[t], vector), scale, sums[1]);
-    }
+    UNROLLED (t, T)
+      UNROLLED (j, PANEL_REGISTERS) {
+        vector *to = (vector *)(b.sums + t * PANEL + j * LANES);
+        *to = fused(__builtin_convertvector(sums[t][j], vector), all(tokens[t * b.stride].scale), *to);
+      }
   }
 }
 

@@ -1,7 +1,7 @@
 """Compile the kernels for several Arm processors and run their tests under emulation: `make test-arm`, on Debian.
 
-Python, numpy and pytest for Arm come from the package archive that this system uses. They are unpacked into a directory,
-not installed, so that neither root nor a container is needed. On an Arm machine itself, `make test` tests the kernels.
+Python, numpy and pytest for Arm come from the package archive of this system. They are unpacked into a directory, not
+installed, so that neither root nor a container is needed. On an Arm machine itself, `make test` tests the kernels.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def run_tests(processor: str, library: Path, system: Path, directory: Path, argu
     environment = {
         "PYTHONPATH": f"{ROOT}:{HERE}",
         "PYTHONPYCACHEPREFIX": str(directory / "pycache"),
-        "GPT2TG_KERNELS_UNDER_TEST": str(library),
+        "GPT2TG_TESTED_KERNELS": str(library),
         "OPENBLAS_NUM_THREADS": "1",
     }
     emulator = [EMULATOR, "-cpu", processor, "-L", system, "-E", f"LD_LIBRARY_PATH={LIBRARIES}/blas:{LIBRARIES}/lapack"]

@@ -1,4 +1,4 @@
-"""A pytest plugin for a Python without torch: the kernels are those in the file that GPT2TG_KERNELS_UNDER_TEST names."""
+"""A pytest plugin for a Python without torch: tests get the kernels in the file that GPT2TG_TESTED_KERNELS names."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ from gpt2tg.engine.cpu import kernels
 
 @pytest.fixture(scope="session")
 def library() -> kernels.Kernels:
-    return kernels.Kernels(ctypes.CDLL(os.environ["GPT2TG_KERNELS_UNDER_TEST"]))
+    return kernels.Kernels(ctypes.CDLL(os.environ["GPT2TG_TESTED_KERNELS"]))

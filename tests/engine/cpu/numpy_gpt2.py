@@ -17,7 +17,8 @@ from gpt2tg.engine.cpu import kernels
 
 Array = NDArray[np.generic]
 
-DTYPES = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
+DTYPES = {"fp32": np.float32, "fp16": np.float16}
+GROUP = 64  # inputs of a product in int8 that are rounded with one scale
 EPSILON = 1e-5
 
 
@@ -45,6 +46,20 @@ def int8_scale(weight: Array) -> Array:
     return np.maximum(np.abs(weight).max(0) / np.float32(127), np.float32(1e-12))
 
 
+def product(x: Array, weight: Array, precision: str) -> Array:
+    """Multiply in fp64, with weights, and in int8 inputs, rounded to a precision: (T, K) times (K, N)."""
+    if precision == "int8":
+        x = np.concatenate([round_to_int8(x[:, start : start + GROUP]) for start in range(0, x.shape[1], GROUP)], 1)
+    return x @ rounded(weight, precision)
+
+
+def round_to_int8(x: Array) -> Array:
+    """Round a group of inputs of each token, so that its largest one becomes 127 times a scale."""
+    largest = np.abs(x).max(1, keepdims=True).astype(np.float32)
+    largest[largest == 0] = 1
+    return np.rint(x * (np.float32(127) / largest).astype(np.float64)) * (largest / np.float32(127))
+
+
 class Packed:
     """A matrix that the kernels have packed."""
 
@@ -65,7 +80,7 @@ class Packed:
         inputs, outputs = weight.shape
         stored = np.ascontiguousarray(weight.T if by_output else weight)
         self._library, self.bias = library, bias
-        self.panels = np.empty((-(-outputs // library.panel), inputs, library.panel), DTYPES[precision])
+        self.panels = np.empty(library.packed_bytes(inputs, outputs, precision), np.uint8)
         self.scale = np.empty(outputs, np.float32) if precision == "int8" else None
         code = kernels.PRECISIONS[precision]
         strides = (1, inputs) if by_output else (outputs, 1)
@@ -150,17 +165,19 @@ def attended(projected: Array, heads: int, precision: str) -> Array:
 
 def expected(weights: Weights, ids: Sequence[int], precision: str) -> tuple[Array, Array]:
     """The forward pass of one text: (T, V) logits, and (T, W) states after the final layer norm, in fp64."""
-    embedding = rounded(weights.embedding, precision)
-    x = embedding.T[list(ids)] + weights.positions[: len(ids)]
+    x = rounded(weights.embedding, precision).T[list(ids)] + weights.positions[: len(ids)]
     for n, layer in enumerate(weights.layers):
-        matrix = {name: (rounded(weight, precision), bias) for name, (weight, bias) in layer.items()}
-        projected = normalised(x, weights.norms[2 * n]) @ matrix["attention_in"][0] + matrix["attention_in"][1]
-        mixed = attended(projected, weights.shape.heads, precision)
-        x = x + mixed @ matrix["attention_out"][0] + matrix["attention_out"][1]
-        inner = normalised(x, weights.norms[2 * n + 1]) @ matrix["mlp_in"][0] + matrix["mlp_in"][1]
-        x = x + activated(inner, weights.shape.activation) @ matrix["mlp_out"][0] + matrix["mlp_out"][1]
+
+        def linear(x: Array, name: str, layer: Mapping[str, tuple[Array, Array]] = layer) -> Array:
+            weight, bias = layer[name]
+            return product(x, weight, precision) + bias
+
+        projected = linear(normalised(x, weights.norms[2 * n]), "attention_in")
+        x = x + linear(attended(projected, weights.shape.heads, precision), "attention_out")
+        inner = linear(normalised(x, weights.norms[2 * n + 1]), "mlp_in")
+        x = x + linear(activated(inner, weights.shape.activation), "mlp_out")
     hidden = normalised(x, weights.norms[-1])
-    return hidden @ embedding, hidden
+    return product(hidden, weights.embedding, precision), hidden
 
 
 class KernelGPT2:
