@@ -26,7 +26,11 @@ static inline int group_count(int K) { return (K + GROUP - 1) / GROUP; }
 
 /* Add to each lane the products of its 4 weights, stored with WEIGHT_OFFSET, and 4 inputs. No product and no
    sum overflows, since both are within -127 and 127. */
-static inline integers dot4(integers sums, integers weights, integers inputs) {
+static inline integers dot4(integers sums, integers weights, int32_t four) {
+#ifdef __ARM_FEATURE_DOTPROD
+  return (integers)vdotq_lane_s32((int32x4_t)sums, (int8x16_t)weights, vcreate_s8((uint32_t)four), 0);
+#else
+  integers inputs = all_integers(four);
 #if defined(__AVX512VNNI__) && LANES == 16
   return (integers)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)weights, (__m512i)inputs);
 #elif defined(__AVX512VNNI__) && defined(__AVX512VL__)
@@ -42,8 +46,6 @@ static inline integers dot4(integers sums, integers weights, integers inputs) {
   __m256i w = (__m256i)weights, x = (__m256i)inputs;
   __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
   return sums + (integers)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-#elif defined(__ARM_FEATURE_DOTPROD)
-  return (integers)vdotq_s32((int32x4_t)sums, (int8x16_t)weights, (int8x16_t)inputs);
 #elif defined(__aarch64__)
   int8x16_t w = (int8x16_t)weights, x = (int8x16_t)inputs;
   int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(x)));
@@ -51,6 +53,7 @@ static inline integers dot4(integers sums, integers weights, integers inputs) {
 #else
   for (int left = 0; left < 32; left += 8) sums += ((weights << left) >> 24) * ((inputs << left) >> 24);
   return sums;
+#endif
 #endif
 }
 
@@ -113,7 +116,7 @@ ALWAYS_INLINE void multiply_groups_constant(int T, GroupBlock b) {
       UNROLLED (t, T) {
         int32_t four;
         memcpy(&four, tokens[t * b.stride].inputs + k, 4);
-        UNROLLED (j, PANEL_REGISTERS) sums[t][j] = dot4(sums[t][j], loaded[j], all_integers(four));
+        UNROLLED (j, PANEL_REGISTERS) sums[t][j] = dot4(sums[t][j], loaded[j], four);
       }
     }
     UNROLLED (t, T)

@@ -148,8 +148,13 @@ static inline integers load_integers(const void *from) { return (integers) * (co
 
 /* Store the low bytes of LANES integers. */
 static inline void store_int8(int8_t *to, integers x) {
+#ifdef __aarch64__
+  int16x4_t narrow = vmovn_s32((int32x4_t)x);
+  vst1_lane_s32((int32_t *)to, vreinterpret_s32_s8(vmovn_s16(vcombine_s16(narrow, narrow))), 0);
+#else
   typedef int8_t small __attribute__((vector_size(LANES), aligned(1), may_alias));
   *(small *)to = __builtin_convertvector(x, small);
+#endif
 }
 
 /* One number in FP32 or FP16, as fp32. */
