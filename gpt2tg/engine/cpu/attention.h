@@ -14,7 +14,7 @@
 typedef struct {
   const float *queries; /* (count, query_stride), of which D numbers are read */
   int64_t query_stride;
-  const void *keys;          /* (C / TILE, D, TILE): this head's, in cache row 0 */
+  const void *keys;          /* (C / KEY_TILE, D, KEY_TILE): this head's, in cache row 0 */
   const void *values;        /* (C, D): this head's, in cache row 0 */
   int64_t row_size;          /* from a cache row to the next */
   const int32_t *cache_rows; /* (length + count - 1) */
@@ -49,22 +49,22 @@ ALWAYS_INLINE void attention_scores(int count, int precision, Attention a) {
   for (int start = 0, end; start < end_of_all; start = end) {
     int64_t row = a.cache_rows[start] * a.row_size;
     for (end = start + 1; end < end_of_all && a.cache_rows[end] == a.cache_rows[start];) end++;
-    for (int tile = start / TILE; tile * TILE < end; tile++) {
-      int64_t at = row + (int64_t)tile * D * TILE;
-      vector_register sums[QUERIES][TILE_REGISTERS] = {0};
-      for (int d = 0; d < D; d++, at += TILE) {
+    for (int tile = start / KEY_TILE; tile * KEY_TILE < end; tile++) {
+      int64_t at = row + (int64_t)tile * D * KEY_TILE;
+      vector_register sums[QUERIES][KEY_REGISTERS] = {0};
+      for (int d = 0; d < D; d++, at += KEY_TILE) {
         /* Prefetch the keys of the next tile, and the values of this one, needed next. */
-        __builtin_prefetch((const char *)a.keys + (at + D * TILE) * BYTES[precision], 0, 2);
+        __builtin_prefetch((const char *)a.keys + (at + D * KEY_TILE) * BYTES[precision], 0, 2);
         __builtin_prefetch((const char *)a.values + at * BYTES[precision], 0, 2);
-        UNROLLED (j, TILE_REGISTERS) {
+        UNROLLED (j, KEY_REGISTERS) {
           vector key = load(precision, a.keys, at + j * LANES);
           UNROLLED (i, count) sums[i][j] = fused(all(a.queries[i * a.query_stride + d]), key, sums[i][j]);
         }
       }
       /* Lanes beyond the run are overwritten by the next run. */
       UNROLLED (i, count)
-        UNROLLED (j, TILE_REGISTERS) {
-          int first = tile * TILE + j * LANES;
+        UNROLLED (j, KEY_REGISTERS) {
+          int first = tile * KEY_TILE + j * LANES;
           vector *to = (vector *)(a.scores + i * a.score_stride + first);
           *to = choose(LANE_NUMBERS < start - first, *to, sums[i][j] * a.scale);
         }

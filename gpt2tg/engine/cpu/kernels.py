@@ -94,7 +94,7 @@ class Kernels:
         check_interface(library)
         self.panel: int = library.panel_width()
         """How many outputs of a matrix a panel holds."""
-        self.tile: int = library.tile_width()
+        self.tile: int = library.key_tile()
         """How many keys are interleaved in a KV cache; its capacity is a multiple of it."""
 
         def function(

@@ -13,19 +13,19 @@
 #endif
 
 /* LANES: numbers in a register; gcc would keep wider vectors in memory. PANEL_REGISTERS: registers that hold
-   one input of a panel. TILE_REGISTERS: registers that hold one number of each key of a tile. */
+   one input of a panel. KEY_REGISTERS: registers that hold one number of each key of a tile. */
 #if defined(__AVX512F__)
 #define LANES 16
 #define PANEL_REGISTERS 2
-#define TILE_REGISTERS 1
+#define KEY_REGISTERS 1
 #elif defined(__AVX2__)
 #define LANES 8
 #define PANEL_REGISTERS 2
-#define TILE_REGISTERS 1
+#define KEY_REGISTERS 1
 #else
 #define LANES 4
 #define PANEL_REGISTERS 4
-#define TILE_REGISTERS 2
+#define KEY_REGISTERS 2
 #endif
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
