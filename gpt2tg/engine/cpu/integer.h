@@ -1,9 +1,9 @@
 /* Products in int8: tokens are rounded to integers too, and integer sums have the same value in any order.
 
-   The inputs of a token are rounded in groups of GROUP, each with a scale: the largest input of a group becomes
-   127. So a token does not depend on the others, and an outlier costs accuracy in its own group alone. Weights
-   have one scale for each output. The sums of a group are exact; those of all groups are added in fp32, from
-   the first to the last. */
+   The inputs of a token are rounded in groups of GROUP, each with a scale: the largest input of a group
+   becomes 127. So a token does not depend on the others, and an outlier costs accuracy in its own group alone.
+   Weights have one scale for each output. The sums of a group are exact; those of all groups are added in
+   fp32, from the first to the last. */
 
 /* Processors with VNNI multiply unsigned by signed integers: weights are stored with this number added. */
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
@@ -12,15 +12,14 @@
 #define WEIGHT_OFFSET 0
 #endif
 
-#define BLOCK_GROUPS \
-  8 /* groups of a panel that stay in the cache while they are multiplied with all tokens */
+#define BLOCK_GROUPS 8 /* groups of a panel that stay in the cache until all tokens are multiplied */
 
-/* GROUP inputs of one token. */
+/* GROUP inputs of some tokens, rounded. Tokens (T, K) become (ceil(T / TILE_TOKENS), groups) of these. */
 typedef struct {
-  float scale;   /* an input is about its integer times this; not finite where an input is not */
-  int32_t start; /* where the sums of the products begin: cancels WEIGHT_OFFSET */
-  int8_t inputs[GROUP];
-} Group;
+  int8_t inputs[TILE_TOKENS][GROUP];
+  float scale[TILE_TOKENS];   /* an input is about its integer times this; not finite where an input is not */
+  int32_t start[TILE_TOKENS]; /* where the sums of the products begin: cancels WEIGHT_OFFSET */
+} Tile;
 
 static inline int group_count(int K) { return (K + GROUP - 1) / GROUP; }
 
@@ -57,8 +56,8 @@ static inline integers dot4(integers sums, integers weights, int32_t four) {
 #endif
 }
 
-/* Round `count` inputs, at most GROUP; the others of the group become 0. */
-static void quantize_group(const float *x, int count, Group *group) {
+/* Round `count` inputs of token t in a tile, at most GROUP; the others become 0. */
+static void quantize_group(const float *x, int count, Tile *tile, int t) {
   float padded[GROUP] = {0};
   if (count < GROUP) x = memcpy(padded, x, 4 * count);
   integers most = {0}, total = {0}; /* as integers, sizes are in the same order, and NaN is the largest */
@@ -71,59 +70,63 @@ static void quantize_group(const float *x, int count, Group *group) {
   float largest = ((vector)all_integers(bits))[0], inverse = largest > 1e-30f ? 127 / largest : 0;
   for (int i = 0; i < GROUP; i += LANES) {
     integers rounded = nearest_integers(load(FP32, x, i), all(inverse));
-    store_int8(group->inputs + i, rounded);
+    store_int8(tile->inputs[t] + i, rounded);
     total += rounded;
   }
   int32_t sum = 0;
   for (int i = 0; i < LANES; i++) sum += total[i];
-  group->scale = largest / 127;
-  group->start = -WEIGHT_OFFSET * sum;
+  tile->scale[t] = largest / 127;
+  tile->start[t] = -WEIGHT_OFFSET * sum;
 }
 
-/* Round tokens (T, K) to (T, groups). Every thread of a team calls this and does its part; all parts are done
-   when it returns. */
-static void quantize(int T, int K, const float *x, Group *to) {
+/* Round tokens (T, K). Every thread of a team calls this and does its part; all parts are done when it
+   returns. */
+static void quantize(int T, int K, const float *x, Tile *to) {
   int groups = group_count(K);
 #pragma omp for schedule(static)
   for (int64_t i = 0; i < (int64_t)T * groups; i++) {
-    int g = i % groups, first = g * GROUP;
-    quantize_group(x + i / groups * K + first, K - first < GROUP ? K - first : GROUP, to + i);
+    int64_t t = i / groups, g = i % groups, first = g * GROUP;
+    Tile *tile = to + t / TILE_TOKENS * groups + g;
+    quantize_group(x + t * K + first, K - first < GROUP ? K - first : GROUP, tile, t % TILE_TOKENS);
   }
 }
 
 /* Some groups of one panel, and the tokens to multiply with them. */
 typedef struct {
-  const Group *tokens; /* group g of token t is at t * stride + g */
-  int stride, groups;
+  const Tile *tiles;   /* (groups) */
+  int first, groups;   /* the first token's number in its tile */
   const char *weights; /* (groups, GROUP / 4, PANEL, 4) */
   const char *ahead;   /* weights to prefetch, and how many bytes of them at each group */
   int prefetch;
   float *sums; /* (T, PANEL), added to */
 } GroupBlock;
 
+/* Add the sums of one group, times its scale, to those of all: LANES outputs. */
+ALWAYS_INLINE void add_scaled(float scale, integers products, float *sums) {
+  *(vector *)sums = fused(__builtin_convertvector(products, vector), all(scale), *(vector *)sums);
+}
+
 /* Add the products of T tokens; T is a constant, so that the sums of a group stay in registers. */
 ALWAYS_INLINE void multiply_groups_constant(int T, GroupBlock b) {
   const char *weights = b.weights;
   for (int g = 0; g < b.groups; g++) {
-    const Group *tokens = b.tokens + g;
+    const Tile *tile = b.tiles + g;
     integers sums[REGISTER_TOKENS][PANEL_REGISTERS];
     for (int line = 0; line < b.prefetch; line += 64, b.ahead += 64) __builtin_prefetch(b.ahead, 0, 2);
     UNROLLED (t, T)
-      UNROLLED (j, PANEL_REGISTERS) sums[t][j] = all_integers(tokens[t * b.stride].start);
+      UNROLLED (j, PANEL_REGISTERS) sums[t][j] = all_integers(tile->start[b.first + t]);
     for (int k = 0; k < GROUP; k += 4, weights += 4 * PANEL) {
       integers loaded[PANEL_REGISTERS];
       UNROLLED (j, PANEL_REGISTERS) loaded[j] = load_integers(weights + 4 * j * LANES);
       UNROLLED (t, T) {
         int32_t four;
-        memcpy(&four, tokens[t * b.stride].inputs + k, 4);
+        memcpy(&four, tile->inputs[b.first + t] + k, 4);
         UNROLLED (j, PANEL_REGISTERS) sums[t][j] = dot4(sums[t][j], loaded[j], four);
       }
     }
     UNROLLED (t, T)
-      UNROLLED (j, PANEL_REGISTERS) {
-        vector *to = (vector *)(b.sums + t * PANEL + j * LANES);
-        *to = fused(__builtin_convertvector(sums[t][j], vector), all(tokens[t * b.stride].scale), *to);
-      }
+      UNROLLED (j, PANEL_REGISTERS)
+        add_scaled(tile->scale[b.first + t], sums[t][j], b.sums + t * PANEL + j * LANES);
   }
 }
 
@@ -143,21 +146,33 @@ static void multiply_groups(int tokens, GroupBlock b) {
   }
 }
 
-/* One panel times rounded tokens (T, groups): adds to sums (T, PANEL). The panel is read from memory once. If
-   one pass over it suffices, weights are prefetched a constant distance ahead; else the next block is prefetched
-   in small steps while one block is multiplied with all tokens. */
-static void multiply_integers(const Matrix *a, int panel, int T, const Group *x, float *sums) {
-  int groups = group_count(a->inputs);
-  const int group_bytes = GROUP * PANEL, passes = (T + REGISTER_TOKENS - 1) / REGISTER_TOKENS;
+#include "tiles.h"
+
+/* How many tokens are multiplied at a time where so many are left. */
+static int token_step(int left) {
+  if (tiles_granted && left >= TILE_TOKENS) return TILE_TOKENS;
+  return left < REGISTER_TOKENS ? left : REGISTER_TOKENS;
+}
+
+/* One panel times rounded tokens: adds to sums (T, PANEL). The panel is read from memory once. If
+   one pass over it suffices, weights are prefetched a constant distance ahead; else the next block is
+   prefetched in small steps while one block is multiplied with all tokens. */
+static void multiply_integers(const Matrix *a, int panel, int T, const Tile *x, float *sums) {
+  int groups = group_count(a->inputs), passes = 0;
+  for (int t = 0; t < T; t += token_step(T - t)) passes++;
+  const int group_bytes = GROUP * PANEL, prefetch = (group_bytes / passes + 63) / 64 * 64;
   const char *weights = (const char *)a->panels + (int64_t)panel * groups * group_bytes;
   for (int start = 0; start < groups; start += BLOCK_GROUPS, weights += BLOCK_GROUPS * group_bytes) {
     int count = groups - start < BLOCK_GROUPS ? groups - start : BLOCK_GROUPS;
-    int prefetch = (group_bytes / passes + 63) / 64 * 64;
     const char *ahead = weights + (passes == 1 ? PREFETCH_BYTES : count * group_bytes);
-    for (int t = 0; t < T; t += REGISTER_TOKENS, ahead += count * prefetch) {
-      int tokens = T - t < REGISTER_TOKENS ? T - t : REGISTER_TOKENS;
-      multiply_groups(tokens, (GroupBlock){x + (int64_t)t * groups + start, groups, count, weights, ahead,
-                                           prefetch, sums + t * PANEL});
+    for (int t = 0, tokens; t < T; t += tokens, ahead += count * prefetch) {
+      tokens = token_step(T - t);
+      const Tile *tiles = x + (int64_t)(t / TILE_TOKENS) * groups + start;
+      GroupBlock block = {tiles, t % TILE_TOKENS, count, weights, ahead, prefetch, sums + t * PANEL};
+      if (tokens == TILE_TOKENS)
+        multiply_tiles(block);
+      else
+        multiply_groups(tokens, block);
     }
   }
 }

@@ -4,7 +4,7 @@
 
      vector.h      registers, loads and stores by precision, exponential
      structs.h     what Python passes: matrices, model, KV cache, batch
-     integer.h     integer products of rounded tokens
+     integer.h     integer products of rounded tokens, in tiles.h by AMX
      pack.h        weights from a file to panels
      activation.h  ReLU and GELU
      product.h     tokens times a packed matrix

@@ -1,8 +1,8 @@
 /* Packing weights into panels.
 
    A matrix (K, N) becomes (ceil(N / PANEL), K, PANEL): a product reads it from end to end while the sums of
-   PANEL outputs stay in registers. In INT8 it becomes (ceil(N / PANEL), K / 4, PANEL, 4): each lane of a register
-   holds four weights of one output, as `dot4` needs them. */
+   PANEL outputs stay in registers. In INT8 it becomes (ceil(N / PANEL), K / 4, PANEL, 4): each lane of a
+   register holds four weights of one output, as `dot4` needs them. */
 
 #define PACK_INPUTS 16            /* inputs of a panel that are packed at a time; GROUP is a multiple of it */
 #define RELEASE_WEIGHTS (2 << 20) /* of a mapped file that are read before their pages are released */

@@ -143,10 +143,11 @@ ALWAYS_INLINE void finish(const Matrix *a, int first, int width, Epilogue epilog
    packed: scratch space of packed_size(T, K) numbers, shared by the team. */
 static void product(const Matrix *a, int T, const float *x, float *y, Epilogue epilogue, float *packed) {
   int N = a->outputs, K = a->inputs;
-  Group *rounded = (Group *)packed;
-  if (a->precision == INT8)
+  Tile *rounded = (Tile *)packed;
+  if (a->precision == INT8) {
     quantize(T, K, x, rounded);
-  else if (T > FEW_TOKENS)
+    start_tiles();
+  } else if (T > FEW_TOKENS)
     pack_tokens(T, K, x, packed);
 #pragma omp for schedule(static)
   for (int panel = 0; panel < (N + PANEL - 1) / PANEL; panel++) {
@@ -156,7 +157,7 @@ static void product(const Matrix *a, int T, const float *x, float *y, Epilogue e
       int tokens = T - start < BLOCK_TOKENS ? T - start : BLOCK_TOKENS;
       memset(sums, 0, 4 * PANEL * tokens);
       if (a->precision == INT8)
-        multiply_integers(a, panel, tokens, rounded + (int64_t)start * group_count(K), sums);
+        multiply_integers(a, panel, tokens, rounded + (int64_t)(start / TILE_TOKENS) * group_count(K), sums);
       else if (T > FEW_TOKENS)
         multiply_many(a, panel, tokens, packed + (int64_t)start * K, sums);
       else
@@ -170,10 +171,15 @@ static void product(const Matrix *a, int T, const float *x, float *y, Epilogue e
       }
     }
   }
+  if (a->precision == INT8) stop_tiles();
 }
 
 /* Numbers of scratch space for packed or rounded tokens. */
-static int64_t packed_size(int64_t T, int64_t K) { return (T + REGISTER_TOKENS) * group_count(K) * GROUP; }
+static int64_t packed_size(int64_t T, int64_t K) {
+  int64_t packed = (T + REGISTER_TOKENS) * K;
+  int64_t rounded = (T + TILE_TOKENS - 1) / TILE_TOKENS * group_count(K) * sizeof(Tile) / sizeof(float);
+  return packed > rounded ? packed : rounded;
+}
 
 /* Numbers of scratch space that linear() needs. */
 int64_t linear_scratch(const Matrix *a, int32_t T) { return packed_size(T, a->inputs); }
