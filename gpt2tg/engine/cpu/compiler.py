@@ -94,7 +94,7 @@ def _processor() -> str:
 
 
 def _sysctl(name: str) -> str:
-    """Return a text that the kernel of macOS or BSD knows under this name; an empty one if it knows none."""
+    """Return a text that the kernel of macOS knows under this name; an empty one if it knows none."""
     value, size = ctypes.create_string_buffer(256), ctypes.c_size_t(256)
     failed = ctypes.CDLL(None).sysctlbyname(name.encode(), value, ctypes.byref(size), None, ctypes.c_size_t(0))
     return "" if failed else value.value.decode(errors="replace")

@@ -1,7 +1,7 @@
 /* Vector registers: LANES numbers in fp32, their arithmetic, and loads and stores in three precisions.
 
-   AVX-512, AVX2 and NEON have intrinsics where the compiler's own vectors do not say enough; other processors
-   with registers of 16 bytes get what the compiler makes of those. */
+   Intrinsics of AVX-512, AVX2 and NEON stand where the compiler's own vectors do not suffice. On other
+   processors these are all there is, in registers of 16 bytes. */
 
 #ifdef __x86_64__
 #include <immintrin.h>
