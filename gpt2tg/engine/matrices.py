@@ -185,6 +185,8 @@ class Panels:
 
     def columns(self, ids: Tensor) -> Tensor:
         ids = ids.long().contiguous()
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.outputs:  # the kernels check nothing
+            raise IndexError(f"a token is outside the vocabulary of {self.outputs}")
         columns = torch.empty(*ids.shape, self.inputs)
         self.compiled.columns(self.struct(), kernels.pointer(ids), ids.numel(), kernels.pointer(columns))
         return columns

@@ -1,18 +1,18 @@
 /* Products in int8: tokens are rounded to integers too, and integer sums have the same value in any order.
 
    The inputs of a token are rounded in groups of GROUP, each with a scale: the largest input of a group
-   becomes 127. So a token does not depend on the others, and an outlier costs accuracy in its own group alone.
-   Weights have one scale for each output. The sums of a group are exact; those of all groups are added in
-   fp32, from the first to the last. */
+   becomes 127. So a token does not depend on the others, and an outlier costs accuracy in its own group
+   alone. Weights have one scale for each output. The sums of a group are exact; those of all groups are added
+   in fp32, from the first to the last. */
 
 /* Processors with VNNI multiply unsigned by signed integers: weights are stored with this number added. */
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#if defined(__AVX512VNNI__) || (defined(__AVXVNNI__) && LANES == 8)
 #define WEIGHT_OFFSET 128
 #else
 #define WEIGHT_OFFSET 0
 #endif
 
-#define BLOCK_GROUPS 8 /* groups of a panel that stay in the cache until all tokens are multiplied */
+#define BLOCK_GROUPS 8 /* groups of a panel that stay in the cache while they meet all tokens */
 
 /* GROUP inputs of some tokens, rounded. Tokens (T, K) become (ceil(T / TILE_TOKENS), groups) of these. */
 typedef struct {
@@ -30,11 +30,9 @@ static inline integers dot4(integers sums, integers weights, int32_t four) {
   return (integers)vdotq_lane_s32((int32x4_t)sums, (int8x16_t)weights, vcreate_s8((uint32_t)four), 0);
 #else
   integers inputs = all_integers(four);
-#if defined(__AVX512VNNI__) && LANES == 16
+#if defined(__AVX512VNNI__)
   return (integers)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)weights, (__m512i)inputs);
-#elif defined(__AVX512VNNI__) && defined(__AVX512VL__)
-  return (integers)_mm256_dpbusd_epi32((__m256i)sums, (__m256i)weights, (__m256i)inputs);
-#elif defined(__AVXVNNI__)
+#elif defined(__AVXVNNI__) && LANES == 8
   return (integers)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)weights, (__m256i)inputs);
 #elif defined(__AVX512BW__)
   __m512i w = (__m512i)weights, x = (__m512i)inputs, ones = _mm512_set1_epi16(1);
@@ -94,7 +92,7 @@ static void quantize(int T, int K, const float *x, Tile *to) {
 /* Some groups of one panel, and the tokens to multiply with them. */
 typedef struct {
   const Tile *tiles;   /* (groups) */
-  int first, groups;   /* the first token's number in its tile */
+  int first, groups;   /* the first token's number in its tile, and how many groups */
   const char *weights; /* (groups, GROUP / 4, PANEL, 4) */
   const char *ahead;   /* weights to prefetch, and how many bytes of them at each group */
   int prefetch;
@@ -154,9 +152,9 @@ static int token_step(int left) {
   return left < REGISTER_TOKENS ? left : REGISTER_TOKENS;
 }
 
-/* One panel times rounded tokens: adds to sums (T, PANEL). The panel is read from memory once. If
-   one pass over it suffices, weights are prefetched a constant distance ahead; else the next block is
-   prefetched in small steps while one block is multiplied with all tokens. */
+/* One panel times rounded tokens: adds to sums (T, PANEL). The panel is read from memory once. If one pass
+   over it suffices, weights are prefetched a constant distance ahead; else the next block is prefetched in
+   small steps while one block is multiplied with all tokens. */
 static void multiply_integers(const Matrix *a, int panel, int T, const Tile *x, float *sums) {
   int groups = group_count(a->inputs), passes = 0;
   for (int t = 0; t < T; t += token_step(T - t)) passes++;

@@ -26,8 +26,7 @@ static void column(const Matrix *a, int n, float *to) {
       to[k] = (int8_t)(stored - WEIGHT_OFFSET) * a->scale[n];
     }
   else
-    for (int k = 0; k < K; k++)
-      to[k] = load_one(a->precision, a->panels, panel + (int64_t)k * PANEL + in_panel);
+    for (int k = 0; k < K; k++) to[k] = load_one(a->precision, a->panels, panel + k * PANEL + in_panel);
 }
 
 /* The weights of several outputs: to (count, K). */

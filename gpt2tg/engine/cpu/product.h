@@ -9,7 +9,7 @@
    multiplied with it.
 
    The K products of every output are added in the same order either way: the result for a token does not
-   depend, to the last bit, on how many others are read with it. */
+   depend, to the last bit, on how many others are read with it. In INT8, integer.h has the products. */
 
 #define FEW_TOKENS (2 * REGISTER_TOKENS)    /* up to so many, packing them does not pay */
 #define BLOCK_TOKENS (32 * REGISTER_TOKENS) /* (T, PANEL) sums of so many fit in the stack and the cache */

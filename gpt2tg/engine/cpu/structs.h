@@ -13,7 +13,7 @@
 #else
 #define REGISTER_TOKENS 6
 #endif
-#define TILE_TOKENS (2 * REGISTER_TOKENS) /* tokens that are rounded to int8 side by side */
+#define TILE_TOKENS (2 * REGISTER_TOKENS) /* tokens that are rounded to INT8 side by side */
 #define PREFETCH_BYTES 8192 /* how far ahead weights are prefetched into the second-level cache */
 
 enum activation { NONE, GELU_TANH, GELU, RELU };

@@ -1,8 +1,8 @@
-/* Integer products by AMX, in tiles of TILE_TOKENS tokens: the same sums as by `dot4`, many times faster.
+/* Integer products by AMX, in tiles of TILE_TOKENS tokens: the same sums as by `dot4`, and faster.
 
    Linux gives a process the registers of AMX only if it asks for them. */
 
-#if defined(__AMX_INT8__) && defined(__linux__)
+#if defined(__AMX_INT8__) && defined(__AVX512VNNI__) && defined(__linux__)
 #include <sys/syscall.h>
 
 static int tiles_granted;

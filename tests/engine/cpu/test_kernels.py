@@ -93,6 +93,13 @@ def test_columns_are_the_rounded_weights(library: kernels.Kernels, precision: st
     torch.testing.assert_close(columns.double(), rounded(weight, precision).t()[ids], rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("bad", [-1, 45])
+def test_column_that_does_not_exist_is_an_error(library: kernels.Kernels, bad: int) -> None:
+    packed = Panels(random_matrix(20, 45), "int8", library, HugePages())
+    with pytest.raises(IndexError, match="a token is outside the vocabulary of 45"):
+        packed.columns(torch.tensor([3, bad]))
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_product_does_not_depend_on_other_tokens(library: kernels.Kernels, precision: str) -> None:
     matrix = Panels(random_matrix(345, 75), precision, library, HugePages())
