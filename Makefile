@@ -2,6 +2,7 @@
 # make test   set up, check style and types, run the tests
 # make browser  install Chromium, if it is missing, for the tests in a browser (Debian, as root)
 # make test-oracle   2,000 random configurations against transformers' own generate
+# make test-arm   compile the kernels for three Arm processors and test them under emulation (on Debian)
 # make mutation   break the decoders and the filter chain in hundreds of small ways and list what no test notices
 # make bench-setup  install the rivals of benchmarks/, llama.cpp built for this processor
 # make bench  measure everything (about 45 minutes), fill docs/benchmarks.md
@@ -15,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo_model
 
-.PHONY: setup demo test browser test-oracle test-kills test-disconnects mutation bench-setup bench gpu-check clean
+.PHONY: setup demo test browser test-oracle test-arm test-kills test-disconnects mutation bench-setup bench gpu-check clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -49,6 +50,10 @@ browser:
 
 test-oracle: setup
 	GPT2TG_ORACLE=2000 $(BIN)/python -m pytest tests/test_oracle.py -s
+
+# Needs no setup: Python and numpy for Arm go to $(VENV)/arm.
+test-arm:
+	PYTHONPATH=. $(PYTHON) tests/engine/cpu/emulated_arm.py
 
 mutation: $(VENV)/mutmut-installed
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run

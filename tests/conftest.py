@@ -7,6 +7,7 @@ import ctypes
 import gc
 import json
 import os
+import platform
 import shutil
 import signal
 import sys
@@ -206,15 +207,20 @@ def has_avx2() -> bool:
     return information.exists() and {"avx2", "fma", "f16c"} <= set(information.read_text(encoding="utf-8").split())
 
 
+def has_neon() -> bool:
+    """Whether the processor is one with 64-bit Arm instructions."""
+    return platform.machine() in ("aarch64", "arm64")
+
+
 def kernels_here() -> kernels.Kernels:
     """The compiled kernels. A test that needs them is skipped only where they cannot be; where gcc and the processor
     are there and they are missing nevertheless, it fails."""
     found = kernels.load()
     if found is not None:
         return found
-    if os.environ.get(kernels.SWITCH) != "0" and has_avx2() and shutil.which("gcc"):
+    if os.environ.get(kernels.SWITCH) != "0" and (has_avx2() or has_neon()) and shutil.which("gcc"):
         pytest.fail("there is gcc and a processor for the kernels, but they could not be compiled or loaded")
-    pytest.skip("the kernels need gcc and a processor with AVX2, and are not switched off")
+    pytest.skip("the kernels need gcc and a processor with AVX2 or NEON, and are not switched off")
 
 
 def compiled_for(processor: str, directory: Path) -> kernels.Kernels:
@@ -233,8 +239,10 @@ def compiled_kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
     native = kernels_here()  # without a compiler, there are none for another CPU either
     if request.param == "native":
         return native
+    if not has_avx2():
+        pytest.skip("no processor with AVX2")
     avx2 = compiled_for("haswell", tmp_path_factory.mktemp("avx2"))
-    assert avx2.lanes == 8
+    assert avx2.tile == 8
     return avx2
 
 

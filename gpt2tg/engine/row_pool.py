@@ -103,7 +103,7 @@ class KernelPool(RowPool):
         count = min(count, self._lengths[source])
         if row != source:
             tiles = self._kernel_model.tiles(self._cache)
-            filled = -(-count // self._kernel_model.lanes)
+            filled = -(-count // self._kernel_model.tile)
             tiles[:, :, row, :, :filled] = tiles[:, :, source, :, :filled]
         self._lengths[row] = count
         return count

@@ -3,7 +3,7 @@
    Keys and values of a sequence may be spread over several cache rows: rows that were forked from one prompt
    share its tokens. For each position, cache_rows names the cache row that holds it. */
 
-#ifdef __AVX512F__
+#if defined(__AVX512F__) || defined(__aarch64__) /* 32 registers */
 #define QUERIES 8 /* consecutive tokens of a sequence that attend at a time, or half as many, or one */
 #else
 #define QUERIES 4
@@ -14,7 +14,7 @@
 typedef struct {
   const float *queries; /* (count, query_stride), of which D numbers are read */
   int64_t query_stride;
-  const void *keys;          /* (C / LANES, D, LANES): this head's, in cache row 0 */
+  const void *keys;          /* (C / KEY_TILE, D, KEY_TILE): this head's, in cache row 0 */
   const void *values;        /* (C, D): this head's, in cache row 0 */
   int64_t row_size;          /* from a cache row to the next */
   const int32_t *cache_rows; /* (length + count - 1) */
@@ -49,20 +49,25 @@ ALWAYS_INLINE void attention_scores(int count, int precision, Attention a) {
   for (int start = 0, end; start < end_of_all; start = end) {
     int64_t row = a.cache_rows[start] * a.row_size;
     for (end = start + 1; end < end_of_all && a.cache_rows[end] == a.cache_rows[start];) end++;
-    for (int tile = start / LANES; tile * LANES < end; tile++) {
-      int64_t at = row + (int64_t)tile * D * LANES;
-      vector sums[QUERIES] = {0};
-      for (int d = 0; d < D; d++, at += LANES) {
+    for (int tile = start / KEY_TILE; tile * KEY_TILE < end; tile++) {
+      int64_t at = row + (int64_t)tile * D * KEY_TILE;
+      vector_register sums[QUERIES][KEY_REGISTERS] = {0};
+      for (int d = 0; d < D; d++, at += KEY_TILE) {
         /* Prefetch the keys of the next tile, and the values of this one, needed next. */
-        __builtin_prefetch((const char *)a.keys + (at + D * LANES) * BYTES[precision], 0, 2);
+        __builtin_prefetch((const char *)a.keys + (at + D * KEY_TILE) * BYTES[precision], 0, 2);
         __builtin_prefetch((const char *)a.values + at * BYTES[precision], 0, 2);
-        vector key = load(precision, a.keys, at);
-        for (int i = 0; i < count; i++) sums[i] = fused(all(a.queries[i * a.query_stride + d]), key, sums[i]);
+        UNROLLED (j, KEY_REGISTERS) {
+          vector key = load(precision, a.keys, at + j * LANES);
+          UNROLLED (i, count) sums[i][j] = fused(all(a.queries[i * a.query_stride + d]), key, sums[i][j]);
+        }
       }
-      for (int i = 0; i < count; i++) { /* lanes beyond the run are overwritten by the next run */
-        vector *to = (vector *)(a.scores + i * a.score_stride + tile * LANES);
-        *to = choose(LANE_NUMBERS < start - tile * LANES, *to, sums[i] * a.scale);
-      }
+      /* Lanes beyond the run are overwritten by the next run. */
+      UNROLLED (i, count)
+        UNROLLED (j, KEY_REGISTERS) {
+          int first = tile * KEY_TILE + j * LANES;
+          vector *to = (vector *)(a.scores + i * a.score_stride + first);
+          *to = choose(LANE_NUMBERS < start - first, *to, sums[i][j] * a.scale);
+        }
     }
   }
 }
@@ -70,25 +75,24 @@ ALWAYS_INLINE void attention_scores(int count, int precision, Attention a) {
 /* The weighted mean of the values, from number d on: `registers` times LANES numbers of each query. */
 ALWAYS_INLINE void mix_values(int count, int registers, int precision, Attention a, const float *totals,
                               int d) {
-  vector sums[QUERIES][4] = {0};
+  vector_register sums[QUERIES][4] = {0};
   for (int p = 0; p < a.length; p++) {
     int64_t at = a.cache_rows[p] * a.row_size + (int64_t)p * a.head_size + d;
-    for (int j = 0; j < registers; j++) {
+    UNROLLED (j, registers) {
       vector value = load(precision, a.values, at + j * LANES);
-      for (int i = 0; i < count; i++)
-        sums[i][j] = fused(all(a.scores[i * a.score_stride + p]), value, sums[i][j]);
+      UNROLLED (i, count) sums[i][j] = fused(all(a.scores[i * a.score_stride + p]), value, sums[i][j]);
     }
   }
   for (int p = a.length; p < a.length + count - 1; p++) { /* seen by the later queries alone */
     int64_t at = a.cache_rows[p] * a.row_size + (int64_t)p * a.head_size + d;
-    for (int i = p - a.length + 1; i < count; i++)
-      for (int j = 0; j < registers; j++)
-        sums[i][j] = fused(all(a.scores[i * a.score_stride + p]), load(precision, a.values, at + j * LANES),
-                           sums[i][j]);
+    UNROLLED (j, registers) {
+      vector value = load(precision, a.values, at + j * LANES);
+      UNROLLED (i, count)
+        if (p < a.length + i) sums[i][j] = fused(all(a.scores[i * a.score_stride + p]), value, sums[i][j]);
+    }
   }
-  for (int i = 0; i < count; i++)
-    for (int j = 0; j < registers; j++)
-      ((vector *)(a.output + i * a.output_stride + d))[j] = sums[i][j] / totals[i];
+  UNROLLED (i, count)
+    UNROLLED (j, registers) ((vector *)(a.output + i * a.output_stride + d))[j] = sums[i][j] / totals[i];
 }
 
 /* The same for a single number d, where fewer than LANES are left. */

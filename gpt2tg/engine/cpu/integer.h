@@ -25,7 +25,11 @@ static inline int group_count(int K) { return (K + GROUP - 1) / GROUP; }
 
 /* Add to each lane the products of its 4 weights, stored with WEIGHT_OFFSET, and 4 inputs. No product and no
    sum overflows, since both are within -127 and 127. */
-static inline integers dot4(integers sums, integers weights, integers inputs) {
+static inline integers dot4(integers sums, integers weights, int32_t four) {
+#ifdef __ARM_FEATURE_DOTPROD
+  return (integers)vdotq_lane_s32((int32x4_t)sums, (int8x16_t)weights, vcreate_s8((uint32_t)four), 0);
+#else
+  integers inputs = all_integers(four);
 #if defined(__AVX512VNNI__)
   return (integers)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)weights, (__m512i)inputs);
 #elif defined(__AVXVNNI__) && LANES == 8
@@ -39,9 +43,14 @@ static inline integers dot4(integers sums, integers weights, integers inputs) {
   __m256i w = (__m256i)weights, x = (__m256i)inputs;
   __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
   return sums + (integers)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#elif defined(__aarch64__)
+  int8x16_t w = (int8x16_t)weights, x = (int8x16_t)inputs;
+  int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(x)));
+  return sums + (integers)vpaddq_s32(low, vpaddlq_s16(vmull_high_s8(w, x)));
 #else
   for (int left = 0; left < 32; left += 8) sums += ((weights << left) >> 24) * ((inputs << left) >> 24);
   return sums;
+#endif
 #endif
 }
 
@@ -87,14 +96,12 @@ typedef struct {
   const char *weights; /* (groups, GROUP / 4, PANEL, 4) */
   const char *ahead;   /* weights to prefetch, and how many bytes of them at each group */
   int prefetch;
-  float *sums;         /* (T, PANEL), added to */
+  float *sums; /* (T, PANEL), added to */
 } GroupBlock;
 
-/* Add the sums of one group to those of all (PANEL). */
-ALWAYS_INLINE void add_scaled(float scale, integers low, integers high, float *sums) {
-  vector *to = (vector *)sums;
-  to[0] = fused(__builtin_convertvector(low, vector), all(scale), to[0]);
-  to[1] = fused(__builtin_convertvector(high, vector), all(scale), to[1]);
+/* Add the sums of one group, times its scale, to those of all: LANES outputs. */
+ALWAYS_INLINE void add_scaled(float scale, integers products, float *sums) {
+  *(vector *)sums = fused(__builtin_convertvector(products, vector), all(scale), *(vector *)sums);
 }
 
 /* Add the products of T tokens; T is a constant, so that the sums of a group stay in registers. */
@@ -102,19 +109,22 @@ ALWAYS_INLINE void multiply_groups_constant(int T, GroupBlock b) {
   const char *weights = b.weights;
   for (int g = 0; g < b.groups; g++) {
     const Tile *tile = b.tiles + g;
-    integers low[REGISTER_TOKENS], high[REGISTER_TOKENS];
+    integers sums[REGISTER_TOKENS][PANEL_REGISTERS];
     for (int line = 0; line < b.prefetch; line += 64, b.ahead += 64) __builtin_prefetch(b.ahead, 0, 2);
-    for (int t = 0; t < T; t++) low[t] = high[t] = all_integers(tile->start[b.first + t]);
+    UNROLLED (t, T)
+      UNROLLED (j, PANEL_REGISTERS) sums[t][j] = all_integers(tile->start[b.first + t]);
     for (int k = 0; k < GROUP; k += 4, weights += 4 * PANEL) {
-      integers left = load_integers(weights), right = load_integers(weights + 4 * LANES);
-      for (int t = 0; t < T; t++) {
+      integers loaded[PANEL_REGISTERS];
+      UNROLLED (j, PANEL_REGISTERS) loaded[j] = load_integers(weights + 4 * j * LANES);
+      UNROLLED (t, T) {
         int32_t four;
         memcpy(&four, tile->inputs[b.first + t] + k, 4);
-        low[t] = dot4(low[t], left, all_integers(four));
-        high[t] = dot4(high[t], right, all_integers(four));
+        UNROLLED (j, PANEL_REGISTERS) sums[t][j] = dot4(sums[t][j], loaded[j], four);
       }
     }
-    for (int t = 0; t < T; t++) add_scaled(tile->scale[b.first + t], low[t], high[t], b.sums + t * PANEL);
+    UNROLLED (t, T)
+      UNROLLED (j, PANEL_REGISTERS)
+        add_scaled(tile->scale[b.first + t], sums[t][j], b.sums + t * PANEL + j * LANES);
   }
 }
 

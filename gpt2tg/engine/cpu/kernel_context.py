@@ -65,7 +65,7 @@ class KernelContext(Context):
         """Add rows to the cache, and return the first of them. Copies only as far as the longest row is filled."""
         layers, parts, count, size = self._cache.shape
         grown = self._cache.new_empty(layers, parts, count + rows, size)
-        filled = -(-max(self.lengths, default=0) // self._kernel_model.lanes)
+        filled = -(-max(self.lengths, default=0) // self._kernel_model.tile)
         tiles = self._kernel_model.tiles
         tiles(grown)[:, :, :count, :, :filled] = tiles(self._cache)[..., :filled, :]
         self._cache = grown

@@ -33,7 +33,7 @@ class KernelModel:
         """
         self._shape, self._weights, self._matrices = shape, dict(weights), dict(matrices)
         self._library = self._matrices["wte"].compiled
-        self.lanes = self._library.lanes
+        self.tile = self._library.tile
         # Rounded weights do not justify keys and values in 32 bits, and 16 bits are read in half the time.
         self.cache_precision = "fp32" if precision == "fp32" else "fp16"
         self._thread_count = ThreadCount()
@@ -86,22 +86,22 @@ class KernelModel:
         return self._matrices[name].struct()
 
     def padded(self, capacity: int) -> int:
-        """Return a capacity rounded up to a multiple of `lanes`, as a cache of the kernels needs it."""
-        return -(-capacity // self.lanes) * self.lanes
+        """Return a capacity rounded up to a multiple of `tile`, as a cache of the kernels needs it."""
+        return -(-capacity // self.tile) * self.tile
 
     def empty_cache(self, rows: int, capacity: int) -> Tensor:
         """Return an uninitialised KV cache (layers, 2, R, W * C). Pages that are never written to take no memory.
 
-        Each layer holds its keys (R, H, C / lanes, D, lanes), then its values (R, H, C, D).
+        Each layer holds its keys (R, H, C / tile, D, tile), then its values (R, H, C, D).
         """
         dtype = torch.float32 if self.cache_precision == "fp32" else torch.float16
         return torch.empty(self._shape.n_layer, 2, rows, self._shape.n_embd * self.padded(capacity), dtype=dtype)
 
     def tiles(self, cache: Tensor) -> Tensor:
-        """View a KV cache (layers, 2, R, W * C) as (layers, 2, R, H, C / lanes, D * lanes): the tokens in groups of
-        `lanes`, in which keys and values alike are contiguous."""
+        """View a KV cache (layers, 2, R, W * C) as (layers, 2, R, H, C / tile, D * tile): the tokens in groups of
+        `tile`, in which keys and values alike are contiguous."""
         head_size = self._shape.n_embd // self._shape.n_head
-        return cache.view(*cache.shape[:3], self._shape.n_head, -1, head_size * self.lanes)
+        return cache.view(*cache.shape[:3], self._shape.n_head, -1, head_size * self.tile)
 
     def forward(
         self,

@@ -21,11 +21,12 @@
    always-inline function called with a constant: the compiler makes one variant of each. */
 
 #include <math.h>
-#include <omp.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+
+int omp_get_thread_num(void); /* omp.h is missing on macOS */
 
 #include "vector.h"
 #include "structs.h"
@@ -36,7 +37,7 @@
 #include "attention.h"
 
 int32_t panel_width(void) { return PANEL; }
-int32_t lanes(void) { return LANES; }
+int32_t key_tile(void) { return KEY_TILE; }
 
 /* Layer norm of T tokens: (T, W) to (T, W). */
 static void layer_norm(int T, int W, const float *x, const float *weight, const float *bias, float epsilon,
@@ -114,10 +115,11 @@ static void cache_head(const Pass *pass, char *keys, char *values, int h) {
   for (int t = 0; t < batch->tokens; t++) {
     int position = batch->positions[t];
     int64_t row = batch->cache_rows[(int64_t)t * C + position];
-    int64_t head = row * W * C + (int64_t)h * C * D, tile = head + (int64_t)(position / LANES) * D * LANES;
+    int64_t head = row * W * C + (int64_t)h * C * D;
+    int64_t tile = head + (int64_t)(position / KEY_TILE) * D * KEY_TILE;
     const float *key = pass->projected + (int64_t)t * 3 * W + W + h * D, *value = key + W;
     for (int d = 0; d < D; d++) {
-      store_one(precision, keys, tile + d * LANES + position % LANES, key[d]);
+      store_one(precision, keys, tile + d * KEY_TILE + position % KEY_TILE, key[d]);
       store_one(precision, values, head + (int64_t)position * D + d, value[d]);
     }
   }

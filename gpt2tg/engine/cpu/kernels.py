@@ -94,8 +94,8 @@ class Kernels:
         check_interface(library)
         self.panel: int = library.panel_width()
         """How many outputs of a matrix a panel holds."""
-        self.lanes: int = library.lanes()
-        """How many numbers a register holds; the capacity of a KV cache is a multiple of it."""
+        self.tile: int = library.key_tile()
+        """How many keys are interleaved in a KV cache; its capacity is a multiple of it."""
 
         def function(
             name: str, *arguments: type[Any], result: type[Int] | type[Long] | None = None

@@ -14,7 +14,7 @@
 #define FEW_TOKENS (2 * REGISTER_TOKENS)    /* up to so many, packing them does not pay */
 #define BLOCK_TOKENS (32 * REGISTER_TOKENS) /* (T, PANEL) sums of so many fit in the stack and the cache */
 #define BLOCK_INPUTS 160
-#define PREFETCH_INPUTS 16  /* inputs between two rounds of prefetching */
+#define PREFETCH_INPUTS 16 /* inputs between two rounds of prefetching */
 
 /* Some inputs of one panel, and the tokens to multiply with them. */
 typedef struct {
@@ -28,30 +28,26 @@ typedef struct {
 
 /* Add the products of T tokens; T is a constant, so that the sums stay in registers. */
 ALWAYS_INLINE void multiply_constant(int precision, int T, Block b) {
-  vector low[REGISTER_TOKENS], high[REGISTER_TOKENS];
+  vector_register sums[REGISTER_TOKENS][PANEL_REGISTERS];
   const char *weights = b.weights;
   const int row = PANEL * BYTES[precision];
-  for (int t = 0; t < T; t++) {
-    low[t] = *(vector *)(b.sums + t * PANEL);
-    high[t] = *(vector *)(b.sums + t * PANEL + LANES);
-  }
+  UNROLLED (t, T)
+    UNROLLED (j, PANEL_REGISTERS) sums[t][j] = *(vector *)(b.sums + t * PANEL + j * LANES);
   for (int start = 0; start < b.inputs; start += PREFETCH_INPUTS) {
     int end = start + PREFETCH_INPUTS < b.inputs ? start + PREFETCH_INPUTS : b.inputs;
     for (int line = 0; b.prefetch && line < PREFETCH_INPUTS * row; line += 64)
       __builtin_prefetch(weights + b.prefetch + line, 0, 2);
     for (int k = start; k < end; k++, weights += row) {
-      vector left = load(precision, weights, 0), right = load(precision, weights, LANES);
-      for (int t = 0; t < T; t++) {
+      vector_register loaded[PANEL_REGISTERS];
+      UNROLLED (j, PANEL_REGISTERS) loaded[j] = load(precision, weights, j * LANES);
+      UNROLLED (t, T) {
         vector x = all(b.x[(int64_t)t * b.token_stride + k * b.input_stride]);
-        low[t] = fused(left, x, low[t]);
-        high[t] = fused(right, x, high[t]);
+        UNROLLED (j, PANEL_REGISTERS) sums[t][j] = fused(loaded[j], x, sums[t][j]);
       }
     }
   }
-  for (int t = 0; t < T; t++) {
-    *(vector *)(b.sums + t * PANEL) = low[t];
-    *(vector *)(b.sums + t * PANEL + LANES) = high[t];
-  }
+  UNROLLED (t, T)
+    UNROLLED (j, PANEL_REGISTERS) *(vector *)(b.sums + t * PANEL + j * LANES) = sums[t][j];
 }
 
 /* Add the products of up to REGISTER_TOKENS tokens. */

@@ -4,8 +4,9 @@
    Shapes: K inputs and N outputs of a matrix; W width of the model, I inner width of its MLP, V vocabulary,
    H heads, D = W / H head size; T tokens read at once, C capacity of the KV cache in tokens, R its rows. */
 
-#define PANEL (2 * LANES) /* outputs of a matrix that are stored side by side */
-#define GROUP 64          /* inputs in INT8 that share a scale; a multiple of LANES */
+#define PANEL (PANEL_REGISTERS * LANES)  /* outputs of a matrix that are stored side by side */
+#define KEY_TILE (KEY_REGISTERS * LANES) /* keys that are interleaved in the KV cache */
+#define GROUP 64                         /* inputs in INT8 that share a scale; a multiple of LANES */
 
 #ifdef __AVX512F__
 #define REGISTER_TOKENS 8 /* tokens whose sums, PANEL each, stay in registers */
@@ -51,9 +52,9 @@ typedef struct {
   float epsilon;
 } Model;
 
-/* For each layer the keys (R, H, C / LANES, D, LANES), then the values (R, H, C, D), in FP32 or FP16. The
-   keys of LANES tokens are interleaved, so that one register holds one number of each. Attention reads both
-   from end to end. */
+/* For each layer the keys (R, H, C / KEY_TILE, D, KEY_TILE), then the values (R, H, C, D), in FP32 or FP16.
+   The keys of KEY_TILE tokens are interleaved, so that a register holds the same number of several keys.
+   Attention reads both from end to end. */
 typedef struct {
   void *numbers;
   int32_t rows, capacity, precision;

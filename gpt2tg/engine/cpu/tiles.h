@@ -45,8 +45,8 @@ static void multiply_tiles(GroupBlock b) {
     _tile_stored(1, products[1], 4 * LANES);
     for (int t = 0; t < TILE_TOKENS; t++) {
       integers start = all_integers(tile->start[t]);
-      add_scaled(tile->scale[t], start + load_integers(products[0][t]), start + load_integers(products[1][t]),
-                 b.sums + t * PANEL);
+      for (int j = 0; j < 2; j++)
+        add_scaled(tile->scale[t], start + load_integers(products[j][t]), b.sums + t * PANEL + j * LANES);
     }
   }
 }

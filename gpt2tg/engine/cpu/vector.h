@@ -1,16 +1,31 @@
-/* Vector registers: LANES numbers in fp32, their arithmetic, and loads and stores in three precisions. */
+/* Vector registers: LANES numbers in fp32, their arithmetic, and loads and stores in three precisions.
+
+   Intrinsics of AVX-512, AVX2 and NEON stand where the compiler's own vectors do not suffice. On other
+   processors these are all there is, in registers of 16 bytes. */
 
 #ifdef __x86_64__
 #include <immintrin.h>
 #ifndef __AVX2__
 #error "gpt2tg needs AVX2; torch computes on this processor"
 #endif
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
-#ifdef __AVX512F__
+/* LANES: numbers in a register; gcc would keep wider vectors in memory. PANEL_REGISTERS: registers that hold
+   one input of a panel. KEY_REGISTERS: registers that hold one number of each key of a tile. */
+#if defined(__AVX512F__)
 #define LANES 16
-#else
+#define PANEL_REGISTERS 2
+#define KEY_REGISTERS 1
+#elif defined(__AVX2__)
 #define LANES 8
+#define PANEL_REGISTERS 2
+#define KEY_REGISTERS 1
+#else
+#define LANES 4
+#define PANEL_REGISTERS 4
+#define KEY_REGISTERS 2
 #endif
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
@@ -19,12 +34,20 @@
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t integers __attribute__((vector_size(4 * LANES)));
 
+/* A vector in a register: gcc keeps arrays of `vector`, which needs no alignment, in memory. Loops over such
+   arrays must be UNROLLED early, which gcc leaves for too late. */
+typedef float vector_register __attribute__((vector_size(4 * LANES)));
+#define UNROLLED(i, count) _Pragma("GCC unroll 8") for (int i = 0; i < (count); i++)
+
 enum precision { FP32, FP16, INT8 };
 
 static const int BYTES[] = {4, 2, 1}; /* of a number in each precision */
 
 static const integers LANE_NUMBERS = {
-    0, 1, 2,  3,  4,  5,  6,  7,
+    0, 1, 2,  3,
+#if LANES >= 8
+    4, 5, 6,  7,
+#endif
 #if LANES == 16
     8, 9, 10, 11, 12, 13, 14, 15,
 #endif
@@ -45,9 +68,8 @@ static inline vector fused(vector a, vector b, vector c) {
   return (vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__FMA__)
   return (vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#elif defined(__ARM_FEATURE_FMA)
-  for (int i = 0; i < LANES; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
-  return c;
+#elif defined(__aarch64__)
+  return (vector)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
   return a * b + c;
 #endif
@@ -105,6 +127,8 @@ static inline vector load_fp16(const uint16_t *from) {
   return (vector)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
 #elif defined(__F16C__)
   return (vector)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from));
+#elif defined(__aarch64__)
+  return (vector)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from)));
 #else
   typedef _Float16 half __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
   return __builtin_convertvector(*(const half *)from, vector);
@@ -124,8 +148,13 @@ static inline integers load_integers(const void *from) { return (integers) * (co
 
 /* Store the low bytes of LANES integers. */
 static inline void store_int8(int8_t *to, integers x) {
+#ifdef __aarch64__
+  int16x4_t narrow = vmovn_s32((int32x4_t)x);
+  vst1_lane_s32((int32_t *)to, vreinterpret_s32_s8(vmovn_s16(vcombine_s16(narrow, narrow))), 0);
+#else
   typedef int8_t small __attribute__((vector_size(LANES), aligned(1), may_alias));
   *(small *)to = __builtin_convertvector(x, small);
+#endif
 }
 
 /* One number in FP32 or FP16, as fp32. */
@@ -146,6 +175,8 @@ static inline void store_fp16(uint16_t *to, vector x) {
   _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__F16C__)
   _mm_storeu_si128((__m128i *)to, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__aarch64__)
+  vst1_u16(to, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)x)));
 #else
   typedef _Float16 half __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
   *(half *)to = __builtin_convertvector(x, half);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -91,9 +92,10 @@ def test_broken_library_is_compiled_anew(fresh: Path, monkeypatch: pytest.Monkey
     assert kernels.load() is not None
 
 
-def test_failing_compiler_leaves_no_file(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiler, "FLAGS", (*compiler.FLAGS, "--no-such-flag"))
-    assert kernels.load() is None
+def test_failing_compiler_leaves_no_file(fresh: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:  # ends before the one of `fresh`
+        patch.setattr(compiler, "FLAGS", (*compiler.FLAGS, "--no-such-flag"))
+        assert kernels.load() is None
     assert list((fresh / "gpt2tg").iterdir()) == []
 
 
@@ -119,6 +121,101 @@ def test_fingerprint_depends_on_every_c_file(name: str, tmp_path: Path, monkeypa
     with (tmp_path / name).open("a") as file:
         file.write("/* changed */\n")
     assert compiler.fingerprint() != before
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, machine: str, system: str, accepted: str = "") -> list[str]:
+    """Pretend another machine, whose compiler accepts commands with certain words. Returns a list of its commands."""
+    commands: list[str] = []
+
+    def run(command: list[str], **_: object) -> None:
+        commands.append(" ".join(command))
+        if accepted not in commands[-1]:
+            raise subprocess.CalledProcessError(1, command)
+        Path(command[command.index("-o") + 1]).touch()
+
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(compiler, "openmp_libraries", lambda: ["/torch/lib/openmp"])
+    return commands
+
+
+@pytest.mark.parametrize(
+    ("machine", "system", "accepted", "attempts"),
+    [
+        ("x86_64", "linux", "-march=native", 1),
+        ("aarch64", "linux", "-mcpu=native", 1),
+        ("aarch64", "linux", "-march=native", 2),
+        ("arm64", "darwin", "-mcpu=native", 1),
+        ("arm64", "darwin", "cc -O3", 3),  # the compiler's own choice
+    ],
+)
+def test_flags_for_the_processor_are_tried_in_turn(
+    machine: str, system: str, accepted: str, attempts: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    commands = pretend(monkeypatch, machine, system, accepted)
+    compiler.compile_library("cc", tmp_path / "kernels.so")
+    assert len(commands) == attempts
+    assert (tmp_path / "kernels.so").exists()
+
+
+def test_on_x86_nothing_but_this_processor_is_compiled_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    commands = pretend(monkeypatch, "x86_64", "linux", "nothing is accepted")
+    with pytest.raises(subprocess.CalledProcessError):
+        compiler.compile_library("cc", tmp_path / "kernels.so")
+    assert len(commands) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_openmp_is_linked_except_on_macos(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """There, the library's own path is one of the machine on which torch was built."""
+    commands = pretend(monkeypatch, "aarch64", "linux")
+    compiler.compile_library("cc", tmp_path / "linux.so")
+    on_macos = pretend(monkeypatch, "arm64", "darwin")
+    compiler.compile_library("cc", tmp_path / "macos.so")
+    assert "-fopenmp" in commands[0]
+    assert "/torch/lib/openmp" in commands[0]
+    assert "-Xpreprocessor -fopenmp -undefined dynamic_lookup" in on_macos[0]
+    assert "/torch/lib/openmp" not in on_macos[0]
+
+
+def test_macos_without_an_openmp_library_has_no_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    commands = pretend(monkeypatch, "arm64", "darwin")
+    monkeypatch.setattr(compiler, "openmp_libraries", list)
+    with pytest.raises(FileNotFoundError, match="OpenMP"):
+        compiler.compile_library("cc", tmp_path / "kernels.so")
+    assert commands == []
+
+
+@pytest.mark.parametrize(
+    ("system", "file"),
+    [
+        ("linux", "torch/lib/libgomp.so.1"),
+        ("linux", "torch/lib/libgomp-a34b3233.so.1"),
+        ("linux", "torch.libs/libgomp-d22c30c5.so.1.0.0"),
+        ("darwin", "torch/lib/libomp.dylib"),
+    ],
+)
+def test_openmp_library_of_torch_is_found(
+    system: str, file: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / file).parent.mkdir(parents=True)
+    for path in ("torch/__init__.py", "torch/version.py", file):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(compiler, "_torch_directory", lambda: tmp_path / "torch")
+    assert compiler.openmp_libraries() == [str(tmp_path / file)]
+
+
+def test_fingerprint_depends_on_the_name_of_apples_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library of an M4 does not run on an M1, to which a backup may bring it."""
+    pretend(monkeypatch, "arm64", "darwin")
+    found = set()
+    for name in ("Apple M1", "Apple M4"):
+        monkeypatch.setattr(compiler, "_sysctl", {"machdep.cpu.brand_string": name}.__getitem__)
+        found.add(compiler.fingerprint())
+    assert len(found) == 2
 
 
 def library_file() -> ctypes.CDLL:

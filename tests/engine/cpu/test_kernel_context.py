@@ -294,7 +294,7 @@ def test_full_row_is_an_error(gpt2: GPT2, call: Callable[[KernelContext], object
 
 
 def test_row_full_at_the_last_position_is_an_error(tmp_path: Path) -> None:
-    """20 is not a multiple of the lanes: the allocated cache is longer than the table of positions."""
+    """20 is not a multiple of the tile: the allocated cache is longer than the table of positions."""
     random_model(n_positions=20).save_pretrained(tmp_path)
     rows = rows_of(read_gpt2(tmp_path), 20)
     rows.start([random_ids(20)])
