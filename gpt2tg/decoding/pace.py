@@ -130,8 +130,6 @@ class Pace:
             self.agreement += RECENT * (is_right - self.agreement)
             self.guessed += 1
             self.right += is_right
-        if right:
-            self._pause = FIRST_PAUSE
 
     @property
     def is_paused(self) -> bool:
@@ -146,7 +144,7 @@ class Pace:
         """
         best = max(range(LONGEST_GUESS + 1), key=lambda length: self._speed(length, rows))
         if best:
-            self._idle = 0
+            self._idle, self._pause = 0, FIRST_PAUSE
             return best
         self._idle += 1
         if self._idle < self._pause:
