@@ -109,7 +109,7 @@ def _verify(
     going, depth = list(range(len(guesses))), 0
     while going:
         places = [starts[row] + depth for row in going]
-        following = logits if len(places) == len(logits) else logits[places]
+        following = logits[places[0] : places[0] + 1] if len(places) == 1 else logits[places]
         texts = [live.texts[row] for row in going]
         logprobs = log_probabilities(following, texts[0].new_count + 1)
         filtered = apply_filters(filters, following, texts)
