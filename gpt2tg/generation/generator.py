@@ -33,8 +33,8 @@ from gpt2tg.options import DecodingOptions, DeviceOptions, Precision, PrecisionO
 
 __all__ = ["Chunk", "Generator", "Request", "Sample", "choose_device", "load", "new_seed", "with_seed"]
 
-# There, captured decode steps need no host sync, which verifying guesses does.
-NO_DRAFT_ON_CUDA = "--draft_model is not used: on a CUDA GPU, decode steps are captured as graphs, which are faster"
+# There, decode steps run without a host sync per token, which verifying guesses would need.
+NO_DRAFT_ON_CUDA = "--draft_model is not used: on a CUDA GPU, decode steps are captured as graphs"
 
 
 class Generator:
