@@ -3,7 +3,7 @@
 # make test-oracle   2,000 random configurations against transformers' own generate
 # make mutation   break the decoders and the filter chain in hundreds of small ways and list what no test notices
 # make bench-setup  install the rivals of benchmarks/, llama.cpp built for this processor
-# make bench  measure everything (hours), fill docs/benchmarks.md
+# make bench  measure everything (about 45 minutes), fill docs/benchmarks.md
 # make gpu-check  on a GPU machine: GPU tests, generation and training measured, at most 8 minutes
 # make test-kills   60 training runs and 5 generations in 4 processes killed at random moments, and resumed
 # make test-disconnects   5,000 requests to a server, a quarter of which hang up
@@ -56,13 +56,15 @@ $(VENV)/mutmut-installed: $(VENV)/installed
 bench-setup: setup
 	CMAKE_ARGS="-DGGML_NATIVE=ON" $(BIN)/python -m pip install --disable-pip-version-check --quiet \
 		--no-binary llama-cpp-python -r requirements.txt -r benchmarks/requirements.txt
+	$(PYTHON) -m venv .venv-export
+	.venv-export/bin/python -m pip install --disable-pip-version-check --quiet -r benchmarks/requirements-export.txt
+	.venv-export/bin/python -m pip uninstall --quiet --yes torchvision  # nothing needs it, and its build may not fit torch's
 
 bench: bench-setup
-	mkdir -p benchmarks/results
-	for name in decode scaling startup data; do \
-		$(BIN)/python benchmarks/$$name.py > $$name.new || exit 1; \
-		mv $$name.new benchmarks/results/$$name.json; \
-	done
+	$(BIN)/python benchmarks/decode.py --overwrite
+	$(BIN)/python benchmarks/decode.py --company --overwrite
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/chart.py
 
 # Needs no setup: a GPU machine often has a torch of its own, which fits its driver, and no network.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run from a checkout, nothing installed
 
+EXPORTER = ROOT / ".venv-export"
+"""The environment of optimum-intel."""
 CACHE = Path(tempfile.gettempdir()) / "gpt2tg-benchmarks"
 SEED = 0
 VOCABULARY, POSITIONS = 50257, 1024
@@ -131,34 +134,38 @@ def llama(source: Path, kind: str) -> Path:
     return _once(source.parent / f"llama.cpp-{kind}", convert) / "model.gguf"
 
 
-def onnx(source: Path) -> Path:
-    """Return the checkpoint as an ONNX graph of one forward pass: ids and KV cache in, logits of the last token out."""
+def openvino(source: Path, weights: str) -> Path:
+    """Return the checkpoint for OpenVINO, exported by optimum-intel, with weights in fp32 or int8.
+
+    optimum-intel does not install beside transformers 5.23, so it has an environment of its own.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
 
     def convert(directory: Path) -> None:
-        import torch
-        from onnx_graph import Forward
-        from transformers import GPT2LMHeadModel
+        program = EXPORTER / "bin" / "optimum-cli"
+        if not program.exists():
+            raise FileNotFoundError(f"{program} is missing: make bench-setup installs it")
+        command = [program, "export", "openvino", "--task", "text-generation-with-past", "--weight-format", weights]
+        subprocess.run([*command, "--model", source, directory], check=True, stdout=sys.stderr)
 
-        model = Forward(GPT2LMHeadModel.from_pretrained(source)).eval()
-        example, names = model.example()
-        torch.onnx.export(
-            model,
-            example,
-            str(directory / "model.onnx"),
-            dynamo=False,
-            do_constant_folding=True,
-            input_names=["ids", *(f"past.{name}" for name in names)],
-            output_names=["logits", *(f"present.{name}" for name in names)],
-            dynamic_axes={
-                "ids": {0: "rows", 1: "tokens"},
-                "logits": {0: "rows"},
-                **{f"past.{name}": {0: "rows", 2: "past"} for name in names},
-                **{f"present.{name}": {0: "rows", 2: "all"} for name in names},
-            },
-            opset_version=17,
-        )
+    return _once(source.parent / f"openvino-{weights}", convert)
 
-    return _once(source.parent / "onnx", convert) / "model.onnx"
+
+def onnx(source: Path, weights: str) -> Path:
+    """Return the checkpoint for ONNX Runtime GenAI, with weights in fp32 or int8."""
+
+    def convert(directory: Path) -> None:
+        import onnx_graph
+
+        onnx_graph.export(source, directory / "model.onnx")
+        if weights == "int8":
+            onnx_graph.quantize(directory / "model.onnx")
+        settings = json.dumps(onnx_graph.runtime_settings(source), indent=2)
+        (directory / "genai_config.json").write_text(settings, encoding="utf-8")
+
+    return _once(source.parent / f"onnxruntime-{weights}", convert)
 
 
 def _once(directory: Path, write: Callable[[Path], None]) -> Path:

@@ -23,7 +23,8 @@ import machine
 import torch
 from agreement import Ids
 from gpu_results import Check
-from rivals import Job, Ours, Rival, Transformers
+from jobs import Job, Rival
+from programs import Ours, Transformers
 
 if TYPE_CHECKING:
     from gpt2tg.generation.generator import Generator, Sample

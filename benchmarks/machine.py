@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "ctranslate2", "llama-cpp-python", "onnxruntime")
+PACKAGES = (
+    "torch", "transformers", "tokenizers", "safetensors", "ctranslate2", "llama-cpp-python", "openvino-genai",
+    "onnxruntime-genai",
+)  # fmt: skip
 
 # Operations per second of dense products in 16 bits that are summed in 32, from the data sheets. The first name that is
 # part of the device's name counts.
@@ -75,6 +78,26 @@ def product_flops(device: str, size: int = 8192, repeats: int = 5) -> float:
     one, other = torch.randn(2, size, size, device=device).to(torch.bfloat16)
     one @ other
     return 2 * size**3 / min(seconds_of(lambda: one @ other, device) for _ in range(repeats))
+
+
+def processor_operations(threads: int, size: int = 2048, repeats: int = 3) -> dict[str, float]:
+    """Return the operations per second of products of square matrices on all cores, by the numbers multiplied."""
+    import torch
+
+    torch.set_num_threads(threads)
+    one, other = torch.randn(2, size, size)
+    narrow = [matrix.to(torch.bfloat16) for matrix in (one, other)]
+    whole = [matrix.mul(40).clamp(-127, 127).to(torch.int8) for matrix in (one, other)]
+    products = {
+        "fp32": lambda: one @ other,
+        "bf16": lambda: narrow[0] @ narrow[1],
+        "int8": lambda: torch._int_mm(*whole),
+    }
+    found = {}
+    for name, multiply in products.items():
+        multiply()
+        found[name] = 2 * size**3 / min(seconds_of(multiply, "cpu") for _ in range(repeats))
+    return found
 
 
 def copied_bytes_per_second(device: str, size: int = 2**30, repeats: int = 20) -> float:

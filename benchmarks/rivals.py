@@ -1,4 +1,4 @@
-"""The rivals: each loads one checkpoint and generates ids from ids. Also the program that a rival's process runs.
+"""The list of rivals, and the program that runs one of them in a process of its own.
 
     python benchmarks/rivals.py NAME SHAPE CACHE THREADS      # jobs in, results out, a line of JSON each
 
@@ -8,8 +8,6 @@ its input.
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import json
 import os
 import sys
@@ -18,315 +16,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
 
-import formats
-from agreement import Ids
+from graph_programs import OnnxRuntime, OpenVino
+from jobs import Job, NotOffered, Rival
+from programs import CTranslate2, Llama, Ours, Transformers, precisions_of_ours
 
-TOP_P = 0.9
-BEAMS = 5
-
-
-@dataclass(frozen=True)
-class Job:
-    """A generation job: `kind` is greedy, beam, top_p or steps."""
-
-    kind: str
-    prompts: Ids
-    """Rows of equal length."""
-    new_tokens: int
-    lookup: int | None = None
-    """`prompt_lookup` of gpt2tg: 0 turns it off, None is its default. The other rivals have none."""
-    no_repeat_ngram: int = 0
-
-
-class NotOffered(Exception):
-    """The rival cannot do this job."""
-
-
-class Rival(Protocol):
-    """The interface of a rival. It raises `NotOffered` for jobs that it cannot do."""
-
-    def write(self, job: Job) -> Ids:
-        """Return the new ids of each row; for beam search, those of the best beam."""
-        ...
-
-    def steps(self, job: Job) -> list[float]:
-        """Return the seconds of each decode step: each adds one token to every row."""
-        ...
-
-
-class Ours:
-    """gpt2tg, through its Python API. It also decodes to text, as its generator always does."""
-
-    def __init__(self, shape: str, cache: Path, precision: str, device: str = "cpu") -> None:
-        from gpt2tg.generation.generator import load
-
-        chosen = {"precision": precision} if precision in precisions_of_ours() else {}
-        self.generator = load(str(formats.checkpoint(shape, cache)), device, **chosen)
-        # As for the other rivals, no token ends a text. Most ids of the random models have no text: none is excluded.
-        self.generator.end_ids, self.generator.unused = (), None
-
-    def write(self, job: Job) -> Ids:
-        """See `Rival`."""
-        from gpt2tg.generation.generator import Request
-        from gpt2tg.options import DecodingOptions
-
-        settings = dict(
-            decoding=job.kind,
-            num_sequences=1,
-            max_new_tokens=job.new_tokens,
-            no_repeat_ngram=job.no_repeat_ngram,
-        )
-        if job.kind == "beam":
-            settings |= dict(num_beams=BEAMS)
-        if job.kind == "top_p":
-            settings |= dict(top_p=TOP_P, temperature=1.0, seed=0)
-        known = {field.name for field in dataclasses.fields(DecodingOptions)}
-        if job.kind == "greedy" and job.lookup is not None and "prompt_lookup" in known:
-            settings |= dict(prompt_lookup=job.lookup)
-        requests = [Request("", index, tuple(ids), job.new_tokens) for index, ids in enumerate(job.prompts)]
-        samples = self.generator.generate_batch(requests, DecodingOptions(**settings))
-        return [list(texts[0].ids) for texts in samples]
-
-    def steps(self, job: Job) -> list[float]:
-        """See `Rival`."""
-        from gpt2tg.engine.contexts import new_context
-
-        context = new_context(self.generator.model, len(job.prompts[0]) + job.new_tokens)
-        logits = context.start(job.prompts)
-        seconds = []
-        for _ in range(job.new_tokens):
-            start = time.perf_counter()
-            logits = context.step(logits.argmax(dim=1))
-            seconds.append(time.perf_counter() - start)
-        return seconds
-
-
-class Transformers:
-    """`generate` of transformers, with its defaults or with a static KV cache and a compiled forward pass."""
-
-    def __init__(self, shape: str, cache: Path, compiled: bool, device: str = "cpu") -> None:
-        import torch
-        from transformers import GPT2LMHeadModel
-
-        self.torch, self.device = torch, device
-        dtype = torch.float32 if device == "cpu" else torch.float16
-        model = GPT2LMHeadModel.from_pretrained(formats.checkpoint(shape, cache), dtype=dtype)
-        self.model = model.eval().to(device)
-        self.model.generation_config.eos_token_id = None
-        self.settings = {}
-        if compiled:
-            self.settings = dict(cache_implementation="static")
-        if compiled and device == "cpu":  # on a GPU, `generate` compiles it
-            self.model.forward = torch.compile(self.model.forward)
-
-    def write(self, job: Job) -> Ids:
-        """See `Rival`."""
-        how = {
-            "greedy": dict(do_sample=False),
-            "beam": dict(do_sample=False, num_beams=BEAMS),
-            "top_p": dict(do_sample=True, top_p=TOP_P, top_k=0, temperature=1.0),
-        }[job.kind]
-        prompts = self.torch.tensor(job.prompts, device=self.device)
-        written = self.model.generate(
-            prompts,
-            attention_mask=self.torch.ones_like(prompts),
-            max_new_tokens=job.new_tokens,
-            pad_token_id=0,
-            no_repeat_ngram_size=job.no_repeat_ngram,
-            **how,
-            **self.settings,
-        )
-        return written[:, prompts.shape[1] :].tolist()
-
-    def steps(self, job: Job) -> list[float]:
-        """See `Rival`."""
-        if self.settings:
-            raise NotOffered
-        with self.torch.inference_mode():
-            said = self.model(self.torch.tensor(job.prompts, device=self.device), use_cache=True, logits_to_keep=1)
-            seconds = []
-            for _ in range(job.new_tokens):
-                start = time.perf_counter()
-                newest = said.logits[:, -1:].argmax(dim=2)
-                said = self.model(newest, past_key_values=said.past_key_values, use_cache=True)
-                seconds.append(time.perf_counter() - start)
-        return seconds
-
-
-class CTranslate2:
-    """CTranslate2. An environment variable chooses its matrix library before it is loaded."""
-
-    def __init__(self, shape: str, cache: Path, compute_type: str) -> None:
-        import ctranslate2
-
-        directory = formats.ctranslate2(formats.checkpoint(shape, cache))
-        self.generator = ctranslate2.Generator(
-            str(directory), compute_type=compute_type, inter_threads=1, intra_threads=int(os.environ["OMP_NUM_THREADS"])
-        )
-        self.tokens = json.loads((directory / "vocabulary.json").read_text(encoding="utf-8"))
-
-    def write(self, job: Job) -> Ids:
-        """See `Rival`."""
-        how = {
-            "greedy": dict(sampling_topk=1),
-            "beam": dict(beam_size=BEAMS),
-            "top_p": dict(sampling_topk=0, sampling_topp=TOP_P),
-        }[job.kind]
-        written = self.generator.generate_batch(
-            [[self.tokens[token] for token in row] for row in job.prompts],
-            include_prompt_in_result=False,
-            max_length=job.new_tokens,
-            min_length=job.new_tokens,
-            no_repeat_ngram_size=job.no_repeat_ngram,
-            **how,
-        )
-        return [result.sequences_ids[0] for result in written]
-
-    def steps(self, job: Job) -> list[float]:
-        """See `Rival`."""
-        raise NotOffered
-
-
-class Llama:
-    """llama.cpp through its C interface, with numpy's argmax, which is faster than its own greedy sampler."""
-
-    def __init__(self, shape: str, cache: Path, kind: str) -> None:
-        import llama_cpp
-
-        self.api, self.kind = llama_cpp, kind
-        self.silent = llama_cpp.llama_log_callback(lambda *_: None)
-        llama_cpp.llama_log_set(self.silent, None)
-        llama_cpp.llama_backend_init()
-        path = formats.llama(formats.checkpoint(shape, cache), kind)
-        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
-        if not self.model:
-            raise RuntimeError(f"llama.cpp does not load {path}")
-        self.context, self.room = None, (0, 0)
-        self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
-
-    def write(self, job: Job) -> Ids:
-        """See `Rival`."""
-        if job.kind == "beam" or job.no_repeat_ngram:
-            raise NotOffered
-        return self._run(job)[0]
-
-    def steps(self, job: Job) -> list[float]:
-        """See `Rival`."""
-        return self._run(job)[1]
-
-    def _run(self, job: Job) -> tuple[Ids, list[float]]:
-        api, rows, length = self.api, len(job.prompts), len(job.prompts[0])
-        context = self._context(rows, length + job.new_tokens)
-        choose = self._sampler(context) if job.kind == "top_p" else self._most_probable(context)
-        written: Ids = [[] for _ in job.prompts]
-        seconds = []
-        newest = job.prompts
-        for number in range(job.new_tokens + (job.kind == "steps")):
-            start = time.perf_counter()
-            place = 0 if not number else length + number - 1
-            batch = api.llama_batch_init(rows * len(newest[0]), 0, 1)
-            batch.n_tokens = rows * len(newest[0])
-            for row, tokens in enumerate(newest):
-                for offset, token in enumerate(tokens):
-                    at = row * len(tokens) + offset
-                    batch.token[at], batch.pos[at], batch.n_seq_id[at] = token, place + offset, 1
-                    batch.seq_id[at][0], batch.logits[at] = row, offset == len(tokens) - 1
-            if api.llama_decode(context, batch):
-                raise RuntimeError("llama_decode failed")
-            chosen = [choose((row + 1) * len(newest[0]) - 1) for row in range(rows)]
-            api.llama_batch_free(batch)
-            newest = [[token] for token in chosen]
-            for text, token in zip(written, chosen, strict=True):
-                text.append(token)
-            seconds.append(time.perf_counter() - start)
-        return written, seconds[1:] if job.kind == "steps" else seconds
-
-    def _context(self, rows: int, longest: int) -> object:
-        """Return an empty context for the rows. It is allocated again only if its size changes, in warm-up runs."""
-        api, settings = self.api, self.api.llama_context_default_params()
-        room = -(-longest // 256) * 256  # each sequence has whole blocks of 256
-        if self.context and self.room == (rows, longest):
-            api.llama_memory_clear(api.llama_get_memory(self.context), True)
-            return self.context
-        if self.context:
-            api.llama_free(self.context)
-        settings.n_ctx, settings.n_seq_max = rows * room, rows
-        settings.n_batch, settings.n_ubatch = max(512, rows * longest), 512
-        settings.n_threads = settings.n_threads_batch = int(os.environ["OMP_NUM_THREADS"])
-        settings.no_perf = True
-        if self.kind == "F32":  # fp32 throughout; the others keep llama.cpp's fp16 cache
-            settings.type_k = settings.type_v = api.GGML_TYPE_F32
-        context = api.llama_init_from_model(self.model, settings)
-        if not context:
-            raise RuntimeError("llama.cpp makes no context")
-        self.context, self.room = context, (rows, longest)
-        return context
-
-    def _most_probable(self, context: object) -> Callable[[int], int]:
-        import numpy as np
-
-        return lambda at: int(
-            np.ctypeslib.as_array(self.api.llama_get_logits_ith(context, at), (self.vocabulary,)).argmax()
-        )
-
-    def _sampler(self, context: object) -> Callable[[int], int]:
-        api = self.api
-        chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
-        api.llama_sampler_chain_add(chain, api.llama_sampler_init_top_p(TOP_P, 1))
-        api.llama_sampler_chain_add(chain, api.llama_sampler_init_dist(0))
-        return lambda at: api.llama_sampler_sample(chain, context, at)
-
-
-class OnnxRuntime:
-    """ONNX Runtime with the KV cache as input and output of the graph, bound instead of copied."""
-
-    def __init__(self, shape: str, cache: Path) -> None:
-        import onnxruntime
-
-        self.api = onnxruntime
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = int(os.environ["OMP_NUM_THREADS"])
-        settings.inter_op_num_threads = 1
-        settings.add_session_config_entry("session.force_spinning_stop", "1")  # quiet between jobs
-        path = formats.onnx(formats.checkpoint(shape, cache))
-        self.session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-        self.past = [given for given in self.session.get_inputs() if given.name != "ids"]
-        self.outputs = [given.name for given in self.session.get_outputs()]
-
-    def write(self, job: Job) -> Ids:
-        """See `Rival`."""
-        if job.kind != "greedy" or job.no_repeat_ngram:
-            raise NotOffered
-        return self._run(job)[0]
-
-    def steps(self, job: Job) -> list[float]:
-        """See `Rival`."""
-        return self._run(job)[1]
-
-    def _run(self, job: Job) -> tuple[Ids, list[float]]:
-        import numpy as np
-
-        _, heads, _, width = self.past[0].shape
-        empty = np.zeros((len(job.prompts), heads, 0, width), dtype=np.float32)
-        past = [self.api.OrtValue.ortvalue_from_numpy(empty) for _ in self.past]
-        newest = np.array(job.prompts)
-        written, seconds = [], []
-        for _ in range(job.new_tokens + (job.kind == "steps")):
-            start = time.perf_counter()
-            binding = self.session.io_binding()
-            binding.bind_cpu_input("ids", newest)
-            for given, value in zip(self.past, past, strict=True):
-                binding.bind_ortvalue_input(given.name, value)
-            for name in self.outputs:
-                binding.bind_output(name)
-            self.session.run_with_iobinding(binding)
-            logits, *past = binding.get_outputs()
-            newest = logits.numpy().argmax(axis=1)[:, None]
-            written.append(newest[:, 0])
-            seconds.append(time.perf_counter() - start)
-        return np.stack(written, axis=1).tolist(), seconds[1:] if job.kind == "steps" else seconds
+ABSENT = {
+    "mlx-lm": "made for Apple's GPUs; in one look on a busy processor it took seven times as long as ONNX Runtime"
+}
+"""Programs that a reader may look for, and why they are no rivals."""
 
 
 @dataclass(frozen=True)
@@ -338,40 +36,51 @@ class Entry:
     make: Callable[[str, Path], Rival]
     bytes_per_weight: float
     """The bytes that a decode step reads per weight."""
+    products: str = "fp32"
+    """The narrowest numbers that it may multiply: the arithmetic by which it is judged."""
     environment: dict[str, str] = field(default_factory=dict)
 
 
 def _entries() -> dict[str, Entry]:
     hf = ("transformers",)
     entries = {
-        f"gpt2tg-{precision}": Entry(("torch",), lambda *where, p=precision: Ours(*where, p), width)
-        for precision, width in (("fp32", 4), ("fp16", 2), ("int8", 1))
+        f"gpt2tg-{precision}": Entry(("torch",), lambda *where, p=precision: Ours(*where, p), *counted)
+        for precision, counted in (("fp32", (4,)), ("fp16", (2, "bf16")), ("int8", (1, "int8")))
     }
     entries["transformers-eager"] = Entry(hf, lambda *where: Transformers(*where, False), 4)
     entries["transformers-static"] = Entry(hf, lambda *where: Transformers(*where, True), 4)
-    for kind, width in (("float32", 4), ("int8", 1)):
+    for kind, counted in (("float32", (4,)), ("int8", (1, "int8"))):
         for library, has_mkl in (("mkl", "1"), ("onednn", "0")):
             entries[f"ctranslate2-{kind}-{library}"] = Entry(
                 ("ctranslate2", *hf),
                 lambda *where, k=kind: CTranslate2(*where, k),
-                width,
-                {"CT2_USE_MKL": has_mkl},
+                *counted,
+                environment={"CT2_USE_MKL": has_mkl},
             )
-    for kind, width in (("F32", 4), ("F16", 2), ("Q8_0", 34 / 32)):
-        entries[f"llama.cpp-{kind}"] = Entry(("llama_cpp", "gguf", *hf), lambda *where, k=kind: Llama(*where, k), width)
-    entries["onnxruntime-fp32"] = Entry(("onnxruntime", "onnx", *hf), lambda *where: OnnxRuntime(*where), 4)
+    for kind, counted in (("F32", (4,)), ("F16", (2, "bf16")), ("Q8_0", (34 / 32, "int8"))):
+        entries[f"llama.cpp-{kind}"] = Entry(
+            ("llama_cpp", "gguf", *hf), lambda *where, k=kind: Llama(*where, k), *counted
+        )
+    for name, setting, counted in (
+        ("fp32", ("fp32", "f32"), (4,)),
+        ("bf16", ("fp32", "bf16"), (2, "bf16")),
+        ("int8", ("int8", None), (1, "int8")),
+    ):
+        entries[f"openvino-{name}"] = Entry(
+            ("openvino_genai", *hf), lambda *where, s=setting: OpenVino(*where, *s), *counted
+        )
+    for kind, counted in (("fp32", (4,)), ("int8", (36 / 32, "int8"))):  # int8: a scale in fp32 for 32 weights
+        entries[f"onnxruntime-genai-{kind}"] = Entry(
+            ("onnxruntime_genai", "onnxruntime", "onnx", *hf), lambda *where, k=kind: OnnxRuntime(*where, k), *counted
+        )
     return entries
 
 
 ENTRIES = _entries()
 """By name, in the order of the tables."""
 
-
-def precisions_of_ours() -> tuple[str, ...]:
-    """Return the precisions of `load`; none in versions without the choice, which compute in fp32."""
-    from gpt2tg.generation.generator import load
-
-    return ("fp32", "fp16", "int8") if "precision" in inspect.signature(load).parameters else ()
+SLOWER_LIBRARIES = ("ctranslate2-float32-mkl", "ctranslate2-int8-onednn")
+"""CTranslate2 with the matrix library that was slower in 11 of 12 comparisons on an Intel Xeon. Measured if named."""
 
 
 def missing(name: str) -> str | None:
@@ -405,8 +114,8 @@ def serve(arguments: Sequence[str]) -> None:
             start = time.perf_counter()
             result = rival.steps(job) if job.kind == "steps" else rival.write(job)
             answer(seconds=time.perf_counter() - start, result=result)
-        except NotOffered:
-            answer(refused=f"{name} has no {job.kind} of this kind")
+        except NotOffered as reason:
+            answer(refused=str(reason))
 
 
 if __name__ == "__main__":

@@ -4,19 +4,19 @@
     python benchmarks/scaling.py --rivals gpt2tg transformers-eager --repeats 3
 
 Each figure is the median over the decode steps of several turns, without prefill. Random weights, and rivals in
-processes of their own, as in decode.py. Tables go to stderr, JSON to the last line of stdout.
+processes of their own, as in decode.py. Tables go to stderr, and the results to a file.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import formats
 import machine
+import results
 from decode import chosen_rivals, prompts
-from rivals import Job
+from jobs import Job
 from workers import Team, report, spread
 
 CONTEXTS = (50, 250, 500, 750, 1000)
@@ -43,24 +43,27 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="counted runs of each (default: 5)")
     parser.add_argument("--threads", type=int, default=machine.cores(), help="(default: the physical cores)")
     parser.add_argument("--cache", type=Path, default=formats.CACHE, help=f"models are kept here ({formats.CACHE})")
+    output = results.FOLDER / "scaling.json"
+    parser.add_argument("--output", type=Path, default=output, help="the file of results (default: %(default)s)")
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
     names, cases = chosen_rivals(options.rivals), plan(options.shape)
-    results, foreign = [], 0.0
+    measured, foreign = [], 0.0
     for shape in options.shape:
         formats.checkpoint(shape, options.cache)
         with Team(names, shape, options.cache, options.threads) as team:
             for case in (case for case in cases if case["shape"] == shape):
-                results.append(case | {"rivals": measure(team, case, options)})
+                measured.append(case | {"rivals": measure(team, case, options)})
         foreign = max(foreign, team.foreign_share)
     told = {
         "machine": machine.description(),
         "threads": options.threads,
         "repeats": options.repeats,
         "most_computed_by_others": foreign,
-        "results": results,
+        "results": measured,
     }
-    print(json.dumps(told))
+    results.save(told, options.output)
+    report(f"written to {options.output}")
 
 
 def measure(team: Team, case: dict, options: argparse.Namespace) -> dict[str, dict]:
@@ -74,7 +77,7 @@ def measure(team: Team, case: dict, options: argparse.Namespace) -> dict[str, di
         return Job("steps", texts, options.steps)
 
     found = {}
-    for name, answers in team.race(job, options.repeats).items():
+    for name, answers in team.race(job, options.repeats)[0].items():
         found[name] = {"milliseconds": spread([1000 * step for answer in answers for step in answer["result"]])}
         middle = found[name]["milliseconds"]["median"]
         report(f"{name:>26} {middle:8.2f} ms a step, {middle / case['rows']:.2f} ms a token")

@@ -2,11 +2,14 @@
 
     python text_generation_demo.py --model_name gpt2-tiny --serve --port 8001
     python -m llama_cpp.server --model model-F32.gguf --n_ctx 512 --n_threads 2 --port 8002    # from --export gguf
-    python benchmarks/serve.py gpt2tg=http://127.0.0.1:8001 llama=http://127.0.0.1:8002
+    python benchmarks/serve.py gpt2tg=http://127.0.0.1:8001 llama-cpp-python=http://127.0.0.1:8002
+    python benchmarks/serve.py gpt2tg=http://127.0.0.1:8001 --long 20000       # memory over so many requests
 
 So many clients each send one request after the other, and read the answer as a stream. The servers take turns, and a
 figure is the median of several turns. All get the same bodies: greedy, without the end-of-text token, prompts of
 different lengths from a text. The load generator speaks HTTP itself, since it shares the processor with the servers.
+The table goes to stderr, and the results to a file. A long run measures memory instead: the resident memory of the
+servers of this machine with their child processes, and is added to the results that the file holds.
 """
 
 from __future__ import annotations
@@ -16,14 +19,19 @@ import asyncio
 import json
 import random
 import statistics
-import sys
 import time
 import urllib.parse
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import machine
+import psutil
+import results
+from workers import report
+
 TEXT = Path(__file__).parent.parent / "sample_data.txt"
+LONG_CLIENTS, LONG_PARTS = 16, 10
 
 
 @dataclass
@@ -79,15 +87,15 @@ async def client(url: urllib.parse.SplitResult, contents: list[bytes], turn: Tur
         await request(url, contents.pop(), turn)
 
 
-async def run_turn(url: str, clients: int, options: argparse.Namespace, words: list[str]) -> Turn:
+async def run_turn(url: str, clients: int, numbers: range, options: argparse.Namespace, words: list[str]) -> Turn:
     """Let clients share the requests of a turn."""
-    turn, count = Turn(), max(clients * options.requests, options.least)
-    contents = [body(number, options, words) for number in range(count)]
+    turn = Turn()
+    contents = [body(number, options, words) for number in numbers]
     address = urllib.parse.urlsplit(url)
     start = time.perf_counter()
     await asyncio.gather(*(client(address, contents, turn) for _ in range(clients)))
     turn.seconds = time.perf_counter() - start
-    turn.tokens = (count - turn.failed) * options.max_tokens
+    turn.tokens = (len(numbers) - turn.failed) * options.max_tokens
     return turn
 
 
@@ -112,37 +120,107 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("servers", nargs="+", metavar="NAME=URL")
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 4, 16, 64])
-    parser.add_argument("--requests", type=int, default=2, help="requests of each client in a turn")
-    parser.add_argument("--least", type=int, default=8, help="the smallest number of requests in a turn")
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--max_tokens", type=int, default=64)
-    parser.add_argument("--prompt_words", type=int, default=60)
-    parser.add_argument("--end_of_text", type=int, default=0, help="its id; 50256 for OpenAI's GPT-2")
-    return parser.parse_args()
+    parser.add_argument("--requests", type=int, default=2, help="requests of each client in a turn (default: 2)")
+    parser.add_argument("--least", type=int, default=8, help="the smallest number of requests in a turn (default: 8)")
+    parser.add_argument("--turns", type=int, default=3, help="(default: 3)")
+    parser.add_argument("--max_tokens", type=int, default=64, help="new tokens of a request (default: 64)")
+    parser.add_argument("--prompt_words", type=int, default=60, help="words of the longest prompt (default: 60)")
+    parser.add_argument("--end_of_text", type=int, default=0, help="its id; 50256 for OpenAI's GPT-2 (default: 0)")
+    parser.add_argument("--long", type=int, metavar="N", help="measure memory over N requests by 16 clients")
+    output = results.FOLDER / "serve.json"
+    parser.add_argument("--output", type=Path, default=output, help="the file of results (default: %(default)s)")
+    options = parser.parse_args()
+    for server in options.servers:
+        name, _, url = server.partition("=")
+        if not name or urllib.parse.urlsplit(url).port is None:
+            parser.error(f"{server}: write NAME=http://HOST:PORT, with the port")
+    return options
 
 
-def main() -> None:
-    """Measure, print a table to stderr and JSON to stdout."""
-    options, words = parse(), TEXT.read_text(encoding="utf-8").split()
-    servers = dict(server.split("=", 1) for server in options.servers)
+def measure_speed(servers: dict[str, str], options: argparse.Namespace, words: list[str]) -> list[dict]:
+    """Return a row for each number of clients and each server."""
     for url in servers.values():
-        asyncio.run(run_turn(url, 2, options, words))  # a warm-up
-    results = []
-    print(
-        f"{'clients':>7}  {'server':<12} {'tokens/s':>9} {'first p50':>10} {'p95':>7} {'end p95':>8}", file=sys.stderr
-    )
+        asyncio.run(run_turn(url, 2, range(options.least), options, words))  # a warm-up
+    report(f"{'clients':>7}  {'server':<18} {'tokens/s':>9} {'first p50':>10} {'p95':>7} {'end p95':>8}")
+    rows = []
     for clients in options.clients:
+        numbers = range(max(clients * options.requests, options.least))
         turns: dict[str, list[Turn]] = {name: [] for name in servers}
         for _ in range(options.turns):
             for name, url in servers.items():
-                turns[name].append(asyncio.run(run_turn(url, clients, options, words)))
+                turns[name].append(asyncio.run(run_turn(url, clients, numbers, options, words)))
         for name, found in turns.items():
             row = summary(found)
-            results.append({"clients": clients, "server": name, **row})
+            rows.append({"clients": clients, "server": name, **row})
             figures = f"{row['first_p50']:>9.3f}s {row['first_p95']:>6.3f}s {row['whole_p95']:>7.3f}s"
             failed = f"  {row['failed']:g} failed" if row["failed"] else ""
-            print(f"{clients:>7}  {name:<12} {row['tokens_per_second']:>9.0f} {figures}{failed}", file=sys.stderr)
-    print(json.dumps(results))
+            report(f"{clients:>7}  {name:<18} {row['tokens_per_second']:>9.0f} {figures}{failed}")
+    return rows
+
+
+def measure_memory(servers: dict[str, str], options: argparse.Namespace, words: list[str]) -> dict[str, list[dict]]:
+    """Return the memory of each server before and after each part of a long run.
+
+    Raises:
+        SystemExit: a server is not a process of this machine that we may look at.
+    """
+    found = {}
+    for name, url in servers.items():
+        process = listening(urllib.parse.urlsplit(url).port or 0)
+        done, start, points = 0, time.perf_counter(), []
+        for end in (LONG_CLIENTS, *(part * options.long // LONG_PARTS for part in range(1, LONG_PARTS + 1))):
+            if done < end:  # the first requests are a warm-up
+                turn = asyncio.run(run_turn(url, LONG_CLIENTS, range(done, end), options, words))
+                done = end
+                seconds, megabytes = time.perf_counter() - start, resident_megabytes(process)
+                report(f"{done:>9,} requests, {seconds:7.0f} s, {megabytes:7.0f} MB, {turn.failed} failed")
+                point = {"requests": done, "seconds": seconds, "megabytes": megabytes, "failed": turn.failed}
+                points.append(point)
+        found[name] = points
+    return found
+
+
+def listening(port: int) -> psutil.Process:
+    """Return the process of this machine that listens on a port.
+
+    Raises:
+        SystemExit: there is none that we may look at.
+    """
+    for process in psutil.process_iter():
+        try:
+            connections = process.net_connections("tcp")
+        except psutil.Error:
+            continue
+        if any(found.status == psutil.CONN_LISTEN and found.laddr.port == port for found in connections):
+            return process
+    raise SystemExit(f"no process of yours listens on port {port} of this machine: --long measures its memory")
+
+
+def resident_megabytes(process: psutil.Process) -> float:
+    """Return the resident memory of a process and its children."""
+    return sum(one.memory_info().rss for one in (process, *process.children(recursive=True))) / 2**20
+
+
+def main() -> None:
+    """Measure, print a table, and write the results."""
+    options, words = parse(), TEXT.read_text(encoding="utf-8").split()
+    servers = dict(server.split("=", 1) for server in options.servers)
+    told = {
+        "run": {"repeats": options.turns, "servers": list(servers), "max_tokens": options.max_tokens},
+        "machine": machine.description(),
+        "results": [],
+    }
+    try:
+        if options.long:
+            if options.output.exists():
+                told = json.loads(options.output.read_text(encoding="utf-8"))
+            told["memory"] = told.get("memory", {}) | measure_memory(servers, options, words)
+        else:
+            told["results"] = measure_speed(servers, options, words)
+    except OSError as error:
+        raise SystemExit(f"a server does not answer: {error}") from error
+    results.save(told, options.output)
+    report(f"written to {options.output}")
 
 
 if __name__ == "__main__":

@@ -10,14 +10,18 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import rivals
-from rivals import ENTRIES, Job
+from jobs import Job
+from rivals import ENTRIES
 
 SETTLE = 0.3  # seconds; threads that wait for more work, as OpenMP's do, have gone to sleep by then
+
+BUSY = [sys.executable, "-c", "while True: pass"]
+"""A program that computes on one core, at normal priority."""
 
 NOISE = 0.15  # of a core; more than this by other programs during a run spoils it
 
@@ -94,14 +98,16 @@ class Team:
     def __init__(self, names: list[str], shape: str, cache: Path, threads: int) -> None:
         self.workers: list[Worker] = []
         self.idle_share = 0.0
-        """Return the most that all waiting rivals together computed during a run, as a share of one core."""
+        """The most that all waiting rivals together computed during a run, as a share of one core."""
         self.foreign_share = 0.0
-        """Return the most that other processes computed during a run, as a check that the machine was idle."""
+        """The most that other processes computed during a run, as a check that the machine was idle."""
+        self.reasons: dict[str, str] = {}
+        """Why a rival that was asked for is not here."""
         for name in names:
             try:
                 self.workers.append(Worker(name, shape, cache, threads))
             except WorkerDied as error:
-                report(f"{name} is left out: {error}")
+                self._leave_out(name, error)
 
     def __enter__(self) -> Team:
         return self
@@ -112,37 +118,47 @@ class Team:
         if self.foreign_share > NOISE:
             report(f"\nother programs computed {self.foreign_share:.0%} of a core during a run: measure again in quiet")
 
-    def race(self, job: Callable[[int], Job], repeats: int) -> dict[str, list[dict]]:
+    def race(
+        self, job: Callable[[int], Job], repeats: int, company: Callable[[int], bool] = lambda _: False
+    ) -> tuple[dict[str, list[dict]], dict[str, str]]:
         """Let every rival do a job once as a warm-up, then take turns.
 
         Args:
             job: returns the job of repetition -1, the warm-up, 0, 1 and so on. Prompts should differ, because a rival
                 may cache what it has read.
+            repeats: the counted repetitions.
+            company: tells in which repetitions a busy program runs beside the rival.
 
         Returns:
-            The answers by name, without rivals that refused the job.
+            The answers by name, and why rivals have none.
         """
         answers: dict[str, list[dict]] = {}
+        reasons = dict(self.reasons)
         for repeat in range(-1, repeats):
             for worker in list(self.workers):
-                if repeat >= 0 and worker.name not in answers:
+                if worker.name in reasons:
                     continue
                 try:
-                    answer = self._alone(worker, job(repeat))
+                    with busy_program() if company(repeat) else contextlib.nullcontext():
+                        answer = self._alone(worker, job(repeat), company(repeat))
                 except WorkerDied as error:
-                    report(f"{worker.name} is left out: {error}")
+                    self._leave_out(worker.name, error)
                     self.workers.remove(worker)
                     worker.close()
                     answers.pop(worker.name, None)
+                    reasons |= self.reasons
                     continue
                 if "refused" in answer:
-                    continue
-                answers.setdefault(worker.name, [])
-                if repeat >= 0:
-                    answers[worker.name].append(answer)
-        return answers
+                    reasons[worker.name] = answer["refused"]
+                elif repeat >= 0:
+                    answers.setdefault(worker.name, []).append(answer)
+        return answers, reasons
 
-    def _alone(self, worker: Worker, job: Job) -> dict:
+    def _leave_out(self, name: str, error: Exception) -> None:
+        self.reasons[name] = str(error)[:100]
+        report(f"{name} is left out: {error}")
+
+    def _alone(self, worker: Worker, job: Job, has_company: bool) -> dict:
         time.sleep(SETTLE)
         others = [other for other in self.workers if other is not worker]
 
@@ -153,10 +169,21 @@ class Team:
         before = computed()
         answer = worker.run(job)
         wall, own, waiting, everything = (now - then for then, now in zip(before, computed(), strict=True))
-        if wall > 0.5:  # the clocks of the processor tick a hundred times a second
+        if wall > 0.5 and not has_company:  # the clocks of the processor tick a hundred times a second
             self.idle_share = max(self.idle_share, waiting / wall)
             self.foreign_share = max(self.foreign_share, (everything - own - waiting) / wall)
         return answer
+
+
+@contextlib.contextmanager
+def busy_program() -> Iterator[None]:
+    """Run a busy program meanwhile."""
+    program = subprocess.Popen(BUSY)
+    try:
+        yield
+    finally:
+        program.kill()
+        program.wait()
 
 
 def _machine_seconds() -> float:
@@ -171,5 +198,5 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def report(line: str) -> None:
-    """Return the spread as text."""
+    """Print a line to stderr."""
     print(line, file=sys.stderr, flush=True)

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
+import socket
 import sys
+import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import chart
 import data
 import decode
 import formats
+import jobs
 import precision
+import psutil
 import pytest
+import results
 import rivals
+import roof
 import scaling
+import serve
+import startup
 import stories
 import torch
 import train
@@ -33,39 +43,48 @@ def speed(median: float, **more: object) -> dict:
 
 
 def decode_results() -> dict:
-    """Return the output of decode.py for two rivals at two kinds of work."""
+    """Return what decode.py writes for a few rivals at two kinds of work."""
     greedy = {
-        "gpt2tg-fp32": speed(50.0, times_reference=2.5, gb_per_second=20.0, equal_texts=3, texts=3),
-        "transformers-eager": speed(20.0, times_reference=1.0, gb_per_second=8.0, equal_texts=3, texts=3),
-        "ctranslate2-int8-mkl": speed(30.0, times_reference=1.5, gb_per_second=3.0, equal_texts=1, texts=3),
-        "ctranslate2-int8-onednn": speed(45.0, times_reference=2.25, gb_per_second=4.5, equal_texts=0, texts=3),
+        "gpt2tg-fp32": speed(50.0, times_reference=2.5, equal_texts=3, texts=3),
+        "transformers-eager": speed(20.0, times_reference=1.0, equal_texts=3, texts=3),
+        "ctranslate2-int8-mkl": speed(30.0, times_reference=1.5, equal_texts=1, texts=3),
+        "ctranslate2-int8-onednn": speed(45.0, times_reference=2.25, equal_texts=0, texts=3),
+        "llama.cpp-F16": speed(40.0, times_reference=2.0, equal_texts=3, texts=3),
     }
     beams = {"gpt2tg-fp32": speed(40.0, times_reference=4.0), "transformers-eager": speed(10.0, times_reference=1.0)}
-    common = {"shape": "gpt2", "prompt": 16, "new_tokens": 128}
+    common = {"shape": "gpt2", "prompt": 16, "new_tokens": 128, "rows": 1}
     return {
+        "run": {"threads": 2, "repeats": 3},
         "machine": MACHINE,
-        "threads": 2,
-        "repeats": 3,
         "bandwidth_gb_per_second": 25.0,
+        "gflops": {"fp32": 250.0, "bf16": 500.0, "int8": 1000.0},
+        "rivals": {
+            name: {"bytes_per_weight": 1 if "int8" in name else 4, "products": "int8" if "int8" in name else "fp32"}
+            for name in greedy
+        },
         "results": [
-            {**common, "work": "greedy-1", "rows": 1, "rivals": greedy},
-            {**common, "work": "beam-5", "rows": 1, "rivals": beams},
+            {**common, "work": "greedy-1", "rivals": greedy, "reasons": {}},
+            {**common, "work": "beam-5", "rivals": beams, "reasons": {"llama.cpp-F16": "no beam search"}},
         ],
     }
 
 
+TABLES = [name for tables in chart.MAKERS.values() for name in tables]
+
+
 def page(directory: Path) -> Path:
     """A page with marks for every table, and text around them."""
-    names = ("decode", "bandwidth", "ids", "startup", "scaling")
     path = directory / "page.md"
-    path.write_text("\n".join(f"before {n}\n<!-- {n} -->\nold\n<!-- end of {n} -->" for n in names), encoding="utf-8")
+    text = "\n".join(f"before {name}\n<!-- {name} -->\nold\n<!-- end of {name} -->" for name in TABLES)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
-def run_chart(monkeypatch: pytest.MonkeyPatch, results: Path, page: Path) -> Path:
+def run_chart(monkeypatch: pytest.MonkeyPatch, folder: Path, page: Path) -> Path:
     """Run chart.py as a user would, and return the path of its chart."""
     picture = page.with_suffix(".png")
-    flags = ["--results", str(results), "--page", str(page), "--picture", str(picture)]
+    flags = ["--results", str(folder), "--page", str(page), "--picture", str(picture)]
+    flags += ["--roof_picture", str(page.with_suffix(".roof.png"))]
     monkeypatch.setattr(sys, "argv", ["chart.py", *flags])
     chart.main()
     return picture
@@ -80,11 +99,10 @@ def test_speed_is_the_median_of_runs() -> None:
     def runs(*seconds: float) -> list[dict]:
         return [{"seconds": second, "result": [[5, 6]]} for second in seconds]
 
-    found = decode.figures(runs(1.0, 4.0, 2.0), 100, [[5, 6]] * 3, runs(8.0, 6.0, 5.0), 3e9)
+    found = decode.figures(runs(1.0, 4.0, 2.0), 100, [[5, 6]] * 3, runs(8.0, 6.0, 5.0))
     assert found["tokens_per_second"] == {"median": 50, "min": 25, "max": 100}
     assert found["times_reference"] == 3
     assert (found["equal_texts"], found["texts"], found["first_difference"]) == (3, 3, None)
-    assert found["gb_per_second"] == 150
 
 
 def test_prompts_are_equal_in_runs_and_differ_in_repetitions() -> None:
@@ -100,7 +118,7 @@ def test_timed_generation_matches_transformers(name: str, tmp_path: Path) -> Non
     model = GPT2LMHeadModel.from_pretrained(formats.checkpoint("gpt2-tiny"), local_files_only=True).eval()
     prompts = [[11, 22, 33], [44, 55, 66]]
     rival = rivals.ENTRIES[name].make("gpt2-tiny", tmp_path)
-    for kind, how in (("greedy", {}), ("beam", {"num_beams": rivals.BEAMS})):
+    for kind, how in (("greedy", {}), ("beam", {"num_beams": jobs.BEAMS})):
         ids = torch.tensor(prompts)
         written = model.generate(
             ids,
@@ -111,8 +129,8 @@ def test_timed_generation_matches_transformers(name: str, tmp_path: Path) -> Non
             do_sample=False,
             **how,
         )
-        assert rival.write(rivals.Job(kind, prompts, 9, lookup=0)) == written[:, 3:].tolist(), kind
-    assert len(rival.steps(rivals.Job("steps", prompts, 4))) == 4
+        assert rival.write(jobs.Job(kind, prompts, 9, lookup=0)) == written[:, 3:].tolist(), kind
+    assert len(rival.steps(jobs.Job("steps", prompts, 4))) == 4
 
 
 def test_rival_that_cannot_be_loaded_is_left_out(
@@ -132,7 +150,7 @@ class Turns:
 
     def run(self, job: int) -> dict:
         self.asked.append((self.name, job))
-        return {"refused": "no"} if self.refuses else {"seconds": 1.0, "result": job}
+        return {"refused": "no beam search"} if self.refuses else {"seconds": 1.0, "result": job}
 
     def processor_seconds(self) -> float:
         return 0.0
@@ -141,45 +159,177 @@ class Turns:
         pass
 
 
-def test_rivals_take_turns_after_a_warm_up_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def team(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> workers.Team:
+    """Return a team that waits for nothing, without workers."""
     monkeypatch.setattr(workers, "SETTLE", 0)
+    return workers.Team([], "gpt2", tmp_path, 1)
+
+
+def test_rivals_take_turns_after_a_warm_up_turn(team: workers.Team) -> None:
     asked: list[tuple[str, int]] = []
-    team = workers.Team([], "gpt2", tmp_path, 1)
     team.workers = [Turns("a", asked), Turns("idle", asked, refuses=True), Turns("b", asked)]  # type: ignore[list-item]
-    answers = team.race(lambda repeat: repeat, 2)  # type: ignore[arg-type, return-value]
+    answers, reasons = team.race(lambda repeat: repeat, 2)  # type: ignore[arg-type, return-value]
     assert asked == [("a", -1), ("idle", -1), ("b", -1), ("a", 0), ("b", 0), ("a", 1), ("b", 1)]
     assert {name: [answer["result"] for answer in found] for name, found in answers.items()} == {
         "a": [0, 1],
         "b": [0, 1],
     }
+    assert reasons == {"idle": "no beam search"}
 
 
-def test_the_page_is_filled_and_the_chart_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_company_is_there_only_in_its_turns(team: workers.Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[object] = []
+
+    @contextlib.contextmanager
+    def neighbour() -> Iterator[None]:
+        log.append("starts")
+        yield
+        log.append("ends")
+
+    monkeypatch.setattr(workers, "busy_program", neighbour)
+    team.workers = [Turns("a", log)]  # type: ignore[arg-type, list-item]
+    team.race(lambda repeat: repeat, 2, lambda repeat: repeat == 1)  # type: ignore[arg-type, return-value]
+    assert log == [("a", -1), ("a", 0), "starts", ("a", 1), "ends"]
+
+
+def test_busy_program_computes_and_ends() -> None:
+    before = {child.pid for child in psutil.Process().children()}
+    with workers.busy_program():
+        (busy,) = (child for child in psutil.Process().children() if child.pid not in before)
+        wait_until(lambda: busy.cpu_times().user > 0.05)
+        assert busy.nice() == psutil.Process().nice()
+    assert not busy.is_running()
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    """Wait for something that another process does; fail after 20 seconds."""
+    end = time.monotonic() + 20
+    while not is_true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_the_page_is_filled_and_the_charts_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "decode.json").write_text(json.dumps(decode_results()), encoding="utf-8")
     path = page(tmp_path)
     picture = run_chart(monkeypatch, tmp_path, path)
     filled = path.read_text(encoding="utf-8")
-    assert "| gpt2, prompt of 16 | one text, greedy | one text, 5 beams |" in filled
-    assert "| gpt2tg fp32 | 50.0 (2.50) | 40.0 (4.00) |" in filled
-    assert "| CTranslate2 int8 | 45.0 (2.25) |  |" in filled  # the faster of its libraries, once
-    assert "| gpt2 | gpt2tg fp32 | 20.0 | 80% |" in filled
-    assert "| gpt2 | CTranslate2 int8 (MKL) | 1 of 3 |" in filled
-    assert filled.count("old") == 2  # of start-up and scaling there are no results
-    assert filled.count("before ") == 5
+    assert "| gpt2 | 16: one text, greedy | 16: one text, 5 beams | equal texts |" in filled
+    assert "| gpt2tg fp32 | 50.0 (2.50) | 40.0 (4.00) | 3 of 3 |" in filled
+    assert "| CTranslate2 int8 | 45.0 (2.25) | not measured | 0 of 3 |" in filled  # the faster of its libraries, once
+    assert "| llama.cpp F16 | 40.0 (2.00) | no beam search | 3 of 3 |" in filled
+    assert "A processor, 2 cores, 8.0 GiB. Medians of 3 runs in turn." in filled
+    assert filled.count("old") == len(TABLES) - 1  # the others have no results
+    assert filled.count("before ") == len(TABLES)
     assert picture.read_bytes().startswith(b"\x89PNG")
+    assert path.with_suffix(".roof.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_results_of_several_runs_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = decode_results()
-    medium = [{**table, "shape": "gpt2-medium"} for table in told["results"]]
-    (tmp_path / "decode-1.json").write_text(json.dumps(told), encoding="utf-8")
-    (tmp_path / "decode-2.json").write_text(json.dumps({**told, "repeats": 5, "results": medium}), encoding="utf-8")
+def test_no_cell_of_a_table_is_blank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "decode.json").write_text(json.dumps(decode_results()), encoding="utf-8")
     path = page(tmp_path)
     run_chart(monkeypatch, tmp_path, path)
-    filled = path.read_text(encoding="utf-8")
-    assert "| gpt2, prompt of 16 |" in filled
-    assert "| gpt2-medium, prompt of 16 |" in filled
-    assert "Medians of 3 to 5 runs in turn." in filled
+    cells = [cell for line in path.read_text(encoding="utf-8").splitlines() for cell in line.split("|")[1:-1]]
+    assert len(cells) > 20
+    assert all(cell.strip() for cell in cells)
+
+
+def test_share_of_the_roof_by_hand() -> None:
+    """gpt2 has 123.5 million weights: 494 MB in fp32, and 247 million operations for a token."""
+    machine = {"bandwidth_gb_per_second": 49.4, "gflops": {"fp32": 247.0}}
+    rival = {"bytes_per_weight": 4, "products": "fp32"}
+    step = {"shape": "gpt2", "work": "greedy-1", "rows": 1, "prompt": 1, "new_tokens": 10}
+    assert roof.share(step, rival, machine, 50.0) == pytest.approx(0.5, rel=0.01)  # memory allows 100 tokens a second
+    many = {**step, "rows": 32}
+    assert roof.share(many, rival, machine, 500.0) == pytest.approx(0.5, rel=0.01)  # arithmetic allows 1,000
+    # A prefill computes logits for its last token alone: 85 million weights for the others.
+    prefill = {**step, "prompt": 512, "new_tokens": 1}
+    assert roof.share(prefill, rival, machine, 1000.0) == pytest.approx(1000 * 2 * 85.1e6 / 247e9, rel=0.01)
+
+
+def test_company_table_says_what_stays() -> None:
+    table = {"shape": "gpt2", "work": "greedy-8", "reasons": {"b": "died"}}
+    table["rivals"] = {"gpt2tg-int8": speed(200.0, with_company={"median": 130.0})}
+    told = {"run": {"repeats": 3}, "machine": MACHINE, "rivals": {"gpt2tg-int8": {}, "b": {}}, "results": [table]}
+    text = chart.company_table(told)
+    assert "| gpt2tg int8 | b |" in text
+    assert "| 8 texts, greedy | 200.0 → 130.0 (65%) | died |" in text
+
+
+def test_server_table_has_speed_and_memory() -> None:
+    rows = [
+        {"clients": 1, "server": "gpt2tg", "tokens_per_second": 1234.4, "first_p95": 0.0125},
+        {"clients": 4, "server": "gpt2tg", "tokens_per_second": 2000.0, "first_p95": 0.5},
+        {"clients": 4, "server": "other", "tokens_per_second": 100.0, "first_p95": 2.0},
+    ]
+    points = [
+        {"requests": n, "seconds": 60.0 * n / 1000, "megabytes": 300.0 + n / 1000, "failed": 0}
+        for n in (16, 5000, 9000)
+    ]
+    told = {"run": {"repeats": 3, "servers": ["gpt2tg", "other"]}, "machine": MACHINE, "results": rows}
+    text = chart.serve_table({**told, "memory": {"gpt2tg": points}})
+    assert "| 1 | 1,234 | 0.013 s | not measured | not measured |" in text
+    assert "| 4 | 2,000 | 0.500 s | 100 | 2.000 s |" in text
+    assert "gpt2tg had 300 MB after 16 requests, 305 MB after 5,000" in text
+    assert "309 MB after 9,000, 9 minutes later" in text
+
+
+def test_interrupted_run_goes_on_and_another_run_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "decode.json"
+    told = {"run": {"rivals": ["a"]}, "gflops": {}}
+    begun = results.begin(path, told, overwrite=False)
+    assert begun == {**told, "results": []}
+    results.save({**begun, "results": ["a table"]}, path)
+    assert results.begin(path, told, overwrite=False)["results"] == ["a table"]
+    assert results.begin(path, told, overwrite=True)["results"] == []
+    with pytest.raises(SystemExit, match="holds a run with other settings"):
+        results.begin(path, {"run": {"rivals": ["b"]}}, overwrite=False)
+
+
+def test_tables_that_the_results_hold_are_not_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.json"
+    flags = [
+        "--rivals",
+        "gpt2tg-fp32",
+        "--shape",
+        "gpt2",
+        "--work",
+        "greedy-1",
+        "--prompt",
+        "16",
+        "--output",
+        str(path),
+    ]
+    monkeypatch.setattr(sys, "argv", ["decode.py", *flags, "--cache", str(tmp_path)])
+    options = decode.parse()
+    told = decode.describe(options, ["gpt2tg-fp32"])
+    told["results"] = [{"shape": "gpt2", "work": "greedy-1", "prompt": 16, "rivals": {}}]
+    results.save(told, path)
+    decode.main()  # loads no rival
+    assert json.loads(path.read_text(encoding="utf-8")) == told
+    assert str(path) in capsys.readouterr().err
+
+
+def test_first_token_is_timed_before_the_end() -> None:
+    script = "import time; print('x', flush=True); time.sleep(0.3); print('y')"
+    first, whole, megabytes = startup.measure([sys.executable, "-c", script])
+    assert 0 < first < whole - 0.25
+    assert 3 < megabytes < 1000
+    with pytest.raises(SystemExit, match="no such luck"):
+        startup.measure([sys.executable, "-c", "raise SystemExit('no such luck')"])
+
+
+def test_memory_of_the_process_that_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        process = serve.listening(port)
+    assert process.pid == os.getpid()
+    assert serve.resident_megabytes(process) > 10
+    with pytest.raises(SystemExit, match="no process of yours listens"):
+        serve.listening(port)
 
 
 def test_a_page_without_a_place_for_a_table_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +343,8 @@ def test_a_page_without_a_place_for_a_table_is_refused(tmp_path: Path, monkeypat
 
 def test_the_page_has_a_place_for_every_table() -> None:
     text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    for name in ("decode", "bandwidth", "ids", "startup", "scaling"):
+    assert len(text.splitlines()) <= 150
+    for name in TABLES:
         assert f"## new {name}" in chart.fill(text, name, f"## new {name}")
 
 
