@@ -166,7 +166,7 @@ def test_kernels_equal_torch(library: kernels.Kernels, config: dict, precision: 
         logits = rows.step(torch.tensor(tokens))
     rows.select([2])
     more = random_ids(6, 60, vocabulary)
-    logits, whole = rows.extend(more), all_by_torch(model, [*texts[2], *more])[-6:]
+    logits, whole = rows.extend({0: more}), all_by_torch(model, [*texts[2], *more])[-6:]
     assert float((logits - whole).abs().max()) <= allowed(model) * float(whole.abs().max())
 
 
@@ -174,7 +174,7 @@ def test_kernels_equal_torch(library: kernels.Kernels, config: dict, precision: 
 def test_rounded_weights_have_a_cache_in_fp16(library: kernels.Kernels, model_dir: Path, precision: str) -> None:
     """The logits are nearer to torch's with rounded keys and values than to torch's without."""
     model, text = read_in(model_dir, precision), random_ids(30, 3)
-    logits = torch.cat([(rows := rows_of(model, 30)).start([text[:1]]), rows.extend(text[1:])])
+    logits = torch.cat([(rows := rows_of(model, 30)).start([text[:1]]), rows.extend({0: text[1:]})])
     rounded, exact = all_by_torch(model, text), next(model.all_logits(text))
     assert 10 * float((logits - rounded).abs().median()) < float((logits - exact).abs().median())
 
@@ -240,7 +240,7 @@ def test_prefill_and_decode_steps_give_the_same_bits(
     for count in range(1, 12):
         following = random_ids(count, seed=count)
         stepped = [one_by_one.step(torch.tensor([token])) for token in following]
-        assert torch.equal(at_once.extend(following), torch.cat(stepped))
+        assert torch.equal(at_once.extend({0: following}), torch.cat(stepped))
 
 
 def test_hidden_states_equal_those_of_torch(library: kernels.Kernels, model_dir: Path) -> None:
