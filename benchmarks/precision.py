@@ -42,7 +42,7 @@ def perplexity(model: GPT2, ids: Sequence[int]) -> float:
     context = new_context(model, model.shape.n_positions)
     for start, end in windows(0, len(ids), model.shape.n_positions):
         first = context.start([ids[start : start + 1]])
-        rest = [context.extend(ids[start + 1 : end - 1])] if end - start > 2 else []
+        rest = [context.extend({0: ids[start + 1 : end - 1]})] if end - start > 2 else []
         logits = torch.cat([first, *rest])[done - start - 1 :]
         targets = torch.tensor(ids[done:end])
         loss += float(torch.nn.functional.cross_entropy(logits.double(), targets, reduction="sum"))

@@ -47,6 +47,7 @@ def candidates(model: ModelChoice, command: CandidatesCommand) -> None:
     require_single_process("is for", "candidates")
     why = "--candidates shows the model's own probabilities of the next token"
     notice_unused(command.given, inspection_flags(without=USED), why)
+    model = model.without_draft(why)
     check_output(command.prompts)
     model.check_device()
 

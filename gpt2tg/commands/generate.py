@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from gpt2tg.io.streams import notice
 from gpt2tg.options import DecodingOptions, InspectionOptions, PromptOptions, unused_options, why_unused
 
 if TYPE_CHECKING:  # they import torch
+    from gpt2tg.batch.jobs import Job
     from gpt2tg.batch.rendering import Inspect
     from gpt2tg.generation.generator import Generator
 
@@ -60,6 +62,8 @@ def generate(model: ModelChoice, command: GenerateCommand) -> None:
     if command.prompts.prompts_file is None:
         require_single_process("has the prompts that several processes share. A single prompt is for", "prompts_file")
     check_device_of_all(model)
+    if "prompt_lookup" not in command.decoding.strategy.uses:
+        model = model.without_draft(why_unused("draft_model", command.decoding))
     if is_main_process():
         _generate(model, command)
     else:
@@ -88,6 +92,7 @@ def _generate(model: ModelChoice, command: GenerateCommand) -> None:
     generator = loading.finish()
     inspect = _inspector(generator, command)
     jobs = plan_jobs(generator, prompts, decoding, earlier, notice)
+    _notice_undrafted(generator, jobs)
     if process_count() > 1:
         compute_alike(generator)
         write_jobs_together(generator, jobs, command.prompts, earlier, notice, inspect)
@@ -123,6 +128,13 @@ def _notice_unused_prompts(command: GenerateCommand) -> None:
         notice_unused(command.given, ["prompt"], "the prompts come from --prompts_file")
     else:
         notice_unused(command.given, ["text_column"], "there is no --prompts_file")
+
+
+def _notice_undrafted(generator: Generator, jobs: Sequence[Job]) -> None:
+    """Print a notice if some texts get no drafts, because they may exceed the context length."""
+    positions = generator.model.shape.n_positions
+    if generator.draft and any(len(job.request.ids) + job.request.max_new_tokens > positions for job in jobs):
+        notice(f"--draft_model is not used for texts that may exceed the context length of {positions}")
 
 
 def _is_stdout(options: PromptOptions) -> bool:

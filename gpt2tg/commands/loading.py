@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gpt2tg.checkpoint.checkpoint import Checkpoint, resolve_checkpoint
@@ -16,6 +16,7 @@ from gpt2tg.options import (
     CheckpointOptions,
     DecodingOptions,
     DeviceOptions,
+    DraftOptions,
     Precision,
     PrecisionOptions,
     RevisionOptions,
@@ -41,13 +42,22 @@ class ModelChoice:
     precision: Precision = PrecisionOptions.precision
     revision: str | None = None
     """A branch, a tag or a commit of a model of the hub."""
+    draft: str | None = None
+    """A smaller model that drafts for it."""
 
     @classmethod
     def from_flags(cls, flags: Flags, name: str, option: str) -> ModelChoice:
         """Choose the model `name`, which was written after the flag `option`."""
         which, device = flags.pick(CheckpointOptions).checkpoint, flags.pick(DeviceOptions).device
         adapters, precision = flags.pick(AdapterOptions).adapter, flags.pick(PrecisionOptions).precision
-        return cls(name, option, which, adapters, device, precision, flags.pick(RevisionOptions).revision)
+        revision, draft = flags.pick(RevisionOptions).revision, flags.pick(DraftOptions).draft_model
+        return cls(name, option, which, adapters, device, precision, revision, draft)
+
+    def without_draft(self, why: str) -> ModelChoice:
+        """Leave out the draft model, and print why, if there is one."""
+        if self.draft is not None:
+            notice(f"--draft_model is not used: {why}")
+        return replace(self, draft=None)
 
     def check_device(self) -> None:
         """Refuse a device that certainly does not exist.
@@ -68,6 +78,7 @@ class Loading:
     device: str
     precision: Precision
     preload: Preload | None
+    draft: Checkpoint | None = None
 
     def tuned_settings(self, options: DecodingOptions, chosen: Collection[str]) -> Settings:
         """Return the tuned settings of the checkpoint that apply beside what the user chose, and print them.
@@ -85,7 +96,7 @@ class Loading:
 
     def finish(self) -> Generator:
         """Load the model, as `load_generator` does."""
-        return load_generator(self.checkpoint, self.device, self.precision, self.preload)
+        return load_generator(self.checkpoint, self.device, self.precision, self.preload, self.draft)
 
 
 def resolve(model: ModelChoice) -> Checkpoint:
@@ -100,6 +111,15 @@ def resolve(model: ModelChoice) -> Checkpoint:
     return checkpoint
 
 
+def resolve_draft(model: ModelChoice) -> Checkpoint | None:
+    """Find the checkpoint of the draft model, if there is one.
+
+    Raises:
+        UserError: it does not exist, or is broken.
+    """
+    return None if model.draft is None else resolve_checkpoint(model.draft, "draft_model")
+
+
 def start_loading(model: ModelChoice) -> Loading:
     """Find the checkpoint of a model, import torch, and preload the weights meanwhile.
 
@@ -108,13 +128,13 @@ def start_loading(model: ModelChoice) -> Loading:
     """
     from gpt2tg.engine.cpu.startup import import_torch
 
-    checkpoint = resolve(model)
+    checkpoint, draft = resolve(model), resolve_draft(model)
     preload = import_torch(checkpoint, model.device, model.precision)
 
     from gpt2tg.engine.devices import share_cores
 
     share_cores()
-    return Loading(checkpoint, model.device, model.precision, preload)
+    return Loading(checkpoint, model.device, model.precision, preload, draft)
 
 
 @advise_on_memory(
@@ -122,20 +142,25 @@ def start_loading(model: ModelChoice) -> Loading:
     "or take a smaller model"
 )
 def load_generator(
-    checkpoint: Checkpoint, device: str, precision: Precision, preload: Preload | None = None
+    checkpoint: Checkpoint,
+    device: str,
+    precision: Precision,
+    preload: Preload | None = None,
+    draft: Checkpoint | None = None,
 ) -> Generator:
     """Load a checkpoint, and print what the user should know about its files.
 
     Args:
         preload: the thread that packs its weights, if there is one.
+        draft: the model that drafts for it, if there is one.
 
     Raises:
-        UserError: the files are broken, or torch cannot use the device.
+        UserError: the files are broken, torch cannot use the device, or the draft has other tokens.
         RunError: memory ran out.
     """
     from gpt2tg.generation.generator import load_checkpoint
 
-    generator = load_checkpoint(checkpoint, device, precision, preload)
+    generator = load_checkpoint(checkpoint, device, precision, preload, draft)
     for note in (*generator.notes, *generator.tokenizer.notes):
         notice(note)
     if precision not in ("auto", generator.model.precision):

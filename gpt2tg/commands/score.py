@@ -51,6 +51,7 @@ def score(model: ModelChoice, command: ScoreCommand) -> None:
         RunError: the model failed, or the output cannot be written.
     """
     check_device_of_all(model)
+    model = model.without_draft("--score measures given lines as they are")
     if is_main_process():
         _score(model, command)
     else:

@@ -67,6 +67,7 @@ def serve(model: ModelChoice, command: ServeCommand) -> None:
     for package in PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise UserError(f"needs the package {package}: pip install {' '.join(PACKAGES)}", "serve")
+    model = model.without_draft("--serve generates for all requests together, token by token")
     model.check_device()
 
     from gpt2tg.serving.run import bind, new_server

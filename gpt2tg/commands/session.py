@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from gpt2tg.checkpoint.checkpoint import Checkpoint
 from gpt2tg.checkpoint.tuned_settings import with_settings
 from gpt2tg.commands.flags import Flags, flags_of, notice_unused
 from gpt2tg.commands.generate import notice_unused_decoding
@@ -15,7 +16,7 @@ from gpt2tg.errors import UserError
 from gpt2tg.io.processes import require_single_process
 from gpt2tg.io.signals import SessionSignals
 from gpt2tg.io.streams import notice
-from gpt2tg.options import SESSION_NEW_TOKENS, SESSION_SEQUENCES, DecodingOptions
+from gpt2tg.options import SESSION_NEW_TOKENS, SESSION_SEQUENCES, DecodingOptions, why_unused
 
 if TYPE_CHECKING:  # imports torch
     from gpt2tg.generation.generator import Generator
@@ -72,6 +73,8 @@ def session(model: ModelChoice, command: SessionCommand) -> None:
 
 def _run(model: ModelChoice, command: SessionCommand, signals: SessionSignals) -> None:
     notice_unused_decoding(command.decoding, command.given)
+    if "prompt_lookup" not in command.decoding.strategy.uses:
+        notice_unused(command.given, ["draft_model"], why_unused("draft_model", command.decoding))
     model.check_device()
     loading = start_loading(model)
     tuned = loading.tuned_settings(command.decoding, command.given)
@@ -83,7 +86,7 @@ def _run(model: ModelChoice, command: SessionCommand, signals: SessionSignals) -
     decoding = _with_length(with_settings(command.decoding, tuned), generator, command.given)
     front = _front(signals)
 
-    load = partial(load_generator, device=model.device, precision=model.precision)
+    load = partial(_load_another, model, loading.draft)
     session = Session(generator, decoding, loading.checkpoint.name, front, load)
     session.chosen.update(command.given.intersection(flags_of(DecodingOptions)))
     session.tuned = set(tuned)
@@ -92,6 +95,17 @@ def _run(model: ModelChoice, command: SessionCommand, signals: SessionSignals) -
     run(session, command.prompt, command.is_said)
     if session.failed_lines and not front.at_terminal:
         raise UserError(f"{session.failed_lines} of the lines could not be answered")
+
+
+def _load_another(model: ModelChoice, draft: Checkpoint | None, checkpoint: Checkpoint) -> Generator:
+    """Load another model on the device and in the precision of the flags, and its draft if it has the same tokens."""
+    try:
+        return load_generator(checkpoint, model.device, model.precision, draft=draft)
+    except UserError as error:
+        if draft is None or error.option != draft.option:
+            raise
+        notice(error.as_flag())
+        return load_generator(checkpoint, model.device, model.precision)
 
 
 def _with_length(options: DecodingOptions, generator: Generator, given: frozenset[str]) -> DecodingOptions:

@@ -41,14 +41,23 @@ class LiveTexts:
         chosen = logprobs.gather(1, tokens[:, None])[:, 0]
         staying = []
         for row, (token, logprob) in enumerate(zip(tokens.tolist(), chosen.tolist(), strict=True)):
-            sample = self.samples[row]
-            if not allowed[row]:
-                yield Token.all_banned(sample)
-                continue
-            self._texts[sample].append(token)
-            reason = self._finish(sample, self._texts[sample].new)
-            yield Token(sample, token, logprob, reason)
-            if reason is None:
+            added = self.add(row, token, logprob, allowed[row])
+            yield added
+            if added.finish_reason is None:
                 staying.append(row)
-        self.samples = [self.samples[row] for row in staying]
+        self.keep(staying)
         return staying
+
+    def add(self, row: int, token: int, logprob: float, is_allowed: bool) -> Token:
+        """Append a token to the text of a row, unless every token is banned. Returns it, with the reason if the text
+        ends."""
+        sample = self.samples[row]
+        if not is_allowed:
+            return Token.all_banned(sample)
+        text = self._texts[sample]
+        text.append(token)
+        return Token(sample, token, logprob, self._finish(sample, text.new))
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep the texts of these rows, in this order."""
+        self.samples = [self.samples[row] for row in rows]

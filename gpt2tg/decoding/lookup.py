@@ -1,40 +1,17 @@
-"""Prompt lookup decoding: speculative decoding (Leviathan et al. 2023) with drafts copied from the text (Saxena 2023).
+"""Prompt lookup: drafts for speculative decoding that are copied from the text (Saxena 2023).
 
-Text repeats itself. If the last tokens occurred before, guess that the same tokens follow them again, and read the
-whole guess in one forward pass: the weights are then read once for several tokens. Every token is still chosen from the
-model's own logits, and tokens after the first wrong guess are taken back. The result is the same as without guessing.
+Text repeats itself. If the last tokens occurred before, guess that the same tokens follow them again.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
-from torch import Tensor
-
-from gpt2tg.decoding.interface import Filter, Finish, Rows, Text, Token, apply_filters, is_allowed, not_finite_error
-from gpt2tg.decoding.sampling import Choose
+from gpt2tg.decoding.live_texts import LiveTexts
+from gpt2tg.decoding.pace import PRICE, RECENT, Costs
 
 # The sizes of the n-grams to look up at the end of the text; the longest match is used.
 NGRAMS = (3, 2, 1)
-
-# The cost of reading one more token in the same forward pass, as a share of a decode step. A token that is right with a
-# smaller probability is not guessed.
-PRICE = 0.1
-
-# The weight of the newest observation in the moving average of how often guesses are right.
-RECENT = 0.1
-
-
-class ExtensibleRows(Rows, Protocol):
-    """Rows that, while there is only one, can read several tokens at once and remove tokens."""
-
-    def extend(self, tokens: Sequence[int]) -> Tensor:
-        """Append tokens to the only row. Returns (T, V) logits of the token after each."""
-
-    def take_back(self, count: int) -> None:
-        """Remove the last tokens of the only row."""
 
 
 class Guesser:
@@ -65,13 +42,18 @@ class Guesser:
             known = ((n, self._after.get(tuple(self._ids[-n:]), 0)) for n in NGRAMS)
             self._n, self._at = next((found for found in known if found[1]), (0, 0))
 
-    def guess(self, limit: int) -> list[int]:
-        """Return up to `limit` tokens that may follow: as many as are likely enough to be worth reading."""
+    @property
+    def chance(self) -> float:
+        """The probability that the first guess is right; 0 if there is none."""
+        return self._chance[self._n] if self._n else 0.0
+
+    def guess(self, limit: int, price: float = PRICE) -> list[int]:
+        """Return up to `limit` tokens that may follow: those that are right with at least the probability `price`."""
         guess: list[int] = []
         chance, n = 1.0, self._n
         while n and len(guess) < min(limit, self._longest):
             chance *= self._chance[n]
-            if chance < PRICE:
+            if chance < price:
                 break
             # If the copied part reaches the end of the text, it starts again: the text is taken to be periodic.
             guess.append(self._ids[self._at + len(guess) % (len(self._ids) - self._at)])
@@ -79,55 +61,33 @@ class Guesser:
         return guess
 
 
-def decode_with_lookup(
-    rows: ExtensibleRows,
-    prompt: Sequence[int],
-    filters: Sequence[Filter],
-    choose: Choose,
-    finish: Finish,
-    max_new_tokens: int,
-    longest: int,
-) -> Iterator[Token]:
-    """Generate one sample as `sampling.decode` does, with several tokens per forward pass where the text repeats.
+class PromptLookup:
+    """A `Drafter` that copies its guesses from the texts, each from itself."""
 
-    Args:
-        max_new_tokens: the limit that `finish` enforces. Guesses stay within it, and so within the KV cache.
-        longest: the largest number of tokens to guess at once.
+    def __init__(self, prompts: Sequence[Sequence[int]], longest: int, costs: Costs) -> None:
+        """
+        Args:
+            prompts: the prompt of each row.
+            longest: the largest number of tokens to guess at once.
+        """
+        self.costs = costs
+        self._guessers = [Guesser(prompt, longest) for prompt in prompts]
+        self._known = [len(prompt) for prompt in prompts]
 
-    Raises:
-        NotFiniteError: the model's logits are not finite.
-    """
-    text = Text.after(prompt)
-    guesser, guess = Guesser(prompt, longest), list[int]()
-    logits = rows.start([prompt])  # (1, V)
-    while True:
-        confirmed = 0
-        # (1, V) logits after each token read. They count as long as the guessed tokens before them are right.
-        for following, logprobs in zip(logits.unsqueeze(1), logits.log_softmax(dim=1), strict=True):
-            token = _next_token(following, logprobs, text, filters, choose, finish)
-            yield token
-            if token.finish_reason is not None:
-                return
-            if confirmed == len(guess) or token.id != guess[confirmed]:
-                break
-            confirmed += 1
-        rows.take_back(len(guess) - confirmed)
-        guesser.append(text.ids[-confirmed - 1 :])
-        # One less, since the forward pass also yields the token after the last guess.
-        guess = guesser.guess(max_new_tokens - text.new_count - 1)
-        logits = rows.extend([text.ids[-1], *guess])
+    def update(self, live: LiveTexts) -> list[float]:
+        """Read what the texts have become. Returns for each row the probability that its first guess is right."""
+        for row, text in enumerate(live.texts):
+            self._guessers[row].append(text.ids[self._known[row] :])
+            self._known[row] = len(text.ids)
+        return [guesser.chance for guesser in self._guessers]
 
+    def guess(self, live: LiveTexts, limits: Sequence[int]) -> list[list[int]]:
+        """See `Drafter.guess`. A token that is right with a smaller probability than it costs is not guessed."""
+        self.update(live)
+        price = self.costs.price(len(limits))
+        return [guesser.guess(limit, price) for guesser, limit in zip(self._guessers, limits, strict=True)]
 
-def _next_token(
-    logits: Tensor, logprobs: Tensor, text: Text, filters: Sequence[Filter], choose: Choose, finish: Finish
-) -> Token:
-    """Choose the token after a text from (1, V) logits and append it; `logprobs` (V,) are those of the model."""
-    if math.isnan(logprobs[0]):  # then the whole row is NaN
-        raise not_finite_error(text.new_count + 1)
-    filtered = apply_filters(filters, logits, [text])
-    choice = choose(filtered, [0])
-    if not is_allowed(filtered, choice)[0]:
-        return Token.all_banned(0)
-    token = int(choice)
-    text.append(token)
-    return Token(0, token, float(logprobs[token]), finish(0, text.new))
+    def select(self, rows: Sequence[int]) -> None:
+        """See `Drafter.select`."""
+        self._guessers = [self._guessers[row] for row in rows]
+        self._known = [self._known[row] for row in rows]

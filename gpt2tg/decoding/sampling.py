@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 
@@ -15,6 +16,9 @@ from gpt2tg.decoding.ordering import argmax
 
 # (B, V) filtered logits and the sample of each row -> (B,) chosen ids.
 Choose = Callable[[Tensor, Sequence[int]], Tensor]
+
+# The same, and a number n -> the ids that a draft guesses n places after the next token.
+ChooseAhead = Callable[[Tensor, Sequence[int], int], Tensor]
 
 
 def decode(
@@ -59,6 +63,11 @@ def most_probable(logits: Tensor, samples: Sequence[int] = ()) -> Tensor:
     return argmax(logits)
 
 
+def most_probable_ahead(logits: Tensor, samples: Sequence[int], places: int) -> Tensor:
+    """Return the greedy choice of a draft. (B, V) -> (B,)"""
+    return argmax(logits)
+
+
 class Draw:
     """Random choice. Each sample has its own stream of random numbers and takes one uniform number per token.
 
@@ -67,10 +76,31 @@ class Draw:
 
     def __init__(self, streams: Sequence[random.Random]) -> None:
         self._streams = streams
+        self._seen: dict[int, deque[float]] = {}  # by sample: the next numbers, if a draft has looked at them
 
     def __call__(self, logits: Tensor, samples: Sequence[int]) -> Tensor:
         """Draw one token per row. (B, V) -> (B,)"""
-        uniform = torch.tensor([self._streams[sample].random() for sample in samples], dtype=torch.float64)
+        return self._draw(logits, [self._next(sample) for sample in samples])
+
+    def ahead(self, logits: Tensor, samples: Sequence[int], places: int) -> Tensor:
+        """Draw one token per row with the number that the row will use so many places after its next one.
+
+        It is not used up: the token of that place will be drawn with the same number.
+        """
+        return self._draw(logits, [self._peek(sample, places) for sample in samples])
+
+    def _next(self, sample: int) -> float:
+        seen = self._seen.get(sample)
+        return seen.popleft() if seen else self._streams[sample].random()
+
+    def _peek(self, sample: int, places: int) -> float:
+        seen = self._seen.setdefault(sample, deque())
+        while len(seen) <= places:
+            seen.append(self._streams[sample].random())
+        return seen[places]
+
+    def _draw(self, logits: Tensor, numbers: Sequence[float]) -> Tensor:
+        uniform = torch.tensor(numbers, dtype=torch.float64)
         if logits.device.type == "mps":  # Apple's GPUs have no float64
             return drawn(logits.cpu(), uniform).to(logits.device)
         return drawn(logits, uniform.to(logits.device))

@@ -85,12 +85,21 @@ class Context(ABC):
         """
 
     @abstractmethod
-    def extend(self, tokens: Sequence[int]) -> Tensor:
-        """Append T tokens to the only row. Returns (T, V) logits of the token after each."""
+    def extend(self, tokens: Mapping[int, Sequence[int]], every: bool = True) -> Tensor:
+        """Append T tokens to some rows, in one forward pass where that is possible.
 
-    def take_back(self, count: int) -> None:
-        """Drop the last `count` tokens of the only row."""
-        del self._ids[0][len(self._ids[0]) - count :]
+        Args:
+            tokens: ids by row, none of them empty.
+            every: whether the logits after each token are wanted; else only those after the last one of each row.
+
+        Returns:
+            (T, V) logits of the token after each, row by row; or (B, V) of these B rows.
+        """
+
+    def take_back(self, counts: Sequence[int]) -> None:
+        """Drop the last tokens of the rows, so many of each: only tokens that no other row shares."""
+        for ids, count in zip(self._ids, counts, strict=True):
+            del ids[len(ids) - count :]
 
     @abstractmethod
     def select(self, rows: Sequence[int]) -> None:

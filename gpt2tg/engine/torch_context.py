@@ -100,22 +100,25 @@ class TorchContext(Context):
         return model.logits(hidden[:, 0])
 
     @torch.inference_mode()
-    def extend(self, tokens: Sequence[int]) -> Tensor:
-        """See `Context.extend`."""
-        model, held = self._model, len(self._ids[0])
+    def extend(self, tokens: Mapping[int, Sequence[int]], every: bool = True) -> Tensor:
+        """See `Context.extend`. One row after another is read."""
+        return torch.cat([self._extend_row(row, ids, every) for row, ids in tokens.items()])
+
+    def _extend_row(self, row: int, tokens: Sequence[int], every: bool) -> Tensor:
+        model, held = self._model, len(self._ids[row])
         end = held + len(tokens)
         positions = torch.arange(held, end, device=model.device)
         mask = (torch.arange(end, device=model.device) <= positions[:, None])[None, None]
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            keys, values = self._cache[layer, :, :1]
+            keys, values = self._cache[layer, :, row : row + 1]
             keys[:, :, held:end] = key
             values[:, :, held:end] = value
             return model.attention(layer, query, keys[:, :, :end], values[:, :, :end], mask)
 
         hidden = model.hidden(torch.tensor([list(tokens)], device=model.device), positions[None], attend)
-        self._ids[0] += tokens
-        return model.logits(hidden[0])
+        self._ids[row] += tokens
+        return model.logits(hidden[0] if every else hidden[0, -1:])
 
     @torch.inference_mode()
     def select(self, rows: Sequence[int]) -> None:

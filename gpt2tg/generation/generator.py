@@ -22,6 +22,7 @@ from gpt2tg.generation.beams import generate_with_beams
 from gpt2tg.generation.caches import Caches
 from gpt2tg.generation.chat import Chat
 from gpt2tg.generation.cuda_steps import ContinuousBatches
+from gpt2tg.generation.draft_model import DraftModel, check_draft, load_draft
 from gpt2tg.generation.filter_chain import filter_chain
 from gpt2tg.generation.footprint import check_footprint
 from gpt2tg.generation.requests import Request, RequestBatch, fit_prompt
@@ -31,6 +32,9 @@ from gpt2tg.generation.token_by_token import generate_token_by_token
 from gpt2tg.options import DecodingOptions, DeviceOptions, Precision, PrecisionOptions
 
 __all__ = ["Chunk", "Generator", "Request", "Sample", "choose_device", "load", "new_seed", "with_seed"]
+
+# There, decode steps run without a host sync per token, which verifying guesses would need.
+NO_DRAFT_ON_CUDA = "--draft_model is not used: on a CUDA GPU, decode steps are captured as graphs"
 
 
 class Generator:
@@ -42,14 +46,17 @@ class Generator:
         tokenizer: TextTokenizer,
         notes: Sequence[str] = (),
         checkpoint: Checkpoint | None = None,
+        draft: DraftModel | None = None,
     ) -> None:
         """Take a model and its tokenizer.
 
         Args:
             notes: what the user should know about the model's files.
             checkpoint: where the model was loaded from; None if it is not on disk.
+            draft: the model that drafts for it, if there is one; it has the same vocabulary.
         """
         self.checkpoint = checkpoint
+        self.draft = draft
         self.model = model
         self.tokenizer = tokenizer
         self.notes = list(notes)
@@ -177,7 +184,7 @@ class Generator:
                     assert not isinstance(cache, ContinuousBatch)
                     yield from generate_with_beams(batch, cache, in_pieces)
                 else:
-                    yield from generate_token_by_token(batch, cache, in_pieces)
+                    yield from generate_token_by_token(batch, cache, in_pieces, self.draft)
         except NotFiniteError as error:
             raise RunError(str(error)) from None
 
@@ -212,6 +219,7 @@ def load(
     option: str = "model_name",
     precision: Precision = "auto",
     adapters: Sequence[str] = (),
+    draft_model: str | os.PathLike[str] | None = None,
 ) -> Generator:
     """Load a model by hub name, directory, or the name of the bundled one.
 
@@ -220,27 +228,52 @@ def load(
         option: the flag that the name came from, for messages.
         precision: `fp32`, `fp16`, `int8` or `auto`; `GPT2.precision` has the one that was chosen.
         adapters: directories of LoRA adapters to apply to the model, one after another.
+        draft_model: a smaller model with the same tokenizer, for speculative decoding.
 
     Raises:
-        UserError: the model does not exist or is broken, the device does not exist, or it cannot have the precision.
+        UserError: a model does not exist or is broken, the device does not exist, it cannot have the precision, or the
+            draft model has another tokenizer.
     """
+    device, precision = DeviceOptions(device).device, PrecisionOptions(precision).precision
+    checkpoint = resolve_checkpoint(_name(name, option), option, adapters=adapters)
+    draft = None if draft_model is None else resolve_checkpoint(_name(draft_model, "draft_model"), "draft_model")
+    return load_checkpoint(checkpoint, device, precision, draft=draft)
+
+
+def _name(name: str | os.PathLike[str], option: str) -> str:
     if not isinstance(name, (str, os.PathLike)):
         raise UserError(f"{one_line(repr(name), 40)} is not valid: give the name or the directory of a model", option)
-    device, precision = DeviceOptions(device).device, PrecisionOptions(precision).precision
-    return load_checkpoint(resolve_checkpoint(os.fspath(name), option, adapters=adapters), device, precision)
+    return os.fspath(name)
 
 
 def load_checkpoint(
-    checkpoint: Checkpoint, device: str = "auto", precision: Precision = "auto", preload: Preload | None = None
+    checkpoint: Checkpoint,
+    device: str = "auto",
+    precision: Precision = "auto",
+    preload: Preload | None = None,
+    draft: Checkpoint | None = None,
 ) -> Generator:
     """Load a model that was resolved before. If a GPU that `auto` chose has no room for it, the CPU takes over.
 
     Args:
         preload: the thread that packs its weights in the background, if there is one.
+        draft: the model that drafts for it, if there is one.
 
     Raises:
-        UserError: the model is broken, the device does not exist, or it cannot have the precision.
+        UserError: a model is broken, the device does not exist, it cannot have the precision, or the draft has other
+            tokens.
     """
+    if draft is not None:
+        check_draft(draft, checkpoint)
+    generator = _load_on_device(checkpoint, device, precision, preload)
+    if draft is not None and generator.model.device.type == "cuda":
+        generator.notes.append(NO_DRAFT_ON_CUDA)
+    elif draft is not None:
+        generator.draft = load_draft(draft, generator.model)
+    return generator
+
+
+def _load_on_device(checkpoint: Checkpoint, device: str, precision: Precision, preload: Preload | None) -> Generator:
     where = choose_device(device)
     try:
         return _load_on(where, checkpoint, precision, preload)

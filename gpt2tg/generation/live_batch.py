@@ -21,7 +21,7 @@ from gpt2tg.engine.model import GPT2
 from gpt2tg.engine.row_pool import new_row_pool
 from gpt2tg.generation.requests import RequestBatch
 from gpt2tg.generation.samples import Chunk
-from gpt2tg.generation.token_by_token import Draft
+from gpt2tg.generation.token_by_token import GrowingSample
 
 # A text waits for a prompt that is being read if it shares so many more tokens with it than were read so far.
 WORTH_WAITING = 16
@@ -53,8 +53,8 @@ class LiveText:
         request = batch.requests[position]
         self.position = position
         self.prompt = request.ids
-        self.draft = Draft(batch, request, request.first + number, in_pieces)
-        self.stream = self.draft.stream if batch.options.strategy.samples else None
+        self.growing = GrowingSample(batch, request, request.first + number, in_pieces)
+        self.stream = self.growing.stream if batch.options.strategy.samples else None
         self.filters, self.group = batch.filters.filters, (batch.filters.key, self.stream is None)
         self.alternatives = alternatives
         self.shared = 0
@@ -217,7 +217,7 @@ def _choose_alike(texts: Sequence[LiveText], logits: Tensor, logprobs: Tensor) -
     of_tokens = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
     for place, text in enumerate(texts):
         token = text.append(int(tokens[place]), of_tokens[place], allowed[place])
-        yield Written(text, token, text.draft.add(token), _most_probable(logprobs[place], text.alternatives))
+        yield Written(text, token, text.growing.add(token), _most_probable(logprobs[place], text.alternatives))
 
 
 def _most_probable(logprobs: Tensor, count: int) -> tuple[tuple[int, float], ...]:

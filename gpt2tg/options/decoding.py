@@ -221,11 +221,11 @@ class DecodingOptions(Options):
     prompt_lookup: int | None = option(
         None,
         "speculative decoding: guess up to N tokens from what followed the same words before, and check them in one "
-        "forward pass; changes the speed, not the text; one sequence at a time; 0 is off",
+        "forward pass; changes the speed, not the text; 0 is off",
         group="output",
         low=0,
         high=64,
-        shown_default=f"{DEFAULT_PROMPT_LOOKUP} for greedy on the CPU, else off",
+        shown_default=f"{DEFAULT_PROMPT_LOOKUP} for one greedy text on the CPU, else off",
     )
     max_time: float | None = option(
         None, "time limit in seconds; texts end there", group="output", above=0, shown_default="off"

@@ -76,6 +76,20 @@ class AdapterOptions(Options):
 
 
 @dataclass(frozen=True)
+class DraftOptions(Options):
+    """A second model that speeds the first one up."""
+
+    draft_model: str | None = option(
+        None,
+        "speculative decoding: a smaller model with the same tokenizer guesses tokens, and the model checks several in "
+        "one forward pass; changes the speed, not the text",
+        group="model",
+        metavar="NAME",
+        shown_default="off",
+    )
+
+
+@dataclass(frozen=True)
 class CheckpointOptions(Options):
     """One of the checkpoints of a training run."""
 

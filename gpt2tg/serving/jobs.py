@@ -87,7 +87,7 @@ class Job:
     def write(self, written: Written) -> bool:
         """Report a token of the live batch. Returns whether it ends the last text."""
         text, token = written.text, written.token
-        number, tokens = text.draft.index, list[ScoredToken]()
+        number, tokens = text.growing.index, list[ScoredToken]()
         if self.alternatives is not None:
             tokens = self._tokens.setdefault((text.position, number), [])
             if token.id is not None:

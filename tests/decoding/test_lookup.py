@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from gpt2tg.decoding import sampling
+from gpt2tg.decoding.drafting import decode_with_drafts
 from gpt2tg.decoding.interface import NotFiniteError, Text, Token
-from gpt2tg.decoding.lookup import Guesser, decode_with_lookup
+from gpt2tg.decoding.lookup import Guesser, PromptLookup
+from gpt2tg.decoding.pace import Costs
 from gpt2tg.decoding.sampling import most_probable
 from gpt2tg.engine.context import Context
 from gpt2tg.engine.contexts import new_context
@@ -44,16 +46,21 @@ class Script:
         return self._logits(len(prompt))[None]
 
     def step(self, tokens: Tensor) -> Tensor:
-        return self.extend(tokens.tolist())
+        return self._read(tokens.tolist())
 
-    def extend(self, tokens: Sequence[int]) -> Tensor:
+    def extend(self, tokens: Mapping[int, Sequence[int]], every: bool = True) -> Tensor:
+        assert every
+        return self._read(tokens[0])
+
+    def _read(self, tokens: Sequence[int]) -> Tensor:
         before = len(self.held)
         self.held += tokens
         self.readings.append(len(tokens))
         assert len(self.readings) < 300, "the text does not end"
         return torch.stack([self._logits(before + n + 1) for n in range(len(tokens))])
 
-    def take_back(self, count: int) -> None:
+    def take_back(self, counts: Sequence[int]) -> None:
+        (count,) = counts
         assert 0 <= count < len(self.held)
         del self.held[len(self.held) - count :]
 
@@ -68,7 +75,8 @@ def written(script: Script, prompt: int, room: int, longest: int = 10, filters: 
         return "eos" if ids[-1] == END else "length" if len(ids) == room else None
 
     ids = script.text[:prompt]
-    return list(decode_with_lookup(script, ids, filters, most_probable, finish, room, longest))
+    drafter = PromptLookup([ids], longest, Costs(is_measured=False))
+    return list(decode_with_drafts(script, [ids], [0], filters, most_probable, finish, [room], drafter))
 
 
 REFRAIN = [*range(1, 9)]
@@ -109,7 +117,7 @@ def test_guesses_stay_within_both_limits(room: int, longest: int) -> None:
     """The cache never holds more than the prompt and all new tokens but the last."""
     song = Script(SONG)
     longest_held = 0
-    original = song.extend
+    original = song._read
 
     def watched(tokens: Sequence[int]) -> Tensor:
         nonlocal longest_held
@@ -117,7 +125,7 @@ def test_guesses_stay_within_both_limits(room: int, longest: int) -> None:
         longest_held = max(longest_held, len(song.held))
         return logits
 
-    song.extend = watched
+    song._read = watched
     tokens = written(song, 9, room=room, longest=longest)
     assert [token.id for token in tokens] == SONG[9 : 9 + room]
     assert tokens[-1].finish_reason == ("eos" if room == 27 else "length")
@@ -169,7 +177,8 @@ def test_nan_in_a_guess_is_reported_at_its_own_token() -> None:
         def _logits(self, length: int) -> Tensor:
             return torch.full((VOCABULARY,), torch.nan) if length == 13 else super()._logits(length)
 
-    tokens = decode_with_lookup(Broken(SONG), SONG[:9], [], most_probable, lambda *_: None, 50, 10)
+    drafter = PromptLookup([SONG[:9]], 10, Costs(is_measured=False))
+    tokens = decode_with_drafts(Broken(SONG), [SONG[:9]], [0], [], most_probable, lambda *_: None, [50], drafter)
     assert [next(tokens).id for _ in range(4)] == SONG[9:13]
     with pytest.raises(NotFiniteError, match="new token 5"):
         next(tokens)
@@ -251,9 +260,9 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     for kind in (TorchContext, KernelContext):
         original = kind.__dict__["extend"]
 
-        def extend(self: Context, tokens: Sequence[int], original=original) -> Tensor:
-            noted.append(len(tokens))
-            return original(self, tokens)
+        def extend(self: Context, tokens: Mapping[int, Sequence[int]], *rest: bool, original=original) -> Tensor:
+            noted.append(len(tokens[0]))
+            return original(self, tokens, *rest)
 
         monkeypatch.setattr(kind, "extend", extend)
     return noted
@@ -319,7 +328,9 @@ def test_prompt_lookup_equals_the_plain_loop(tiny: Generator) -> None:
         return "length" if len(new) == 60 else None
 
     plain = sampling.decode(new_context(tiny.model, len(ids) + 60), [ids], [0], [], most_probable, finish)
-    guessed = decode_with_lookup(new_context(tiny.model, len(ids) + 60), ids, [], most_probable, finish, 60, 10)
+    drafter = PromptLookup([ids], 10, Costs())
+    context = new_context(tiny.model, len(ids) + 60)
+    guessed = decode_with_drafts(context, [ids], [0], [], most_probable, finish, [60], drafter)
     for one, other in zip(plain, guessed, strict=True):
         assert one.id == other.id
         assert one.logprob == pytest.approx(other.logprob, abs=1e-5)

@@ -68,11 +68,12 @@ def test_captured_steps_equal_those_of_torch(model: GPT2, replays: list[tuple[in
                 for context in contexts:
                     context.select(chosen)
             elif kind == "extend":
-                if rows == 1 and longest < 36:
-                    guesses = random_ids(4, longest)
-                    assert_equal([context.extend(guesses) for context in contexts])
-                    for context in contexts:
-                        context.take_back(2)
+                if longest < 36:
+                    guesses = {row: random_ids(4, longest) for row in range(0, rows, 2)}
+                    for every in (False, True):
+                        assert_equal([context.extend(guesses, every) for context in contexts])
+                        for context in contexts:
+                            context.take_back([4 - 2 * every if row in guesses else 0 for row in range(rows)])
             else:
                 texts = {chance.randrange(rows): random_ids(chance.randint(1, longest), longest)}
                 assert_equal([context.read(texts) for context in contexts])

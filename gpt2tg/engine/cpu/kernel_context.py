@@ -79,7 +79,7 @@ class KernelContext(Context):
             row = max(range(len(shared)), key=shared.__getitem__)
             if shared[row]:
                 self.select([row])
-                self.take_back(len(self._ids[0]) - shared[row])
+                self.take_back([len(self._ids[0]) - shared[row]])
                 return self._read({0: prompts[0][shared[row] :]}, logits_of_all=False)
         return super().start(prompts)
 
@@ -97,9 +97,9 @@ class KernelContext(Context):
         return self._read({row: [token] for row, token in enumerate(tokens.tolist())}, logits_of_all=False)
 
     @torch.inference_mode()
-    def extend(self, tokens: Sequence[int]) -> Tensor:
+    def extend(self, tokens: Mapping[int, Sequence[int]], every: bool = True) -> Tensor:
         """See `Context.extend`."""
-        return self._read({0: tokens}, logits_of_all=True)
+        return self._read(tokens, logits_of_all=every)
 
     def _read(self, texts: Mapping[int, Sequence[int]], logits_of_all: bool) -> Tensor:
         """Append tokens to rows. Return the logits after each token, or after the last one of each row."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -77,7 +78,7 @@ def run_random_operations(model: GPT2, seed: int, count: int) -> None:
         for row, text in enumerate(texts):
             assert torch.equal(logits[row], read_anew(model, text))
         longest = max(map(len, texts))
-        operation = chance.choice(["step", "step", "select", "permute", "read", "extend", "start"])
+        operation = chance.choice(["step", "select", "permute", "read", "extend", "append", "start"])
         if operation == "select":
             chosen = [chance.randrange(len(texts)) for _ in range(chance.randint(1, 6))]
         elif operation == "permute":
@@ -96,13 +97,23 @@ def run_random_operations(model: GPT2, seed: int, count: int) -> None:
                 logits = logits.clone()
                 logits[list(anew)] = rows.read(anew)
                 texts = [anew.get(row, text) for row, text in enumerate(texts)]
-        if operation == "extend" and len(texts) == 1 and longest < capacity - 6:
-            more = ids(5)
-            all_logits = rows.extend(more)
-            assert all(torch.equal(all_logits[n], read_anew(model, [*texts[0], *more[: n + 1]])) for n in range(5))
-            back = chance.randint(0, 4)
+        if operation == "extend" and longest < capacity - 6:
+            more = {row: ids(chance.randint(1, 5)) for row in range(len(texts)) if chance.random() < 0.7 or not row}
+            read = iter(rows.extend(more))
+            logits, back = logits.clone(), [0] * len(texts)
+            for row, tokens in more.items():
+                kept = chance.randint(1, len(tokens))
+                for n, found in enumerate(itertools.islice(read, len(tokens)), start=1):
+                    assert torch.equal(found, read_anew(model, [*texts[row], *tokens[:n]]))
+                    if n == kept:
+                        logits[row] = found
+                back[row], texts[row] = len(tokens) - kept, [*texts[row], *tokens[:kept]]
             rows.take_back(back)
-            texts, logits = [[*texts[0], *more[: 5 - back]]], all_logits[[4 - back]]
+        if operation == "append" and longest < capacity - 6:
+            more = {row: ids(chance.randint(1, 5)) for row in chance.sample(range(len(texts)), (len(texts) + 1) // 2)}
+            logits = logits.clone()
+            logits[list(more)] = rows.extend(more, every=False)
+            texts = [[*text, *more.get(row, [])] for row, text in enumerate(texts)]
         if operation == "start":
             source = chance.choice(texts)
             texts = [[*source[: chance.randint(0, len(source))], *ids(2)][:capacity]]
@@ -155,7 +166,7 @@ def test_kernels_equal_torch(library: kernels.Kernels, config: dict, precision: 
         logits = rows.step(torch.tensor(tokens))
     rows.select([2])
     more = random_ids(6, 60, vocabulary)
-    logits, whole = rows.extend(more), all_by_torch(model, [*texts[2], *more])[-6:]
+    logits, whole = rows.extend({0: more}), all_by_torch(model, [*texts[2], *more])[-6:]
     assert float((logits - whole).abs().max()) <= allowed(model) * float(whole.abs().max())
 
 
@@ -163,7 +174,7 @@ def test_kernels_equal_torch(library: kernels.Kernels, config: dict, precision: 
 def test_rounded_weights_have_a_cache_in_fp16(library: kernels.Kernels, model_dir: Path, precision: str) -> None:
     """The logits are nearer to torch's with rounded keys and values than to torch's without."""
     model, text = read_in(model_dir, precision), random_ids(30, 3)
-    logits = torch.cat([(rows := rows_of(model, 30)).start([text[:1]]), rows.extend(text[1:])])
+    logits = torch.cat([(rows := rows_of(model, 30)).start([text[:1]]), rows.extend({0: text[1:]})])
     rounded, exact = all_by_torch(model, text), next(model.all_logits(text))
     assert 10 * float((logits - rounded).abs().median()) < float((logits - exact).abs().median())
 
@@ -202,7 +213,7 @@ def test_chunk_size_of_a_prefill_changes_no_bit(gpt2: GPT2, monkeypatch: pytest.
         started, hidden = rows.start(texts), rows.hidden()
         stepped = rows.step(torch.tensor([5, 6, 7, 8]))
         rows.select([0])
-        return started, stepped, rows.extend([9, 10, 11, 12, 13]), hidden
+        return started, stepped, rows.extend({0: [9, 10, 11, 12, 13]}), hidden
 
     whole = read()
     monkeypatch.setattr(kernel_context, "CHUNK", chunk)
@@ -229,7 +240,7 @@ def test_prefill_and_decode_steps_give_the_same_bits(
     for count in range(1, 12):
         following = random_ids(count, seed=count)
         stepped = [one_by_one.step(torch.tensor([token])) for token in following]
-        assert torch.equal(at_once.extend(following), torch.cat(stepped))
+        assert torch.equal(at_once.extend({0: following}), torch.cat(stepped))
 
 
 def test_hidden_states_equal_those_of_torch(library: kernels.Kernels, model_dir: Path) -> None:
@@ -278,7 +289,7 @@ def test_prompt_is_read_from_the_end_of_a_cached_prefix(
 
 CALLS: dict[str, Callable[[KernelContext], object]] = {
     "step": lambda rows: rows.step(torch.tensor([1])),
-    "extend": lambda rows: rows.extend([1, 2]),
+    "extend": lambda rows: rows.extend({0: [1, 2]}),
     "start": lambda rows: rows.start([random_ids(21)]),
     "read": lambda rows: rows.read({0: random_ids(21)}),
 }
@@ -310,7 +321,7 @@ def test_token_outside_the_vocabulary_changes_nothing(gpt2: GPT2, token: int) ->
     with pytest.raises(IndexError, match="outside the vocabulary of 300"):
         rows.step(torch.tensor([token]))
     with pytest.raises(IndexError, match="outside the vocabulary of 300"):
-        rows.extend([3, token])
+        rows.extend({0: [3, token]})
     assert torch.equal(rows.step(torch.tensor([9]))[0], read_anew(gpt2, [*text, 9]))
     with pytest.raises(IndexError, match="outside the vocabulary of 300"):
         rows_of(gpt2, 20).start([[4, token]])
