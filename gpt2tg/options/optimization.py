@@ -78,6 +78,12 @@ class OptimizationOptions(Options):
     dropout: float | None = option(
         None, "dropout probability", group="training", low=0, below=1, shown_default="the model's own"
     )
+    unlikelihood_alpha: float = option(
+        0.0,
+        "unlikelihood training: the weight of a loss on repeating n-grams, so that texts loop less; 0 is off",
+        group="training",
+        low=0,
+    )
 
     fp16: bool = option(
         False, "mixed precision: compute in fp16, with weights in fp32 (CUDA)", group="memory", is_common=True

@@ -117,7 +117,7 @@ class Run:
         transformers.set_seed(self.options.seed)
         if self._base is None:
             return new_model(self._new_tokenizer, self.options), self._new_tokenizer
-        model, tokenizer = existing_model(self._base, self.options.dropout)
+        model, tokenizer = existing_model(self._base, self.options.dropout, self.options.unlikelihood_alpha)
         self._added_tokens = add_tokens(model, tokenizer, self.options.add_tokens)
         return model, tokenizer
 

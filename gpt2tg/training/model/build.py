@@ -27,13 +27,17 @@ from gpt2tg.training.model.copied_files import eos_token_id
 from gpt2tg.training.model.cpu_speedups import ATTENTION, GELU, Dropout
 from gpt2tg.training.model.lora import plain_weights
 from gpt2tg.training.model.loss import next_token_loss
+from gpt2tg.training.model.unlikelihood import Unlikelihood
 
 
-def existing_model(checkpoint: Checkpoint, dropout: float | None = None) -> tuple[GPT2LMHeadModel, TextTokenizer]:
+def existing_model(
+    checkpoint: Checkpoint, dropout: float | None = None, unlikelihood_alpha: float = 0.0
+) -> tuple[GPT2LMHeadModel, TextTokenizer]:
     """Load a model in fp32 and its tokenizer, with the same checks as for generation. Notes on them go to stderr.
 
     Args:
         dropout: replaces the dropout rates of the config, unless it is None.
+        unlikelihood_alpha: as in `for_training`.
 
     Raises:
         UserError: a file is missing or damaged, or transformers refuses the config.
@@ -60,7 +64,7 @@ def existing_model(checkpoint: Checkpoint, dropout: float | None = None) -> tupl
         *tokenizer.notes,
     ):
         log.info(note)
-    return for_training(model), tokenizer
+    return for_training(model, unlikelihood_alpha), tokenizer
 
 
 def _read_config(where: Path, shape: ModelShape, is_tied: bool) -> GPT2Config:
@@ -105,7 +109,7 @@ def new_model(tokenizer: TextTokenizer, options: TrainingOptions) -> GPT2LMHeadM
     )
     if options.dropout is not None:
         config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = options.dropout
-    return for_training(GPT2LMHeadModel(config))
+    return for_training(GPT2LMHeadModel(config), options.unlikelihood_alpha)
 
 
 def engine_model(model: GPT2LMHeadModel, end_id: int) -> GPT2:
@@ -118,11 +122,15 @@ def shape_of_model(model: GPT2LMHeadModel, end_id: int) -> ModelShape:
     return shape_of({**model.config.to_dict(), "model_type": "gpt2"}, Path("the model in training"), (end_id,))
 
 
-def for_training(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
+def for_training(model: GPT2LMHeadModel, unlikelihood_alpha: float = 0.0) -> GPT2LMHeadModel:
     """Replace the loss, attention, dropout and GELU of a transformers model by ours, in place, and return it.
 
     The config stays as it is, and so do the checkpoints.
+
+    Args:
+        unlikelihood_alpha: the weight of the loss on repeated n-grams, while the model is in training mode.
     """
+    model.unlikelihood_alpha = unlikelihood_alpha
     # Without this name the Trainer counts one label too many per block as carrying loss.
     model.loss_type = "ForCausalLM"
     model.forward = MethodType(_forward, model)
@@ -160,7 +168,10 @@ def _forward(
         output: ModelOutput = GPT2LMHeadModel.forward(model, input_ids, **inputs)
         return output
     hidden = model.transformer(input_ids, **inputs).last_hidden_state
-    return CausalLMOutput(next_token_loss(hidden, model.lm_head.weight, labels, num_items_in_batch))
+    unlikelihood = None
+    if model.training and model.unlikelihood_alpha:
+        unlikelihood = Unlikelihood.of(model.unlikelihood_alpha, input_ids, position_ids)
+    return CausalLMOutput(next_token_loss(hidden, model.lm_head.weight, labels, num_items_in_batch, unlikelihood))
 
 
 def mask_within_examples(position_ids: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from gpt2tg.training.data.blocks import NO_LOSS
+from gpt2tg.training.model.unlikelihood import Unlikelihood
 
 # Rows of a chunk: 206 MB of logits for GPT-2's vocabulary in fp32, and matrix products that keep a GPU busy.
 ROWS = 1024
@@ -29,7 +30,13 @@ VOCABULARY_MULTIPLE = 64
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch does not annotate it
-def next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor, count: Tensor | int | None = None) -> Tensor:
+def next_token_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    count: Tensor | int | None = None,
+    unlikelihood: Unlikelihood | None = None,
+) -> Tensor:
     """Return the cross entropy of the next tokens in nats: the sum divided by `count`, or the mean if that is None.
 
     Not compiled: torch.compile would gain little, and cannot trace gradients that are computed in place.
@@ -38,6 +45,7 @@ def next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor, count: Tenso
         hidden: (B, T, W) the input of the output layer.
         weight: (V, W) the output layer.
         labels: (B, T) the tokens themselves, not shifted; NO_LOSS for those that carry no loss.
+        unlikelihood: a loss on repeated n-grams to add.
 
     Returns:
         ()
@@ -46,7 +54,7 @@ def next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor, count: Tenso
     if count is None:
         count = (targets != NO_LOSS).sum()
     total: Tensor = LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch does not annotate it
-        hidden.flatten(0, 1), weight, targets, torch.is_grad_enabled()
+        hidden.flatten(0, 1), weight, targets, torch.is_grad_enabled(), unlikelihood
     )
     return total / count
 
@@ -60,7 +68,14 @@ class LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(context: Any, hidden: Tensor, weight: Tensor, labels: Tensor, needs_gradients: bool) -> Tensor:
+    def forward(
+        context: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        needs_gradients: bool,
+        unlikelihood: Unlikelihood | None,
+    ) -> Tensor:
         """hidden: (N, W), weight: (V, W), labels: (N,) → ()"""
         context.dtypes, context.vocabulary = (hidden.dtype, weight.dtype), len(weight)
         wanted = [needs_gradients and needed for needed in context.needs_input_grad[:2]]
@@ -71,7 +86,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             if extra := padding(len(weight), device):
                 weight = F.pad(weight, (0, 0, 0, extra))
         with torch.autocast(device, enabled=False):
-            loss, *gradients = _loss_and_gradients(hidden, weight, labels, context.vocabulary, *wanted)
+            loss, *gradients = _loss_and_gradients(hidden, weight, labels, context.vocabulary, unlikelihood, *wanted)
         context.save_for_backward(*gradients)
         return loss
 
@@ -83,7 +98,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             None if saved is None else saved.to(dtype).mul_(gradient)
             for saved, dtype in zip(context.saved_tensors, context.dtypes, strict=True)
         )
-        return to_hidden, None if to_weight is None else to_weight[: context.vocabulary], None, None
+        return to_hidden, None if to_weight is None else to_weight[: context.vocabulary], None, None, None
 
 
 def padding(vocabulary: int, device: str) -> int:
@@ -92,7 +107,13 @@ def padding(vocabulary: int, device: str) -> int:
 
 
 def _loss_and_gradients(
-    hidden: Tensor, weight: Tensor, labels: Tensor, vocabulary: int, to_hidden: bool, to_weight: bool
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    vocabulary: int,
+    unlikelihood: Unlikelihood | None,
+    to_hidden: bool,
+    to_weight: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return the summed loss and the requested gradients, one chunk of rows at a time.
 
@@ -110,8 +131,11 @@ def _loss_and_gradients(
         loss += F.nll_loss(log_probabilities, labels[chunk], ignore_index=NO_LOSS, reduction="sum")
         if not (to_hidden or to_weight):
             continue
-        logit_gradient = _logit_gradient(log_probabilities, labels[chunk]).to(hidden.dtype)
-        del log_probabilities
+        probabilities = log_probabilities.exp_()
+        if unlikelihood is not None:
+            loss += unlikelihood.add_gradient(probabilities, labels[chunk], start)
+        logit_gradient = _subtract_labels(probabilities, labels[chunk]).to(hidden.dtype)
+        del log_probabilities, probabilities
         has_label = (labels[chunk] != NO_LOSS)[:, None]
         if hidden_gradient is not None:
             torch.mm(logit_gradient, weight, out=hidden_gradient[chunk]).mul_(has_label)
@@ -149,11 +173,10 @@ def has_fp32_products(a: Tensor) -> bool:
     return a.is_cuda and torch.version.hip is None
 
 
-def _logit_gradient(log_probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Turn log-probabilities into the gradient of the logits, in place, (R, V). Rows without a label are not zero."""
-    gradient = log_probabilities.exp_()
-    gradient[torch.arange(len(labels), device=labels.device), labels.clamp(min=0)] -= 1
-    return gradient
+def _subtract_labels(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Turn probabilities into the gradient of the logits, in place, (R, V). Rows without a label are not zero."""
+    probabilities[torch.arange(len(labels), device=labels.device), labels.clamp(min=0)] -= 1
+    return probabilities
 
 
 def _add_product(total: Tensor | None, logit_gradient: Tensor, hidden: Tensor) -> Tensor:
