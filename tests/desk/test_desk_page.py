@@ -320,6 +320,25 @@ def test_words_typed_without_a_server_are_kept_and_sent(page: Page, server: Serv
     assert f"{OPENING} waited." in [node["text"] for node in page.tree()["nodes"]]
 
 
+def test_a_browser_that_keeps_nothing_is_enough(page: Page) -> None:
+    page.open(OPENING)
+    forbid = """
+      for (const name of ['localStorage', 'sessionStorage'])
+        Object.defineProperty(window, name, {get() { throw new DOMException('forbidden', 'SecurityError'); }});
+    """
+    added = page.browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": forbid})
+    try:
+        page.reload()
+        page.type(" waited")
+        page.choose("view", "odds")
+        written = page.press_continue()
+        assert page.words == f"{OPENING} waited{written}"
+        page.part("show-texts").click()
+        until(lambda: page.part("texts").is_displayed())
+    finally:
+        page.browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+
+
 def test_a_crash_while_the_model_writes_loses_no_word(page: Page, server: Server) -> None:
     page.open(OPENING, max_new_tokens=450)
     page.part("continue").click()

@@ -1,6 +1,7 @@
 // The buttons under the paper, and the keys that do the same.
 
 import {closeAlternatives} from "./alternatives.js";
+import {browserStore} from "./browser_store.js";
 import {desk} from "./desk.js";
 import {openDialog} from "./dialogs.js";
 import {byId, make} from "./dom.js";
@@ -109,9 +110,9 @@ export function setUpActions() {
   byId("undo").addEventListener("click", undoStep);
   byId("redo").addEventListener("click", redoStep);
   byId("show-help").addEventListener("click", showHelp);
-  byId("count").value = localStorage.getItem("gpt2tg.count") ?? "1";
+  byId("count").value = browserStore.get("gpt2tg.count") ?? "1";
   if (!byId("count").value) byId("count").value = "1";
-  byId("count").addEventListener("change", () => localStorage.setItem("gpt2tg.count", byId("count").value));
+  byId("count").addEventListener("change", () => browserStore.set("gpt2tg.count", byId("count").value));
   document.addEventListener("keydown", pressed);
   paper.addEventListener("beforeinput", event => {
     const step = {historyUndo: undoStep, historyRedo: redoStep}[event.inputType];
