@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import socket
 import subprocess
 import time
@@ -26,7 +28,7 @@ Result = TypeVar("Result")
 class Server:
     """The script with --web, as a user starts it."""
 
-    def __init__(self, python: Path, folder: Path) -> None:
+    def __init__(self, python: Path, folder: Path, *flags: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -34,6 +36,7 @@ class Server:
         self._command = [
             str(python), str(ROOT / "text_generation_demo.py"), "--model_name", "gpt2-tiny", "--web", "--no_browser",
             "--port", str(self.port), "--texts_file", str(folder / "texts.db"), "--max_new_tokens", "24", "--seed", "5",
+            *flags,
         ]  # fmt: skip
         self.start()
 
@@ -546,6 +549,72 @@ def test_a_deleted_text_can_be_taken_back(page: Page) -> None:
     assert page.server.ask(f"/api/texts/{page.text}") is None
     page.all("#notice .link")[0].click()
     until(lambda: page.words == OPENING)
+
+
+def test_a_dropped_file_opens_and_a_folder_is_refused(page: Page) -> None:
+    page.open(OPENING)
+    drop = """
+      const data = new DataTransfer();
+      for (const [name, text] of arguments[0]) data.items.add(new File([text], name));
+      if (arguments[1]) data.files[0].arrayBuffer = () => Promise.reject(new Error('a folder'));
+      const [file] = data.files;
+      const event = new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true});
+      if (arguments[1]) Object.defineProperty(event.dataTransfer, 'files', {value: [file]});
+      document.body.dispatchEvent(new DragEvent('dragover', {dataTransfer: data, bubbles: true, cancelable: true}));
+      const isMarked = document.body.classList.contains('dropping');
+      document.body.dispatchEvent(event);
+      return [isMarked, document.body.classList.contains('dropping'), event.defaultPrevented];
+    """
+    assert page.run(drop, [["storm.txt", "A storm came up."], ["calm.txt", "\ufeffThe sea was calm."]], False) == [
+        True, False, True,
+    ]  # fmt: skip
+    until(lambda: page.words == "The sea was calm.")
+    assert page.part("notice").text.startswith("calm.txt is open.")
+    listed = [text["opening"] for text in page.server.ask("/api/texts")]
+    assert listed[:3] == ["The sea was calm.", "A storm came up.", OPENING]
+    page.run(drop, [["pictures", ""]], True)
+    until(lambda: page.part("notice").text.startswith("Pictures cannot be read. Choose a file"))
+    assert page.words == "The sea was calm."
+
+
+def test_the_key_is_asked_for_and_another_model_is_loaded(browser: Any, forked_python: Path, tmp_path: Path) -> None:
+    bundled = ROOT / "gpt2tg" / "bundled" / "gpt2-tiny"
+    shutil.copytree(bundled, tmp_path / "models" / "second", copy_function=os.symlink)
+    (tmp_path / "models" / "broken").mkdir()
+    (tmp_path / "models" / "broken" / "config.json").write_text("{}")
+    flags = ("--api_key", "open sesame", "--models_folder", str(tmp_path / "models"))
+    server = Server(forked_python, tmp_path, *flags)
+    page = Page(browser, server)
+    try:
+        browser.get(server.address)
+        page.run("sessionStorage.clear(); localStorage.clear()")
+        browser.refresh()
+        for key, title in [
+            ("guess", "This server wants a key"),
+            (" open sesame ", "This is not the key of the server"),
+        ]:
+            until(lambda title=title: [found.text for found in page.all("dialog h2")] == [title])
+            page.press(key, control().ENTER)
+        until(lambda: page.run("return document.body.classList.contains('ready')"))
+        page.reload()  # the tab keeps the key
+        assert not page.all("dialog")
+        page.part("show-settings").click()
+        page.choose("model", "second")
+        until(lambda: page.part("spoken").get_property("textContent") == "second is loaded.")
+        assert page.part("model").get_property("value") == "second"
+        assert not page.all("#model option:enabled[value=broken]")
+        page.type(OPENING)
+        page.press_continue()
+        page.part("show-branches").click()
+        page.part("export").click()
+        page.run("URL.createObjectURL = blob => { blob.text().then(text => (window.savedFile = text)); return '#'; }")
+        page.all("dialog .choice")[2].click()
+        saved = json.loads(until(lambda: page.run("return window.savedFile")))
+        assert saved["nodes"][1]["settings"]["model"] == "second"
+    finally:
+        server.stop()
+        browser.get("about:blank")
+        browser.get_log("browser")
 
 
 def test_a_saved_tree_opens_again_with_all_branches(page: Page, tmp_path: Path) -> None:
