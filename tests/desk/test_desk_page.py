@@ -298,6 +298,26 @@ def test_an_alternative_token_is_a_branch_that_goes_on(page: Page) -> None:
     assert page.browser.switch_to.active_element == page.part("paper")
 
 
+def test_a_token_that_was_cut_has_no_probability(page: Page) -> None:
+    keys = control()
+    page.open(OPENING)
+    page.press_continue()
+    token = next(token for token in page.tree()["nodes"][1]["tokens"] if len(token["text"]) > 3)
+    page.choose("view", "odds")
+    cut = page.words.index(token["text"], len(OPENING)) + len(token["text"]) - 1
+    page.put_caret(cut)
+    until(lambda: token["text"].strip() in page.part("readout").get_property("textContent"))
+    page.type(keys.CONTROL, keys.SHIFT, keys.END)
+    page.type(keys.BACKSPACE)
+    page.wait_saved()
+    page.put_caret(cut - 1)
+    page.put_caret(cut)
+    page.run("return new Promise(resolve => requestAnimationFrame(() => setTimeout(resolve)))")
+    assert page.part("readout").get_property("textContent") == ""
+    page.type(keys.ALT, keys.ARROW_DOWN)
+    until(lambda: page.part("notice").text.startswith("Other words are known where the model wrote"))
+
+
 def test_candidates_are_offered_and_one_is_taken(page: Page) -> None:
     page.open(OPENING, temperature=1.2)
     page.choose("count", "3")

@@ -94,7 +94,8 @@ export function setUpCandidates() {
     const texts = section.querySelectorAll(".tokens");
     if (desk.writing)
       desk.candidates.forEach((id, index) => {
-        if (texts[index]) texts[index].textContent = desk.nodes.get(id).text;
+        const {text} = desk.nodes.get(id);
+        if (texts[index] && texts[index].textContent !== text) texts[index].textContent = text;
       });
   });
   desk.on("growing", grow);
