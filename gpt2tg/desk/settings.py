@@ -107,13 +107,16 @@ STRATEGY_WORDS: Mapping[StrategyName, StrategyWords] = {
     ),
     "beam_sample": StrategyWords("Likely texts by chance", "keeps several versions, and draws how they go on"),
     "contrastive": StrategyWords(
-        "Likely words without repetition",
+        "Little repetition",
         "takes the likely word that least resembles the text; leaves nothing to chance",
     ),
 }
 
 # The page has other ways to ask for several texts.
 NOT_ON_THE_PAGE = frozenset({"num_sequences", "best_of"})
+
+# The page always gives max_new_tokens, so that the default of the other length is not used.
+WITHOUT_SHOWN_DEFAULT = frozenset({"max_length"})
 
 # What the page takes where neither it nor a flag says anything: a text may grow beyond the context length.
 PAGE_DEFAULTS: Mapping[str, Any] = {"overflow": "truncate"}
@@ -164,6 +167,7 @@ def settings_on_the_page() -> list[Field[Any]]:
 def describe(field: Field[Any]) -> dict[str, Any]:
     """Return what the page shows of an option: its names, its help, its type and range."""
     rule = field.metadata
+    shown = None if field.name in WITHOUT_SHOWN_DEFAULT else rule["shown_default"]
     low, high = (rule["above"] if rule["low"] is None else rule["low"]), rule["high"]
     return {
         "name": field.name,
@@ -171,7 +175,7 @@ def describe(field: Field[Any]) -> dict[str, Any]:
         "help": HELP[field.name],
         "type": TYPES[plain_type(DecodingOptions, field.name)],
         "default": list(field.default) if isinstance(field.default, tuple) else field.default,
-        "shown_default": None if rule["shown_default"] is None else without_dashes(rule["shown_default"]),
+        "shown_default": None if shown is None else without_dashes(shown),
         "minimum": low,
         "is_minimum_excluded": rule["above"] is not None,
         "maximum": high,

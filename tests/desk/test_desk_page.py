@@ -85,15 +85,18 @@ class Page:
         """Open a new text."""
         made = self.server.ask("/api/texts", {"text": text, "settings": settings})
         self.text = made["id"]
-        self.browser.get(self.server.address + "/#/write")
+        self._show()  # or a page that is still starting would choose another text
         self.run("localStorage.clear(); sessionStorage.clear(); localStorage['gpt2tg.text'] = arguments[0]", self.text)
         return self.reload()
 
     def reload(self) -> Page:
         self.browser.get("about:blank")
+        self._show()
+        return self
+
+    def _show(self) -> None:
         self.browser.get(self.server.address + "/#/write")
         until(lambda: self.run("return document.body.classList.contains('ready')"))
-        return self
 
     def run(self, script: str, *arguments: Any) -> Any:
         return self.browser.execute_script(script, *arguments)
@@ -199,6 +202,21 @@ def test_page_writes_what_the_command_line_writes(page: Page, server: Server) ->
     written = page.press_continue()
     prompt = {"prompt": OPENING, "max_tokens": 24, "seed": 5}
     assert written == server.ask("/v1/completions", prompt)["choices"][0]["text"]
+
+
+def test_a_space_typed_at_the_end_is_left_to_the_model(page: Page, server: Server) -> None:
+    page.open()
+    page.type(f"{OPENING} ")
+    page.wait_saved()
+    page.part("continue").click()
+    written = page.wait_written(OPENING)
+    assert (
+        written == server.ask("/v1/completions", {"prompt": OPENING, "max_tokens": 24, "seed": 5})["choices"][0]["text"]
+    )
+    assert [node["text"] for node in page.tree()["nodes"]] == [OPENING, written]
+    assert page.part("notice").text == ""
+    page.type(control().CONTROL, "z")
+    until(lambda: page.words == f"{OPENING} ")
 
 
 def test_stop_keeps_what_was_written(page: Page) -> None:
@@ -360,6 +378,7 @@ def test_a_browser_that_keeps_nothing_is_enough(page: Page) -> None:
         until(lambda: page.part("texts").is_displayed())
     finally:
         page.browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+        page.browser.get("about:blank")
 
 
 def test_a_crash_while_the_model_writes_loses_no_word(page: Page, server: Server) -> None:

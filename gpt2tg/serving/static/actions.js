@@ -9,7 +9,7 @@ import {canRedo, canUndo, relabel} from "./history.js";
 import {tellError} from "./notices.js";
 import {closeCover} from "./panels.js";
 import {paper} from "./paper.js";
-import {countWords} from "./tree.js";
+import {asWords, countWords} from "./tree.js";
 import {canRetry, continueText, redoStep, retry, stopWriting, typed, undoStep} from "./writing.js";
 
 const isMac = /Mac|iPhone|iPad/.test(navigator.platform);
@@ -43,8 +43,7 @@ function draw() {
   byId("retry").disabled = !canRetry();
   byId("undo").disabled = !canUndo();
   byId("redo").disabled = !canRedo();
-  const words = countWords(desk.value);
-  byId("words").textContent = `${words.toLocaleString("en")} ${words === 1 ? "word" : "words"}`;
+  byId("words").textContent = asWords(countWords(desk.value));
 }
 
 /** Show the list of keys. */

@@ -10,7 +10,7 @@ import {notify, tellError} from "./notices.js";
 import {paper, showPaper} from "./paper.js";
 import {bringBackDraft, flush, showState} from "./saving.js";
 import {ask} from "./server.js";
-import {firstWords, shownText} from "./tree.js";
+import {asWords, firstWords, shownText} from "./tree.js";
 import {stopWriting} from "./writing.js";
 
 const LAST = "gpt2tg.text";
@@ -38,7 +38,7 @@ function row(text) {
       "button",
       {type: "button", class: "open", "aria-current": isOpen ? "true" : null, click: () => pick(text.id)},
       make("span", {class: "words", text: nameOf(text), dir: "auto"}),
-      make("span", {class: "hint", text: `${text.words} words, ${ago(text.changed)}`}),
+      make("span", {class: "hint", text: `${asWords(text.words)}, ${ago(text.changed)}`}),
     ),
     make("button", {
       type: "button",

@@ -146,3 +146,6 @@ export function firstWords(text, most = 60) {
 
 /** @param {string} text @returns {number} */
 export const countWords = text => text.match(/\S+/g)?.length ?? 0;
+
+/** Return a number of words as people say it. @param {number} count */
+export const asWords = count => `${count.toLocaleString("en")} ${count === 1 ? "word" : "words"}`;
