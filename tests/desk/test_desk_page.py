@@ -586,6 +586,8 @@ def test_a_deleted_text_can_be_taken_back(page: Page) -> None:
     page.all("dialog .primary")[0].click()
     until(lambda: page.part("notice").text.endswith("×") and "deleted" in page.part("notice").text)
     assert page.server.ask(f"/api/texts/{page.text}") is None
+    colours = "const c = getComputedStyle(arguments[0]); return [c.color, c.backgroundColor]"
+    assert len({tuple(page.run(colours, part)) for part in page.all("#notice > *")}) == 1  # its buttons can be seen
     page.all("#notice .link")[0].click()
     until(lambda: page.words == OPENING)
 
