@@ -24,14 +24,14 @@ class BrowserStore {
     return this.#remembered.get(name) ?? this.#use(storage => storage.getItem(name), null);
   }
 
-  /** @param {string} name @param {string} value */
+  /** @param {string} name @param {string|number} value */
   set(name, value) {
     const isKept = this.#use(storage => {
       storage.setItem(name, value);
       return true;
     }, false);
     if (isKept) this.#remembered.delete(name);
-    else this.#remembered.set(name, value);
+    else this.#remembered.set(name, String(value));
   }
 
   /** @param {string} name */

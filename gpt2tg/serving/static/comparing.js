@@ -15,7 +15,8 @@ function drawStrategies() {
   const fields = desk.server.strategies.map(({name, label, summary}) => {
     const box = make("input", {type: "checkbox", value: name, id: `compare-${name}`});
     box.checked = FIRST_CHOICE.includes(name);
-    return make("label", {class: "inline", for: box.id, title: asSentence(summary)}, box, make("span", {text: label}), make("code", {text: name}));
+    const words = [make("span", {text: label}), make("code", {text: name})];
+    return make("label", {class: "inline", for: box.id, title: asSentence(summary)}, box, ...words);
   });
   byId("compare-strategies").replaceChildren(make("legend", {text: "Strategies"}), ...fields);
 }

@@ -66,7 +66,7 @@ export function continueText({count = 1, changes = {}} = {}) {
 function leaveOutLastSpaces() {
   const isContinued = [...desk.nodes.values()].some(node => node.parent === desk.current);
   const isTyped = !desk.isSaved || (desk.nodes.get(desk.current)?.kind === "typed" && !isContinued);
-  if (isTyped) desk.value = desk.value.replace(/(?<=\S) +$/, "");
+  if (isTyped) desk.value = desk.value.replace(/(\S) +$/, "$1");
 }
 
 async function receive(job, request) {
