@@ -99,6 +99,10 @@ def _refuse_other_architectures(config: dict[str, Any], directory: Path) -> None
     kind = config.get("model_type") or ("gpt2" if "GPT2LMHeadModel" in classes else ", ".join(classes) or "unknown")
     if kind == "unknown" and "architectures" not in config and {*LARGEST, "n_ctx"} <= config.keys():
         kind = "gpt2"  # the first versions of transformers wrote the sizes alone, without the architecture
+    if kind == "unknown":
+        raise UserError(
+            f"{directory / 'config.json'} names no architecture: only models of the GPT-2 architecture can be used"
+        )
     if kind != "gpt2":
         raise UserError(f"{directory} is a {kind} model: only models of the GPT-2 architecture can be used")
 

@@ -13,9 +13,9 @@ from starlette.routing import BaseRoute, Route
 
 from gpt2tg import __version__
 from gpt2tg.desk.files import read_file
-from gpt2tg.desk.settings import describe, presets, settings_on_the_page
+from gpt2tg.desk.settings import describe, describe_strategies, presets, settings_on_the_page
 from gpt2tg.errors import UserError, one_line
-from gpt2tg.options import STRATEGIES, ServingOptions
+from gpt2tg.options import ServingOptions
 from gpt2tg.options.desk import (
     LONGEST_TITLE,
     Choice,
@@ -105,10 +105,7 @@ class DeskPaths:
             "version": __version__,
             "presets": [vars(preset) for preset in presets(model.tuned)],
             "settings": [describe(field) for field in settings_on_the_page()],
-            "strategies": [
-                {"name": name, "summary": strategy.summary, "uses": list(strategy.uses), "samples": strategy.samples}
-                for name, strategy in STRATEGIES.items()
-            ],
+            "strategies": describe_strategies(),
             "defaults": page_defaults(model),
             "positions": model.generator.model.shape.n_positions,
             "texts": await self._entries(),

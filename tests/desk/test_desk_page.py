@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import socket
 import subprocess
 import time
@@ -26,7 +28,7 @@ Result = TypeVar("Result")
 class Server:
     """The script with --web, as a user starts it."""
 
-    def __init__(self, python: Path, folder: Path) -> None:
+    def __init__(self, python: Path, folder: Path, *flags: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -34,6 +36,7 @@ class Server:
         self._command = [
             str(python), str(ROOT / "text_generation_demo.py"), "--model_name", "gpt2-tiny", "--web", "--no_browser",
             "--port", str(self.port), "--texts_file", str(folder / "texts.db"), "--max_new_tokens", "24", "--seed", "5",
+            *flags,
         ]  # fmt: skip
         self.start()
 
@@ -82,15 +85,18 @@ class Page:
         """Open a new text."""
         made = self.server.ask("/api/texts", {"text": text, "settings": settings})
         self.text = made["id"]
-        self.browser.get(self.server.address + "/#/write")
+        self._show()  # or a page that is still starting would choose another text
         self.run("localStorage.clear(); sessionStorage.clear(); localStorage['gpt2tg.text'] = arguments[0]", self.text)
         return self.reload()
 
     def reload(self) -> Page:
         self.browser.get("about:blank")
+        self._show()
+        return self
+
+    def _show(self) -> None:
         self.browser.get(self.server.address + "/#/write")
         until(lambda: self.run("return document.body.classList.contains('ready')"))
-        return self
 
     def run(self, script: str, *arguments: Any) -> Any:
         return self.browser.execute_script(script, *arguments)
@@ -198,6 +204,21 @@ def test_page_writes_what_the_command_line_writes(page: Page, server: Server) ->
     assert written == server.ask("/v1/completions", prompt)["choices"][0]["text"]
 
 
+def test_a_space_typed_at_the_end_is_left_to_the_model(page: Page, server: Server) -> None:
+    page.open()
+    page.type(f"{OPENING} ")
+    page.wait_saved()
+    page.part("continue").click()
+    written = page.wait_written(OPENING)
+    assert (
+        written == server.ask("/v1/completions", {"prompt": OPENING, "max_tokens": 24, "seed": 5})["choices"][0]["text"]
+    )
+    assert [node["text"] for node in page.tree()["nodes"]] == [OPENING, written]
+    assert page.part("notice").text == ""
+    page.type(control().CONTROL, "z")
+    until(lambda: page.words == f"{OPENING} ")
+
+
 def test_stop_keeps_what_was_written(page: Page) -> None:
     page.open(OPENING, max_new_tokens=450)
     page.part("continue").click()
@@ -295,6 +316,26 @@ def test_an_alternative_token_is_a_branch_that_goes_on(page: Page) -> None:
     assert page.browser.switch_to.active_element == page.part("paper")
 
 
+def test_a_token_that_was_cut_has_no_probability(page: Page) -> None:
+    keys = control()
+    page.open(OPENING)
+    page.press_continue()
+    token = next(token for token in page.tree()["nodes"][1]["tokens"] if len(token["text"]) > 3)
+    page.choose("view", "odds")
+    cut = page.words.index(token["text"], len(OPENING)) + len(token["text"]) - 1
+    page.put_caret(cut)
+    until(lambda: token["text"].strip() in page.part("readout").get_property("textContent"))
+    page.type(keys.CONTROL, keys.SHIFT, keys.END)
+    page.type(keys.BACKSPACE)
+    page.wait_saved()
+    page.put_caret(cut - 1)
+    page.put_caret(cut)
+    page.run("return new Promise(resolve => requestAnimationFrame(() => setTimeout(resolve)))")
+    assert page.part("readout").get_property("textContent") == ""
+    page.type(keys.ALT, keys.ARROW_DOWN)
+    until(lambda: page.part("notice").text.startswith("Other words are known where the model wrote"))
+
+
 def test_candidates_are_offered_and_one_is_taken(page: Page) -> None:
     page.open(OPENING, temperature=1.2)
     page.choose("count", "3")
@@ -318,6 +359,28 @@ def test_words_typed_without_a_server_are_kept_and_sent(page: Page, server: Serv
     assert page.reload().words == f"{OPENING} waited."
     page.wait_saved()
     assert f"{OPENING} waited." in [node["text"] for node in page.tree()["nodes"]]
+
+
+def test_a_browser_that_keeps_nothing_is_enough(page: Page) -> None:
+    page.open(OPENING)
+    page.type(" and")
+    page.wait_saved()  # the newest text is the one that opens
+    forbid = """
+      for (const name of ['localStorage', 'sessionStorage'])
+        Object.defineProperty(window, name, {get() { throw new DOMException('forbidden', 'SecurityError'); }});
+    """
+    added = page.browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": forbid})
+    try:
+        page.reload()
+        page.type(" women")
+        page.choose("view", "odds")
+        written = page.press_continue()
+        assert page.words == f"{OPENING} and women{written}"
+        page.part("show-texts").click()
+        until(lambda: page.part("texts").is_displayed())
+    finally:
+        page.browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+        page.browser.get("about:blank")
 
 
 def test_a_crash_while_the_model_writes_loses_no_word(page: Page, server: Server) -> None:
@@ -525,8 +588,76 @@ def test_a_deleted_text_can_be_taken_back(page: Page) -> None:
     page.all("dialog .primary")[0].click()
     until(lambda: page.part("notice").text.endswith("×") and "deleted" in page.part("notice").text)
     assert page.server.ask(f"/api/texts/{page.text}") is None
+    colours = "const c = getComputedStyle(arguments[0]); return [c.color, c.backgroundColor]"
+    assert len({tuple(page.run(colours, part)) for part in page.all("#notice > *")}) == 1  # its buttons can be seen
     page.all("#notice .link")[0].click()
     until(lambda: page.words == OPENING)
+
+
+def test_a_dropped_file_opens_and_a_folder_is_refused(page: Page) -> None:
+    page.open(OPENING)
+    drop = """
+      const data = new DataTransfer();
+      for (const [name, text] of arguments[0]) data.items.add(new File([text], name));
+      if (arguments[1]) data.files[0].arrayBuffer = () => Promise.reject(new Error('a folder'));
+      const [file] = data.files;
+      const event = new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true});
+      if (arguments[1]) Object.defineProperty(event.dataTransfer, 'files', {value: [file]});
+      document.body.dispatchEvent(new DragEvent('dragover', {dataTransfer: data, bubbles: true, cancelable: true}));
+      const isMarked = document.body.classList.contains('dropping');
+      document.body.dispatchEvent(event);
+      return [isMarked, document.body.classList.contains('dropping'), event.defaultPrevented];
+    """
+    assert page.run(drop, [["storm.txt", "A storm came up."], ["calm.txt", "\ufeffThe sea was calm."]], False) == [
+        True, False, True,
+    ]  # fmt: skip
+    until(lambda: page.words == "The sea was calm.")
+    assert page.part("notice").text.startswith("calm.txt is open.")
+    listed = [text["opening"] for text in page.server.ask("/api/texts")]
+    assert listed[:3] == ["The sea was calm.", "A storm came up.", OPENING]
+    page.run(drop, [["pictures", ""]], True)
+    until(lambda: page.part("notice").text.startswith("Pictures cannot be read. Choose a file"))
+    assert page.words == "The sea was calm."
+
+
+def test_the_key_is_asked_for_and_another_model_is_loaded(browser: Any, forked_python: Path, tmp_path: Path) -> None:
+    bundled = ROOT / "gpt2tg" / "bundled" / "gpt2-tiny"
+    shutil.copytree(bundled, tmp_path / "models" / "second", copy_function=os.symlink)
+    (tmp_path / "models" / "broken").mkdir()
+    (tmp_path / "models" / "broken" / "config.json").write_text("{}")
+    flags = ("--api_key", "open sesame", "--models_folder", str(tmp_path / "models"))
+    server = Server(forked_python, tmp_path, *flags)
+    page = Page(browser, server)
+    try:
+        browser.get(server.address)
+        page.run("sessionStorage.clear(); localStorage.clear()")
+        browser.refresh()
+        for key, title in [
+            ("guess", "This server wants a key"),
+            (" open sesame ", "This is not the key of the server"),
+        ]:
+            until(lambda title=title: [found.text for found in page.all("dialog h2")] == [title])
+            page.press(key, control().ENTER)
+        until(lambda: page.run("return document.body.classList.contains('ready')"))
+        page.reload()  # the tab keeps the key
+        assert not page.all("dialog")
+        page.part("show-settings").click()
+        page.choose("model", "second")
+        until(lambda: page.part("spoken").get_property("textContent") == "second is loaded.")
+        assert page.part("model").get_property("value") == "second"
+        assert not page.all("#model option:enabled[value=broken]")
+        page.type(OPENING)
+        page.press_continue()
+        page.part("show-branches").click()
+        page.part("export").click()
+        page.run("URL.createObjectURL = blob => { blob.text().then(text => (window.savedFile = text)); return '#'; }")
+        page.all("dialog .choice")[2].click()
+        saved = json.loads(until(lambda: page.run("return window.savedFile")))
+        assert saved["nodes"][1]["settings"]["model"] == "second"
+    finally:
+        server.stop()
+        browser.get("about:blank")
+        browser.get_log("browser")
 
 
 def test_a_saved_tree_opens_again_with_all_branches(page: Page, tmp_path: Path) -> None:

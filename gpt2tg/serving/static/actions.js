@@ -1,6 +1,7 @@
 // The buttons under the paper, and the keys that do the same.
 
 import {closeAlternatives} from "./alternatives.js";
+import {browserStore} from "./browser_store.js";
 import {desk} from "./desk.js";
 import {openDialog} from "./dialogs.js";
 import {byId, make} from "./dom.js";
@@ -8,7 +9,7 @@ import {canRedo, canUndo, relabel} from "./history.js";
 import {tellError} from "./notices.js";
 import {closeCover} from "./panels.js";
 import {paper} from "./paper.js";
-import {countWords} from "./tree.js";
+import {asWords, countWords} from "./tree.js";
 import {canRetry, continueText, redoStep, retry, stopWriting, typed, undoStep} from "./writing.js";
 
 const isMac = /Mac|iPhone|iPad/.test(navigator.platform);
@@ -42,8 +43,7 @@ function draw() {
   byId("retry").disabled = !canRetry();
   byId("undo").disabled = !canUndo();
   byId("redo").disabled = !canRedo();
-  const words = countWords(desk.value);
-  byId("words").textContent = `${words.toLocaleString("en")} ${words === 1 ? "word" : "words"}`;
+  byId("words").textContent = asWords(countWords(desk.value));
 }
 
 /** Show the list of keys. */
@@ -109,9 +109,9 @@ export function setUpActions() {
   byId("undo").addEventListener("click", undoStep);
   byId("redo").addEventListener("click", redoStep);
   byId("show-help").addEventListener("click", showHelp);
-  byId("count").value = localStorage.getItem("gpt2tg.count") ?? "1";
+  byId("count").value = browserStore.get("gpt2tg.count") ?? "1";
   if (!byId("count").value) byId("count").value = "1";
-  byId("count").addEventListener("change", () => localStorage.setItem("gpt2tg.count", byId("count").value));
+  byId("count").addEventListener("change", () => browserStore.set("gpt2tg.count", byId("count").value));
   document.addEventListener("keydown", pressed);
   paper.addEventListener("beforeinput", event => {
     const step = {historyUndo: undoStep, historyRedo: redoStep}[event.inputType];

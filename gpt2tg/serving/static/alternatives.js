@@ -23,7 +23,7 @@ export function closeAlternatives() {
  */
 function showAlternatives(takesFocus) {
   const piece = tokenAt(paper.selectionStart);
-  if (!piece || piece.index === null) {
+  if (!piece) {
     closeAlternatives();
     if (takesFocus) notify("Other words are known where the model wrote. Move into its words, then ask again.");
     return;

@@ -8,7 +8,7 @@ import {exportText} from "./files.js";
 import {notify, tellError} from "./notices.js";
 import {tellOtherTabs} from "./saving.js";
 import {ask} from "./server.js";
-import {countWords, cut, endOfBranch, firstWords, outline} from "./tree.js";
+import {asWords, countWords, cut, endOfBranch, firstWords, outline} from "./tree.js";
 import {showNode} from "./writing.js";
 
 const tree = byId("tree");
@@ -37,10 +37,9 @@ function insteadOf(node) {
 
 function row({node, level, isOnPaper}) {
   const isCurrent = node.id === desk.current;
-  const words = countWords(node.text);
   const notes = [
     WHO[node.kind],
-    `${words} ${words === 1 ? "word" : "words"}`,
+    asWords(countWords(node.text)),
     insteadOf(node),
     node.finish_reason === "interrupted" ? "stopped" : "",
     node.pruned ? "hidden" : "",

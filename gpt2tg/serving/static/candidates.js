@@ -4,7 +4,7 @@ import {desk} from "./desk.js";
 import {byId, make, onceAFrame} from "./dom.js";
 import {paper} from "./paper.js";
 import {readout, tokenLine} from "./shading.js";
-import {countWords} from "./tree.js";
+import {asWords, countWords} from "./tree.js";
 import {continueText, newSeed, showNode} from "./writing.js";
 
 const section = byId("candidates");
@@ -28,7 +28,7 @@ function card(id, number) {
   const isWriting = Boolean(desk.writing);
   const numbers = make("p", {
     class: "hint readout",
-    text: isWriting ? "The model writes …" : `${countWords(node.text)} words`,
+    text: isWriting ? "The model writes …" : asWords(countWords(node.text)),
   });
   const text =
     isWriting || !node.tokens?.length
@@ -94,7 +94,8 @@ export function setUpCandidates() {
     const texts = section.querySelectorAll(".tokens");
     if (desk.writing)
       desk.candidates.forEach((id, index) => {
-        if (texts[index]) texts[index].textContent = desk.nodes.get(id).text;
+        const {text} = desk.nodes.get(id);
+        if (texts[index] && texts[index].textContent !== text) texts[index].textContent = text;
       });
   });
   desk.on("growing", grow);

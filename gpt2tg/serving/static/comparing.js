@@ -3,6 +3,7 @@
 import {desk} from "./desk.js";
 import {byId, make} from "./dom.js";
 import {say, tellError} from "./notices.js";
+import {asSentence} from "./setting_values.js";
 import {stream} from "./server.js";
 
 /** Ticked at first, if the server has them: one that always writes the same, one that draws. */
@@ -11,10 +12,11 @@ const FIRST_CHOICE = ["greedy", "beam", "top_p"];
 let controller = null;
 
 function drawStrategies() {
-  const fields = desk.server.strategies.map(({name, summary}) => {
+  const fields = desk.server.strategies.map(({name, label, summary}) => {
     const box = make("input", {type: "checkbox", value: name, id: `compare-${name}`});
     box.checked = FIRST_CHOICE.includes(name);
-    return make("label", {class: "inline", for: box.id, title: summary}, box, " ", make("span", {text: name}));
+    const words = [make("span", {text: label}), make("code", {text: name})];
+    return make("label", {class: "inline", for: box.id, title: asSentence(summary)}, box, ...words);
   });
   byId("compare-strategies").replaceChildren(make("legend", {text: "Strategies"}), ...fields);
 }

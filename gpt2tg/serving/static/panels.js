@@ -1,6 +1,7 @@
 // The panels beside the paper: texts on one side, branches or settings on the other. On a narrow screen a panel covers
 // the page until it is closed.
 
+import {browserStore} from "./browser_store.js";
 import {desk} from "./desk.js";
 import {byId} from "./dom.js";
 
@@ -18,7 +19,7 @@ function setPanel(name, isOpen) {
   }
   if (wide.matches) {
     const open = Object.keys(SIDES).filter(other => !byId(other).hidden);
-    localStorage.setItem("gpt2tg.panels", JSON.stringify(open));
+    browserStore.set("gpt2tg.panels", JSON.stringify(open));
   }
   coverPage();
   if (isOpen) desk.tell("text");
@@ -48,7 +49,7 @@ function fitScreen() {
   let open = [];
   if (wide.matches) {
     try {
-      open = JSON.parse(localStorage.getItem("gpt2tg.panels") ?? '["branches"]');
+      open = JSON.parse(browserStore.get("gpt2tg.panels") ?? '["branches"]');
     } catch {
       /* then none is open */
     }

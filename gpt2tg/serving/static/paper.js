@@ -1,6 +1,7 @@
 // The paper: a <textarea>, so that caret, undo keys, input methods and screen readers work as everywhere, over a copy
 // of its text whose pieces can be shaded. Both are set in the same type, so their lines break at the same places.
 
+import {browserStore} from "./browser_store.js";
 import {desk} from "./desk.js";
 import {byId, make, onceAFrame} from "./dom.js";
 import {readout, shaded, shadeOf} from "./shading.js";
@@ -116,12 +117,12 @@ export function setUpPaper() {
   desk.on("nodes writing", forget);
   const setView = () => {
     copy.className = `copy ${viewOf()}`;
-    localStorage.setItem("gpt2tg.view", viewOf());
+    browserStore.set("gpt2tg.view", viewOf());
     forget();
     byId("legend-odds").hidden = viewOf() !== "odds";
     byId("legend-who").hidden = viewOf() !== "who";
   };
-  const view = localStorage.getItem("gpt2tg.view");
+  const view = browserStore.get("gpt2tg.view");
   if (["plain", "who", "odds"].includes(view)) byId("view").value = view;
   byId("view").addEventListener("change", setView);
   setView();

@@ -4,6 +4,7 @@ import {byId, make} from "./dom.js";
 import {say, tellError} from "./notices.js";
 import {choiceOf, legend, percent, probabilityOf, readout, tokenLine, visible} from "./shading.js";
 import {ask} from "./server.js";
+import {asWords} from "./tree.js";
 
 const MOST_SURPRISING = 12;
 // A token goes on with the word before it.
@@ -72,7 +73,7 @@ function explanation({perplexity, bits_per_byte: bits, words}) {
   return [
     `Perplexity ${choices}: on average, the model was as unsure of each token ` +
       `as if it had to guess among ${choices} equally likely ones.`,
-    ` Lower means more expected. ${words} words, ${bits.toFixed(2)} bits per byte.`,
+    ` Lower means more expected. ${asWords(words)}, ${bits.toFixed(2)} bits per byte.`,
   ];
 }
 

@@ -1,6 +1,7 @@
 // Keeping what was typed: at the server after a short pause and before the page is left, and in this browser until the
 // server has it.
 
+import {browserStore, tabStore} from "./browser_store.js";
 import {desk} from "./desk.js";
 import {afterPause, byId} from "./dom.js";
 import {closeNotice, notify, say, tellError} from "./notices.js";
@@ -14,7 +15,8 @@ const KEEPALIVE_BYTES = 60000;
 /** After this time without a change, another tab's draft is left over rather than on its way. */
 const LEFT_OVER = 10000;
 
-const TAB = (sessionStorage["gpt2tg.tab"] ??= crypto.getRandomValues(new Uint32Array(2)).join("-"));
+const TAB = tabStore.get("gpt2tg.tab") ?? crypto.getRandomValues(new Uint32Array(2)).join("-");
+tabStore.set("gpt2tg.tab", TAB);
 const others = new BroadcastChannel("gpt2tg");
 
 let running = null;
@@ -26,17 +28,13 @@ const draftKey = (text, tab = TAB) => `gpt2tg.draft.${text}.${tab}`;
 
 /** Keep what was typed in this browser, and send it after a pause. */
 export function noteTyping() {
-  try {
-    const draft = {
-      node: desk.current,
-      version: desk.nodes.get(desk.current)?.version,
-      value: desk.value,
-      time: Date.now(),
-    };
-    localStorage.setItem(draftKey(desk.text.id), JSON.stringify(draft));
-  } catch {
-    /* the browser's store is full or forbidden: the server has the text in a moment */
-  }
+  const draft = {
+    node: desk.current,
+    version: desk.nodes.get(desk.current)?.version,
+    value: desk.value,
+    time: Date.now(),
+  };
+  browserStore.set(draftKey(desk.text.id), JSON.stringify(draft));
   showState();
   soon();
 }
@@ -127,7 +125,7 @@ function comeBack() {
 }
 
 function forgetDraft() {
-  localStorage.removeItem(draftKey(desk.text.id));
+  browserStore.remove(draftKey(desk.text.id));
 }
 
 /** Show whether everything is saved. */
@@ -140,11 +138,11 @@ export function showState() {
 /** Put words that a closed or crashed page left in this browser back on the paper. */
 export function bringBackDraft() {
   const prefix = draftKey(desk.text.id, "");
-  for (const key of Object.keys(localStorage).filter(name => name.startsWith(prefix))) {
-    const draft = parsed(localStorage.getItem(key));
+  for (const key of browserStore.names().filter(name => name.startsWith(prefix))) {
+    const draft = parsed(browserStore.get(key));
     const isOurs = key === draftKey(desk.text.id);
     if (draft && !isOurs && Date.now() - draft.time < LEFT_OVER) continue;
-    localStorage.removeItem(key);
+    browserStore.remove(key);
     const isKnown = !draft || [...desk.nodes.keys()].some(id => shownText(desk.nodes, id) === draft.value);
     if (isKnown) continue;
     if (desk.nodes.has(draft.node)) desk.current = draft.node;

@@ -1,5 +1,7 @@
 // The requests to our server: JSON, server-sent events, the key, and what went wrong.
 
+import {tabStore} from "./browser_store.js";
+
 const KEY = "gpt2tg.key";
 
 /** An answer that is an error, or no answer at all. */
@@ -24,11 +26,25 @@ export function setKeyDialog(ask) {
   askForKey = ask;
 }
 
+let asking = null;
+
+/**
+ * Ask for another key than the one that the server refused. Requests that fail at the same time ask once.
+ * @param {string|null} refused
+ */
+async function keyAfter(refused) {
+  if (tabStore.get(KEY) !== refused) return;
+  asking ??= askForKey(refused !== null).finally(() => (asking = null));
+  const given = await asking;
+  if (given === null) throw new ServerError("The server wants a key. Load the page again to give it.", 401);
+  tabStore.set(KEY, given.trim());
+}
+
 /** Send a request, with the key if there is one; ask for the key once the server wants it. */
 async function send(path, {method = "GET", body, type, signal, keepalive} = {}) {
   for (;;) {
     const headers = {};
-    const key = sessionStorage.getItem(KEY);
+    const key = tabStore.get(KEY);
     if (key) headers.Authorization = `Bearer ${key}`;
     if (body !== undefined) headers["Content-Type"] = type ?? "application/json";
     const content = body === undefined || type ? body : JSON.stringify(body);
@@ -40,9 +56,7 @@ async function send(path, {method = "GET", body, type, signal, keepalive} = {}) 
       throw new ServerError("The server does not answer.", 0);
     }
     if (answer.status === 401 && !keepalive) {
-      const given = await askForKey(key !== null);
-      if (given === null) throw new ServerError("The server wants a key.", 401);
-      sessionStorage.setItem(KEY, given);
+      await keyAfter(key);
       continue;
     }
     if (!answer.ok) throw await errorOf(answer);

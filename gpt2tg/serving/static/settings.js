@@ -23,7 +23,7 @@ function strategyField() {
   const select = make(
     "select",
     {id: "strategy", "aria-describedby": "strategy-help", change: event => choose({[STRATEGY]: event.target.value})},
-    ...desk.server.strategies.map(strategy => make("option", {value: strategy.name, text: strategy.name})),
+    ...desk.server.strategies.map(strategy => make("option", {value: strategy.name, text: strategy.label})),
   );
   select.value = valueOf(STRATEGY);
   return make(
@@ -37,7 +37,12 @@ function strategyField() {
       make("code", {text: STRATEGY}),
     ),
     make("div", {class: "inputs"}, select),
-    make("p", {class: "hint", id: "strategy-help", text: asSentence(strategyOf().summary)}),
+    make(
+      "p",
+      {class: "hint", id: "strategy-help"},
+      make("code", {text: strategyOf().name}),
+      ` ${asSentence(strategyOf().summary)}`,
+    ),
   );
 }
 
@@ -77,7 +82,7 @@ function seedField() {
     make(
       "p",
       {class: "hint"},
-      "The same seed, words and settings give the same text. ",
+      `${asSentence(settingOf("seed").help)} `,
       isStarted ? `The server was started with seed ${desk.server.defaults.seed}. ` : "",
       used !== null && used !== seed
         ? make("button", {

@@ -1,5 +1,6 @@
 // The list of texts: new, open, rename, delete, import.
 
+import {browserStore} from "./browser_store.js";
 import {desk} from "./desk.js";
 import {confirmThat} from "./dialogs.js";
 import {afterPause, byId, make} from "./dom.js";
@@ -9,7 +10,7 @@ import {notify, tellError} from "./notices.js";
 import {paper, showPaper} from "./paper.js";
 import {bringBackDraft, flush, showState} from "./saving.js";
 import {ask} from "./server.js";
-import {firstWords, shownText} from "./tree.js";
+import {asWords, firstWords, shownText} from "./tree.js";
 import {stopWriting} from "./writing.js";
 
 const LAST = "gpt2tg.text";
@@ -37,7 +38,7 @@ function row(text) {
       "button",
       {type: "button", class: "open", "aria-current": isOpen ? "true" : null, click: () => pick(text.id)},
       make("span", {class: "words", text: nameOf(text), dir: "auto"}),
-      make("span", {class: "hint", text: `${text.words} words, ${ago(text.changed)}`}),
+      make("span", {class: "hint", text: `${asWords(text.words)}, ${ago(text.changed)}`}),
     ),
     make("button", {
       type: "button",
@@ -75,7 +76,7 @@ async function putAway() {
 
 function take(text) {
   desk.open(text);
-  localStorage.setItem(LAST, text.id);
+  browserStore.set(LAST, text.id);
   byId("title").value = text.title;
   document.title = `${nameOf(text)} · gpt2tg`;
   startHistory();
@@ -120,7 +121,7 @@ async function newText() {
 /** Open the text that was open last, else the newest, else a new one. */
 export async function openLastText() {
   const texts = await refreshTexts();
-  const last = texts.find(text => String(text.id) === localStorage.getItem(LAST)) ?? texts[0];
+  const last = texts.find(text => String(text.id) === browserStore.get(LAST)) ?? texts[0];
   if (last) await openText(last.id);
   else await newText();
 }

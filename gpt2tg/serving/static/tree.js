@@ -47,8 +47,8 @@ export function commonPrefix(a, b) {
 }
 
 /**
- * Return the text on the paper in pieces: one for each token whose probability is known, else one for each node. What
- * differs from the node's text was typed just now, and all after it.
+ * Return the text on the paper in pieces: one for each token whose probability is known, else one for each node. A token
+ * of which only the beginning is left has none. What differs from the node's text was typed just now, and all after it.
  * @param {Nodes} nodes
  * @param {any} current the node that the paper began with
  * @param {string} value what stands on the paper
@@ -77,8 +77,8 @@ export function piecesOf(nodes, current, value) {
     const end = start + text.length;
     for (const [index, token] of (node.tokens ?? []).entries()) {
       if (start >= end) break;
-      if (token.text)
-        add(token.text.slice(0, end - start), node, token.text.length <= end - start ? index : null, token);
+      const isWhole = token.text.length <= end - start;
+      if (token.text) add(token.text.slice(0, end - start), node, isWhole ? index : null, isWhole ? token : null);
     }
     if (start < end) add(text.slice(text.length - (end - start)), node, null, null);
   }
@@ -146,3 +146,6 @@ export function firstWords(text, most = 60) {
 
 /** @param {string} text @returns {number} */
 export const countWords = text => text.match(/\S+/g)?.length ?? 0;
+
+/** Return a number of words as people say it. @param {number} count */
+export const asWords = count => `${count.toLocaleString("en")} ${count === 1 ? "word" : "words"}`;

@@ -7,8 +7,8 @@ import {followEnd, paper, showPaper} from "./paper.js";
 import * as history from "./history.js";
 import {flush, noteTyping, showState, tellOtherTabs} from "./saving.js";
 import {ask, stream} from "./server.js";
-import {usedSettings} from "./setting_values.js";
-import {countWords, shownText} from "./tree.js";
+import {asSentence, usedSettings} from "./setting_values.js";
+import {asWords, countWords, shownText} from "./tree.js";
 
 /** How many alternatives of each token are kept with it. */
 const ALTERNATIVES = 10;
@@ -37,6 +37,7 @@ export function continueText({count = 1, changes = {}} = {}) {
   const job = {controller: new AbortController(), ids: [], count, isAbandoned: false};
   desk.writing = job;
   desk.candidates = [];
+  leaveOutLastSpaces();
   desk.tell("writing");
   return inTurn(async () => {
     try {
@@ -61,6 +62,13 @@ export function continueText({count = 1, changes = {}} = {}) {
   });
 }
 
+/** Leave out spaces that were typed last, because the model's next word begins with its own. */
+function leaveOutLastSpaces() {
+  const isContinued = [...desk.nodes.values()].some(node => node.parent === desk.current);
+  const isTyped = !desk.isSaved || (desk.nodes.get(desk.current)?.kind === "typed" && !isContinued);
+  if (isTyped) desk.value = desk.value.replace(/(\S) +$/, "$1");
+}
+
 async function receive(job, request) {
   const {signal} = job.controller;
   signal.throwIfAborted();
@@ -81,7 +89,7 @@ function begin(job, event) {
   else if (!job.isAbandoned) desk.show(event.nodes[0]);
   desk.tell("nodes");
   say(job.count > 1 ? `The model writes ${job.count} candidates.` : "The model writes.");
-  if (event.warnings?.length) notify(event.warnings.join(" "));
+  if (event.warnings?.length) notify(event.warnings.map(asSentence).join(" "));
 }
 
 function grow(job, event) {
@@ -114,7 +122,7 @@ function tellEnd(job) {
   }
   const [node] = nodes;
   if (!node) return;
-  say(`Written, ${countWords(node.text)} words: ${node.text}`);
+  say(`Written, ${asWords(countWords(node.text))}: ${node.text}`);
   const twin = [...desk.nodes.values()].find(
     other =>
       other !== node &&
