@@ -177,10 +177,11 @@ class Store:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # after some errors, such as a full disk, SQLite has undone it already
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     def entries(self) -> list[TextEntry]:
         """Return all texts that are not deleted, the one changed last first."""
