@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from gpt2tg.desk.store import open_store
 from gpt2tg.generation.generator import Generator, load
 from gpt2tg.inspection.tokens import inspect_ids, inspect_text
 from gpt2tg.options import decoding_options
+from gpt2tg.serving import writing
 from gpt2tg.serving.desk_paths import Page
 from gpt2tg.serving.desk_thread import DeskThread
 
@@ -478,3 +480,32 @@ def test_failed_strategy_of_a_comparison_is_told(desk: DeskClient) -> None:
     ):
         answer = desk.client.request("POST", "/api/compare", json={"prompt": PROMPT, **fields})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
+
+
+def test_pieces_that_could_not_be_saved_are_saved_later(
+    desk: DeskClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grow, failures = Desk.grow, iter(range(3))
+
+    def failing(self: Desk, pieces: Any) -> None:
+        if next(failures, None) is not None:
+            raise sqlite3.OperationalError("database or disk is full")
+        grow(self, pieces)
+
+    monkeypatch.setattr(writing, "SAVING_TIME", 0.001)
+    monkeypatch.setattr(Desk, "grow", failing)
+    text, root = desk.begin()
+    *pieces, end = desk.events(f"texts/{text}/continue", node=root, settings={**SHORT, "max_new_tokens": 60})
+    shown = "".join(piece["text"] for piece in pieces if piece["type"] == "piece")
+    assert (end["nodes"][0]["text"], next(failures, None)) == (shown, None)
+    assert capsys.readouterr().err.count("a text could not be saved") == 1
+
+
+def test_full_disk_at_the_end_is_told_to_the_page(desk: DeskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Desk, "grow", full)
+    text, root = desk.begin()
+    *_, end = desk.events(f"texts/{text}/continue", node=root, settings=SHORT)
+    assert (end["type"], "disk is full" in end["error"]["message"]) == ("error", True)
