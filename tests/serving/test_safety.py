@@ -17,6 +17,7 @@ import pytest
 from serving_client import Client, serving
 
 from gpt2tg.errors import UserError
+from gpt2tg.generation import live_batch
 from gpt2tg.generation.generator import Generator, load
 from gpt2tg.generation.live_batch import LiveBatch
 from gpt2tg.options import ServingOptions
@@ -234,14 +235,29 @@ def test_shutdown_says_what_was_cut(generator: Generator) -> None:
 
 
 def test_failure_is_told_and_does_not_end_the_server(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpt2tg.generation import live_batch
-
     with serving(generator) as client:
         with monkeypatch.context() as patch:
-            patch.setattr(live_batch, "log_probabilities", lambda *_: 1 / 0)
+            patch.setattr(live_batch, "broken_rows", lambda *_: 1 / 0)
             answer = client.complete(prompt="The owl")
         assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
         assert client.complete(prompt="The owl").status_code == 200
+
+
+def test_broken_logits_fail_their_request_alone(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    choose = live_batch.broken_rows
+    monkeypatch.setattr(live_batch, "broken_rows", lambda logprobs: [1] if len(logprobs) == 3 else choose(logprobs))
+    fields = {"prompt": "The owl", "seed": 1, "max_tokens": 20, "suppress_eos": True}
+
+    async def talk(http: httpx2.AsyncClient, _: openai.AsyncOpenAI) -> list[httpx2.Response]:
+        requests = [{**fields, "n": 2, "max_tokens": 40}, fields]
+        return await asyncio.gather(*(http.post("/v1/completions", json=request) for request in requests))
+
+    with serving(generator) as client:
+        broken, whole = client.run(talk)
+        assert client.service.scheduler.size == 0
+        assert whole.json()["choices"] == client.complete(**fields).json()["choices"]
+    assert (broken.status_code, whole.status_code) == (500, 200)
+    assert "not finite" in broken.json()["error"]["message"]
 
 
 def test_other_paths_answer(client: Client) -> None:
