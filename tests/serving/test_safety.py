@@ -56,6 +56,9 @@ def wait_until(condition: Any) -> None:
         ({"host": "localhost:8000"}, 200),
         ({"host": "[::1]:8000"}, 200),
         ({"host": "127.0.0.1"}, 200),
+        ({"host": "localhost.:8000"}, 200),
+        ({"host": "LOCALHOST", "origin": "http://localhost"}, 200),
+        ({"host": "evil.example."}, 403),
         ({"host": "evil.example:8000"}, 403),
         ({"host": "localhost.evil.example"}, 403),
         ({"host": ""}, 403),
@@ -125,6 +128,10 @@ def test_errors_speak_of_json(client: Client) -> None:
     messages = [client.complete(prompt="The owl", **fields).json()["error"]["message"] for fields in wrong]
     expected = ("a list of strings", "true or false", "a whole number or null")
     assert [message.rpartition(" give ")[2] for message in messages[:3]] == list(expected)
+    values = ({"echo": None, "stream": "True"}, {"top_k": True}, {"top_k": [None, "it's"]}, {"stop": {"a": False}})
+    shown = [client.complete(prompt="The owl", **fields).json()["error"]["message"] for fields in values]
+    begun = [message.partition(" is not valid")[0] for message in shown]
+    assert begun == ['stream: "True"', "top_k: true", 'top_k: [null, "it\'s"]', 'stop: {"a": false}']
     assert all(len(message) < 300 and "\n" not in message for message in messages)
 
 
