@@ -194,3 +194,10 @@ def test_full_disk_loses_one_step_and_saving_goes_on_when_there_is_space(desk: D
     assert desk.prompt(text, node) == "Once"
     desk.edit(text, node, "Once upon")
     assert desk.prompt(text, node) == "Once upon"
+
+
+def test_folder_that_cannot_be_written_is_not_called_damage(desk: Desk, file: Path) -> None:
+    desk.store.close()
+    file.with_name(f"{file.name}-wal").mkdir()  # so that it cannot be opened, by root either
+    with pytest.raises(UserError, match="cannot be used: SQLite has to write files beside it"):
+        open_store(file)
