@@ -67,11 +67,7 @@ class Guards:
         if self._hosts is not None and _name(host) not in self._hosts:
             raise ApiError(403, f"the server is for this machine alone, not for the host {host[:100]}", code="host")
         origin = headers.get("origin")
-        if origin is not None and origin not in (
-            f"http://{host}",
-            f"https://{host}",
-            *self._origins,
-        ):
+        if origin is not None and origin not in (f"http://{host}", f"https://{host}", *self._origins):
             raise ApiError(403, f"pages of {origin[:100]} may not use the server", code="origin")
         is_open = path in self._open or path.startswith(self._open_folders)
         if self._key is not None and not is_open:

@@ -1,6 +1,6 @@
 """The thread that computes: one step of the live batch after the other, and between them what runs on its own.
 
-All of torch runs in this one thread. Other threads hand it work and get reports.
+All texts are computed in this one thread. Other threads hand it work and get reports.
 """
 
 from __future__ import annotations
