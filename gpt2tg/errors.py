@@ -14,9 +14,14 @@ class UserError(ValueError):
     the Python API as a plain name.
     """
 
-    def __init__(self, message: str, option: str | None = None) -> None:
+    def __init__(self, message: str, option: str | None = None, value: object = None) -> None:
+        """
+        Args:
+            value: the wrong value, if the message begins with it as Python writes it.
+        """
         self.message = message
         self.option = option
+        self.value = value
         super().__init__(f"{option} {message}" if option else message)
 
     def as_flag(self) -> str:

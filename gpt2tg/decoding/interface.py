@@ -105,6 +105,12 @@ def log_probabilities(logits: Tensor, step: int) -> Tensor:
     return logprobs
 
 
+def broken_rows(logprobs: Tensor) -> list[int]:
+    """Return the rows of (B, V) log-probabilities whose logits are NaN or plus infinity."""
+    found: list[int] = logprobs[:, 0].isnan().nonzero()[:, 0].tolist()
+    return found
+
+
 def not_finite_error(step: int) -> NotFiniteError:
     """Return the error for logits that are not finite at a step."""
     return NotFiniteError(f"the model's logits are not finite at new token {step}: its weights are broken")

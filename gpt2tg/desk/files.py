@@ -197,16 +197,16 @@ def _from_tree(text: str, name: str) -> Imported:
     for entry in entries:
         try:
             nodes.append(_node(entry, nodes))
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
             raise UserError(f"{name}: node {len(nodes)} is broken: export the text again") from None
-    return Imported(title, nodes, current, settings)
+    return Imported(" ".join(title.split()), nodes, current, settings)
 
 
 def _node(entry: Mapping[str, Any], before: Sequence[NewNode]) -> NewNode:
     """Return a node of a tree.
 
     Raises:
-        ValueError, TypeError, KeyError, AttributeError: it is broken.
+        ValueError, TypeError, KeyError, AttributeError, OverflowError: it is broken.
     """
     parent: Any = entry["parent"]
     at: Any = entry["at"]

@@ -122,6 +122,8 @@ def open_store(path: Path) -> Store:
         connection.close()
         if "locked" in str(error):
             message = f"{path} is in use by another server: end that one, or name another file"
+        elif "unable to open" in str(error) or "readonly" in str(error):
+            message = f"{path} cannot be used: SQLite has to write files beside it. Name a file in another folder"
         else:
             message = f"{path} holds no texts, or is damaged ({one_line(error)}): restore a copy, or name another file"
         raise UserError(message, "texts_file") from None
@@ -177,10 +179,11 @@ class Store:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # after some errors, such as a full disk, SQLite has undone it already
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     def entries(self) -> list[TextEntry]:
         """Return all texts that are not deleted, the one changed last first."""

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpt2tg.decoding.interface import Text, Token, apply_filters, is_allowed, log_probabilities
+from gpt2tg.decoding.interface import (
+    NotFiniteError,
+    Text,
+    Token,
+    apply_filters,
+    broken_rows,
+    is_allowed,
+    not_finite_error,
+)
 from gpt2tg.decoding.sampling import Draw, most_probable
 from gpt2tg.engine.cpu.kernel_context import common_prefix
 from gpt2tg.engine.model import GPT2
@@ -37,6 +45,9 @@ class Written:
     """The text that the token completes; None if it completes none."""
     alternatives: tuple[tuple[int, float], ...]
     """The most probable tokens in its place and their log-probabilities, as many as the text asks for."""
+
+    error: NotFiniteError | None = None
+    """Why the text cannot go on, if it has failed; there is no token then."""
 
 
 class LiveText:
@@ -162,22 +173,35 @@ class LiveBatch:
             else:
                 self._pool.clear(row)
 
+    @torch.inference_mode()
     def step(self) -> list[Written]:
         """Run a forward pass: choose the next token of each text whose prompt is read, and read on in the others.
 
-        Texts that end leave the batch.
-
-        Raises:
-            NotFiniteError: the model's logits are not finite.
+        Texts that end or fail leave the batch.
         """
         reads = self._next_reads()
         ready = [row for row in reads if self._texts[row].is_ready]
         logits = self._pool.read(reads, ready)
         if not ready:
             return []
-        written = _choose([self._texts[row] for row in ready], logits)
+        texts = [self._texts[row] for row in ready]
+        logprobs = logits.log_softmax(dim=1)
+        broken = broken_rows(logprobs)
+        if not broken:
+            written = _choose(texts, logits, logprobs)
+        else:
+            self._discard(ready[place] for place in broken)
+            whole = [place for place in range(len(texts)) if place not in broken]
+            written = _choose([texts[place] for place in whole], logits[whole], logprobs[whole]) if whole else []
+            written += [_failed(texts[place]) for place in broken]
         self.drop(token.text for token in written if token.token.finish_reason)
         return written
+
+    def _discard(self, rows: Iterable[int]) -> None:
+        """Take texts out of the batch, and share nothing of what was computed for them."""
+        for row in rows:
+            del self._texts[row]
+            self._pool.clear(row)
 
     def _next_reads(self) -> dict[int, list[int]]:
         """Return the tokens that each row reads next. Prompts share the tokens of a pass, the oldest first."""
@@ -193,10 +217,8 @@ class LiveBatch:
         return reads
 
 
-@torch.inference_mode()
-def _choose(texts: Sequence[LiveText], logits: Tensor) -> list[Written]:
+def _choose(texts: Sequence[LiveText], logits: Tensor, logprobs: Tensor) -> list[Written]:
     """Choose the next token of each text from (B, V) logits, as `sampling.decode` does."""
-    logprobs = log_probabilities(logits, texts[0].text.new_count + 1)
     groups: dict[object, list[int]] = {}
     for place, text in enumerate(texts):
         groups.setdefault(text.group, []).append(place)
@@ -218,6 +240,11 @@ def _choose_alike(texts: Sequence[LiveText], logits: Tensor, logprobs: Tensor) -
     for place, text in enumerate(texts):
         token = text.append(int(tokens[place]), of_tokens[place], allowed[place])
         yield Written(text, token, text.growing.add(token), _most_probable(logprobs[place], text.alternatives))
+
+
+def _failed(text: LiveText) -> Written:
+    """Return that the logits of a text are not finite."""
+    return Written(text, Token(0, None, 0.0, None), None, (), not_finite_error(text.text.new_count + 1))
 
 
 def _most_probable(logprobs: Tensor, count: int) -> tuple[tuple[int, float], ...]:

@@ -112,7 +112,7 @@ def check_value(options: type[Options], field: Field[Any], value: Any) -> Any:
         value = _as_tuple(given, rule["accepts_string"])
     if not _has_type(value, kind):
         expected = f"one of {', '.join(rule['choices'])}" if rule["choices"] and kind is str else EXPECTED[kind]
-        raise UserError(f"{_shown(given)} is not valid: give {expected}{' or None' * is_optional}", name)
+        raise UserError(f"{shown(repr(given))} is not valid: give {expected}{' or None' * is_optional}", name, given)
     if rule["choices"]:
         _check_choices(value if kind is tuple else (value,), rule["choices"], name)
     if kind in (int, float) and not _is_within(value, rule):
@@ -144,9 +144,9 @@ def _has_type(value: Any, kind: type) -> bool:
     return isinstance(value, kind)
 
 
-def _shown(value: Any, longest: int = 40) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= longest else f"{shown[: longest - 3]}..."
+def shown(value: str, longest: int = 40) -> str:
+    """Return a value as messages show it: not more than its beginning."""
+    return value if len(value) <= longest else f"{value[: longest - 3]}..."
 
 
 def _is_within(value: float, rule: Mapping[str, Any]) -> bool:

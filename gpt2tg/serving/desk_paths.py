@@ -134,8 +134,12 @@ class DeskPaths:
 
     async def _whole(self, text: int, status: int = 200, **more: Any) -> Response:
         self._writer.save(text)
-        view = await self._thread.run(self._desk.view, text)
-        return _answer(text_json(view, self._models.current.name) | more, status)
+        model = self._models.current.name
+
+        def read() -> Response:  # in the thread of the texts, since a long one has megabytes of tokens
+            return _answer(text_json(self._desk.view(text), model) | more, status)
+
+        return await self._thread.run(read)
 
     async def text(self, request: Request) -> Response:
         """Answer `GET /api/texts/ID`."""
@@ -217,7 +221,8 @@ class DeskPaths:
         """Answer `POST /api/score`."""
         wanted, _ = await self._fields(TextToScore, request)
         try:
-            return _answer(await score(self._models.current, wanted, self._runner, until_gone(request)))
+            found = await score(self._models.current, wanted, self._runner, until_gone(request))
+            return await asyncio.to_thread(_answer, found)
         except GoneError:
             self._metrics.gone.inc()
             return Response(status_code=CLIENT_GONE)

@@ -25,6 +25,7 @@ class DeskThread:
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
         self._thread = ThreadPoolExecutor(1, "texts")
+        self._fails = False
 
     async def run(
         self, method: Callable[Arguments, Result], *arguments: Arguments.args, **named: Arguments.kwargs
@@ -44,17 +45,21 @@ class DeskThread:
             raise ApiError(500, f"the texts cannot be read or saved: {one_line(error)}", code="failed") from None
 
     def post(self, method: Callable[Arguments, object], *arguments: Arguments.args, **named: Arguments.kwargs) -> None:
-        """Run a method after all that were handed over before, without waiting for it. A failure is printed."""
+        """Run a method after all that were handed over before, without waiting for it.
+
+        A failure is printed, but not those that follow it: growing texts are saved again and again.
+        """
         with contextlib.suppress(RuntimeError):  # it is closed: an event loop that ends still cancels what is left
-            self._thread.submit(method, *arguments, **named).add_done_callback(_tell)
+            self._thread.submit(method, *arguments, **named).add_done_callback(self._tell)
+
+    def _tell(self, done: Future[object]) -> None:
+        error = done.exception()
+        if error and not self._fails:
+            notice(f"a text could not be saved, and is tried again: {one_line(error)}")
+        self._fails = error is not None
 
     def close(self) -> None:
         """Finish what was handed over, and close the database. It may be closed already."""
         with contextlib.suppress(RuntimeError):
             self._thread.submit(self.desk.store.close)
         self._thread.shutdown()
-
-
-def _tell(done: Future[object]) -> None:
-    if error := done.exception():
-        notice(f"a text could not be saved: {one_line(error)}")

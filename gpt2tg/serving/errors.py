@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from gpt2tg.errors import UserError, one_line
 from gpt2tg.io.streams import notice
+from gpt2tg.options.fields import shown
 
 # What the Python API calls a value -> what JSON calls it.
 IN_JSON = {"a tuple of strings": "a list of strings", "True or False": "true or false", " or None": " or null"}
@@ -57,6 +59,8 @@ def from_user_error(error: UserError, names: Mapping[str, str]) -> ApiError:
         names: the names that the request used for our options.
     """
     message = re.sub(r"--(\w+)", lambda found: names.get(found[1], found[1]), error.message)
+    if message.startswith(ours := shown(repr(error.value))) and error.value is not None:
+        message = shown(json.dumps(error.value, ensure_ascii=False, default=str)) + message[len(ours) :]
     before, give, way_out = message.rpartition(": give ")
     for ours, theirs in IN_JSON.items():
         way_out = way_out.replace(ours, theirs)

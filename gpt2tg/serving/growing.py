@@ -82,7 +82,7 @@ class GrowingNode:
         self._shown = ""
         self._pending: list[tuple[ScoredToken, int]] = []  # tokens not yet written, and the lengths of their texts
         self._written = 0  # characters of the tokens written
-        self._unsaved: tuple[str, Tokens] = ("", [])
+        self._unsaved: list[tuple[str, Tokens]] = []
 
     def add(self, report: Progress) -> tuple[str, Tokens]:
         """Add a report. Returns the piece of text, and the tokens that are complete with it.
@@ -96,7 +96,8 @@ class GrowingNode:
             token, length = self._pending[-1]
             self._pending[-1] = token, length + len(self._stream.finish())
         tokens = self._take()
-        self._unsaved = self._unsaved[0] + report.piece, self._unsaved[1] + tokens
+        if report.piece or tokens:
+            self._unsaved.append((report.piece, tokens))
         return report.piece, tokens
 
     def add_inspected(self, tokens: Sequence[InspectedToken]) -> None:
@@ -109,17 +110,20 @@ class GrowingNode:
             found = self._writer.inspected(token, self._begins and not written)
             written.append({**found, "text": self._shown[start : start + len(token.text)]})
             start += len(token.text)
-        self._unsaved = self._unsaved[0], self._unsaved[1] + written
+        self._unsaved.append(("", written))
 
     @property
     def end(self) -> tuple[str, Sequence[int]]:
         """Why the text has ended, and all its tokens."""
         return INTERRUPTED if self.sample is None else (self.sample.finish_reason, self.sample.ids)
 
-    def take_unsaved(self) -> tuple[str, Tokens] | None:
-        """Return what has come in since the last call; None if nothing has."""
-        unsaved, self._unsaved = self._unsaved, ("", [])
-        return unsaved if any(unsaved) else None
+    def unsaved(self) -> list[tuple[str, Tokens]]:
+        """Return the pieces and tokens that are not saved yet. The thread that saves may call it meanwhile."""
+        return list(self._unsaved)
+
+    def note_saved(self, count: int) -> None:
+        """Forget so many of the pieces, since they are saved."""
+        del self._unsaved[:count]
 
     def _take(self) -> Tokens:
         taken: Tokens = []

@@ -63,8 +63,8 @@ class Guards:
         await self._app(scope, receive, send)
 
     def _check(self, headers: Headers, path: str) -> None:
-        host = headers.get("host", "")
-        if self._hosts is not None and _without_port(host) not in self._hosts:
+        host = headers.get("host", "").lower()
+        if self._hosts is not None and _name(host) not in self._hosts:
             raise ApiError(403, f"the server is for this machine alone, not for the host {host[:100]}", code="host")
         origin = headers.get("origin")
         if origin is not None and origin not in (f"http://{host}", f"https://{host}", *self._origins):
@@ -77,6 +77,7 @@ class Guards:
                 raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
-def _without_port(host: str) -> str:
-    name, colon, port = host.lower().rpartition(":")
-    return name if colon and port.isdecimal() else host.lower()
+def _name(host: str) -> str:
+    """Return the name of a host in lower case, without the port, and without the dot that may end a full name."""
+    name, colon, port = host.rpartition(":")
+    return (name if colon and port.isdecimal() else host).removesuffix(".")

@@ -17,7 +17,7 @@ from gpt2tg.errors import UserError
 from gpt2tg.generation.generator import Generator, new_seed
 from gpt2tg.generation.samples import Sample, chosen_samples
 from gpt2tg.inspection.perplexity import perplexity
-from gpt2tg.inspection.tokens import inspect_parts
+from gpt2tg.inspection.tokens import InspectedToken, inspect_parts
 from gpt2tg.options import DecodingOptions, ServingOptions
 from gpt2tg.options.desk import ComparisonRequest, TextToScore
 from gpt2tg.serving.errors import ApiError, from_user_error
@@ -46,14 +46,20 @@ async def score(
     ids = await asyncio.to_thread(tokenizer.encode, wanted.text)
     parts = inspect_parts(model.generator, tokenizer.encode_prompt(""), ids, wanted.alternatives)
     tokens = await runner.call(parts, wait_until_gone)
+    return await asyncio.to_thread(_measured, model, wanted.text, tokens)
+
+
+def _measured(model: ServedModel, text: str, tokens: Sequence[InspectedToken]) -> dict[str, Any]:
+    """Return what is known of a text. A long one takes a while, so this is not for the event loop."""
+    tokenizer = model.generator.tokenizer
     nats, writer = -math.fsum(token.logprob for token in tokens), TokenWriter(tokenizer)
     found = perplexity(nats / len(tokens))
-    bits = nats / math.log(2) / len(wanted.text.encode())
+    bits = nats / math.log(2) / len(text.encode())
     return {
         "tokens": [writer.inspected(token, not place) for place, token in enumerate(tokens)],
         "perplexity": found if math.isfinite(found) else None,
         "bits_per_byte": bits if math.isfinite(bits) else None,
-        "words": len(wanted.text.split()),
+        "words": len(text.split()),
         "model": model.name,
     }
 

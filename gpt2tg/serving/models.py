@@ -106,7 +106,7 @@ class Models:
             if name not in models:
                 way_out = did_you_mean(name, models, "/api/state lists the models")
                 raise ApiError(404, f"there is no model {one_line(name, 100)}: {way_out}", "name", "model_not_found")
-            (self.current,) = await asyncio.wrap_future(self._scheduler.call(self._load(models[name])))
+            self.current = await self._load(models[name])
         except (FullError, StoppedError) as error:
             raise busy_error(error) from None
         except (UserError, RunError, OSError, MemoryError) as error:
@@ -115,13 +115,29 @@ class Models:
         finally:
             self._is_switching = False
 
-    def _load(self, found: FoundModel) -> Iterator[list[ServedModel]]:
-        """Load a model in the thread of the scheduler, in which all of torch runs."""
+    async def _load(self, found: FoundModel) -> ServedModel:
+        """Load a model, which takes over. On a CPU, texts go on meanwhile.
+
+        A GPU may be capturing a graph, which work of another thread would break.
+        """
         if found.checkpoint is None or self._others is None:
             raise UserError(found.note)
-        loaded = self._others.load(found.checkpoint)
-        self._scheduler.take_over(loaded.generator, rows_that_fit(self._options.max_rows, loaded.generator))
-        yield [replace(loaded, name=found.name)]
+        load, checkpoint = self._others.load, found.checkpoint
+        if self.current.generator.model.device.type == "cpu":
+            loaded = await asyncio.to_thread(load, checkpoint)
+        else:
+            (loaded,) = await self._between_steps(lambda: load(checkpoint))
+        rows = rows_that_fit(self._options.max_rows, loaded.generator)
+        await self._between_steps(lambda: self._scheduler.take_over(loaded.generator, rows))
+        return replace(loaded, name=found.name)
+
+    def _between_steps(self, work: Callable[[], Any]) -> asyncio.Future[list[Any]]:
+        """Run work in the thread of the scheduler."""
+
+        def part() -> Iterator[list[Any]]:
+            yield [work()]
+
+        return asyncio.wrap_future(self._scheduler.call(part()))
 
 
 def _under_another_name(model: FoundModel, taken: str, folder: Path) -> FoundModel:

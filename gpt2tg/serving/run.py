@@ -13,6 +13,7 @@ import uvicorn
 from gpt2tg.errors import UserError
 from gpt2tg.options import ServingOptions
 from gpt2tg.serving.app import Service
+from gpt2tg.serving.connections import Connection, most_connections
 
 # Hosts that stand for all addresses of the machine, which no browser can open.
 EVERY_ADDRESS = ("0.0.0.0", "::")
@@ -53,6 +54,9 @@ def new_server(
     """
     config = uvicorn.Config(
         service.app,
+        http=Connection,
+        ws="none",
+        limit_concurrency=most_connections(options),
         lifespan="off",
         log_config=None,
         log_level="critical",  # our own lines name each failure

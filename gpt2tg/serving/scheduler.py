@@ -1,6 +1,6 @@
 """The thread that computes: one step of the live batch after the other, and between them what runs on its own.
 
-All of torch runs in this one thread. Other threads hand it work and get reports.
+All texts are computed in this one thread. Other threads hand it work and get reports.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from gpt2tg.decoding.interface import NotFiniteError
 from gpt2tg.errors import RunError, one_line
 from gpt2tg.generation.generator import Generator
 from gpt2tg.generation.live_batch import LiveBatch, LiveText
@@ -180,8 +179,6 @@ class Scheduler:
             self._step_alone()
             self._run_call()
             self._forget_models()
-        except NotFiniteError as error:
-            self._fail_all(RunError(str(error)))
         except Exception as error:  # a bug of ours, or memory that ran out: the next requests may well succeed
             self._fail_all(error)
             self._live = {self._generator: LiveBatch(self._generator.model, self._rows)}
@@ -279,8 +276,12 @@ class Scheduler:
         written = live.step()
         self._metrics.note_step(len(written))
         for token in written:
-            job = self._owners[token.text]
-            if job.write(token):
+            job = self._owners.get(token.text)
+            if job is None:  # another text of the job has failed in this step
+                continue
+            if token.error is not None:
+                self._end(job, Finished(RunError(str(token.error))))
+            elif job.write(token):
                 self._end(job, Finished(shared=job.shared))
 
     def _step_alone(self) -> None:

@@ -28,8 +28,9 @@ FORMATS = {
     "json": (".json", "application/json"),
 }
 
-# Characters that some system does not allow in the name of a file.
-NOT_IN_NAMES = re.compile(r'[\x00-\x1f<>:"/\\|?*]+')
+# Characters that some system does not allow in the name of a file, and those that turn the direction of what follows:
+# with them, the name of a program can look like that of a text.
+NOT_IN_NAMES = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"/\\|?*\u202a-\u202e\u2066-\u2069]+')
 
 
 def export(desk: Desk, text: int, node: int | None, form: str, model: ServedModel) -> Response:
@@ -58,7 +59,7 @@ def export(desk: Desk, text: int, node: int | None, form: str, model: ServedMode
         content = shown_text(path)
     end, media_type = FORMATS[form]
     words = NOT_IN_NAMES.sub(" ", stored.entry.title or stored.entry.opening[:40]).split()
-    title = " ".join(words).strip(".") or "text"
+    title = " ".join(words).strip(". ") or "text"
     name = quote(f"{title}{end}", safe="")
     headers = {**PRIVATE, "Content-Disposition": f"attachment; filename*=UTF-8''{name}"}
     return Response(content.encode(), media_type=media_type, headers=headers)

@@ -19,8 +19,8 @@ from gpt2tg.options.desk import Continuation
 from gpt2tg.serving.desk_answers import whole_nodes
 from gpt2tg.serving.desk_thread import DeskThread
 from gpt2tg.serving.errors import ApiError, from_user_error
-from gpt2tg.serving.growing import INTERRUPTED, GrowingNode, TokenWriter
-from gpt2tg.serving.jobs import Finished, is_live
+from gpt2tg.serving.growing import INTERRUPTED, GrowingNode, Tokens, TokenWriter
+from gpt2tg.serving.jobs import Progress, is_live
 from gpt2tg.serving.models import ServedModel
 from gpt2tg.serving.page_settings import page_options
 from gpt2tg.serving.running import Run, Runner, WaitUntilGone
@@ -131,6 +131,7 @@ class Writer:
         finally:  # no waiting here: the client may be gone, and this request cancelled
             run.cancel()
             if nodes and not is_ended:
+                self._desk.post(self._grow, nodes)
                 self._desk.post(self._desk.desk.finish, text, {node.node: node.end for node in nodes})
 
     async def _begin(self, continued: Continued) -> list[int]:
@@ -151,15 +152,21 @@ class Writer:
     async def _pieces(
         self, run: Run, continued: Continued, nodes: Sequence[GrowingNode], gone: WaitUntilGone
     ) -> AsyncIterator[bytes]:
-        """Yield an event for each piece of a text."""
+        """Yield the events of all pieces that have arrived at a time: one for each text that has grown."""
         request = continued.batch.requests[0]
         async for bundle in run.reports(gone):
+            grown: dict[int, tuple[str, Tokens]] = {}
             for report in bundle:
-                if isinstance(report, Finished):
-                    break
-                index = report.number - request.first
-                piece, tokens = nodes[index].add(report)
-                yield event({"type": "piece", "index": index, "text": piece, "tokens": tokens})
+                if isinstance(report, Progress):
+                    index = report.number - request.first
+                    piece, tokens = nodes[index].add(report)
+                    before = grown.get(index, ("", []))
+                    grown[index] = before[0] + piece, before[1] + tokens
+            if grown:
+                yield b"".join(
+                    event({"type": "piece", "index": index, "text": piece, "tokens": tokens})
+                    for index, (piece, tokens) in grown.items()
+                )
         if continued.alternatives and not continued.is_live:
             for node in nodes:
                 if node.sample is not None:
@@ -189,17 +196,28 @@ class Writer:
 
     def save(self, text: int) -> None:
         """Save what the growing nodes of a text have grown by, before anything else reads or changes the text."""
-        pieces = {
-            node.node: unsaved
-            for nodes in self._growing.get(text, ())
-            for node in nodes
-            if (unsaved := node.take_unsaved()) is not None
-        }
-        if pieces:
-            self._desk.post(self._desk.desk.grow, pieces)
+        if nodes := [node for nodes in self._growing.get(text, ()) for node in nodes]:
+            self._desk.post(self._grow, nodes)
+
+    def _grow(self, nodes: Sequence[GrowingNode]) -> None:
+        """Save what nodes have grown by, in the thread of the desk.
+
+        If that fails, it is saved with what comes next: no text gets a hole.
+        """
+        unsaved = {node: found for node in nodes if (found := node.unsaved())}
+        if unsaved:
+            self._desk.desk.grow(
+                {
+                    node.node: ("".join(piece for piece, _ in found), [token for _, part in found for token in part])
+                    for node, found in unsaved.items()
+                }
+            )
+        for node, found in unsaved.items():
+            node.note_saved(len(found))
 
     async def _end(self, continued: Continued, nodes: Sequence[GrowingNode]) -> bytes:
-        """Note how the nodes have ended, and return the last event."""
+        """Save the rest, note how the nodes have ended, and return the last event."""
+        await self._desk.run(self._grow, nodes)
         await self._desk.run(self._desk.desk.finish, continued.text, {node.node: node.end for node in nodes})
         found = await self._nodes(continued.text, [node.node for node in nodes])
         stored = await self._desk.run(self._desk.desk.store.text, continued.text)

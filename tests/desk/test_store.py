@@ -182,3 +182,22 @@ def test_end_of_text_can_be_chosen_and_a_part_of_a_character_cannot(desk: Desk) 
         desk.choose(text, node, 0, 1)
     (same,) = desk.choose(text, node, 0, 2).nodes
     assert same.tokens == [{**token, "logprob": -2.30259}]
+
+
+def test_full_disk_loses_one_step_and_saving_goes_on_when_there_is_space(desk: Desk) -> None:
+    text = desk.new_text("", "Once")
+    node = desk.view(text).text.current
+    (pages,) = desk.store._db.execute("PRAGMA page_count").fetchone()
+    desk.store._db.execute(f"PRAGMA max_page_count = {pages + 2}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        desk.edit(text, node, "Once" + "x" * 100_000)
+    assert desk.prompt(text, node) == "Once"
+    desk.edit(text, node, "Once upon")
+    assert desk.prompt(text, node) == "Once upon"
+
+
+def test_folder_that_cannot_be_written_is_not_called_damage(desk: Desk, file: Path) -> None:
+    desk.store.close()
+    file.with_name(f"{file.name}-wal").mkdir()  # so that it cannot be opened, by root either
+    with pytest.raises(UserError, match="cannot be used: SQLite has to write files beside it"):
+        open_store(file)

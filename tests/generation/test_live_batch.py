@@ -137,3 +137,33 @@ def test_dropped_text_frees_its_row(exact: Generator) -> None:
     while batch.count:
         ids += [written.token.id for written in batch.step()]
     assert tuple(ids) == exact.generate("A fox", replace(options, prompt_lookup=0))[0].ids
+
+
+def test_logits_that_are_not_finite_fail_one_text_alone(exact: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the broken row is shared with the next text that begins alike."""
+    options = decoding_options({"decoding": "greedy", "max_new_tokens": 8}, num_sequences=1)
+    broken, whole = (live_text(exact, prompt, options) for prompt in ("The owl sold silence", "The owl sold silence"))
+    batch, read, passes = LiveBatch(exact.model, 4), KernelPool.read, iter(range(100))
+
+    def read_broken(self: KernelPool, texts: Mapping[int, Sequence[int]], wanted: Iterable[int]) -> Tensor:
+        logits = read(self, texts, wanted)
+        if next(passes) == 3:
+            logits[0, 5] = float("nan")
+        return logits
+
+    monkeypatch.setattr(KernelPool, "read", read_broken)
+    assert batch.add(broken)
+    batch.step()
+    assert batch.add(whole)
+    samples: list[Sample] = []
+    while batch.count:
+        for written in batch.step():
+            assert (written.text is broken) or written.error is None
+            if written.error is not None:
+                assert "not finite at new token 4" in str(written.error)
+                again = live_text(exact, "The owl sold silence", options)
+                assert batch.add(again)
+            if written.chunk is not None and written.chunk.sample is not None:
+                samples.append(written.chunk.sample)
+    (alone,) = exact.generate("The owl sold silence", options)
+    assert [sample.ids for sample in samples] == [alone.ids, alone.ids]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from gpt2tg.desk.store import open_store
 from gpt2tg.generation.generator import Generator, load
 from gpt2tg.inspection.tokens import inspect_ids, inspect_text
 from gpt2tg.options import decoding_options
+from gpt2tg.serving import writing
 from gpt2tg.serving.desk_paths import Page
 from gpt2tg.serving.desk_thread import DeskThread
 
@@ -478,3 +480,74 @@ def test_failed_strategy_of_a_comparison_is_told(desk: DeskClient) -> None:
     ):
         answer = desk.client.request("POST", "/api/compare", json={"prompt": PROMPT, **fields})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
+
+
+def test_pieces_that_could_not_be_saved_are_saved_later(
+    desk: DeskClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grow, failures = Desk.grow, iter(range(3))
+
+    def failing(self: Desk, pieces: Any) -> None:
+        if next(failures, None) is not None:
+            raise sqlite3.OperationalError("database or disk is full")
+        grow(self, pieces)
+
+    monkeypatch.setattr(writing, "SAVING_TIME", 0.001)
+    monkeypatch.setattr(Desk, "grow", failing)
+    text, root = desk.begin()
+    *pieces, end = desk.events(f"texts/{text}/continue", node=root, settings={**SHORT, "max_new_tokens": 60})
+    shown = "".join(piece["text"] for piece in pieces if piece["type"] == "piece")
+    assert (end["nodes"][0]["text"], next(failures, None)) == (shown, None)
+    assert capsys.readouterr().err.count("a text could not be saved") == 1
+
+
+def test_full_disk_at_the_end_is_told_to_the_page(desk: DeskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Desk, "grow", full)
+    text, root = desk.begin()
+    *_, end = desk.events(f"texts/{text}/continue", node=root, settings=SHORT)
+    assert (end["type"], "disk is full" in end["error"]["message"]) == ("error", True)
+
+
+def test_names_of_files_hide_nothing(desk: DeskClient) -> None:
+    """A right-to-left override would show `gpj.txt` as the end of the name; quotes and lines would end the header."""
+    title = '../a"b\u202egpj\u2066\x7f;filename=x.exe'
+    text = desk.ask("POST", "texts", 201, title=title)["id"]
+    header = desk.client.request("GET", f"/api/texts/{text}/export").headers["content-disposition"]
+    assert header == "attachment; filename*=UTF-8''a%20b%20gpj%20%3Bfilename%3Dx.exe.txt"
+
+
+@pytest.mark.parametrize("name", ["at", "ids", "candidate", "id", "logprob", "rank", "probability"])
+def test_huge_number_in_a_file_is_no_failure_of_the_server(desk: DeskClient, name: str) -> None:
+    text, root = desk.begin()
+    desk.continued(text, root, **SHORT)
+    tree = desk.client.request("GET", f"/api/texts/{text}/export?format=json").text
+    huge = re.sub(rf'"{name}": (\[)?[-0-9.e]+', rf'"{name}": \g<1>{"9" * 400}', tree)
+    assert huge != tree
+    assert desk.client.request("POST", "/api/import?name=a.json", content=huge.encode()).status_code in (201, 400)
+
+
+def test_session_with_half_a_character_is_refused(desk: DeskClient) -> None:
+    text, _ = desk.begin("The owl \N{OWL}")
+    session = desk.client.request("GET", f"/api/texts/{text}/export?format=session").text
+    halved = session.replace("\N{OWL}", "\\ud83e").replace("\\ud83e\\udd89", "\\ud83e")
+    assert halved != session
+    assert desk.client.request("POST", "/api/import?name=a.jsonl", content=halved.encode()).status_code == 400
+
+
+def test_foreign_page_changes_no_text(desk: DeskClient) -> None:
+    """A page may send such a request without asking first; only its Origin tells it from ours."""
+    text, _ = desk.begin()
+    for origin in ("http://evil.example", "null", "http://localhost:1"):
+        headers = {"origin": origin, "content-type": "text/plain"}
+        for method, path in (("POST", "texts"), ("DELETE", f"texts/{text}"), ("PATCH", f"texts/{text}")):
+            answer = desk.client.request(method, f"/api/{path}", headers=headers, content=b'{"title": "taken"}')
+            assert answer.status_code == 403
+    assert desk.ask("GET", f"texts/{text}")["title"] == ""
+
+
+@pytest.mark.parametrize("path", ["/static/..%2f..%2frun.py", "/static/%2e%2e/run.py", "/api/reports/..%2f..%2fetc"])
+def test_paths_lead_nowhere_else(desk: DeskClient, path: str) -> None:
+    assert desk.client.request("GET", path).status_code == 404

@@ -6,8 +6,10 @@ import asyncio
 import gc
 import json
 import shutil
+import threading
 import weakref
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,27 @@ def test_texts_keep_their_model_while_another_takes_over(client: Client, folder:
     assert switch(client, "tiny").json()["model"] == "tiny"  # the first one, under its name
     assert client.complete(**LONG).json()["choices"][0]["text"] == expected(load(str(folder / "first")))
     assert len(client.service.scheduler._live) == 1
+
+
+def test_texts_go_on_while_a_model_is_loaded(folder: Path, tmp_path: Path) -> None:
+    is_done = threading.Event()
+
+    def slow(checkpoint: Checkpoint) -> ServedModel:
+        assert is_done.wait(20)
+        return load_other(checkpoint)
+
+    with closing(DeskThread(Desk(open_store(tmp_path / "texts.db")))) as thread:
+        page = Page(thread, OtherModels(folder, slow))
+        with serving(load(str(folder / "first")), web=True, page=page) as client:
+
+            async def talk(http: httpx2.AsyncClient, _: object) -> list[str]:
+                switching = asyncio.ensure_future(http.post("/api/model", json={"name": "second"}))
+                await asyncio.sleep(0.05)
+                during = await asyncio.wait_for(http.post("/v1/completions", json=LONG), 20)
+                is_done.set()
+                return [during.json()["model"], (await switching).json()["model"]]
+
+            assert client.run(talk) == ["tiny", "second"]
 
 
 def test_model_that_another_one_follows_is_freed(folder: Path, page: Page) -> None:

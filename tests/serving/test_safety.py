@@ -17,6 +17,7 @@ import pytest
 from serving_client import Client, serving
 
 from gpt2tg.errors import UserError
+from gpt2tg.generation import live_batch
 from gpt2tg.generation.generator import Generator, load
 from gpt2tg.generation.live_batch import LiveBatch
 from gpt2tg.options import ServingOptions
@@ -55,6 +56,9 @@ def wait_until(condition: Any) -> None:
         ({"host": "localhost:8000"}, 200),
         ({"host": "[::1]:8000"}, 200),
         ({"host": "127.0.0.1"}, 200),
+        ({"host": "localhost.:8000"}, 200),
+        ({"host": "LOCALHOST", "origin": "http://localhost"}, 200),
+        ({"host": "evil.example."}, 403),
         ({"host": "evil.example:8000"}, 403),
         ({"host": "localhost.evil.example"}, 403),
         ({"host": ""}, 403),
@@ -124,6 +128,10 @@ def test_errors_speak_of_json(client: Client) -> None:
     messages = [client.complete(prompt="The owl", **fields).json()["error"]["message"] for fields in wrong]
     expected = ("a list of strings", "true or false", "a whole number or null")
     assert [message.rpartition(" give ")[2] for message in messages[:3]] == list(expected)
+    values = ({"echo": None, "stream": "True"}, {"top_k": True}, {"top_k": [None, "it's"]}, {"stop": {"a": False}})
+    shown = [client.complete(prompt="The owl", **fields).json()["error"]["message"] for fields in values]
+    begun = [message.partition(" is not valid")[0] for message in shown]
+    assert begun == ['stream: "True"', "top_k: true", 'top_k: [null, "it\'s"]', 'stop: {"a": false}']
     assert all(len(message) < 300 and "\n" not in message for message in messages)
 
 
@@ -234,14 +242,29 @@ def test_shutdown_says_what_was_cut(generator: Generator) -> None:
 
 
 def test_failure_is_told_and_does_not_end_the_server(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpt2tg.generation import live_batch
-
     with serving(generator) as client:
         with monkeypatch.context() as patch:
-            patch.setattr(live_batch, "log_probabilities", lambda *_: 1 / 0)
+            patch.setattr(live_batch, "broken_rows", lambda *_: 1 / 0)
             answer = client.complete(prompt="The owl")
         assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
         assert client.complete(prompt="The owl").status_code == 200
+
+
+def test_broken_logits_fail_their_request_alone(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    choose = live_batch.broken_rows
+    monkeypatch.setattr(live_batch, "broken_rows", lambda logprobs: [1] if len(logprobs) == 3 else choose(logprobs))
+    fields = {"prompt": "The owl", "seed": 1, "max_tokens": 20, "suppress_eos": True}
+
+    async def talk(http: httpx2.AsyncClient, _: openai.AsyncOpenAI) -> list[httpx2.Response]:
+        requests = [{**fields, "n": 2, "max_tokens": 40}, fields]
+        return await asyncio.gather(*(http.post("/v1/completions", json=request) for request in requests))
+
+    with serving(generator) as client:
+        broken, whole = client.run(talk)
+        assert client.service.scheduler.size == 0
+        assert whole.json()["choices"] == client.complete(**fields).json()["choices"]
+    assert (broken.status_code, whole.status_code) == (500, 200)
+    assert "not finite" in broken.json()["error"]["message"]
 
 
 def test_other_paths_answer(client: Client) -> None:
