@@ -29,6 +29,9 @@ from gpt2tg.training.model.lora import plain_weights
 from gpt2tg.training.model.loss import next_token_loss
 from gpt2tg.training.model.unlikelihood import Unlikelihood
 
+# The attribute of a model in training that holds the weight of its loss on repeated n-grams.
+ALPHA = "unlikelihood_alpha"
+
 
 def existing_model(
     checkpoint: Checkpoint, dropout: float | None = None, unlikelihood_alpha: float = 0.0
@@ -130,7 +133,7 @@ def for_training(model: GPT2LMHeadModel, unlikelihood_alpha: float = 0.0) -> GPT
     Args:
         unlikelihood_alpha: the weight of the loss on repeated n-grams, while the model is in training mode.
     """
-    model.unlikelihood_alpha = unlikelihood_alpha
+    object.__setattr__(model, ALPHA, unlikelihood_alpha)
     # Without this name the Trainer counts one label too many per block as carrying loss.
     model.loss_type = "ForCausalLM"
     model.forward = MethodType(_forward, model)
@@ -168,9 +171,8 @@ def _forward(
         output: ModelOutput = GPT2LMHeadModel.forward(model, input_ids, **inputs)
         return output
     hidden = model.transformer(input_ids, **inputs).last_hidden_state
-    unlikelihood = None
-    if model.training and model.unlikelihood_alpha:
-        unlikelihood = Unlikelihood.of(model.unlikelihood_alpha, input_ids, position_ids)
+    alpha: float = getattr(model, ALPHA)
+    unlikelihood = Unlikelihood.of(alpha, input_ids, position_ids) if model.training and alpha else None
     return CausalLMOutput(next_token_loss(hidden, model.lm_head.weight, labels, num_items_in_batch, unlikelihood))
 
 
