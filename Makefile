@@ -8,7 +8,7 @@
 # make bench  measure everything (about 45 minutes), fill docs/benchmarks.md
 # make gpu-check  on a GPU machine: GPU tests, generation and training measured, at most 8 minutes
 # make test-kills   60 training runs and 5 generations in 4 processes killed at random moments, and resumed
-# make test-disconnects   5,000 requests to a server, a quarter of which hang up
+# make test-disconnects   10,000 requests to a server, a quarter of which hang up
 # make clean  remove what these made
 
 PYTHON ?= python3
@@ -86,7 +86,7 @@ test-kills: setup
 	$(BIN)/python tests/batch/generation_kills.py --prompts 10000 --processes 4 --kills 5
 
 test-disconnects: setup
-	$(BIN)/python tests/serving/disconnects.py --requests 5000
+	$(BIN)/python tests/serving/disconnects.py --requests 10000
 
 clean:
 	rm -rf $(VENV) $(DEMO) mutants

@@ -192,6 +192,7 @@ def test_a_reload_keeps_what_was_typed_and_generated(page: Page) -> None:
     page.type(OPENING)
     assert page.press_continue()
     written = page.words
+    until(lambda: page.part("saved").text == "Saved")
     assert page.reload().words == written
     assert [node["kind"] for node in page.tree()["nodes"]] == ["typed", "generated"]
     assert page.rows() == [("typed", 1), ("generated", 1)]
