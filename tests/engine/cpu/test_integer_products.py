@@ -49,7 +49,7 @@ def test_integer_product_is_exact_on_every_processor(processor: str, tmp_path: P
     kernels_here()
     features, flags = PROCESSORS[processor]
     if not has_avx2() or not features <= set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split()):
-        pytest.skip(f"this processor has no {processor}")
+        pytest.skip(f"this processor cannot run the product for {processor}")
     found = compiler.find_compiler()
     assert found
     (tmp_path / "dot.c").write_text(SOURCE, encoding="utf-8")
