@@ -63,7 +63,7 @@ SHORTEST_SENTENCE = 4
 SENTENCE_ENDS = re.compile(r"(?<=[.!?])[\"')]*\s+|\n+")
 
 # Those of `make demo`.
-FINE_TUNING = ("--epochs", "3", "--learning_rate", "1e-3")
+FINE_TUNING = ("--epochs", "3", "--learning_rate", "1e-3", "--unlikelihood_alpha", "4")
 
 
 def repeats_sentence(text: str) -> bool:
