@@ -22,6 +22,7 @@ from gpt2tg.checkpoint.find import BUNDLED_DIRECTORY
 from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer
 from gpt2tg.decoding import filters
+from gpt2tg.decoding.pace import Pace
 from gpt2tg.decoding.stopping import Endings, StopStrings
 from gpt2tg.engine import step_cache, upload
 from gpt2tg.engine.contexts import new_context
@@ -32,6 +33,7 @@ from gpt2tg.engine.devices import choose_device
 from gpt2tg.engine.model import GPT2
 from gpt2tg.generation import cuda_steps
 from gpt2tg.generation.cuda_steps import choice
+from gpt2tg.generation.draft_model import DraftModel
 from gpt2tg.generation.filter_chain import distribution_filters
 from gpt2tg.generation.generator import Generator, Sample
 from gpt2tg.inspection.tokens import inspect_text, next_token
@@ -306,6 +308,30 @@ def test_all_graphs_share_a_memory_pool_that_stays() -> None:
         assert gpu.graphs.count("capture") == 2
         assert model.graph_capture.is_on
         assert len(gpu.pools) == 1
+
+
+# Of a text of 48 tokens with guesses of 4.
+MOST_SYNCS_WITH_A_DRAFT = {"greedy": 300, "top_p": 400}
+
+
+@pytest.mark.parametrize("triton", [False, True])
+@pytest.mark.parametrize("decoding", MOST_SYNCS_WITH_A_DRAFT)
+def test_guesses_of_a_draft_are_made_and_verified_in_graphs(
+    decoding: str, triton: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every token that comes from the pretended GPU is 0, so all guesses are right. Within a graph, a host sync raises
+    an error."""
+    monkeypatch.setattr(Pace, "next_length", lambda *_: 4)
+    with pretended_gpu(triton=triton) as gpu:
+        generator = new_generator()
+        generator.draft = DraftModel(new_model(generator.model.shape), generator.model)
+        gpu.syncs.clear()
+        (sample,) = generator.generate(PROMPTS[0], options({"decoding": decoding, "seed": 1, "num_sequences": 1}, 48))
+    assert len(sample.ids) == 48
+    assert generator.model.graph_capture.is_on
+    assert generator.draft.model.graph_capture.is_on
+    assert gpu.graphs.count("replay") >= 35
+    assert sum(gpu.syncs.values()) <= MOST_SYNCS_WITH_A_DRAFT[decoding], gpu.syncs
 
 
 # Lookup reads a varying number of tokens at once.

@@ -92,7 +92,8 @@ def _generate(model: ModelChoice, command: GenerateCommand) -> None:
     generator = loading.finish()
     inspect = _inspector(generator, command)
     jobs = plan_jobs(generator, prompts, decoding, earlier, notice)
-    _notice_undrafted(generator, jobs)
+    if generator.draft:
+        _notice_undrafted(generator, jobs, command.prompts.batch_size)
     if process_count() > 1:
         compute_alike(generator)
         write_jobs_together(generator, jobs, command.prompts, earlier, notice, inspect)
@@ -130,11 +131,16 @@ def _notice_unused_prompts(command: GenerateCommand) -> None:
         notice_unused(command.given, ["text_column"], "there is no --prompts_file")
 
 
-def _notice_undrafted(generator: Generator, jobs: Sequence[Job]) -> None:
-    """Print a notice if some texts get no drafts, because they may exceed the context length."""
+def _notice_undrafted(generator: Generator, jobs: Sequence[Job], batch_size: int) -> None:
+    """Print a notice if some texts get no drafts: those that may exceed the context length, and, without our CPU
+    kernels, several at a time."""
     positions = generator.model.shape.n_positions
-    if generator.draft and any(len(job.request.ids) + job.request.max_new_tokens > positions for job in jobs):
+    if any(len(job.request.ids) + job.request.max_new_tokens > positions for job in jobs):
         notice(f"--draft_model is not used for texts that may exceed the context length of {positions}")
+    are_together = min(len(jobs), batch_size) > 1 or any(job.options.draws > 1 for job in jobs)
+    if are_together and generator.model.kernel_model is None:
+        several = "several texts at a time (--num_sequences, --best_of, --batch_size)"
+        notice(f"--draft_model is not used on this device for {several}")
 
 
 def _is_stdout(options: PromptOptions) -> bool:

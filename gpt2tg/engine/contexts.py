@@ -22,3 +22,9 @@ def new_context(model: GPT2, capacity: int, keep_hidden: bool = False) -> Contex
         return KernelContext(model, model.kernel_model, capacity, keep_hidden)
     kind = CapturedContext if model.graph_capture.is_on else TorchContext
     return kind(model, capacity, keep_hidden)
+
+
+def has_reusable_context(model: GPT2) -> bool:
+    """Whether the next text gains from the context of the last one: our kernels read only from where the texts differ,
+    and captured graphs stay."""
+    return model.kernel_model is not None or model.graph_capture.is_on

@@ -80,7 +80,8 @@ class DecodeStep(GraphedStep):
         buffers = self._buffers
         is_active = buffers.lengths < buffers.limits
         positions = buffers.lengths.clamp(max=self._bucket - 1)
-        logits = self._model.logits(buffers.cache.hidden(buffers.tokens, positions, self._bucket))
+        hidden = buffers.cache.hidden(buffers.tokens[:, None], positions, self._bucket)
+        logits = self._model.logits(hidden[:, 0])
         # From NaN logits an index beyond the vocabulary may be chosen, which would stop all work on the GPU.
         chosen = self._choose(logits, buffers.uniform.index_select(0, buffers.step)[0])
         chosen = chosen.clamp(max=self._model.shape.vocab_size - 1)

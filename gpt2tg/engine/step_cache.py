@@ -44,7 +44,7 @@ class StepCache:
         Args:
             capacity: tokens of the longest row.
         """
-        self._model, self._capacity, shape = model, capacity, model.shape
+        self._model, self.capacity, shape = model, capacity, model.shape
         # Zeros: a masked slot has no weight in attention, but 0 * NaN, from uninitialised memory, is NaN.
         self.tensor = torch.zeros(
             *(shape.n_layer, 2, rows, shape.n_head, capacity, shape.n_embd // shape.n_head),
@@ -55,41 +55,52 @@ class StepCache:
         self._rows = torch.arange(rows, device=model.device)
         self._slots = torch.arange(capacity, device=model.device)
 
-    def bucket(self, length: int) -> int:
-        """Return how many slots a step must read if the longest row has so many tokens, the new one included."""
-        return bucket_for(length, self._capacity) if self._kernel is None else self._capacity
-
-    def hidden(self, tokens: Tensor, lengths: Tensor, bucket: int) -> Tensor:
-        """Read one token of each of the first N rows, and append its keys and values. No host sync.
+    def bucket(self, length: int, new: int = 1) -> int:
+        """Return how many slots a step must read.
 
         Args:
-            tokens: (N,) ids.
-            lengths: (N,) tokens that each row has in the cache.
-            bucket: more than the tokens of the longest row; a number that `bucket` returned.
+            length: the tokens of the longest row, the new ones included.
+            new: the tokens of a row that are read at once.
+        """
+        return bucket_for(length, self.capacity) if self._kernel is None or new > 1 else self.capacity
+
+    def hidden(self, tokens: Tensor, lengths: Tensor, bucket: int) -> Tensor:
+        """Read T tokens of each of the first N rows, and append their keys and values. No host sync.
+
+        Args:
+            tokens: (N, T) ids.
+            lengths: (N,) tokens that each row has in the cache before.
+            bucket: at least the tokens of the longest row afterwards; a number that `bucket` returned.
 
         Returns:
-            (N, W) states after the final layer norm.
+            (N, T, W) states after the final layer norm.
         """
-        attend = self._masked(lengths, bucket) if self._kernel is None else self._by_kernel(self._kernel, lengths)
-        return self._model.hidden(tokens[:, None], lengths[:, None], attend)[:, 0]
+        new = tokens.shape[1]
+        positions = lengths[:, None] if new == 1 else lengths[:, None] + self._slots[:new]
+        is_for_kernel = self._kernel is not None and new == 1
+        attend = self._by_kernel(lengths) if is_for_kernel else self._masked(positions, bucket)
+        return self._model.hidden(tokens, positions, attend)
 
-    def _by_kernel(self, kernel: AttentionKernel, lengths: Tensor) -> Attend:
+    def _by_kernel(self, lengths: Tensor) -> Attend:
+        kernel = self._kernel
+        assert kernel is not None
+
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             keys, values = self.tensor[layer]
             return kernel(query, key, value, keys, values, lengths, self._model.attention_scale(layer))
 
         return attend
 
-    def _masked(self, lengths: Tensor, bucket: int) -> Attend:
-        """Attend by torch, to all slots of the bucket: the mask hides those beyond the length of a row."""
-        rows, slots = self._rows[: len(lengths)], self._slots[:bucket]
-        mask = torch.zeros(len(lengths), 1, 1, bucket, dtype=self.tensor.dtype, device=lengths.device)
-        mask.masked_fill_((slots > lengths[:, None])[:, None, None], -torch.inf)
+    def _masked(self, positions: Tensor, bucket: int) -> Attend:
+        """Attend by torch, to all slots of the bucket: the mask hides those after the position (N, T) of a token."""
+        rows, slots = self._rows[: len(positions), None], self._slots[:bucket]
+        mask = torch.zeros(*positions.shape, bucket, dtype=self.tensor.dtype, device=positions.device)
+        mask = mask.masked_fill_(slots > positions[:, :, None], -torch.inf)[:, None]
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            keys, values = self.tensor[layer, :, : len(lengths), :, :bucket]
-            keys[rows, :, lengths] = key[:, :, 0]
-            values[rows, :, lengths] = value[:, :, 0]
+            keys, values = self.tensor[layer, :, : len(positions), :, :bucket]
+            keys[rows, :, positions] = key.transpose(1, 2)
+            values[rows, :, positions] = value.transpose(1, 2)
             return self._model.attention(layer, query, keys, values, mask)
 
         return attend

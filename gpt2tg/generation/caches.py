@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gpt2tg.engine.context import Context
-from gpt2tg.engine.contexts import new_context
+from gpt2tg.engine.contexts import has_reusable_context, new_context
 from gpt2tg.engine.continuous_batch import ContinuousBatch
 from gpt2tg.engine.model import GPT2
 from gpt2tg.engine.sliding import SlidingRows
@@ -24,13 +24,17 @@ class Caches:
         self._continuous_batches = continuous_batches
 
     @contextmanager
-    def lend(self, batch: RequestBatch, rows: int | None = None) -> Iterator[Context | SlidingRows | ContinuousBatch]:
+    def lend(
+        self, batch: RequestBatch, rows: int | None = None, has_draft: bool = False
+    ) -> Iterator[Context | SlidingRows | ContinuousBatch]:
         """Lend the cache that suits a batch.
 
         Args:
             rows: the number of rows of a continuous batch, if there is one; None is one row per text.
+            has_draft: whether a draft model guesses for a single text. A continuous batch cannot verify guesses.
         """
-        if self._continuous_batches.suit(batch):
+        if self._continuous_batches.suit(batch) and not (has_draft and batch.is_single):
+            self.spare = None
             texts = batch.options.draws * len(batch.requests)
             length = batch.longest if texts > 1 else self._model.shape.n_positions
             with self._continuous_batches.lend(batch, min(rows or texts, texts), length) as captured:
@@ -57,5 +61,4 @@ class Caches:
 
     def _is_reusable(self, batch: RequestBatch) -> bool:
         """Whether the cache is kept: only that of a single text, because it has the full context length."""
-        one = len(batch.requests) == batch.options.draws == 1 and not batch.options.strategy.beams
-        return one and batch.options.decoding != "contrastive" and self._model.kernel_model is not None
+        return batch.is_single and batch.options.decoding != "contrastive" and has_reusable_context(self._model)

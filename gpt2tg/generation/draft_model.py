@@ -11,7 +11,7 @@ from gpt2tg.checkpoint.tokenizer_loading import load_tokenizer
 from gpt2tg.checkpoint.weights import stream_weights
 from gpt2tg.decoding.pace import Costs, Pace
 from gpt2tg.engine.context import Context
-from gpt2tg.engine.contexts import new_context
+from gpt2tg.engine.contexts import has_reusable_context, new_context
 from gpt2tg.engine.model import GPT2
 from gpt2tg.errors import UserError
 from gpt2tg.options import Precision
@@ -50,9 +50,9 @@ class DraftModel:
 
     @contextmanager
     def lend(self, texts: int, capacity: int) -> Iterator[Context]:
-        """Lend a KV cache of the draft. That of a single text is kept, since the next text may begin alike."""
+        """Lend a KV cache of the draft. That of a single text is kept for the next one."""
         positions = self.model.shape.n_positions
-        if texts > 1 or self.model.kernel_model is None:
+        if texts > 1 or not has_reusable_context(self.model):
             yield new_context(self.model, min(capacity, positions))
             return
         context, self._spare = self._spare, None

@@ -33,9 +33,6 @@ from gpt2tg.options import DecodingOptions, DeviceOptions, Precision, PrecisionO
 
 __all__ = ["Chunk", "Generator", "Request", "Sample", "choose_device", "load", "new_seed", "with_seed"]
 
-# There, decode steps run without a host sync per token, which verifying guesses would need.
-NO_DRAFT_ON_CUDA = "--draft_model is not used: on a CUDA GPU, decode steps are captured as graphs"
-
 
 class Generator:
     """A model with its tokenizer, ready to generate text."""
@@ -106,7 +103,8 @@ class Generator:
         if not requests:
             return
         batch = self.prepare(requests, options)
-        if options.max_time is None and self.continuous_batches.suit(batch):
+        is_drafted = self.draft is not None and max(batch_size, batch.options.draws) == 1
+        if options.max_time is None and not is_drafted and self.continuous_batches.suit(batch):
             yield from self._refilled(batch, max(batch_size, batch.options.draws))
             return
         together = max(1, batch_size // batch.options.draws)
@@ -179,7 +177,7 @@ class Generator:
             in_pieces: whether texts are wanted while they grow, which takes time.
         """
         try:
-            with self.caches.lend(batch, rows) as cache:
+            with self.caches.lend(batch, rows, self.draft is not None) as cache:
                 if batch.options.strategy.beams:
                     assert not isinstance(cache, ContinuousBatch)
                     yield from generate_with_beams(batch, cache, in_pieces)
@@ -266,9 +264,7 @@ def load_checkpoint(
     if draft is not None:
         check_draft(draft, checkpoint)
     generator = _load_on_device(checkpoint, device, precision, preload)
-    if draft is not None and generator.model.device.type == "cuda":
-        generator.notes.append(NO_DRAFT_ON_CUDA)
-    elif draft is not None:
+    if draft is not None:
         generator.draft = load_draft(draft, generator.model)
     return generator
 

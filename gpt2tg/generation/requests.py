@@ -47,6 +47,11 @@ class RequestBatch:
         """The largest number of tokens that a text may have, prompt included."""
         return max(len(request.ids) + request.max_new_tokens for request in self.requests)
 
+    @property
+    def is_single(self) -> bool:
+        """Whether a single text is generated, in one row."""
+        return len(self.requests) == self.options.draws == 1 and not self.options.strategy.beams
+
     def endings(self, requests: Sequence[Request]) -> Endings:
         """Return the rule by which texts end. `requests` has the request of each text."""
         limits = [request.max_new_tokens for request in requests]

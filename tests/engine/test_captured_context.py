@@ -115,6 +115,38 @@ def test_texts_that_end_one_after_the_other_need_few_graphs(model: GPT2, replays
     assert len(replays) > 20
 
 
+def test_guesses_are_read_in_graphs(model: GPT2, replays: list[tuple[int, int]]) -> None:
+    """Several tokens at a time, of one row or of all; the padding of the last guesses would not fit."""
+    contexts: list[Context] = [CapturedContext(model, 60), TorchContext(model, 60)]
+    chance = random.Random(1)
+    for prompts in ([[1, 2]], [[5], [3, 4]]):
+        assert_equal([context.start(prompts) for context in contexts])
+        replays.clear()
+        while (longest := max(contexts[0].lengths)) < 60:
+            counts = [chance.randint(3, 4) if longest < 56 else 1 for _ in prompts]
+            guesses = {row: random_ids(count, longest) for row, count in enumerate(counts)}
+            every = chance.random() < 0.5
+            assert_equal([context.extend(guesses, every) for context in contexts])
+            wrong = [chance.randrange(count) if longest < 50 else 0 for count in counts]
+            for context in contexts:
+                context.take_back(wrong)
+            assert contexts[0].lengths == contexts[1].lengths
+        assert {rows for rows, _ in replays} == {len(prompts)}
+        assert len({bucket for _, bucket in replays}) > 1
+
+
+def test_graphs_stay_for_the_next_text(model: GPT2, replays: list[tuple[int, int]]) -> None:
+    context = CapturedContext(model, 60)
+    context.start([[1]])
+    for _ in range(5):
+        context.step(torch.tensor([2]))
+    replays.clear()
+    fresh = CapturedContext(model, 60)
+    assert_equal([fresh.start([[4, 5]]), context.start([[4, 5]])])
+    assert_equal([fresh.step(torch.tensor([2])), context.step(torch.tensor([2]))])
+    assert len(replays) == 1
+
+
 def test_full_row_is_refused(model: GPT2) -> None:
     context = CapturedContext(model, 12)
     context.start([list(range(10)), [1]])

@@ -7,9 +7,11 @@ import json
 import random
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,10 +21,12 @@ import generate_from_finetuned
 import gpt2_text_generation
 import text_generation_demo
 from gpt2tg.decoding.pace import Pace
+from gpt2tg.engine.captured_context import ForwardStep
+from gpt2tg.engine.cuda_graph import GraphCapture
 from gpt2tg.engine.model import GPT2
 from gpt2tg.errors import UserError
 from gpt2tg.generation.draft_model import DraftModel
-from gpt2tg.generation.generator import NO_DRAFT_ON_CUDA, Generator, Sample, load
+from gpt2tg.generation.generator import Generator, Sample, load
 from gpt2tg.options import decoding_options
 
 Capture = pytest.CaptureFixture[str]
@@ -164,6 +168,89 @@ def test_without_kernels_one_text_is_drafted_and_repeats(model_dir: Path, draft_
     assert drafted.draft.pace.guessed == 0, "what is learned from a text does not change the next one"
 
 
+# With CUDA graphs. Here a graph is a function that runs the step.
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, int]]:
+    """The model and the tokens of each forward pass that is a graph."""
+    log: list[tuple[object, int]] = []
+
+    def graph_of(self: GraphCapture, step: Callable[[], None]) -> object:
+        forward = step.__self__  # type: ignore[attr-defined]
+        tokens = len(forward.inputs) - 1 if isinstance(forward, ForwardStep) else 1
+        kind = (forward._model, tokens)
+        return SimpleNamespace(replay=lambda: (log.append(kind), step()))
+
+    monkeypatch.setattr(GraphCapture, "graph_of", graph_of)
+    return log
+
+
+def with_graphs(generator: Generator) -> Generator:
+    """Let a generator work as on a CUDA GPU."""
+    for model in (generator.model, *([generator.draft.model] if generator.draft else [])):
+        model.graph_capture = GraphCapture(model.device, is_on=True)
+    generator.continuous_batches.are_used = True
+    return generator
+
+
+@pytest.mark.usefixtures("without_kernels", "any_length")
+@pytest.mark.parametrize("settings", [{"decoding": "greedy"}, {"decoding": "top_p", "seed": 4}], ids=str)
+def test_guesses_are_made_and_verified_in_graphs(
+    model_dir: Path, draft_dir: Path, settings: dict[str, object], replays: list[tuple[object, int]]
+) -> None:
+    plain, drafted = load(str(model_dir), "cpu"), with_graphs(load(str(model_dir), "cpu", draft_model=draft_dir))
+    options = decoding_options({"num_sequences": 1, "max_new_tokens": 50, **settings})
+    for prompt in (PROMPT, "The fox", PROMPT):
+        assert drafted.generate(prompt, options)[0].ids == plain.generate(prompt, options)[0].ids
+    assert drafted.draft
+    assert {tokens for model, tokens in replays if model is drafted.draft.model} >= {1, 2}
+    assert {tokens for model, tokens in replays if model is drafted.model} >= {1, 2, 4, 8}
+
+
+@pytest.mark.usefixtures("without_kernels", "any_length")
+def test_graphs_of_the_last_text_serve_the_next_one(
+    model_dir: Path, draft_dir: Path, replays: list[tuple[object, int]]
+) -> None:
+    drafted = with_graphs(load(str(model_dir), "cpu", draft_model=draft_dir))
+    options = decoding_options({"decoding": "greedy", "max_new_tokens": 50, "suppress_eos": True})
+    drafted.generate(PROMPT, options)
+    replays.clear()
+    drafted.generate(PROMPT, replace(options, max_new_tokens=2))
+    assert replays
+
+
+@pytest.mark.usefixtures("without_kernels", "any_length")
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_several_prompts_are_drafted_one_at_a_time(
+    model_dir: Path, draft_dir: Path, batch_size: int, replays: list[tuple[object, int]]
+) -> None:
+    """Several texts at a time are faster without a draft: they choose their tokens inside a graph."""
+    plain, drafted = load(str(model_dir), "cpu"), with_graphs(load(str(model_dir), "cpu", draft_model=draft_dir))
+    drafted.continuous_batches.are_used = True
+    options = decoding_options({"decoding": "greedy", "max_new_tokens": 30})
+    requests = [drafted.fit(prompt, options, index) for index, prompt in enumerate([PROMPT, "The fox"])]
+    found = list(drafted.generate_each(requests, options, batch_size))
+    assert [texts[0].ids for texts in found] == [plain.generate(r.prompt, options)[0].ids for r in requests]
+    assert any(tokens > 1 for _, tokens in replays) == (batch_size == 1)
+
+
+@pytest.mark.usefixtures("without_kernels")
+@pytest.mark.parametrize("words", [["--num_sequences", "2"], ["--prompts_file", "prompts"]], ids=" ".join)
+def test_texts_without_drafts_are_said(
+    words: list[str], model_dir: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("prompts").write_text("The owl\nA fox\n", encoding="utf-8")
+    model = ["--model_path", str(model_dir), "--draft_model", str(model_dir), "--max_new_tokens", "5"]
+    asked = [*model, *words, *(["--num_sequences", "1"] if "--prompts_file" in words else ["--prompt", "The"])]
+    assert generate_from_finetuned.main(asked) == 0
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "draft" in line)
+    assert line.startswith("--draft_model is not used on this device for several texts at a time")
+    assert generate_from_finetuned.main([*asked, "--batch_size", "1", "--num_sequences", "1"]) == 0
+    assert "draft" not in capsys.readouterr().err
+
+
 # Which drafts are accepted
 
 
@@ -255,13 +342,3 @@ def test_session_keeps_its_draft_for_models_with_the_same_tokens(
     assert len(lines) == 1
     assert "--draft_model" in lines[0]
     assert "cannot draft for gpt2-tiny" in lines[0]
-
-
-def test_cuda_gpu_keeps_its_captured_steps(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpt2tg.generation import generator as module
-
-    found = load(str(model_dir), "cpu")
-    found.model.device = torch.device("cuda")
-    monkeypatch.setattr(module, "_load_on_device", lambda *_: found)
-    assert load(str(model_dir), draft_model=model_dir).draft is None
-    assert found.notes == [NO_DRAFT_ON_CUDA]
