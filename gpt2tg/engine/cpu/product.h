@@ -6,7 +6,7 @@
    Few tokens (a decode step): each panel is read from memory once, which sets the pace, and prefetched.
    Many tokens (a prefill): arithmetic sets the pace. The tokens are packed too, and a block of BLOCK_INPUTS
    inputs of the panel is unpacked to fp32 and stays in the cache while up to BLOCK_TOKENS tokens are
-   multiplied with it.
+   multiplied with it. These tokens' inputs stay in the second-level cache for BLOCK_PANELS panels.
 
    The K products of every output are added in the same order either way: the result for a token does not
    depend, to the last bit, on how many others are read with it. In INT8, integer.h has the products. */
@@ -14,6 +14,7 @@
 #define FEW_TOKENS (2 * REGISTER_TOKENS)    /* up to so many, packing them does not pay */
 #define BLOCK_TOKENS (32 * REGISTER_TOKENS) /* (T, PANEL) sums of so many fit in the stack and the cache */
 #define BLOCK_INPUTS 160
+#define BLOCK_PANELS 4
 #define PREFETCH_INPUTS 16 /* inputs between two rounds of prefetching */
 
 /* Some inputs of one panel, and the tokens to multiply with them. */
@@ -87,22 +88,27 @@ static void unpack(const void *from, int precision, int count, float *to) {
   for (int i = 0; i < count; i += LANES) *(vector *)(to + i) = load(precision, from, i);
 }
 
-/* One panel times many packed tokens, (ceil(T / REGISTER_TOKENS), K, REGISTER_TOKENS): adds to sums (T,
-   PANEL). While one block of the panel is multiplied, the next one is prefetched in small steps. */
-static void multiply_many(const Matrix *a, int panel, int T, const float *packed, float *sums) {
+/* Some panels times many packed tokens, (ceil(T / REGISTER_TOKENS), K, REGISTER_TOKENS): adds to sums
+   (panels, T, PANEL). While one block of a panel is multiplied, the next one is prefetched in small steps. */
+static void multiply_many(const Matrix *a, int first, int panels, int T, const float *packed, float *sums) {
   int K = a->inputs, row = PANEL * BYTES[a->precision];
   float unpacked[BLOCK_INPUTS * PANEL] ALIGNED;
   for (int start = 0; start < K; start += BLOCK_INPUTS) {
     int inputs = K - start < BLOCK_INPUTS ? K - start : BLOCK_INPUTS, size = inputs * row;
-    const char *weights = (const char *)a->panels + ((int64_t)panel * K + start) * row;
-    const char *next = weights + size;
-    unpack(weights, a->precision, inputs * PANEL, unpacked);
-    for (int t = 0; t < T; t += REGISTER_TOKENS) {
-      int tokens = T - t < REGISTER_TOKENS ? T - t : REGISTER_TOKENS;
-      const float *x = packed + (int64_t)t * K + start * REGISTER_TOKENS;
-      for (const char *end = weights + size + (int64_t)size * (t + tokens) / T; next < end; next += 64)
-        __builtin_prefetch(next, 0, 2);
-      multiply(FP32, tokens, (Block){x, 1, REGISTER_TOKENS, inputs, unpacked, 0, sums + t * PANEL});
+    for (int panel = 0; panel < panels; panel++) {
+      const char *weights = (const char *)a->panels + ((int64_t)(first + panel) * K + start) * row;
+      const char *following = panel + 1 < panels ? weights + (int64_t)K * row
+                                                 : weights - (int64_t)panel * K * row + size;
+      const char *next = following;
+      unpack(weights, a->precision, inputs * PANEL, unpacked);
+      for (int t = 0; t < T; t += REGISTER_TOKENS) {
+        int tokens = T - t < REGISTER_TOKENS ? T - t : REGISTER_TOKENS;
+        const float *x = packed + (int64_t)t * K + start * REGISTER_TOKENS;
+        for (const char *end = following + (int64_t)size * (t + tokens) / T; next < end; next += 64)
+          __builtin_prefetch(next, 0, 2);
+        float *to = sums + ((int64_t)panel * T + t) * PANEL;
+        multiply(FP32, tokens, (Block){x, 1, REGISTER_TOKENS, inputs, unpacked, 0, to});
+      }
     }
   }
 }
@@ -149,28 +155,34 @@ static void product(const Matrix *a, int T, const float *x, float *y, Epilogue e
     start_tiles();
   } else if (T > FEW_TOKENS)
     pack_tokens(T, K, x, packed);
-#pragma omp for schedule(static)
-  for (int panel = 0; panel < (N + PANEL - 1) / PANEL; panel++) {
-    int first = panel * PANEL;
-    float sums[BLOCK_TOKENS * PANEL] ALIGNED;
+  int is_packed = a->precision != INT8 && T > FEW_TOKENS, most = is_packed ? BLOCK_PANELS : 1;
+  int threads = omp_get_num_threads(), thread = omp_get_thread_num(), count = (N + PANEL - 1) / PANEL;
+  int end = (int64_t)count * (thread + 1) / threads;
+  for (int panel = (int64_t)count * thread / threads, panels; panel < end; panel += panels) {
+    float sums[BLOCK_PANELS * BLOCK_TOKENS * PANEL] ALIGNED;
+    panels = end - panel < most ? end - panel : most;
     for (int start = 0; start < T; start += BLOCK_TOKENS) {
       int tokens = T - start < BLOCK_TOKENS ? T - start : BLOCK_TOKENS;
-      memset(sums, 0, 4 * PANEL * tokens);
+      memset(sums, 0, (int64_t)4 * panels * PANEL * tokens);
       if (a->precision == INT8)
         multiply_integers(a, panel, tokens, rounded + (int64_t)(start / TILE_TOKENS) * group_count(K), sums);
-      else if (T > FEW_TOKENS)
-        multiply_many(a, panel, tokens, packed + (int64_t)start * K, sums);
+      else if (is_packed)
+        multiply_many(a, panel, panels, tokens, packed + (int64_t)start * K, sums);
       else
         multiply_few(a, panel, tokens, x, sums);
-      for (int t = 0; t < tokens; t++) {
-        float *to = y + (int64_t)(start + t) * N + first;
-        if (N - first >= PANEL)
-          finish(a, first, PANEL, epilogue, sums + t * PANEL, to);
-        else
-          finish(a, first, N - first, epilogue, sums + t * PANEL, to);
-      }
+      for (int t = 0; t < tokens; t++)
+        for (int i = 0; i < panels; i++) {
+          int first = (panel + i) * PANEL;
+          float *from = sums + ((int64_t)i * tokens + t) * PANEL;
+          float *to = y + (int64_t)(start + t) * N + first;
+          if (N - first >= PANEL)
+            finish(a, first, PANEL, epilogue, from, to);
+          else
+            finish(a, first, N - first, epilogue, from, to);
+        }
     }
   }
+#pragma omp barrier
   if (a->precision == INT8) stop_tiles();
 }
 
