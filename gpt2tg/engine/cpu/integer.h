@@ -110,7 +110,7 @@ ALWAYS_INLINE void multiply_groups_constant(int T, GroupBlock b) {
   for (int g = 0; g < b.groups; g++) {
     const Tile *tile = b.tiles + g;
     integers sums[REGISTER_TOKENS][PANEL_REGISTERS];
-    for (int line = 0; line < b.prefetch; line += 64, b.ahead += 64) __builtin_prefetch(b.ahead, 0, 2);
+    for (int line = 0; line < b.prefetch; line += 64, b.ahead += 64) prefetch_weights(b.ahead, T);
     UNROLLED (t, T)
       UNROLLED (j, PANEL_REGISTERS) sums[t][j] = all_integers(tile->start[b.first + t]);
     for (int k = 0; k < GROUP; k += 4, weights += 4 * PANEL) {

@@ -15,7 +15,6 @@
 #define BLOCK_TOKENS (32 * REGISTER_TOKENS) /* (T, PANEL) sums of so many fit in the stack and the cache */
 #define BLOCK_INPUTS 160
 #define BLOCK_PANELS 4
-#define PREFETCH_INPUTS 16 /* inputs between two rounds of prefetching */
 
 /* Some inputs of one panel, and the tokens to multiply with them. */
 typedef struct {
@@ -31,13 +30,13 @@ typedef struct {
 ALWAYS_INLINE void multiply_constant(int precision, int T, Block b) {
   vector_register sums[REGISTER_TOKENS][PANEL_REGISTERS];
   const char *weights = b.weights;
-  const int row = PANEL * BYTES[precision];
+  const int row = PANEL * BYTES[precision], step = b.prefetch ? PREFETCH_INPUTS(precision) : b.inputs;
   UNROLLED (t, T)
     UNROLLED (j, PANEL_REGISTERS) sums[t][j] = *(vector *)(b.sums + t * PANEL + j * LANES);
-  for (int start = 0; start < b.inputs; start += PREFETCH_INPUTS) {
-    int end = start + PREFETCH_INPUTS < b.inputs ? start + PREFETCH_INPUTS : b.inputs;
-    for (int line = 0; b.prefetch && line < PREFETCH_INPUTS * row; line += 64)
-      __builtin_prefetch(weights + b.prefetch + line, 0, 2);
+  for (int start = 0; start < b.inputs; start += step) {
+    int end = start + step < b.inputs ? start + step : b.inputs;
+    for (int line = 0; b.prefetch && line < step * row; line += 64)
+      prefetch_weights(weights + b.prefetch + line, T);
     for (int k = start; k < end; k++, weights += row) {
       vector_register loaded[PANEL_REGISTERS];
       UNROLLED (j, PANEL_REGISTERS) loaded[j] = load(precision, weights, j * LANES);

@@ -14,7 +14,6 @@
 #define REGISTER_TOKENS 6
 #endif
 #define TILE_TOKENS (2 * REGISTER_TOKENS) /* tokens that are rounded to INT8 side by side */
-#define PREFETCH_BYTES 8192 /* how far ahead weights are prefetched into the second-level cache */
 
 enum activation { NONE, GELU_TANH, GELU, RELU };
 
