@@ -38,7 +38,7 @@ def description(packages: Iterable[str] = PACKAGES) -> dict:
     import psutil  # not at the top: a GPU machine without it can be measured too
 
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": cores(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "system": platform.platform(),
@@ -166,7 +166,8 @@ def seconds_of(work: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the processor."""
     information = Path("/proc/cpuinfo")
     if information.exists():
         for line in information.read_text(encoding="utf-8").splitlines():
