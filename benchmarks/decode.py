@@ -97,7 +97,7 @@ def parse() -> argparse.Namespace:
     name = f"decode{'-company' * options.company}{'-quick' * options.quick}.json"
     default = dict(work=[*WORKS, LOOKUP], shape=list(formats.SHAPES), repeats=3, output=results.FOLDER / name)
     if options.company:
-        default |= dict(work=list(COMPANY_WORKS), shape=["gpt2"])
+        default |= dict(work=list(COMPANY_WORKS), shape=["gpt2"], prompt=[16])
     if options.quick:
         default |= dict(shape=["gpt2"], new_tokens=8, prompt=[16], repeats=1)
         default |= {} if options.company else dict(work=["greedy-1", "greedy-8", "beam-5"])
@@ -177,10 +177,10 @@ def measure(team: Team, name: str, shape: str, tokens: int, options: argparse.Na
         new = max(1, new // SHARE_OF_TOKENS.get(shape, 1))
     table = {"shape": shape, "work": name, "prompt": tokens, "new_tokens": new, "rows": work.rows}
     report(f"\n{shape}, {name}, prompts of {tokens} tokens, {new} new ones")
-    # With company, each repetition is run twice, first in quiet.
+    # With company, each repetition is run twice, first in quiet. Prompts differ, since some rivals remember the last.
     turns = 2 if options.company else 1
     answers, reasons = team.race(
-        lambda repeat: Job(work.kind, prompts(work.rows, tokens, repeat // turns), new, lookup=0),
+        lambda repeat: Job(work.kind, prompts(work.rows, tokens, repeat), new, lookup=0),
         turns * options.repeats,
         lambda repeat: options.company and repeat % 2 == 1 and repeat > 0,
     )

@@ -64,8 +64,9 @@ class DraftModel:
 
 
 def _share(draft: GPT2, model: GPT2) -> float:
-    """Estimate what a decode step of the draft costs, as a share of the model's: as much as it reads. On a CUDA GPU, the
-    layers of a small model take about as long as those of a large one, since launching their operations sets the pace.
+    """Estimate what a decode step of the draft costs, as a share of the model's: as much as it reads.
+
+    On a CUDA GPU, launching operations sets the pace: a layer of a small model takes about as long as a large one.
     """
     read = _bytes_read(draft) / _bytes_read(model)
     return max(read, draft.shape.n_layer / model.shape.n_layer) if model.device.type == "cuda" else read

@@ -55,10 +55,19 @@ def log_idle_gpus(device: torch.device) -> None:
 
 
 def log_precision(options: TrainingOptions, arguments: TrainingArguments, device: torch.device) -> None:
-    """Log that 16 bits are faster, if the run computes in 32 bits on a GPU that has fast bfloat16."""
+    """Log that the other precision is faster: 16 bits on a GPU with fast bfloat16, 32 bits on a CPU without any."""
     is_slow = device.type == "cuda" and not (options.bf16 or options.fp16 or arguments.tf32)
     if is_slow and torch.cuda.get_device_capability(device) >= FAST_BF16:
         log.info(f"advice: {torch.cuda.get_device_name(device)} computes several times as fast with --bf16")
+    if device.type == "cpu" and options.bf16 and emulates_bf16():
+        log.info(
+            "advice: this processor has no instructions for bfloat16: training is many times faster without --bf16"
+        )
+
+
+def emulates_bf16() -> bool:
+    """Whether torch computes bfloat16 on this processor without a library, number by number."""
+    return torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()  # type: ignore[no-untyped-call]
 
 
 def log_schedule(options: TrainingOptions) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from gpt2tg.errors import UserError
 from gpt2tg.options import TrainingOptions
+from gpt2tg.training import report
 from gpt2tg.training.arguments import training_arguments
 from gpt2tg.training.report import log_precision
 
@@ -61,5 +62,16 @@ def test_run_in_fp32_on_a_new_gpu_advises_bf16(
     log_precision(options, arguments, torch.device("cuda"))
     expected = "advice: NVIDIA A100 computes several times as fast with --bf16\n"
     assert capsys.readouterr().err == (expected if advises else "")
+    monkeypatch.setattr(report, "emulates_bf16", lambda: False)
     log_precision(options, arguments, torch.device("cpu"))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_run_in_bf16_on_a_processor_without_it_advises_fp32(
+    bf16: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "emulates_bf16", lambda: True)
+    options = TrainingOptions(train_file="a.txt", bf16=bf16)
+    log_precision(options, SimpleNamespace(tf32=None), torch.device("cpu"))
+    assert ("many times faster without --bf16" in capsys.readouterr().err) is bf16

@@ -22,6 +22,7 @@ MISSING = 0.3
 WINDOW, WINDOWS = 0.02, 2
 
 # After so many seconds with fewer threads, the next window has one more again. Doubled each time this was in vain.
+# After a pause as long as the second number, what was learned before it does not count.
 FIRST_PATIENCE, MOST_PATIENCE = 0.25, 4.0
 
 
@@ -36,7 +37,7 @@ class ThreadCount:
         self._most = most
         self._left_out = 0  # threads that are not used
         self._patience = FIRST_PATIENCE
-        self._reduced_at = 0.0
+        self._reduced_at = self._last = 0.0
         self._slow_windows = 0
         self._wall = self._missing = 0.0  # of the current window, in seconds
         # With this policy, waiting threads sleep, and their processor time tells nothing.
@@ -45,11 +46,14 @@ class ThreadCount:
     @contextmanager
     def measured(self) -> Iterator[int]:
         """Measure the forward pass in the block. Yields how many threads it is to use."""
-        threads = max(1, self._most() - self._left_out)
         wall, cpu = time.perf_counter(), time.process_time()
+        if wall - self._last >= MOST_PATIENCE:
+            self._left_out = self._slow_windows = 0
+        threads = max(1, self._most() - self._left_out)
         yield threads
+        self._last = time.perf_counter()
         if self._is_on:
-            self._note(threads, time.perf_counter() - wall, time.process_time() - cpu)
+            self._note(threads, self._last - wall, time.process_time() - cpu)
 
     def _note(self, threads: int, wall: float, cpu: float) -> None:
         """Judge the window if it is long enough.

@@ -30,6 +30,9 @@ class Machine:
             self._cpu += seconds * (threads - 0.5 * shared)
         return threads
 
+    def pause(self, seconds: float) -> None:
+        self._wall += seconds
+
     def run(self, seconds: float, of_each: float = 0.005) -> list[int]:
         return [self.forward(of_each) for _ in range(round(seconds / of_each))]
 
@@ -66,6 +69,15 @@ def test_core_that_is_free_again_is_used_again(machine: Machine) -> None:
     machine.run(0.1)
     machine.busy = 0
     assert machine.run(FIRST_PATIENCE + 0.1)[-1] == 2  # patience is short again
+
+
+def test_after_a_pause_all_threads_are_used_at_once(machine: Machine) -> None:
+    """A prompt is a single forward pass, which would be over before the next window."""
+    machine.busy = 1
+    assert machine.run(5)[-1] == 1
+    machine.busy = 0
+    machine.pause(MOST_PATIENCE + 1)
+    assert machine.forward(2.0) == 2
 
 
 def test_one_delay_changes_nothing(machine: Machine) -> None:
