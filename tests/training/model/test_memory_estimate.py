@@ -21,6 +21,7 @@ from gpt2tg.training.model.build import for_training
 from gpt2tg.training.model.lora import choose_weights
 from gpt2tg.training.model.memory_estimate import estimate_memory, out_of_memory, remedies
 from gpt2tg.training.model.muon import muon_and_adamw
+from gpt2tg.training.report import emulates_bf16
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 
@@ -106,7 +107,9 @@ def test_estimate_matches_the_measured_peak(settings: dict, rows: int, monkeypat
         monkeypatch.setattr(cpu_speedups, name, size)
     options = TrainingOptions(**{"batch_size": 2, "block_size": 128, "dropout": 0.0, **settings})
     found = estimate_memory(SMALL, options, fused_attention=not (options.dropout or options.bf16)).peak
-    assert found == pytest.approx(measured_peak(SMALL, options), rel=0.03)
+    # Without instructions for bf16, torch multiplies with other buffers.
+    tolerance = 0.05 if options.bf16 and emulates_bf16() else 0.03
+    assert found == pytest.approx(measured_peak(SMALL, options), rel=tolerance)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
