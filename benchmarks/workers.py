@@ -20,7 +20,7 @@ from rivals import ENTRIES
 
 SETTLE = 0.3  # seconds; threads that wait for more work, as OpenMP's do, have gone to sleep by then
 
-BUSY = [sys.executable, "-c", "while True: pass"]
+BUSY = [sys.executable, "-c", "import os; parent = os.getppid()\nwhile os.getppid() == parent: sum(range(10**5))"]
 """A program that computes on one core, at normal priority."""
 
 NOISE = 0.15  # of a core; more than this by other programs during a run spoils it

@@ -47,8 +47,8 @@ class ThreadCount:
     def measured(self) -> Iterator[int]:
         """Measure the forward pass in the block. Yields how many threads it is to use."""
         wall, cpu = time.perf_counter(), time.process_time()
-        if wall - self._last >= MOST_PATIENCE:
-            self._left_out = self._slow_windows = 0
+        if self._left_out and wall - self._last >= MOST_PATIENCE:
+            self._left_out, self._slow_windows = 0, WINDOWS - 1  # a single slow window suffices now
         threads = max(1, self._most() - self._left_out)
         yield threads
         self._last = time.perf_counter()

@@ -78,6 +78,10 @@ def test_after_a_pause_all_threads_are_used_at_once(machine: Machine) -> None:
     machine.busy = 0
     machine.pause(MOST_PATIENCE + 1)
     assert machine.forward(2.0) == 2
+    machine.busy = 1
+    machine.run(5)
+    machine.pause(MOST_PATIENCE + 1)
+    assert machine.run(2, of_each=1.0) == [2, 1]  # the core is still taken
 
 
 def test_one_delay_changes_nothing(machine: Machine) -> None:
