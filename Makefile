@@ -5,7 +5,7 @@
 # make test-arm   compile the kernels for three Arm processors and test them under emulation (on Debian)
 # make mutation   break the decoders and the filter chain in hundreds of small ways and list what no test notices
 # make bench-setup  install the rivals of benchmarks/, llama.cpp built for this processor
-# make bench  measure everything (about 45 minutes), fill docs/benchmarks.md
+# make bench  measure everything (45 to 90 minutes), fill docs/benchmarks.md
 # make gpu-check  on a GPU machine: GPU tests, generation and training measured, at most 8 minutes
 # make test-kills   60 training runs and 5 generations in 4 processes killed at random moments, and resumed
 # make test-disconnects   10,000 requests to a server, a quarter of which hang up
