@@ -311,7 +311,7 @@ def test_all_graphs_share_a_memory_pool_that_stays() -> None:
 
 
 # Of a text of 48 tokens with guesses of 4.
-MOST_SYNCS_WITH_A_DRAFT = {"greedy": 300, "top_p": 400}
+MOST_SYNCS_WITH_A_DRAFT = {"greedy": 238, "top_p": 323}
 
 
 @pytest.mark.parametrize("triton", [False, True])

@@ -61,7 +61,7 @@ def log_precision(options: TrainingOptions, arguments: TrainingArguments, device
         log.info(f"advice: {torch.cuda.get_device_name(device)} computes several times as fast with --bf16")
     if device.type == "cpu" and options.bf16 and emulates_bf16():
         log.info(
-            "advice: this processor has no instructions for bfloat16: training is many times faster without --bf16"
+            "advice: this processor has no instructions for bfloat16: training is several times faster without --bf16"
         )
 
 

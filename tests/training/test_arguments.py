@@ -74,4 +74,4 @@ def test_run_in_bf16_on_a_processor_without_it_advises_fp32(
     monkeypatch.setattr(report, "emulates_bf16", lambda: True)
     options = TrainingOptions(train_file="a.txt", bf16=bf16)
     log_precision(options, SimpleNamespace(tf32=None), torch.device("cpu"))
-    assert ("many times faster without --bf16" in capsys.readouterr().err) is bf16
+    assert ("several times faster without --bf16" in capsys.readouterr().err) is bf16
