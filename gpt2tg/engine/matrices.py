@@ -179,8 +179,9 @@ class Panels:
     def __call__(self, x: Tensor) -> Tensor:
         x, matrix = x.contiguous(), self.struct()
         product = torch.empty(len(x), self.outputs)
-        scratch = torch.empty(self.compiled.linear_scratch(matrix, len(x)))
-        self.compiled.linear(matrix, len(x), *map(kernels.pointer, (x, product, scratch)), torch.get_num_threads())
+        threads = torch.get_num_threads()
+        scratch = torch.empty(self.compiled.linear_scratch(matrix, len(x), threads))
+        self.compiled.linear(matrix, len(x), *map(kernels.pointer, (x, product, scratch)), threads)
         return product
 
     def columns(self, ids: Tensor) -> Tensor:

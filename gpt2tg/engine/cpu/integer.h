@@ -77,18 +77,6 @@ static void quantize_group(const float *x, int count, Tile *tile, int t) {
   tile->start[t] = -WEIGHT_OFFSET * sum;
 }
 
-/* Round tokens (T, K). Every thread of a team calls this and does its part; all parts are done when it
-   returns. */
-static void quantize(int T, int K, const float *x, Tile *to) {
-  int groups = group_count(K);
-#pragma omp for schedule(static)
-  for (int64_t i = 0; i < (int64_t)T * groups; i++) {
-    int64_t t = i / groups, g = i % groups, first = g * GROUP;
-    Tile *tile = to + t / TILE_TOKENS * groups + g;
-    quantize_group(x + t * K + first, K - first < GROUP ? K - first : GROUP, tile, t % TILE_TOKENS);
-  }
-}
-
 /* Some groups of one panel, and the tokens to multiply with them. */
 typedef struct {
   const Tile *tiles;   /* (groups) */

@@ -132,7 +132,7 @@ class KernelModel:
         in_cache = kernels.Cache(
             kernels.pointer(cache), cache.shape[2], capacity, kernels.PRECISIONS[self.cache_precision]
         )
-        with self._thread_count.measured() as threads:
+        with self._thread_count.measured(len(ids)) as threads:
             # Allocated anew each time: several threads may use one model.
             scratch = torch.empty(self._library.forward_scratch(self._model, len(ids), capacity, threads))
             tensors = (*lists[:2], cache_rows, lists[2], logits, hidden, scratch)

@@ -4,6 +4,7 @@
 
      vector.h      registers, loads and stores by precision, exponential
      structs.h     what Python passes: matrices, model, KV cache, batch
+     team.h        how threads share the work
      integer.h     integer products of rounded tokens, in tiles.h by AMX
      pack.h        weights from a file to panels
      activation.h  ReLU and GELU
@@ -26,10 +27,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-int omp_get_thread_num(void); /* omp.h is missing on macOS */
-
 #include "vector.h"
 #include "structs.h"
+#include "team.h"
 #include "integer.h"
 #include "pack.h"
 #include "activation.h"
@@ -72,14 +72,31 @@ typedef struct {
   int64_t x, mixed, selected; /* (T, W) each: residual stream, output of attention, tokens for the head */
   int64_t projected;          /* (T, I or 3 W): queries, keys and values; then the inner layer of the MLP */
   int64_t packed;             /* packed tokens, of at most as many inputs */
+  int64_t shares;             /* of the team's jobs, share_bytes */
   int64_t normed, scores, thread_size; /* of each thread: (T, W), and (QUERIES, score_stride) */
-  int64_t size;
+  int64_t size, share_bytes;
   int score_stride;
 } Scratch;
 
+#define EMBED_TOKENS 16 /* in one task */
+static int embed_tasks(int T) { return (T + EMBED_TOKENS - 1) / EMBED_TOKENS; }
+
+/* Bytes of the jobs of a forward pass, however many tokens are selected. */
+static int64_t forward_job_bytes(const Model *model, int T, int threads) {
+  const Layer *layer = model->layers;
+  const Matrix *matrices[] = {&layer->attention_in, &layer->attention_out, &layer->mlp_in, &layer->mlp_out};
+  int64_t of_layer = job_bytes(model->heads, threads);
+  for (int i = 0; i < 4; i++) of_layer += product_job_bytes(matrices[i], T, threads);
+  int64_t all = product_job_bytes(&model->head, T, threads);
+  int64_t few = product_job_bytes(&model->head, T < FEW_TOKENS ? T : FEW_TOKENS, threads);
+  return job_bytes(embed_tasks(T), threads) + model->depth * of_layer + job_bytes(1, threads) +
+         (all > few ? all : few);
+}
+
 static Scratch divide_scratch(const Model *model, int64_t T, int capacity, int threads) {
   int64_t W = model->width, inner = model->layers->mlp_in.outputs, widest = inner > 3 * W ? inner : 3 * W;
-  Scratch s = {.x = 0, .score_stride = capacity + LANES};
+  Scratch s = {.score_stride = capacity + LANES, .share_bytes = forward_job_bytes(model, T, threads)};
+  s.x = s.shares + s.share_bytes / sizeof(float);
   s.mixed = s.x + T * W;
   s.selected = s.mixed + T * W;
   s.projected = s.selected + T * W;
@@ -105,6 +122,7 @@ typedef struct {
   float *x, *mixed, *selected, *projected, *packed; /* shared, see Scratch */
   float *normed, *scores;                           /* of this thread */
   int score_stride;
+  Team team;
 } Pass;
 
 /* Write the keys and values of all tokens to the KV cache, one head. projected: (T, 3, H, D). */
@@ -153,35 +171,61 @@ static void attend_head(const Pass *pass, const char *keys, const char *values, 
 
 /* One transformer block, on the residual stream x (T, W). Every thread makes its own copy of the normed
    states: that is cheaper than to wait for the others. */
-static void run_layer(const Pass *pass, int number) {
+static void run_layer(Pass *pass, int number) {
   const Model *model = pass->model;
   const Layer *layer = model->layers + number;
   int T = pass->batch->tokens, W = model->width;
   int64_t half = (int64_t)W * pass->cache.capacity * pass->cache.rows * BYTES[pass->cache.precision];
   char *keys = (char *)pass->cache.numbers + 2 * number * half, *values = keys + half;
+  Team *team = &pass->team;
   layer_norm(T, W, pass->x, layer->norm_1_weight, layer->norm_1_bias, model->epsilon, pass->normed);
-  product(&layer->attention_in, T, pass->normed, pass->projected, (Epilogue){NONE, 0}, pass->packed);
+  product(team, &layer->attention_in, T, pass->normed, pass->projected, (Epilogue){NONE, 0}, pass->packed);
   /* Heads are independent: a thread that has written one attends with it at once. */
-#pragma omp for schedule(static)
-  for (int h = 0; h < model->heads; h++) {
+  Job job = begin_job(team, model->heads, 0);
+  for (int h; (h = next_task(&job)) >= 0; end_task(&job)) {
     cache_head(pass, keys, values, h);
     attend_head(pass, keys, values, h, layer->scale);
   }
-  product(&layer->attention_out, T, pass->mixed, pass->x, (Epilogue){NONE, 1}, pass->packed);
+  product(team, &layer->attention_out, T, pass->mixed, pass->x, (Epilogue){NONE, 1}, pass->packed);
   layer_norm(T, W, pass->x, layer->norm_2_weight, layer->norm_2_bias, model->epsilon, pass->normed);
-  product(&layer->mlp_in, T, pass->normed, pass->projected, (Epilogue){model->activation, 0}, pass->packed);
-  product(&layer->mlp_out, T, pass->projected, pass->x, (Epilogue){NONE, 1}, pass->packed);
+  product(team, &layer->mlp_in, T, pass->normed, pass->projected, (Epilogue){model->activation, 0},
+          pass->packed);
+  product(team, &layer->mlp_out, T, pass->projected, pass->x, (Epilogue){NONE, 1}, pass->packed);
+}
+
+/* Embed all tokens: fills x (T, W). */
+static void embed_tokens(Pass *pass) {
+  const Batch *batch = pass->batch;
+  int T = batch->tokens, W = pass->model->width;
+  Job job = begin_job(&pass->team, embed_tasks(T), 0);
+  for (int task; (task = next_task(&job)) >= 0; end_task(&job))
+    for (int t = task * EMBED_TOKENS; t < T && t < (task + 1) * EMBED_TOKENS; t++)
+      embed(pass->model, batch->ids[t], batch->positions[t], pass->x + (int64_t)t * W);
+}
+
+/* Copy the final states (T, W) to where the batch says, and those of the selected tokens. */
+static void copy_states(Pass *pass) {
+  const Batch *batch = pass->batch;
+  int64_t W = pass->model->width;
+  Job job = begin_job(&pass->team, 1, 0);
+  for (; next_task(&job) >= 0; end_task(&job)) {
+    if (batch->hidden) memcpy(batch->hidden, pass->normed, 4 * batch->tokens * W);
+    for (int i = 0; i < batch->selected_count; i++)
+      memcpy(pass->selected + i * W, pass->normed + batch->selected[i] * W, 4 * W);
+  }
 }
 
 /* Read the tokens of a batch: keys and values go to the KV cache, logits and states where the batch says. */
 void forward(const Model *model, const Cache *cache, const Batch *batch, int32_t threads) {
-  int T = batch->tokens, W = model->width, selected_count = batch->selected_count;
+  int T = batch->tokens;
   Scratch s = divide_scratch(model, T, cache->capacity, threads);
   int32_t query_counts[T];
   for (int t = 0; t < T; t += query_counts[t]) query_counts[t] = query_count(batch, t, cache->capacity);
+  memset(batch->scratch + s.shares, 0, s.share_bytes);
 #pragma omp parallel num_threads(threads)
   {
-    float *start = batch->scratch, *own = start + omp_get_thread_num() * s.thread_size;
+    int thread = omp_get_thread_num();
+    float *start = batch->scratch, *own = start + thread * s.thread_size;
     Pass pass = {
         .model = model,
         .batch = batch,
@@ -195,17 +239,13 @@ void forward(const Model *model, const Cache *cache, const Batch *batch, int32_t
         .normed = own + s.normed,
         .scores = own + s.scores,
         .score_stride = s.score_stride,
+        .team = {thread, threads, (char *)(start + s.shares)},
     };
-#pragma omp for schedule(static)
-    for (int t = 0; t < T; t++) embed(model, batch->ids[t], batch->positions[t], pass.x + (int64_t)t * W);
+    embed_tokens(&pass);
     for (int number = 0; number < model->depth; number++) run_layer(&pass, number);
-    layer_norm(T, W, pass.x, model->norm_weight, model->norm_bias, model->epsilon, pass.normed);
-#pragma omp single
-    {
-      if (batch->hidden) memcpy(batch->hidden, pass.normed, (int64_t)4 * T * W);
-      for (int i = 0; i < selected_count; i++)
-        memcpy(pass.selected + (int64_t)i * W, pass.normed + (int64_t)batch->selected[i] * W, 4 * W);
-    }
-    product(&model->head, selected_count, pass.selected, batch->logits, (Epilogue){NONE, 0}, pass.packed);
+    layer_norm(T, model->width, pass.x, model->norm_weight, model->norm_bias, model->epsilon, pass.normed);
+    copy_states(&pass);
+    product(&pass.team, &model->head, batch->selected_count, pass.selected, batch->logits,
+            (Epilogue){NONE, 0}, pass.packed);
   }
 }

@@ -111,7 +111,7 @@ class Kernels:
         self._packed_bytes = function("packed_bytes", Int, Int, Int, result=Long)
         self.columns = function("columns", matrix, Pointer, Long, Pointer)
         self.linear = function("linear", matrix, Int, Pointer, Pointer, Pointer, Int)
-        self.linear_scratch = function("linear_scratch", matrix, Int, result=Long)
+        self.linear_scratch = function("linear_scratch", matrix, Int, Int, result=Long)
         self.forward = function("forward", model, cache, batch, Int)
         self.forward_scratch = function("forward_scratch", model, Int, Int, Int, result=Long)
         self.gelu = function("gelu", Pointer, Long, Pointer, Pointer, Int)

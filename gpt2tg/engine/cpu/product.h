@@ -1,7 +1,7 @@
 /* Products of tokens (T, K) and a packed matrix (K, N).
 
-   Threads share the panels. For a panel, the sums of PANEL outputs of up to REGISTER_TOKENS tokens stay in
-   registers.
+   Threads share the panels (team.h). For a panel, the sums of PANEL outputs of up to REGISTER_TOKENS tokens
+   stay in registers.
 
    Few tokens (a decode step): each panel is read from memory once, which sets the pace, and prefetched.
    Many tokens (a prefill): arithmetic sets the pace. The tokens are packed too, and a block of BLOCK_INPUTS
@@ -15,6 +15,7 @@
 #define BLOCK_TOKENS (32 * REGISTER_TOKENS) /* (T, PANEL) sums of so many fit in the stack and the cache */
 #define BLOCK_INPUTS 160
 #define BLOCK_PANELS 4
+#define TASK_BYTES (1 << 16) /* of weights that are multiplied with few tokens in one task */
 
 /* Some inputs of one panel, and the tokens to multiply with them. */
 typedef struct {
@@ -112,15 +113,37 @@ static void multiply_many(const Matrix *a, int first, int panels, int T, const f
   }
 }
 
-/* Pack tokens (T, K) as (ceil(T / REGISTER_TOKENS), K, REGISTER_TOKENS), padded with zeros. Every thread of a
-   team calls this and does its part; all parts are done when it returns. */
-static void pack_tokens(int T, int K, const float *x, float *packed) {
-#pragma omp for schedule(static)
-  for (int start = 0; start < T; start += REGISTER_TOKENS)
+static int pack_tasks(int T) { return (T + REGISTER_TOKENS - 1) / REGISTER_TOKENS; }
+
+/* Pack tokens (T, K) as (ceil(T / REGISTER_TOKENS), K, REGISTER_TOKENS), padded with zeros; see team.h. */
+static void pack_tokens(Team *team, int T, int K, const float *x, float *packed) {
+  Job job = begin_job(team, pack_tasks(T), 0);
+  for (int task; (task = next_task(&job)) >= 0; end_task(&job)) {
+    int start = task * REGISTER_TOKENS;
     for (int k = 0; k < K; k++)
       for (int t = 0; t < REGISTER_TOKENS; t++)
         packed[(int64_t)start * K + k * REGISTER_TOKENS + t] =
             start + t < T ? x[(int64_t)(start + t) * K + k] : 0;
+  }
+}
+
+/* How many tasks the rounding of tokens (T, K) is. */
+static int quantize_tasks(int T, int K, int threads) {
+  int64_t parts = (int64_t)T * group_count(K);
+  return parts < threads ? parts : threads;
+}
+
+/* Round tokens (T, K); see team.h. */
+static void quantize(Team *team, int T, int K, const float *x, Tile *to) {
+  int64_t groups = group_count(K), parts = T * groups;
+  int tasks = quantize_tasks(T, K, team->threads);
+  Job job = begin_job(team, tasks, 0);
+  for (int64_t task; (task = next_task(&job)) >= 0; end_task(&job))
+    for (int64_t i = parts * task / tasks; i < parts * (task + 1) / tasks; i++) {
+      int64_t t = i / groups, g = i % groups, first = g * GROUP;
+      Tile *tile = to + t / TILE_TOKENS * groups + g;
+      quantize_group(x + t * K + first, K - first < GROUP ? K - first : GROUP, tile, t % TILE_TOKENS);
+    }
 }
 
 /* What becomes of the sums of a product. */
@@ -142,61 +165,100 @@ ALWAYS_INLINE void finish(const Matrix *a, int first, int width, Epilogue epilog
     memcpy(y, sums, 4 * width);
 }
 
-/* y (T, N) = activation(x (T, K) times the matrix plus bias), or that added to y.
+/* How a product of T tokens is divided into tasks: some panels times up to BLOCK_TOKENS tokens each. */
+typedef struct {
+  int is_packed;      /* whether the tokens are packed */
+  int panels, blocks; /* panels of a task, blocks of tokens */
+  int tasks;
+} Division;
 
-   Every thread of a team calls this and does its part; all parts are done when it returns.
-   packed: scratch space of packed_size(T, K) numbers, shared by the team. */
-static void product(const Matrix *a, int T, const float *x, float *y, Epilogue epilogue, float *packed) {
-  int N = a->outputs, K = a->inputs;
-  Tile *rounded = (Tile *)packed;
-  if (a->precision == INT8) {
-    quantize(T, K, x, rounded);
-    start_tiles();
-  } else if (T > FEW_TOKENS)
-    pack_tokens(T, K, x, packed);
-  int is_packed = a->precision != INT8 && T > FEW_TOKENS, most = is_packed ? BLOCK_PANELS : 1;
-  int threads = omp_get_num_threads(), thread = omp_get_thread_num(), count = (N + PANEL - 1) / PANEL;
-  int end = (int64_t)count * (thread + 1) / threads;
-  for (int panel = (int64_t)count * thread / threads, panels; panel < end; panel += panels) {
-    float sums[BLOCK_PANELS * BLOCK_TOKENS * PANEL] ALIGNED;
-    panels = end - panel < most ? end - panel : most;
-    for (int start = 0; start < T; start += BLOCK_TOKENS) {
-      int tokens = T - start < BLOCK_TOKENS ? T - start : BLOCK_TOKENS;
-      memset(sums, 0, (int64_t)4 * panels * PANEL * tokens);
-      if (a->precision == INT8)
-        multiply_integers(a, panel, tokens, rounded + (int64_t)(start / TILE_TOKENS) * group_count(K), sums);
-      else if (is_packed)
-        multiply_many(a, panel, panels, tokens, packed + (int64_t)start * K, sums);
-      else
-        multiply_few(a, panel, tokens, x, sums);
-      for (int t = 0; t < tokens; t++)
-        for (int i = 0; i < panels; i++) {
-          int first = (panel + i) * PANEL;
-          float *from = sums + ((int64_t)i * tokens + t) * PANEL;
-          float *to = y + (int64_t)(start + t) * N + first;
-          if (N - first >= PANEL)
-            finish(a, first, PANEL, epilogue, from, to);
-          else
-            finish(a, first, N - first, epilogue, from, to);
-        }
-    }
+static Division divide_product(const Matrix *a, int T, int threads) {
+  int count = (a->outputs + PANEL - 1) / PANEL, panel_bytes = a->inputs * PANEL * BYTES[a->precision];
+  Division d = {.is_packed = a->precision != INT8 && T > FEW_TOKENS};
+  int even = count / (4 * threads), most = d.is_packed ? BLOCK_PANELS : TASK_BYTES / panel_bytes;
+  d.panels = even < most ? even : most;
+  d.panels = d.panels < 1 ? 1 : d.panels > BLOCK_PANELS ? BLOCK_PANELS : d.panels;
+  d.blocks = (T + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
+  d.tasks = (count + d.panels - 1) / d.panels * d.blocks;
+  return d;
+}
+
+/* Bytes of the jobs of a product. */
+static int64_t product_job_bytes(const Matrix *a, int T, int threads) {
+  int before = a->precision == INT8 ? quantize_tasks(T, a->inputs, threads) : pack_tasks(T);
+  return job_bytes(divide_product(a, T, threads).tasks, threads) + job_bytes(before, threads);
+}
+
+/* Some panels times the T tokens from `start` on: fills sums (panels, T, PANEL). */
+static void multiply_panels(const Matrix *a, Division d, int first, int panels, int start, int T,
+                            const float *x, const float *packed, float *sums) {
+  int K = a->inputs;
+  memset(sums, 0, (int64_t)4 * panels * T * PANEL);
+  if (d.is_packed) {
+    multiply_many(a, first, panels, T, packed + (int64_t)start * K, sums);
+    return;
   }
-#pragma omp barrier
+  const Tile *rounded = (const Tile *)packed + (int64_t)(start / TILE_TOKENS) * group_count(K);
+  for (int i = 0; i < panels; i++, sums += (int64_t)T * PANEL)
+    if (a->precision == INT8)
+      multiply_integers(a, first + i, T, rounded, sums);
+    else
+      multiply_few(a, first + i, T, x, sums);
+}
+
+/* y (T, N) = activation(x (T, K) times the matrix plus bias), or that added to y; see team.h.
+
+   packed: scratch space of packed_size(T, K) numbers, shared by the team. */
+static void product(Team *team, const Matrix *a, int T, const float *x, float *y, Epilogue epilogue,
+                    float *packed) {
+  int N = a->outputs, K = a->inputs, count = (N + PANEL - 1) / PANEL;
+  Division d = divide_product(a, T, team->threads);
+  if (a->precision == INT8) {
+    quantize(team, T, K, x, (Tile *)packed);
+    start_tiles();
+  } else if (d.is_packed)
+    pack_tokens(team, T, K, x, packed);
+  Job job = begin_job(team, d.tasks, 1);
+  for (int task; (task = next_task(&job)) >= 0;) {
+    float sums[BLOCK_PANELS * BLOCK_TOKENS * PANEL] ALIGNED;
+    int panel = task / d.blocks * d.panels, panels = count - panel < d.panels ? count - panel : d.panels;
+    int start = task % d.blocks * BLOCK_TOKENS, tokens = T - start < BLOCK_TOKENS ? T - start : BLOCK_TOKENS;
+    multiply_panels(a, d, panel, panels, start, tokens, x, packed, sums);
+    if (!may_write(&job)) continue;
+    for (int t = 0; t < tokens; t++)
+      for (int i = 0; i < panels; i++) {
+        int first = (panel + i) * PANEL;
+        float *from = sums + ((int64_t)i * tokens + t) * PANEL;
+        float *to = y + (int64_t)(start + t) * N + first;
+        if (N - first >= PANEL)
+          finish(a, first, PANEL, epilogue, from, to);
+        else
+          finish(a, first, N - first, epilogue, from, to);
+      }
+    end_task(&job);
+  }
   if (a->precision == INT8) stop_tiles();
 }
 
-/* Numbers of scratch space for packed or rounded tokens. */
+/* Numbers of scratch space for packed or rounded tokens: whole cache lines. */
 static int64_t packed_size(int64_t T, int64_t K) {
   int64_t packed = (T + REGISTER_TOKENS) * K;
   int64_t rounded = (T + TILE_TOKENS - 1) / TILE_TOKENS * group_count(K) * sizeof(Tile) / sizeof(float);
-  return packed > rounded ? packed : rounded;
+  return ((packed > rounded ? packed : rounded) + 15) / 16 * 16;
 }
 
 /* Numbers of scratch space that linear() needs. */
-int64_t linear_scratch(const Matrix *a, int32_t T) { return packed_size(T, a->inputs); }
+int64_t linear_scratch(const Matrix *a, int32_t T, int32_t threads) {
+  return packed_size(T, a->inputs) + product_job_bytes(a, T, threads) / sizeof(float);
+}
 
 /* y (T, N) = x (T, K) times the matrix plus bias: the product alone, for a forward pass in torch. */
 void linear(const Matrix *a, int32_t T, const float *x, float *y, float *scratch, int32_t threads) {
+  char *shares = (char *)(scratch + packed_size(T, a->inputs));
+  memset(shares, 0, product_job_bytes(a, T, threads));
 #pragma omp parallel num_threads(threads)
-  product(a, T, x, y, (Epilogue){NONE, 0}, scratch);
+  {
+    Team team = {omp_get_thread_num(), threads, shares};
+    product(&team, a, T, x, y, (Epilogue){NONE, 0}, scratch);
+  }
 }

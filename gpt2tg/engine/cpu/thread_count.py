@@ -1,8 +1,8 @@
 """How many threads the kernels use while other programs compute on the same cores.
 
-The threads of a forward pass wait for each other several times in each layer. If another program takes turns with one
-of them on a core, all wait for it, often for milliseconds. Then fewer threads are faster. Their number changes no
-result.
+If another program takes turns with a thread on a core, the other threads do its work meanwhile (team.h). But a forward
+pass ends only when that thread has its core again, up to milliseconds later, so short forward passes are faster with
+fewer threads. Their number changes no result.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ MISSING = 0.3
 # Forward passes are judged together until they have taken this long, in seconds; two such windows in a row decide.
 WINDOW, WINDOWS = 0.02, 2
 
+# Only forward passes of so few tokens are judged, and use fewer threads, and only if they take less than so many
+# seconds: as measured with gpt2's shape and smaller ones, beside a busy program on one of two cores.
+FEW_TOKENS, SHORT = 16, 0.012
+
 # After so many seconds with fewer threads, the next window has one more again. Doubled each time this was in vain.
-# After a pause as long as the second number, what was learned before it does not count.
 FIRST_PATIENCE, MOST_PATIENCE = 0.25, 4.0
 
 
@@ -37,23 +40,23 @@ class ThreadCount:
         self._most = most
         self._left_out = 0  # threads that are not used
         self._patience = FIRST_PATIENCE
-        self._reduced_at = self._last = 0.0
+        self._reduced_at = 0.0
         self._slow_windows = 0
         self._wall = self._missing = 0.0  # of the current window, in seconds
+        self._passes = 0
         # With this policy, waiting threads sleep, and their processor time tells nothing.
         self._is_on = os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive"
 
     @contextmanager
-    def measured(self) -> Iterator[int]:
-        """Measure the forward pass in the block. Yields how many threads it is to use."""
-        wall, cpu = time.perf_counter(), time.process_time()
-        if self._left_out and wall - self._last >= MOST_PATIENCE:
-            self._left_out, self._slow_windows = 0, WINDOWS - 1  # a single slow window suffices now
+    def measured(self, tokens: int) -> Iterator[int]:
+        """Measure the forward pass in the block, which reads so many tokens. Yields how many threads it is to use."""
+        if not self._is_on or tokens > FEW_TOKENS:
+            yield self._most()
+            return
         threads = max(1, self._most() - self._left_out)
+        wall, cpu = time.perf_counter(), time.process_time()
         yield threads
-        self._last = time.perf_counter()
-        if self._is_on:
-            self._note(threads, self._last - wall, time.process_time() - cpu)
+        self._note(threads, time.perf_counter() - wall, time.process_time() - cpu)
 
     def _note(self, threads: int, wall: float, cpu: float) -> None:
         """Judge the window if it is long enough.
@@ -63,10 +66,13 @@ class ThreadCount:
         """
         self._wall += wall
         self._missing += threads * wall - cpu
+        self._passes += 1
         if self._wall < WINDOW:
             return
-        is_slow = threads > 1 and self._missing > MISSING * self._wall
+        is_short = self._wall < SHORT * self._passes
+        is_slow = is_short and threads > 1 and self._missing > MISSING * self._wall
         self._wall = self._missing = 0.0
+        self._passes = 0
         now = time.perf_counter()
         if is_slow:
             self._slow_windows += 1

@@ -94,7 +94,7 @@ class Packed:
         """Multiply: (T, K) to (T, N)."""
         x = np.ascontiguousarray(x)
         y = np.empty((len(x), self.struct.outputs), np.float32)
-        scratch = np.empty(self._library.linear_scratch(self.struct, len(x)), np.float32)
+        scratch = np.empty(self._library.linear_scratch(self.struct, len(x), threads), np.float32)
         self._library.linear(self.struct, len(x), address(x), address(y), address(scratch), threads)
         return y
 

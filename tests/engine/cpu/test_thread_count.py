@@ -22,16 +22,13 @@ class Machine:
         self.threads = ThreadCount(lambda: cores)
         self._cores = cores
 
-    def forward(self, seconds: float = 0.005) -> int:
+    def forward(self, seconds: float = 0.005, tokens: int = 1) -> int:
         """Run a forward pass: a thread that shares its core gets half of it. Return the number of threads."""
-        with self.threads.measured() as threads:
+        with self.threads.measured(tokens) as threads:
             shared = max(0, threads - (self._cores - self.busy))
             self._wall += seconds
             self._cpu += seconds * (threads - 0.5 * shared)
         return threads
-
-    def pause(self, seconds: float) -> None:
-        self._wall += seconds
 
     def run(self, seconds: float, of_each: float = 0.005) -> list[int]:
         return [self.forward(of_each) for _ in range(round(seconds / of_each))]
@@ -71,17 +68,12 @@ def test_core_that_is_free_again_is_used_again(machine: Machine) -> None:
     assert machine.run(FIRST_PATIENCE + 0.1)[-1] == 2  # patience is short again
 
 
-def test_after_a_pause_all_threads_are_used_at_once(machine: Machine) -> None:
-    """A prompt is a single forward pass, which would be over before the next window."""
+def test_prompt_uses_all_threads(machine: Machine) -> None:
+    """It is a single forward pass, and a long one: others do the work of a thread whose core is taken."""
     machine.busy = 1
-    assert machine.run(5)[-1] == 1
-    machine.busy = 0
-    machine.pause(MOST_PATIENCE + 1)
-    assert machine.forward(2.0) == 2
-    machine.busy = 1
-    machine.run(5)
-    machine.pause(MOST_PATIENCE + 1)
-    assert machine.run(2, of_each=1.0) == [2, 1]  # the core is still taken
+    assert machine.run(1)[-1] == 1
+    assert machine.forward(tokens=400) == 2
+    assert machine.forward() == 1
 
 
 def test_one_delay_changes_nothing(machine: Machine) -> None:
@@ -92,9 +84,10 @@ def test_one_delay_changes_nothing(machine: Machine) -> None:
     assert set(machine.run(5)) == {2}
 
 
-def test_large_models_decide_after_two_forward_passes(machine: Machine) -> None:
+def test_long_forward_passes_use_all_threads(machine: Machine) -> None:
     machine.busy = 1
-    assert machine.run(4, of_each=1.0) == [2, 2, 1, 2]
+    assert set(machine.run(5, of_each=0.02)) == {2}
+    assert set(machine.run(5, of_each=1.0)) == {2}
 
 
 def test_threads_are_left_out_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
