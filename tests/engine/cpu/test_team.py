@@ -13,7 +13,7 @@ from numpy_gpt2 import KernelGPT2, Shape, Weights
 
 from gpt2tg.engine.cpu import compiler, kernels
 
-# The last thread stands still in its first task of the job STOPPED until the first thread has gone through all jobs, or,
+# The last thread stands still in its first task of the job STOPPED until the first thread has gone through all jobs;
 # if the job is not repeatable, for a while. The others begin that job when it stands still. Prints how often each task
 # was written, a job per line.
 SOURCE = """
