@@ -89,4 +89,4 @@ test-disconnects: setup
 	$(BIN)/python tests/serving/disconnects.py --requests 10000
 
 clean:
-	rm -rf $(VENV) $(DEMO) mutants
+	rm -rf $(VENV) .venv-export $(DEMO) mutants gpu-check

@@ -89,7 +89,7 @@ def speed_bars(told: dict) -> dict[str, dict[str, Bar]]:
         panels[WORKS[work]] = {
             name: Bar(speed["median"], speed["min"], speed["max"], f"{speed['median']:.0f}")
             for name, speed in ((name, found["tokens_per_second"]) for name, found in rivals.items())
-        } | {without_library(name): Bar(reason=why) for name, why in table.get("reasons", {}).items()}
+        } | _reasons(table)
     return panels
 
 
@@ -104,8 +104,13 @@ def roof_bars(told: dict) -> dict[str, dict[str, Bar]]:
                 speeds = (found["tokens_per_second"][key] for key in ("median", "min", "max"))
                 shares = [100 * roof.share(table, rival, told, speed) for speed in speeds]
                 bars[name] = Bar(*shares, f"{shares[0]:.0f} %")
-        panels[WORKS[work]] = bars
+        panels[WORKS[work]] = bars | _reasons(table)
     return panels
+
+
+def _reasons(table: dict) -> dict[str, Bar]:
+    """Return the bars of rivals that have no figure."""
+    return {without_library(name): Bar(reason=why) for name, why in table.get("reasons", {}).items()}
 
 
 def _shortest(told: dict, works: Iterable[str]) -> dict[str, dict]:
@@ -261,7 +266,9 @@ def machine_line(told: dict) -> str:
     machine = told["machine"]
     repeats = told.get("repeats") or told["run"]["repeats"]
     counted = f" Medians of {repeats} runs in turn." if str(repeats) != "1" else " One run of each."
-    return f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GiB.{counted}"
+    others = told.get("most_computed_by_others", 0)
+    disturbed = f" Other programs computed at most {others:.0%} of a core." if others >= 0.05 else ""
+    return f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GiB.{counted}{disturbed}"
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

@@ -1,7 +1,7 @@
 """Measure tokens per second of gpt2tg and its rivals, each in a process of its own, taking turns in one run.
 
-    python benchmarks/decode.py                # all rivals, gpt2 and gpt2-medium: about 20 minutes
-    python benchmarks/decode.py --company      # quiet, and beside a busy program: about 10 minutes
+    python benchmarks/decode.py                # all rivals, gpt2 and gpt2-medium: 25 to 60 minutes
+    python benchmarks/decode.py --company      # quiet, and beside a busy program: 10 to 20 minutes
     python benchmarks/decode.py --quick        # a first look: about 3 minutes
     python benchmarks/decode.py --rivals gpt2tg transformers-eager --work greedy-1 --shape gpt2 --output mine.json
 

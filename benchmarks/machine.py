@@ -154,6 +154,13 @@ def copied_bytes_per_second(device: str, size: int = 2**30, repeats: int = 20) -
     return 2 * source.nbytes / min(seconds_of(lambda: target.copy_(source), device) for _ in range(repeats))
 
 
+def has_bfloat16() -> bool:
+    """Whether the processor has instructions for bfloat16."""
+    import torch
+
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def seconds_of(work: Callable[[], object], device: str) -> float:
     """Return the seconds of a call, from an idle device to an idle device."""
     import torch

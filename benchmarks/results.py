@@ -31,6 +31,7 @@ def begin(path: Path, told: dict, overwrite: bool) -> dict:
     if overwrite or not path.exists():
         return fresh
     before = json.loads(path.read_text(encoding="utf-8"))
-    if before.get("run") != told["run"]:
-        raise SystemExit(f"{path} holds a run with other settings: use --overwrite, or another file with --output")
+    for what, key in (("with other settings", "run"), ("of another machine, or with other versions", "machine")):
+        if before.get(key) != told.get(key):
+            raise SystemExit(f"{path} holds a run {what}: use --overwrite, or another file with --output")
     return before

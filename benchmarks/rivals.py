@@ -96,6 +96,8 @@ def missing(name: str) -> str | None:
     family, _, precision = name.partition("-")
     if family == "gpt2tg" and precision != "fp32" and precision not in precisions_of_ours():
         return "this version has no such precision"
+    if name == "openvino-bf16" and not machine.has_bfloat16():
+        return "this processor has no instructions for bfloat16: it would compute in fp32"
     return None
 
 

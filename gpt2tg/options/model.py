@@ -131,7 +131,7 @@ class PrecisionOptions(Options):
 
     precision: Precision = option(
         "auto",
-        "number format of the weights: fewer bits are faster and use less memory, fp32 is exact; "
+        "number format of the weights: fewer bits use less memory and are mostly faster, fp32 is exact; "
         "auto is fp16 on a CUDA GPU, else fp32",
         group="model",
         choices=Precision,

@@ -285,6 +285,8 @@ def test_interrupted_run_goes_on_and_another_run_is_refused(tmp_path: Path) -> N
     assert results.begin(path, told, overwrite=True)["results"] == []
     with pytest.raises(SystemExit, match="holds a run with other settings"):
         results.begin(path, {"run": {"rivals": ["b"]}}, overwrite=False)
+    with pytest.raises(SystemExit, match="holds a run of another machine"):
+        results.begin(path, {**told, "machine": {"processor": "another"}}, overwrite=False)
 
 
 def test_tables_that_the_results_hold_are_not_measured_again(

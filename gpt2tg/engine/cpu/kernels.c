@@ -78,18 +78,15 @@ typedef struct {
   int score_stride;
 } Scratch;
 
-#define EMBED_TOKENS 16 /* in one task */
-static int embed_tasks(int T) { return (T + EMBED_TOKENS - 1) / EMBED_TOKENS; }
-
 /* Bytes of the jobs of a forward pass, however many tokens are selected. */
 static int64_t forward_job_bytes(const Model *model, int T, int threads) {
   const Layer *layer = model->layers;
   const Matrix *matrices[] = {&layer->attention_in, &layer->attention_out, &layer->mlp_in, &layer->mlp_out};
-  int64_t of_layer = job_bytes(model->heads, threads);
+  int64_t of_layer = 2 * job_bytes(model->heads, threads);
   for (int i = 0; i < 4; i++) of_layer += product_job_bytes(matrices[i], T, threads);
   int64_t all = product_job_bytes(&model->head, T, threads);
   int64_t few = product_job_bytes(&model->head, T < FEW_TOKENS ? T : FEW_TOKENS, threads);
-  return job_bytes(embed_tasks(T), threads) + model->depth * of_layer + job_bytes(1, threads) +
+  return job_bytes(T, threads) + model->depth * of_layer + job_bytes(1, threads) +
          (all > few ? all : few);
 }
 
@@ -143,8 +140,9 @@ static void cache_head(const Pass *pass, char *keys, char *values, int h) {
   }
 }
 
-/* Attention of all tokens, one head: from projected (T, 3, H, D) to mixed (T, H, D). */
-static void attend_head(const Pass *pass, const char *keys, const char *values, int h, float scale) {
+/* Attention of all tokens, one head: from projected (T, 3, H, D) to mixed (T, D). */
+static void attend_head(const Pass *pass, const char *keys, const char *values, int h, float scale,
+                        float *mixed) {
   const Batch *batch = pass->batch;
   int W = pass->model->width, D = W / pass->model->heads;
   int C = pass->cache.capacity, precision = pass->cache.precision;
@@ -162,10 +160,29 @@ static void attend_head(const Pass *pass, const char *keys, const char *values, 
         .scale = scale,
         .scores = pass->scores,
         .score_stride = pass->score_stride,
-        .output = pass->mixed + (int64_t)t * W + h * D,
-        .output_stride = W,
+        .output = mixed + (int64_t)t * D,
+        .output_stride = D,
     };
     attend(pass->query_counts[t], precision, attention);
+  }
+}
+
+/* Attention of all tokens: keys and values go to the KV cache, and from projected (T, 3, H, D) to mixed
+   (T, H, D). */
+static void attend_all(Pass *pass, int number) {
+  const Model *model = pass->model;
+  int T = pass->batch->tokens, W = model->width, D = W / model->heads;
+  int64_t half = (int64_t)W * pass->cache.capacity * pass->cache.rows * BYTES[pass->cache.precision];
+  char *keys = (char *)pass->cache.numbers + 2 * number * half, *values = keys + half;
+  Job job = begin_job(&pass->team, model->heads, 0);
+  for (int h; (h = next_task(&job)) >= 0; end_task(&job)) cache_head(pass, keys, values, h);
+  job = begin_job(&pass->team, model->heads, 1);
+  for (int h; (h = next_task(&job)) >= 0;) {
+    float *own = pass->normed; /* not needed before the next layer norm */
+    attend_head(pass, keys, values, h, model->layers[number].scale, own);
+    if (!may_write(&job)) continue;
+    for (int t = 0; t < T; t++) memcpy(pass->mixed + (int64_t)t * W + h * D, own + (int64_t)t * D, 4 * D);
+    end_task(&job);
   }
 }
 
@@ -175,17 +192,10 @@ static void run_layer(Pass *pass, int number) {
   const Model *model = pass->model;
   const Layer *layer = model->layers + number;
   int T = pass->batch->tokens, W = model->width;
-  int64_t half = (int64_t)W * pass->cache.capacity * pass->cache.rows * BYTES[pass->cache.precision];
-  char *keys = (char *)pass->cache.numbers + 2 * number * half, *values = keys + half;
   Team *team = &pass->team;
   layer_norm(T, W, pass->x, layer->norm_1_weight, layer->norm_1_bias, model->epsilon, pass->normed);
   product(team, &layer->attention_in, T, pass->normed, pass->projected, (Epilogue){NONE, 0}, pass->packed);
-  /* Heads are independent: a thread that has written one attends with it at once. */
-  Job job = begin_job(team, model->heads, 0);
-  for (int h; (h = next_task(&job)) >= 0; end_task(&job)) {
-    cache_head(pass, keys, values, h);
-    attend_head(pass, keys, values, h, layer->scale);
-  }
+  attend_all(pass, number);
   product(team, &layer->attention_out, T, pass->mixed, pass->x, (Epilogue){NONE, 1}, pass->packed);
   layer_norm(T, W, pass->x, layer->norm_2_weight, layer->norm_2_bias, model->epsilon, pass->normed);
   product(team, &layer->mlp_in, T, pass->normed, pass->projected, (Epilogue){model->activation, 0},
@@ -196,11 +206,9 @@ static void run_layer(Pass *pass, int number) {
 /* Embed all tokens: fills x (T, W). */
 static void embed_tokens(Pass *pass) {
   const Batch *batch = pass->batch;
-  int T = batch->tokens, W = pass->model->width;
-  Job job = begin_job(&pass->team, embed_tasks(T), 0);
-  for (int task; (task = next_task(&job)) >= 0; end_task(&job))
-    for (int t = task * EMBED_TOKENS; t < T && t < (task + 1) * EMBED_TOKENS; t++)
-      embed(pass->model, batch->ids[t], batch->positions[t], pass->x + (int64_t)t * W);
+  Job job = begin_job(&pass->team, batch->tokens, 0);
+  for (int t; (t = next_task(&job)) >= 0; end_task(&job))
+    embed(pass->model, batch->ids[t], batch->positions[t], pass->x + (int64_t)t * pass->model->width);
 }
 
 /* Copy the final states (T, W) to where the batch says, and those of the selected tokens. */

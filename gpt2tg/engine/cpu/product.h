@@ -15,7 +15,7 @@
 #define BLOCK_TOKENS (32 * REGISTER_TOKENS) /* (T, PANEL) sums of so many fit in the stack and the cache */
 #define BLOCK_INPUTS 160
 #define BLOCK_PANELS 4
-#define TASK_BYTES (1 << 16) /* of weights that are multiplied with few tokens in one task */
+#define TASK_BYTES (1 << 16) /* of weights that one task multiplies with tokens that are not packed */
 
 /* Some inputs of one panel, and the tokens to multiply with them. */
 typedef struct {

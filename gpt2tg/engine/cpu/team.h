@@ -13,7 +13,7 @@
    overwrite, but nothing that it computes from them is written: what a job reads is overwritten only after
    the job is done.
 
-   Short jobs, such as packing tokens, write as they go: each of their tasks is done once. */
+   Short jobs, such as packing tokens, write as they go: each of their tasks is done once, and waited for. */
 
 #include <sched.h>
 #include <stdatomic.h>
@@ -21,7 +21,7 @@
 
 int omp_get_thread_num(void); /* omp.h is missing on macOS */
 
-enum task_state { TAKEN_ONCE, TAKEN_AGAIN, WRITING, DONE }; /* the first also before a task is taken */
+enum task_state { ONCE, AGAIN, WRITING, DONE }; /* ONCE: not taken yet, or by one thread; AGAIN: by two */
 
 /* The tasks that one thread begins with, in cache lines of their own. All zeros at the start. */
 typedef struct {
@@ -39,14 +39,19 @@ typedef struct {
 typedef struct {
   int thread, threads;
   char *shares;
-  int count, repeatable;  /* tasks, and whether they may be done again */
+  int64_t share_bytes;
+  int each, rest;         /* tasks in a share; the first `rest` shares have one more */
+  int repeatable;         /* whether tasks may be done again */
   int victim;             /* tasks are taken from the share of the thread that is so many after this one */
   int taken;              /* tasks that this thread has taken */
   _Atomic uint8_t *state; /* of this thread's task */
-  double start;           /* in seconds */
+  double start, deadline; /* in seconds: later than the deadline, tasks are done again */
 } Job;
 
-#define FEWEST_SECONDS 2e-5 /* no task is done again earlier than that */
+/* A thread does a task again after twice the time that its own tasks took on average, in seconds, but not
+   before so many; and after so many if it had none. */
+#define LEAST_PATIENCE 2e-5
+#define PATIENCE_WITHOUT_TASKS 1e-3
 
 static double seconds_now(void) {
   struct timespec now;
@@ -61,21 +66,31 @@ static int64_t share_bytes(int count, int threads) {
 /* Bytes that a job's shares take. */
 static int64_t job_bytes(int count, int threads) { return threads * share_bytes(count, threads); }
 
-static Share *share_of(const Job *job, int thread) {
-  return (Share *)(job->shares + thread * share_bytes(job->count, job->threads));
-}
-
-/* The first task in a thread's share. */
-static int first_task(const Job *job, int thread) { return (int64_t)job->count * thread / job->threads; }
-
-/* Every thread of the team begins the same jobs in the same order. */
+/* Begin a job of `count` tasks. Every thread of the team begins the same jobs in the same order. */
 static Job begin_job(Team *team, int count, int repeatable) {
-  Job job = {team->thread, team->threads, team->shares, count, repeatable, .start = seconds_now()};
-  team->shares += job_bytes(count, team->threads);
+  int threads = team->threads;
+  Job job = {.thread = team->thread, .threads = threads, .shares = team->shares, .repeatable = repeatable};
+  job.share_bytes = share_bytes(count, threads);
+  job.each = count / threads, job.rest = count % threads;
+  job.start = seconds_now();
+  team->shares += threads * job.share_bytes;
   return job;
 }
 
-/* Take one of `count` tasks, from the front or the back: its number in the share, or -1 if none is left. */
+/* The share that thread `owner` begins with, its first task, and how many it holds. */
+static Share *share_of(const Job *job, int owner, int *first, int *count) {
+  *first = owner * job->each + (owner < job->rest ? owner : job->rest);
+  *count = job->each + (owner < job->rest);
+  return (Share *)(job->shares + owner * job->share_bytes);
+}
+
+/* The thread that is `distance` after this one. */
+static int thread_after(const Job *job, int distance) {
+  int thread = job->thread + distance;
+  return thread < job->threads ? thread : thread - job->threads;
+}
+
+/* Take one of a share's `count` tasks, from the front or the back: its number in the share, or -1. */
 static int take_task(Share *share, int count, int from_back) {
   const uint64_t one = from_back ? 1ull << 32 : 1;
   uint64_t taken = atomic_load_explicit(&share->taken, memory_order_relaxed);
@@ -95,38 +110,47 @@ static void pause_briefly(void) {
 #endif
 }
 
-/* Wait until the task with this state is done. Return 0 then, or 1 if this thread is to do it again. */
-static int await_task(const Job *job, _Atomic uint8_t *state) {
-  if (atomic_load(state) == DONE) return 0;
-  double now = seconds_now(), patience = 2 * (now - job->start) / (job->taken ? job->taken : 1);
-  double deadline = now + (patience > FEWEST_SECONDS ? patience : FEWEST_SECONDS);
-  while (atomic_load(state) != DONE) {
-    for (int i = 0; i < 16; i++) pause_briefly();
-    if (seconds_now() < deadline) continue;
-    uint8_t expected = TAKEN_ONCE;
-    if (job->repeatable && atomic_compare_exchange_strong(state, &expected, TAKEN_AGAIN)) return 1;
-    sched_yield(); /* the thread that this one waits for may need its core */
+/* Find a task that is not done, from this thread's share on; if `again`, one that this thread may do again,
+   and take it. Return -1 if there is none. */
+static int find_task(Job *job, int again) {
+  for (int i = 0, first, count; i < job->threads; i++) {
+    Share *share = share_of(job, thread_after(job, i), &first, &count);
+    for (int task = 0; task < count; task++) {
+      job->state = share->states + task;
+      uint8_t state = atomic_load(job->state);
+      if (state == DONE) continue;
+      if (!again || (state == ONCE && atomic_compare_exchange_strong(job->state, &state, AGAIN)))
+        return first + task;
+    }
   }
-  return 0;
+  return -1;
+}
+
+/* When tasks of others take too long. */
+static double deadline_of(const Job *job) {
+  double now = seconds_now();
+  double patience = job->taken ? 2 * (now - job->start) / job->taken : PATIENCE_WITHOUT_TASKS;
+  return now + (job->repeatable && patience > LEAST_PATIENCE ? patience : LEAST_PATIENCE);
 }
 
 /* Return the next task for this thread; -1 when all tasks of the job are done. */
 static int next_task(Job *job) {
-  for (; job->victim < job->threads; job->victim++) {
-    int owner = (job->thread + job->victim) % job->threads, first = first_task(job, owner);
-    Share *share = share_of(job, owner);
-    int task = take_task(share, first_task(job, owner + 1) - first, job->victim > 0);
+  for (int first, count; job->victim < job->threads; job->victim++) {
+    Share *share = share_of(job, thread_after(job, job->victim), &first, &count);
+    int task = take_task(share, count, job->victim > 0);
     if (task < 0) continue;
     job->taken++;
     job->state = share->states + task;
     return first + task;
   }
-  for (int owner = 0; owner < job->threads; owner++) {
-    int first = first_task(job, owner), count = first_task(job, owner + 1) - first;
-    for (int task = 0; task < count; task++) {
-      job->state = share_of(job, owner)->states + task;
-      if (await_task(job, job->state)) return first + task;
+  while (find_task(job, 0) >= 0) {
+    if (!job->deadline) job->deadline = deadline_of(job);
+    if (seconds_now() > job->deadline) {
+      int task = job->repeatable ? find_task(job, 1) : -1;
+      if (task >= 0) return task;
+      sched_yield(); /* the thread that this one waits for may need its core */
     }
+    pause_briefly();
   }
   return -1;
 }

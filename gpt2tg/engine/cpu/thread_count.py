@@ -21,9 +21,10 @@ MISSING = 0.3
 # Forward passes are judged together until they have taken this long, in seconds; two such windows in a row decide.
 WINDOW, WINDOWS = 0.02, 2
 
-# Only forward passes of so few tokens are judged, and use fewer threads, and only if they take less than so many
-# seconds: as measured with gpt2's shape and smaller ones, beside a busy program on one of two cores.
-FEW_TOKENS, SHORT = 16, 0.012
+# Only forward passes that take less than so many seconds use fewer threads, as measured with gpt2's shape and smaller
+# ones beside a busy program on one of two cores. A small model like gpt2-tiny reads so many tokens in that time; longer
+# passes, such as those of prompts, are not judged.
+SHORT_SECONDS, MOST_TOKENS = 0.012, 16
 
 # After so many seconds with fewer threads, the next window has one more again. Doubled each time this was in vain.
 FIRST_PATIENCE, MOST_PATIENCE = 0.25, 4.0
@@ -44,13 +45,13 @@ class ThreadCount:
         self._slow_windows = 0
         self._wall = self._missing = 0.0  # of the current window, in seconds
         self._passes = 0
-        # With this policy, waiting threads sleep, and their processor time tells nothing.
+        # With this policy, threads sleep between forward passes: their processor time tells less.
         self._is_on = os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive"
 
     @contextmanager
     def measured(self, tokens: int) -> Iterator[int]:
         """Measure the forward pass in the block, which reads so many tokens. Yields how many threads it is to use."""
-        if not self._is_on or tokens > FEW_TOKENS:
+        if not self._is_on or tokens > MOST_TOKENS:
             yield self._most()
             return
         threads = max(1, self._most() - self._left_out)
@@ -69,18 +70,24 @@ class ThreadCount:
         self._passes += 1
         if self._wall < WINDOW:
             return
-        is_short = self._wall < SHORT * self._passes
-        is_slow = is_short and threads > 1 and self._missing > MISSING * self._wall
+        is_long = self._wall >= SHORT_SECONDS * self._passes
+        is_slow = threads > 1 and self._missing > MISSING * self._wall
         self._wall = self._missing = 0.0
         self._passes = 0
         now = time.perf_counter()
-        if is_slow:
+        if is_long:
+            self._left_out = self._slow_windows = 0
+        elif is_slow:
             self._slow_windows += 1
             if self._slow_windows >= WINDOWS:
                 self._left_out += 1
                 self._reduced_at = now
-            return
-        self._slow_windows = 0
+        else:
+            self._slow_windows = 0
+            self._try_one_more(now)
+
+    def _try_one_more(self, now: float) -> None:
+        """Use a thread more if fewer have been used for long enough."""
         if not self._left_out:
             self._patience = FIRST_PATIENCE
         elif now - self._reduced_at >= self._patience:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from gpt2tg.engine.cpu import thread_count
-from gpt2tg.engine.cpu.thread_count import FIRST_PATIENCE, MOST_PATIENCE, ThreadCount
+from gpt2tg.engine.cpu.thread_count import FIRST_PATIENCE, MOST_PATIENCE, MOST_TOKENS, SHORT_SECONDS, ThreadCount
 
 
 class Machine:
@@ -29,6 +29,9 @@ class Machine:
             self._wall += seconds
             self._cpu += seconds * (threads - 0.5 * shared)
         return threads
+
+    def pause(self, seconds: float) -> None:
+        self._wall += seconds
 
     def run(self, seconds: float, of_each: float = 0.005) -> list[int]:
         return [self.forward(of_each) for _ in range(round(seconds / of_each))]
@@ -72,7 +75,7 @@ def test_prompt_uses_all_threads(machine: Machine) -> None:
     """It is a single forward pass, and a long one: others do the work of a thread whose core is taken."""
     machine.busy = 1
     assert machine.run(1)[-1] == 1
-    assert machine.forward(tokens=400) == 2
+    assert machine.forward(tokens=MOST_TOKENS + 1) == 2
     assert machine.forward() == 1
 
 
@@ -86,8 +89,18 @@ def test_one_delay_changes_nothing(machine: Machine) -> None:
 
 def test_long_forward_passes_use_all_threads(machine: Machine) -> None:
     machine.busy = 1
-    assert set(machine.run(5, of_each=0.02)) == {2}
+    assert set(machine.run(5, of_each=1.1 * SHORT_SECONDS)) == {2}
     assert set(machine.run(5, of_each=1.0)) == {2}
+    assert machine.run(1, of_each=0.9 * SHORT_SECONDS)[-1] == 1
+    assert machine.run(0.1, of_each=1.1 * SHORT_SECONDS)[-1] == 2  # at once, whatever was learned
+
+
+def test_core_that_became_free_in_a_pause_is_used_soon(machine: Machine) -> None:
+    machine.busy = 1
+    assert machine.run(20)[-1] == 1
+    machine.busy = 0
+    machine.pause(MOST_PATIENCE)
+    assert machine.run(0.05)[-1] == 2
 
 
 def test_threads_are_left_out_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
