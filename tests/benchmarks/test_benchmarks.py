@@ -269,10 +269,20 @@ def test_server_table_has_speed_and_memory() -> None:
     ]
     told = {"run": {"repeats": 3, "servers": ["gpt2tg", "other"]}, "machine": MACHINE, "results": rows}
     text = chart.serve_table({**told, "memory": {"gpt2tg": points}})
+    assert "computed at most" not in text
+    assert "at most 30% of a core" in chart.machine_line({**told, "most_computed_by_others": 0.3})
     assert "| 1 | 1,234 | 0.013 s | not measured | not measured |" in text
     assert "| 4 | 2,000 | 0.500 s | 100 | 2.000 s |" in text
     assert "gpt2tg had 300 MB after 16 requests, 305 MB after 5,000" in text
     assert "309 MB after 9,000, 9 minutes later" in text
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_bf16_is_left_out_where_it_would_be_fp32(monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool) -> None:
+    monkeypatch.setattr(rivals.machine, "has_bfloat16", lambda: has_bfloat16)
+    monkeypatch.setattr(rivals, "find_spec", lambda _: True)
+    assert (rivals.missing("openvino-bf16") is None) is has_bfloat16
+    assert rivals.missing("openvino-fp32") is None
 
 
 def test_interrupted_run_goes_on_and_another_run_is_refused(tmp_path: Path) -> None:
@@ -402,16 +412,25 @@ def test_repeated_sentences_are_found(text: str, repeats: bool) -> None:
 
 
 @pytest.fixture
-def training(model_dir: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict]:
-    """Run one of the two trainers of train.py for a few steps."""
+def training(model_dir: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict]:
+    """Run one of the trainers of train.py for a few steps."""
     monkeypatch.setattr(train.machine, "cores", lambda: 1)
     settings = dict(model=str(model_dir), train_file=str(text_file), block_size=32, batch_size=1, steps=8)
     settings |= dict(bf16=False, fp16=False, gradient_checkpointing=False, compile="off", dropout=0.0, logging_steps=1)
-    return lambda name: train.run(Namespace(only=name, **settings))
+    return lambda name, **given: train.run(Namespace(only=name, **settings | given))
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory'")  # what the plain Trainer says at its defaults
-def test_both_trainers_reach_the_same_loss(training: Callable[[str], dict]) -> None:
+def test_mixed_precision_is_compared_with_fp32_too(training: Callable[..., dict]) -> None:
+    assert train.rivals(Namespace(bf16=True, fp16=False)) == ["gpt2tg", "plain Trainer", "plain Trainer fp32"]
+    assert train.rivals(Namespace(bf16=False, fp16=False)) == ["gpt2tg", "plain Trainer"]
+    rounded, exact = (training(name, bf16=True)["losses"] for name in ("plain Trainer", "plain Trainer fp32"))
+    assert exact == training("plain Trainer")["losses"]
+    assert 0 < train.largest_difference(rounded, exact) < 0.1
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory'")
+def test_both_trainers_reach_the_same_loss(training: Callable[..., dict]) -> None:
     ours, plain = training("gpt2tg"), training("plain Trainer")
     assert len(ours["losses"]) == 8
     assert ours["losses"] == pytest.approx(plain["losses"], abs=1e-3)
