@@ -20,7 +20,7 @@ typedef struct {
   const int32_t *cache_rows; /* (length + count - 1) */
   int length, head_size;
   float scale;
-  float *scores; /* scratch space: (count, score_stride), score_stride at least length + count + LANES */
+  float *scores; /* scratch space: (count, score_stride), score_stride at least length + count - 1 + LANES */
   int score_stride;
   float *output; /* (count, output_stride), of which D numbers are written */
   int output_stride;

@@ -41,8 +41,8 @@ class ThreadCount:
         self._most = most
         self._left_out = 0  # threads that are not used
         self._patience = FIRST_PATIENCE
-        self._reduced_at = 0.0
-        self._slow_windows = 0
+        self._reduced_at = self._hold_until = 0.0
+        self._slow_windows = self._long_windows = 0
         self._wall = self._missing = 0.0  # of the current window, in seconds
         self._passes = 0
         # With this policy, threads sleep between forward passes: their processor time tells less.
@@ -75,11 +75,15 @@ class ThreadCount:
         self._wall = self._missing = 0.0
         self._passes = 0
         now = time.perf_counter()
+        self._long_windows = self._long_windows + 1 if is_long else 0
         if is_long:
-            self._left_out = self._slow_windows = 0
+            self._slow_windows = 0
+            if self._left_out and self._long_windows >= WINDOWS:
+                self._left_out, self._patience = 0, FIRST_PATIENCE
+                self._hold_until = now + MOST_PATIENCE  # fewer threads may have made them long
         elif is_slow:
             self._slow_windows += 1
-            if self._slow_windows >= WINDOWS:
+            if self._slow_windows >= WINDOWS and now >= self._hold_until:
                 self._left_out += 1
                 self._reduced_at = now
         else:

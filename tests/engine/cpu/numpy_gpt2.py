@@ -208,7 +208,12 @@ class KernelGPT2:
         )
         self._precision = "fp32" if precision == "fp32" else "fp16"
         numbers = (shape.depth, 2, rows, shape.width * self.capacity)
-        self._cache = np.full(numbers, np.nan, DTYPES[self._precision])  # what is read before it is written shows
+        self._cache = np.empty(numbers, DTYPES[self._precision])
+        self.forget()
+
+    def forget(self) -> None:
+        """Empty the KV cache: what is read before it is written shows."""
+        self._cache.fill(np.nan)
 
     def _layer(self, number: int, packed: Mapping[str, Packed]) -> kernels.Layer:
         (one, one_bias), (two, two_bias) = self._weights.norms[2 * number : 2 * number + 2]

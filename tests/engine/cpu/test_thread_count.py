@@ -21,10 +21,13 @@ class Machine:
         monkeypatch.setattr(thread_count, "time", clock)
         self.threads = ThreadCount(lambda: cores)
         self._cores = cores
+        self.slower_alone = 1.0
+        """How much longer a forward pass takes with one thread."""
 
     def forward(self, seconds: float = 0.005, tokens: int = 1) -> int:
         """Run a forward pass: a thread that shares its core gets half of it. Return the number of threads."""
         with self.threads.measured(tokens) as threads:
+            seconds *= self.slower_alone if threads == 1 else 1
             shared = max(0, threads - (self._cores - self.busy))
             self._wall += seconds
             self._cpu += seconds * (threads - 0.5 * shared)
@@ -82,9 +85,22 @@ def test_prompt_uses_all_threads(machine: Machine) -> None:
 def test_one_delay_changes_nothing(machine: Machine) -> None:
     machine.run(1)
     machine.busy = 1
-    machine.forward(0.03)
+    machine.run(0.02)
     machine.busy = 0
     assert set(machine.run(5)) == {2}
+
+
+def test_one_long_delay_gives_no_core_back(machine: Machine) -> None:
+    machine.busy = 1
+    assert machine.run(10)[-1] == 1
+    machine.forward(0.05)
+    assert machine.run(0.1).count(2) <= 1
+
+
+def test_passes_that_fewer_threads_make_long_use_all(machine: Machine) -> None:
+    machine.busy, machine.slower_alone = 1, 1.3
+    counts = machine.run(60, of_each=0.9 * SHORT_SECONDS)
+    assert counts.count(1) < 0.02 * len(counts)
 
 
 def test_long_forward_passes_use_all_threads(machine: Machine) -> None:
