@@ -223,6 +223,18 @@ def test_a_space_typed_at_the_end_is_left_to_the_model(page: Page, server: Serve
     until(lambda: page.words == f"{OPENING} ")
 
 
+def test_saving_does_not_take_growing_words_for_typed_ones(page: Page) -> None:
+    """The pause after the last key ends while the model writes, and the paper is behind what arrived."""
+    page.open(max_new_tokens=450)
+    page.run("window.requestAnimationFrame = action => setTimeout(action, 400)")
+    page.type(OPENING)
+    written = page.press_continue()
+    assert [(node["kind"], node["text"]) for node in page.tree()["nodes"]] == [
+        ("typed", OPENING),
+        ("generated", written),
+    ]
+
+
 def test_stop_keeps_what_was_written(page: Page) -> None:
     page.open(OPENING, max_new_tokens=450)
     page.part("continue").click()

@@ -48,9 +48,15 @@ class Desk extends EventTarget {
     return shownText(this.nodes, this.current);
   }
 
+  /** Whether the model's words grow on the paper. They appear there a frame after they have arrived. */
+  get isGrowing() {
+    const job = this.writing;
+    return job !== null && job.ids.length > 0 && job.count === 1 && !job.isAbandoned;
+  }
+
   /** Whether the words on the paper are those of the current node, also at the server. */
   get isSaved() {
-    return !this.isStale && this.value === this.shown;
+    return !this.isStale && (this.value === this.shown || this.isGrowing);
   }
 
   /** The settings of the text: those that differ from the defaults. */

@@ -101,9 +101,8 @@ function grow(job, event) {
 
 /** Show what arrived. A fast model sends more pieces than there are frames. */
 const showGrowth = onceAFrame(() => {
-  const job = desk.writing;
-  if (!job) return;
-  const isOnPaper = job.count === 1 && !job.isAbandoned;
+  if (!desk.writing) return;
+  const isOnPaper = desk.isGrowing;
   if (isOnPaper) desk.value = desk.shown;
   desk.tell("growing");
   if (isOnPaper) followEnd();
