@@ -20,10 +20,7 @@ from gpt2tg.engine.cpu import kernels
 # padding is on the right, where no real token attends to it, and other masks come with the batch.
 ATTENTION = "gpt2tg"
 
-# The score of a token that is masked out.
-MASKED_SCORE = torch.finfo(torch.float32).min
-
-# Queries that attention in bf16 takes at a time.
+# Queries that attention takes at a time.
 QUERY_CHUNK = 128
 
 # Elements of a bf16 tensor that the GELU converts to fp32 at a time: few enough to stay in the cache.
@@ -144,81 +141,94 @@ def attention(
     scaling: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Compute attention by torch's fused kernel, or step by step where that is slow: with dropout on a CPU.
+    """Compute attention by torch's fused kernel, or step by step where that is slow: in training on a CPU with dropout
+    or in bf16.
 
     Args:
         query, key, value: (B, H, T, D)
-        attention_mask: (B or 1, 1, T, T) bool, True where a token is attended to; None for plain causal attention.
+        attention_mask: (B or 1, 1, T, T) bool, True where a token is attended to, at most itself and those before it;
+            None for all of these.
         scaling: of the scores; None is 1 / sqrt(D).
 
     Returns:
         (B, T, H, D), and None in place of the attention weights.
     """
-    is_eager = _is_eager_on_cpu(query)
-    if is_eager and not dropout and attention_mask is None and query.dtype == torch.bfloat16 and query.requires_grad:
-        return _attention_in_bf16(query, key, value, scaling), None
-    if not dropout or not is_eager:
+    in_bf16 = query.dtype == torch.bfloat16 and query.requires_grad
+    if not _is_eager_on_cpu(query) or not (dropout or in_bf16):
         output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
         return output, None
-    dtype, shape = query.dtype, query.shape
-    scale = shape[-1] ** -0.5 if scaling is None else scaling
-    with torch.autocast("cpu", enabled=False):
-        query, key, value = (x.float().reshape(-1, *x.shape[2:]) for x in (query, key, value))  # (B·H, T, D)
-        if attention_mask is None:
-            scores = torch.baddbmm(_causal_bias(shape[2]), query, key.transpose(1, 2), alpha=scale)  # (B·H, T, T)
-        else:
-            scores = torch.bmm(query * scale, key.transpose(1, 2))
-            scores.view(*shape[:2], *scores.shape[1:]).masked_fill_(~attention_mask, MASKED_SCORE)
-        weights = dropped(scores.softmax(dim=-1), dropout)
-        return (weights @ value).view(shape).transpose(1, 2).to(dtype), None
-
-
-def _attention_in_bf16(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-    """Compute causal attention in bf16; (B, H, T, D) each, returns (B, T, H, D)."""
     shape = query.shape
     scale = shape[-1] ** -0.5 if scaling is None else scaling
+    hidden = None if attention_mask is None else ~attention_mask.expand(shape[0], -1, -1, -1)
     flat = (x.reshape(-1, *shape[2:]) for x in (query, key, value))
     with torch.autocast("cpu", enabled=False):
-        output: Tensor = CausalAttention.apply(*flat, scale)  # type: ignore[no-untyped-call]  # not annotated
-    return output.view(shape).transpose(1, 2)
+        output = CausalAttention.apply(*flat, hidden, scale, dropout)  # type: ignore[no-untyped-call]  # not annotated
+    return output.view(shape).transpose(1, 2), None
 
 
 class CausalAttention(torch.autograd.Function):
-    """Causal attention as matrix products. In bf16 on a CPU, the backward pass of torch's fused kernel is slow.
+    """Causal attention as matrix products. On a CPU, torch's fused kernel has no dropout, and a slow backward pass in
+    bf16.
 
-    Queries are taken in chunks, each with the keys up to its last query. The weights of each chunk are saved.
+    Queries are taken in chunks, each with the keys up to its last query. The weights of each chunk are saved, and with
+    dropout also what it leaves of them.
     """
 
     @staticmethod
-    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """query, key, value: (B·H, T, D), which the result has too."""
+    def forward(
+        context: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        hidden: Tensor | None,
+        scale: float,
+        dropout: float,
+    ) -> Tensor:
+        """query, key, value: (B·H, T, D), which the result has too. hidden: (B, 1, T, T), True where masked out."""
         output, saved = torch.empty_like(query), []
         for first, end in _chunks(query.shape[1]):
             bias = _chunk_bias(first, end, query.dtype)
-            keys = key[:, :end].transpose(1, 2)
-            weights = torch.baddbmm(bias, query[:, first:end], keys, alpha=scale).softmax(dim=-1)
-            output[:, first:end] = weights @ value[:, :end]
-            saved.append(weights)
+            scores = torch.baddbmm(bias, query[:, first:end], key[:, :end].transpose(1, 2), alpha=scale)
+            if hidden is not None:
+                by_head = scores.view(len(hidden), -1, *scores.shape[1:])
+                by_head.masked_fill_(hidden[..., first:end, :end], torch.finfo(scores.dtype).min)
+            weights = scores.softmax(dim=-1)
+            left = dropped(weights, dropout) if dropout else weights
+            output[:, first:end] = left @ value[:, :end]
+            saved += [weights, left]
         context.save_for_backward(query, key, value, *saved)
-        context.scale = scale
+        context.scale, context.dropout = scale, dropout
         return output
 
     @staticmethod
     @once_differentiable
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """gradient: (B·H, T, D)"""
         query, key, value, *saved = context.saved_tensors
         of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for (first, end), weights in zip(_chunks(query.shape[1]), saved, strict=True):
+        for (first, end), weights, left in zip(_chunks(query.shape[1]), saved[::2], saved[1::2], strict=True):
             part = gradient[:, first:end]
-            of_value[:, :end] += weights.transpose(1, 2) @ part
-            of_weights = part @ value[:, :end].transpose(1, 2)
-            of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+            of_value[:, :end] += left.transpose(1, 2) @ part
+            of_left = part @ value[:, :end].transpose(1, 2)
+            of_scores = _score_gradient(of_left, weights, left if context.dropout else None)
             of_query[:, first:end] = (of_scores @ key[:, :end]).mul_(context.scale)
             of_key[:, :end] += (of_scores.transpose(1, 2) @ query[:, first:end]).mul_(context.scale)
-        return of_query, of_key, of_value, None
+        return of_query, of_key, of_value, None, None, None
+
+
+def _score_gradient(gradient: Tensor, weights: Tensor, left: Tensor | None) -> Tensor:
+    """Return the gradient of the scores, (B·H, Q, K), which all have.
+
+    Args:
+        gradient: of the weights; with dropout, of those that it left. Changed in place.
+        left: the weights after dropout; None without it.
+    """
+    if left is None:
+        return torch._softmax_backward_data(gradient, weights, -1, weights.dtype)
+    product = gradient.mul_(left)
+    return product.addcmul_(weights, product.sum(dim=-1, keepdim=True), value=-1)
 
 
 def _chunks(length: int) -> list[tuple[int, int]]:
@@ -235,12 +245,6 @@ def mean_keys(length: int) -> int:
 def _chunk_bias(first: int, end: int, dtype: torch.dtype) -> Tensor:
     """(end - first, end), added to the scores of a chunk: -inf for keys after the query."""
     return torch.full((end - first, end), -math.inf, dtype=dtype).triu_(diagonal=1 + first)
-
-
-@functools.lru_cache(maxsize=4)
-def _causal_bias(length: int) -> Tensor:
-    """(1, T, T), added to scores: 0 up to the diagonal, and a very low score for later tokens."""
-    return torch.full((1, length, length), MASKED_SCORE).triu_(diagonal=1)
 
 
 AttentionInterface.register(ATTENTION, attention)

@@ -159,11 +159,15 @@ def _layer_bytes(shape: ModelShape, options: TrainingOptions, half: bool, fused_
     saved = 20 * width + 4 * inner if half else 32 * width + 8 * inner
     saved += 4 * heads + 16  # one number per head, and two per layer norm
     saved += (HALF if half else FP32) * _adapter_outputs(shape, options)
-    if options.dropout == 0:
-        return saved if fused_attention else saved - 4 * heads + HALF * heads * mean_keys(options.block_size)
+    number = HALF if half else FP32
+    if options.dropout and fused_attention:
+        saved += 2 * width  # dropout masks, one byte per element
+    elif options.dropout:
+        saved += 2 * number * width  # dropout masks, a number per element
     if fused_attention:
-        return saved + 2 * width  # dropout masks, one byte per element
-    return saved + (10 if half else 12) * width + 12 * heads * options.block_size
+        return saved
+    # In place of the number per head, the weights, and with dropout also what it leaves of them.
+    return saved - 4 * heads + (2 if options.dropout else 1) * number * heads * mean_keys(options.block_size)
 
 
 def _adapter_outputs(shape: ModelShape, options: TrainingOptions) -> int:

@@ -175,23 +175,59 @@ def test_attention_without_dropping_matches_torch(
         torch.testing.assert_close(mine, theirs, **near)
 
 
+@pytest.mark.parametrize("mask", [None, documents_apart(9)], ids=["causal", "two texts"])
+@pytest.mark.parametrize("dropout", [0.1, 0.5])
+def test_gradients_of_attention_with_dropout_are_its_slopes(
+    monkeypatch: pytest.MonkeyPatch, mask: Tensor | None, dropout: float
+) -> None:
+    """Against finite differences in fp64, with several chunks of queries; the same weights are dropped in each call."""
+    monkeypatch.setattr(cpu_speedups, "QUERY_CHUNK", 4)
+    torch.manual_seed(1)
+    inputs = [torch.randn(2, 2, 9, 3, dtype=torch.float64).requires_grad_() for _ in range(3)]
+
+    def output(*inputs: Tensor) -> Tensor:
+        torch.manual_seed(2)
+        return attention(torch.nn.Module(), *inputs, mask, dropout=dropout)[0]
+
+    assert torch.autograd.gradcheck(output, inputs)
+
+
+def test_attention_drops_whole_weights() -> None:
+    """With values that are the unit vectors, the output holds the weights: those of softmax, scaled up, or zero."""
+    torch.manual_seed(1)
+    query, key = torch.randn(2, 1, 1, 40, 40)
+    value = torch.eye(40)[None, None]
+    found = attention(torch.nn.Module(), query, key, value, None, dropout=0.25)[0][0, :, 0]
+    weights = F.scaled_dot_product_attention(query, key, value, is_causal=True)[0, 0]
+    seen = torch.ones(40, 40, dtype=torch.bool).tril()
+    kept = found != 0
+    torch.testing.assert_close(found[kept], weights[kept] / 0.75, rtol=1e-4, atol=1e-6)
+    assert not kept[~seen].any()
+    assert kept[seen].double().mean() == pytest.approx(0.75, abs=0.08)
+
+
 @pytest.mark.parametrize("length", [1, 4, 9, 12])
-def test_causal_attention_in_bf16_is_as_exact_as_torch(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+@pytest.mark.parametrize("apart", [False, True], ids=["causal", "two texts"])
+def test_causal_attention_in_bf16_is_as_exact_as_torch(
+    monkeypatch: pytest.MonkeyPatch, length: int, apart: bool
+) -> None:
     """For lengths that do and do not fill the chunks of queries, against fp64: errors of the size of torch's own."""
     monkeypatch.setattr(cpu_speedups, "QUERY_CHUNK", 4)
     torch.manual_seed(1)
     query, key, value = (torch.randn(2, 3, length, 16).bfloat16().requires_grad_() for _ in range(3))
     gradient = torch.randn(2, length, 3, 16).bfloat16()
+    mask = documents_apart(length)
 
     def with_gradients(output: Tensor, *inputs: Tensor) -> list[Tensor]:
         return [output, *torch.autograd.grad(output, inputs, gradient.to(output.dtype))]
 
     module = torch.nn.Module()
-    found = with_gradients(attention(module, query, key, value, None)[0], query, key, value)
+    found = with_gradients(attention(module, query, key, value, mask if apart else None)[0], query, key, value)
     assert isinstance(found[0].grad_fn.next_functions[0][0].next_functions[0][0], CausalAttention._backward_cls)
     exact = [x.detach().double().requires_grad_() for x in (query, key, value)]
-    expected = with_gradients(F.scaled_dot_product_attention(*exact, is_causal=True).transpose(1, 2), *exact)
-    plain = F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
+    seen = {"attn_mask": mask} if apart else {"is_causal": True}
+    expected = with_gradients(F.scaled_dot_product_attention(*exact, **seen).transpose(1, 2), *exact)
+    plain = F.scaled_dot_product_attention(query, key, value, **seen).transpose(1, 2)
     for mine, torchs, true in zip(found, with_gradients(plain, query, key, value), expected, strict=True):
         error, usual = ((x.double() - true).norm() for x in (mine, torchs))
         assert error <= 2 * usual + 2**-8 * true.norm()
