@@ -207,14 +207,16 @@ class CausalAttention(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """gradient: (B·H, T, D)"""
         query, key, value, *saved = context.saved_tensors
-        of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for (first, end), weights, left in zip(_chunks(query.shape[1]), saved[::2], saved[1::2], strict=True):
-            part = gradient[:, first:end]
-            of_value[:, :end] += left.transpose(1, 2) @ part
+        of_query, of_key, of_value = (torch.empty_like(x) for x in (query, key, value))
+        chunks = [*zip(_chunks(query.shape[1]), saved[::2], saved[1::2], strict=True)]
+        # From the last chunk on: its keys are all keys, so that the others are added to numbers that are there.
+        for (first, end), weights, left in reversed(chunks):
+            part, adds = gradient[:, first:end], end < query.shape[1]
+            of_value[:, :end].baddbmm_(left.transpose(1, 2), part, beta=adds)
             of_left = part @ value[:, :end].transpose(1, 2)
             of_scores = _score_gradient(of_left, weights, left if context.dropout else None)
-            of_query[:, first:end] = (of_scores @ key[:, :end]).mul_(context.scale)
-            of_key[:, :end] += (of_scores.transpose(1, 2) @ query[:, first:end]).mul_(context.scale)
+            of_query[:, first:end].baddbmm_(of_scores, key[:, :end], beta=0, alpha=context.scale)
+            of_key[:, :end].baddbmm_(of_scores.transpose(1, 2), query[:, first:end], beta=adds, alpha=context.scale)
         return of_query, of_key, of_value, None, None, None
 
 
