@@ -150,7 +150,7 @@ static void multiply_integers(const Matrix *a, int panel, int T, const Tile *x, 
   const char *weights = (const char *)a->panels + (int64_t)panel * groups * group_bytes;
   for (int start = 0; start < groups; start += BLOCK_GROUPS, weights += BLOCK_GROUPS * group_bytes) {
     int count = groups - start < BLOCK_GROUPS ? groups - start : BLOCK_GROUPS;
-    const char *ahead = weights + (passes == 1 ? PREFETCH_BYTES : count * group_bytes);
+    const char *ahead = weights + (passes == 1 ? PREFETCH_BYTES(T) : count * group_bytes);
     for (int t = 0, tokens; t < T; t += tokens, ahead += count * prefetch) {
       tokens = token_step(T - t);
       const Tile *tiles = x + (int64_t)(t / TILE_TOKENS) * groups + start;

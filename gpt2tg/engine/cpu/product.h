@@ -31,7 +31,7 @@ typedef struct {
 ALWAYS_INLINE void multiply_constant(int precision, int T, Block b) {
   vector_register sums[REGISTER_TOKENS][PANEL_REGISTERS];
   const char *weights = b.weights;
-  const int row = PANEL * BYTES[precision], step = b.prefetch ? PREFETCH_INPUTS(precision) : b.inputs;
+  const int row = PANEL * BYTES[precision], step = b.prefetch ? PREFETCH_INPUTS(precision, T) : b.inputs;
   UNROLLED (t, T)
     UNROLLED (j, PANEL_REGISTERS) sums[t][j] = *(vector *)(b.sums + t * PANEL + j * LANES);
   for (int start = 0; start < b.inputs; start += step) {
@@ -71,7 +71,7 @@ ALWAYS_INLINE void multiply(int precision, int tokens, Block b) {
 static void multiply_few(const Matrix *a, int panel, int T, const float *x, float *sums) {
   int K = a->inputs;
   const char *weights = (const char *)a->panels + (int64_t)panel * K * PANEL * BYTES[a->precision];
-  int prefetch = PREFETCH_BYTES;
+  int prefetch = PREFETCH_BYTES(T);
   for (int t = 0; t < T; t += REGISTER_TOKENS) {
     int tokens = T - t < REGISTER_TOKENS ? T - t : REGISTER_TOKENS;
     Block block = {x + t * K, K, 1, K, weights, prefetch, sums + t * PANEL};

@@ -28,15 +28,20 @@
 #define KEY_REGISTERS 2
 #endif
 
-/* Prefetching of weights: how far ahead, by how many inputs at a time, and whether those that are read once
-   pass by the second-level cache. As measured on Intel with AVX-512, and on AMD without; not on Arm. */
+/* Prefetching of weights for T tokens: how far ahead, by how many inputs at a time, and whether those that
+   are read once pass by the second-level cache. As measured on Intel with AVX-512, and on AMD with and
+   without it; not on Arm. */
 #if defined(__AVX2__) && !defined(__AVX512F__)
-#define PREFETCH_BYTES 1024
-#define PREFETCH_INPUTS(precision) ((precision) == FP32 ? 2 : 16)
+#define PREFETCH_BYTES(T) 1024
+#define PREFETCH_INPUTS(precision, T) ((precision) == FP32 ? 2 : 16)
+#define PREFETCH_PAST_CACHE 1
+#elif defined(__znver3__) || defined(__znver4__) || defined(__znver5__) /* gcc 12 takes Zen 4 for Zen 3 */
+#define PREFETCH_BYTES(T) ((T) == 1 ? 4096 : 8192)
+#define PREFETCH_INPUTS(precision, T) ((T) == 1 ? 4 : 16)
 #define PREFETCH_PAST_CACHE 1
 #else
-#define PREFETCH_BYTES 8192
-#define PREFETCH_INPUTS(precision) 16
+#define PREFETCH_BYTES(T) 8192
+#define PREFETCH_INPUTS(precision, T) 16
 #define PREFETCH_PAST_CACHE 0
 #endif
 
