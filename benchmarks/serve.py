@@ -1,15 +1,19 @@
 """Measure servers with OpenAI's completions API under load: tokens per second, and the time to the first token.
 
-    python text_generation_demo.py --model_name gpt2-tiny --serve --port 8001
-    python -m llama_cpp.server --model model-F32.gguf --n_ctx 512 --n_threads 2 --port 8002    # from --export gguf
-    python benchmarks/serve.py gpt2tg=http://127.0.0.1:8001 llama-cpp-python=http://127.0.0.1:8002
+    python text_generation_demo.py --model_name gpt2-tiny --precision fp16 --serve --port 8001
+    python -m llama_cpp.server --model model-F16.gguf --n_ctx 512 --n_threads 2 --interrupt_requests false --port 8002
+    llama-server -m model-F16.gguf -c 8192 -np 16 -t 2 --port 8003
+    python benchmarks/serve.py gpt2tg=http://127.0.0.1:8001 llama-cpp-python=http://127.0.0.1:8002 \\
+        llama-server=http://127.0.0.1:8003
     python benchmarks/serve.py gpt2tg=http://127.0.0.1:8001 --long 20000       # memory over so many requests
 
-So many clients each send one request after the other, and read the answer as a stream. The servers take turns, and a
-figure is the median of several turns. All get the same bodies: greedy, without the end-of-text token, prompts of
-different lengths from a text. The load generator speaks HTTP itself, since it shares the processor with the servers.
-The table goes to stderr, and the results to a file. A long run measures memory instead: the resident memory of the
-servers of this machine with their child processes, and is added to the results that the file holds.
+The models are those of `finetune_gpt2.py --export gguf`; llama-server is built from the sources of llama.cpp, which are
+also in the source archive of llama-cpp-python. So many clients each send one request after the other, and read the
+answer as a stream. The servers take turns, and a figure is the median of several turns. All get the same bodies:
+greedy, without the end-of-text token, prompts of different lengths from a text. The load generator speaks HTTP itself,
+since it shares the processor with the servers. The table goes to stderr, and the results to a file. A long run measures
+memory instead: the resident memory of the servers of this machine with their child processes, and is added to the
+results that the file holds.
 """
 
 from __future__ import annotations
@@ -68,16 +72,15 @@ async def request(url: urllib.parse.SplitResult, content: bytes, turn: Turn) -> 
     reader, writer = await asyncio.open_connection(url.hostname, url.port)
     head = f"POST /v1/completions HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: {len(content)}\r\nConnection: close\r\n\r\n".encode() + content)
-    pieces, is_done = 0, False
+    pieces, is_whole = 0, False
     while line := await reader.readline():
-        if line.startswith(b"data: [DONE]"):
-            is_done = True
-        elif line.startswith(b"data: "):
+        if line.startswith(b"data: ") and b"[DONE]" not in line:
+            is_whole |= b'"length"' in line  # the finish reason: not cut off for another request
             if not pieces:
                 turn.first.append(time.perf_counter() - start)
             pieces += 1
     writer.close()
-    turn.failed += not is_done
+    turn.failed += not is_whole
     turn.whole.append(time.perf_counter() - start)
 
 

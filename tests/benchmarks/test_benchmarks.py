@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
-import socket
 import sys
 import time
 from argparse import Namespace
@@ -25,7 +23,6 @@ import results
 import rivals
 import roof
 import scaling
-import serve
 import startup
 import stories
 import torch
@@ -332,16 +329,6 @@ def test_first_token_is_timed_before_the_end() -> None:
     assert 3 < megabytes < 1000
     with pytest.raises(SystemExit, match="no such luck"):
         startup.measure([sys.executable, "-c", "raise SystemExit('no such luck')"])
-
-
-def test_memory_of_the_process_that_listens() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        process = serve.listening(port)
-    assert process.pid == os.getpid()
-    assert serve.resident_megabytes(process) > 10
-    with pytest.raises(SystemExit, match="no process of yours listens"):
-        serve.listening(port)
 
 
 def test_a_page_without_a_place_for_a_table_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

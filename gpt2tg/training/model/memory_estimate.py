@@ -61,8 +61,8 @@ def estimate_memory(
     """Estimate the memory of each process in a training step.
 
     Args:
-        fused_attention: whether attention avoids matrices of tokens by tokens. On a CPU it does only in fp32 without
-            dropout.
+        fused_attention: whether attention avoids matrices of tokens by tokens. Outside CUDA GPUs it does only in fp32
+            without dropout.
         processes: several keep buffers in which gradients are exchanged. The gradients are views of these buffers.
     """
     half = options.bf16 or options.fp16
@@ -72,7 +72,8 @@ def estimate_memory(
     # With gradient checkpointing, the forward pass casts the layers too, and frees them when the loss is computed.
     forward_casts = layers * casts if options.gradient_checkpointing else 0
     # Gradients in the backward pass of `CausalAttention`: of queries, keys, values, output and scores.
-    buffers = 0 if fused_attention else 6 * HALF * options.batch_size * options.block_size * shape.n_embd
+    number = HALF if half else FP32
+    buffers = 0 if fused_attention else 6 * number * options.batch_size * options.block_size * shape.n_embd
     embedding = 0 if _freezes_embedding(options) else FP32 * shape.vocab_size * shape.n_embd
     return MemoryEstimate(
         weights=_weight_bytes(shape, options, half) + (FP32 * trained if options.lora else 0),
@@ -159,15 +160,13 @@ def _layer_bytes(shape: ModelShape, options: TrainingOptions, half: bool, fused_
     saved = 20 * width + 4 * inner if half else 32 * width + 8 * inner
     saved += 4 * heads + 16  # one number per head, and two per layer norm
     saved += (HALF if half else FP32) * _adapter_outputs(shape, options)
-    number = HALF if half else FP32
-    if options.dropout and fused_attention:
-        saved += 2 * width  # dropout masks, one byte per element
-    elif options.dropout:
-        saved += 2 * number * width  # dropout masks, a number per element
+    has_dropout = options.dropout != 0  # None is the model's own, usually 0.1
     if fused_attention:
-        return saved
-    # In place of the number per head, the weights, and with dropout also what it leaves of them.
-    return saved - 4 * heads + (2 if options.dropout else 1) * number * heads * mean_keys(options.block_size)
+        return saved + 2 * width * has_dropout  # dropout masks, one byte per element
+    # In place of the number per head, the weights. With dropout also what it leaves of them, and masks of numbers.
+    weights = heads * mean_keys(options.block_size)
+    number = HALF if half else FP32
+    return saved - 4 * heads + number * (2 * weights + 2 * width if has_dropout else weights)
 
 
 def _adapter_outputs(shape: ModelShape, options: TrainingOptions) -> int:

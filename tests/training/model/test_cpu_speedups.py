@@ -192,6 +192,23 @@ def test_gradients_of_attention_with_dropout_are_its_slopes(
     assert torch.autograd.gradcheck(output, inputs)
 
 
+def test_gradients_of_attention_with_dropout_in_bf16_match_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of matrices so large that oneDNN multiplies them, in several chunks; the same weights are dropped in both."""
+    torch.manual_seed(1)
+    kept = torch.rand(300, 300) > 0.1
+    monkeypatch.setattr(
+        cpu_speedups, "dropped", lambda x, share: x * kept[-x.shape[1] :, : x.shape[2]].to(x.dtype) / (1 - share)
+    )
+    query, key, value, gradient = torch.randn(4, 2, 3, 300, 64).bfloat16()
+    found, expected = [], []
+    for results, kind in ((found, torch.bfloat16), (expected, torch.float64)):
+        inputs = [x.to(kind).requires_grad_() for x in (query, key, value)]
+        output = attention(torch.nn.Module(), *inputs, None, dropout=0.1)[0].transpose(1, 2)
+        results += [output, *torch.autograd.grad(output, inputs, gradient.to(kind))]
+    for mine, true in zip(found, expected, strict=True):
+        assert (mine.double() - true).norm() < 0.02 * true.norm()
+
+
 def test_attention_drops_whole_weights() -> None:
     """With values that are the unit vectors, the output holds the weights: those of softmax, scaled up, or zero."""
     torch.manual_seed(1)

@@ -112,6 +112,15 @@ def test_estimate_matches_the_measured_peak(settings: dict, rows: int, monkeypat
     assert found == pytest.approx(measured_peak(SMALL, options), rel=tolerance)
 
 
+@pytest.mark.parametrize("fused_attention", [True, False])
+def test_dropout_of_the_model_itself_is_counted(fused_attention: bool) -> None:
+    """Without --dropout it is that of the model's config, usually 0.1."""
+    found, stated, none = (
+        estimate_memory(SMALL, TrainingOptions(dropout=dropout), fused_attention).peak for dropout in (None, 0.1, 0.0)
+    )
+    assert found == stated > none
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_gradients_of_ddp_are_counted_once(tmp_path: Path) -> None:
     """Gradients are views of DDP's buffers, as the trainer requests; otherwise each process would hold them twice."""
