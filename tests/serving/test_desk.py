@@ -115,11 +115,12 @@ def test_continuation_of_an_edited_branch_is_that_of_its_text(desk: DeskClient, 
 
 def test_pieces_joined_are_the_nodes_that_are_saved(desk: DeskClient) -> None:
     text, root = desk.begin()
-    begin, *pieces, end = desk.events(f"texts/{text}/continue", node=root, count=2, settings=SHORT, alternatives=3)
+    settings = {**SHORT, "max_new_tokens": 40}
+    begin, *pieces, end = desk.events(f"texts/{text}/continue", node=root, count=2, settings=settings, alternatives=3)
     assert (begin["type"], begin["seed"], begin["warnings"]) == ("begin", 3, [])
     for index, node in enumerate(end["nodes"]):
         own = [piece for piece in pieces if piece["index"] == index]
-        assert len(own) > 3
+        assert len(own) > 1  # a piece holds the tokens that came while the server was busy
         assert "".join(piece["text"] for piece in own) == node["text"]
         assert [token for piece in own for token in piece["tokens"]] == node["tokens"]
         assert node["id"] == begin["nodes"][index]
