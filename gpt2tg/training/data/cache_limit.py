@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from gpt2tg.checkpoint.runs import MANIFEST
 from gpt2tg.errors import UserError
 from gpt2tg.training.console import log
 from gpt2tg.training.output.durable import read_manifest
+from gpt2tg.training.output.locks import system_lock
 
 # In the cache: the prefix of directories that are written or removed, and the directory of locks.
 DRAFT, LOCKS = "unfinished-", "locks"
@@ -136,7 +135,7 @@ def remove_leftovers(cache: Path) -> None:
     """
     for draft in cache.glob(f"{DRAFT}*"):
         name = draft.name.removeprefix(DRAFT).partition("-")[0]
-        with contextlib.suppress(OSError, NotImplementedError), FileLock(lock_path(cache, name), timeout=0):
+        with contextlib.suppress(OSError), system_lock(lock_path(cache, name)).acquire(timeout=0):
             shutil.rmtree(draft, ignore_errors=True)
 
 
@@ -147,8 +146,8 @@ def lease(cache: Path, name: str) -> object:
     """
     with contextlib.suppress(OSError):
         os.utime(cache / name / MANIFEST)
-    with contextlib.suppress(OSError, NotImplementedError):
-        lock = FileLock(lock_path(cache, f"{name}{USE}{secrets.token_hex(4)}"))
+    with contextlib.suppress(OSError):
+        lock = system_lock(lock_path(cache, f"{name}{USE}{secrets.token_hex(4)}"))
         lock.acquire(timeout=0)
         return lock
     return None
@@ -166,9 +165,9 @@ def _leases(cache: Path, name: str) -> Iterator[Path]:
 def _is_held(path: Path) -> bool:
     """Whether a process holds a lock. Where that cannot be found out, it counts as held: tokens rather stay."""
     try:
-        with FileLock(path, timeout=0):
+        with system_lock(path).acquire(timeout=0):
             path.unlink(missing_ok=True)
-    except (OSError, NotImplementedError):  # filelock's Timeout is an OSError
+    except OSError:  # filelock's Timeout is one
         return True
     return False
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from gpt2tg.checkpoint.runs import MANIFEST
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
@@ -28,6 +28,7 @@ from gpt2tg.training.data.corpus import Corpus
 from gpt2tg.training.data.tokenization import encode_pieces, id_type
 from gpt2tg.training.data.tokens import TOKENS_FILE, Tokens, open_tokens
 from gpt2tg.training.output.durable import find_damage, seal
+from gpt2tg.training.output.locks import system_lock
 
 CACHE = cache_directory.default()
 
@@ -146,13 +147,13 @@ def _sole_writer(name: str) -> Iterator[None]:
     If the lock cannot be taken, as on a file system without locks, both write drafts of their own. A folder that cannot
     be written to is reported by the writing itself.
     """
-    lock = FileLock(lock_path(CACHE, name))
+    lock = system_lock(lock_path(CACHE, name))
     try:
         lock.acquire(timeout=0)
     except Timeout:
         log.info("waiting for another run that tokenizes the same text")
         lock.acquire()
-    except (OSError, NotImplementedError):
+    except OSError:
         pass
     try:
         yield

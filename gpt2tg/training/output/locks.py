@@ -19,6 +19,14 @@ LOCK_FILES = LOCK_FILE, SOFT_LOCK_FILE = ".lock", ".lock-holder"
 NO_LOCKS = {getattr(errno, name, None) for name in ("ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK", "EINVAL")}
 
 
+def system_lock(path: Path) -> BaseFileLock:
+    """Return the system's lock of a file. Taking it raises an OSError where the file system has none.
+
+    filelock would take a file that exists for a lock there, and print a warning.
+    """
+    return FileLock(path, fallback_to_soft=False)
+
+
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Hold the lock of an existing directory while the block runs.
@@ -44,11 +52,11 @@ def locked(directory: Path) -> Iterator[None]:
 def _acquire(directory: Path) -> BaseFileLock:
     """Take the system's lock or, if the file system has none, the soft lock."""
     soft = SoftFileLock(directory / SOFT_LOCK_FILE)
-    lock = FileLock(directory / LOCK_FILE)
+    lock = system_lock(directory / LOCK_FILE)
     try:
         lock.acquire(timeout=0)
-    except (OSError, NotImplementedError) as error:
-        if isinstance(error, Timeout) or (isinstance(error, OSError) and error.errno not in NO_LOCKS):
+    except OSError as error:
+        if isinstance(error, Timeout) or error.errno not in NO_LOCKS:
             raise
         soft.acquire(timeout=0)
         return soft

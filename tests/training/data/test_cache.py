@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from data_helpers import load, numbered, rows, write
-from filelock import FileLock
 
 from gpt2tg import cache
 from gpt2tg.checkpoint.tokenizer import TextTokenizer
@@ -113,10 +112,10 @@ def test_tokens_stay_where_nothing_can_be_locked(
     load(write(tmp_path, numbered(5)), tokenizer)
     kept = names_in(empty_cache)
 
-    def refuse(*_: object, **__: object) -> None:
-        raise NotImplementedError
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    monkeypatch.setattr(FileLock, "acquire", refuse)
+    monkeypatch.setattr(pytest.importorskip("fcntl", reason="Windows has no flock"), "flock", refuse)
     assert cache.main(["--clear"]) == 0
     assert names_in(empty_cache) == kept
     assert "1 of 1 texts stay: a run is using them, or this folder lets nobody lock" in capsys.readouterr().out
