@@ -12,7 +12,7 @@ from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.options import TrainingOptions
 from gpt2tg.training.data.advice import counted
 from gpt2tg.training.data.training_data import TrainingData
-from gpt2tg.training.model.memory_estimate import checkpoint_bytes, estimate_memory, format_bytes
+from gpt2tg.training.model.memory_estimate import KeptAttention, checkpoint_bytes, estimate_memory, format_bytes
 from gpt2tg.training.stopwatch import format_duration
 from gpt2tg.training.timing import measure_step_times
 
@@ -42,7 +42,7 @@ def plan(
     evaluated = evaluated_steps(options, steps, epoch_steps) if blocks else set()
     size, kept = checkpoint_bytes(shape, options), most_checkpoints(options, steps, evaluated)
     yield f"checkpoints: {kept:,} at most, of {format_bytes(size)}, in all {format_bytes(kept * size)} on disk"
-    memory = estimate_memory(shape, options, has_fused_attention(config, options, device), processes)
+    memory = estimate_memory(shape, options, kept_attention(config, options, device), processes)
     yield f"memory: about {memory} at its peak, libraries not counted"
     times = measure_step_times(options, config, device)
     batches = math.ceil(blocks / (options.batch_size * processes))
@@ -79,7 +79,10 @@ def most_checkpoints(options: TrainingOptions, steps: int, evaluated: set[int]) 
     return min(saved, options.save_total_limit + bool(evaluated))
 
 
-def has_fused_attention(config: GPT2Config, options: TrainingOptions, device: torch.device) -> bool:
-    """Whether attention keeps no matrix of tokens by tokens; on a CPU dropout prevents that, and so does bf16."""
+def kept_attention(config: GPT2Config, options: TrainingOptions, device: torch.device) -> KeptAttention:
+    """Return what attention keeps for the backward pass: nothing where torch's fused kernel is used."""
     dropout = config.attn_pdrop if options.dropout is None else options.dropout
-    return device.type == "cuda" or not (dropout or options.bf16)
+    ours = device.type == "cpu" and options.compile != "on"
+    if device.type == "cuda" or not (dropout or (ours and options.bf16)):
+        return "none"
+    return "chunks" if ours else "whole"

@@ -48,7 +48,7 @@ from gpt2tg.training.output.records import Records
 from gpt2tg.training.output.restoring import Damaged
 from gpt2tg.training.output.resumable import find_resumable
 from gpt2tg.training.output.run_directory import RunDirectory
-from gpt2tg.training.plan import has_fused_attention, plan, total_steps
+from gpt2tg.training.plan import kept_attention, plan, total_steps
 from gpt2tg.training.preview import preview_blocks
 from gpt2tg.training.processes import run_on_main_process
 from gpt2tg.training.progress import Progress
@@ -346,9 +346,9 @@ class Run:
             raise self._out_of_memory(self.options) from None
 
     def _out_of_memory(self, options: TrainingOptions) -> RunError:
-        is_fused = has_fused_attention(self._model.config, options, self._device)
+        attention = kept_attention(self._model.config, options, self._device)
         taken = bytes_of_other_processes(self._device)
-        return RunError(out_of_memory(self._shape, options, device_bytes(self._device), is_fused, taken))
+        return RunError(out_of_memory(self._shape, options, device_bytes(self._device), attention, taken))
 
     def _stop_compiling(self, error: RuntimeError) -> None:
         """Go on without torch.compile, after it failed.

@@ -17,7 +17,7 @@ from gpt2tg.options import TrainingOptions
 from gpt2tg.training.data.sources import plan_sources
 from gpt2tg.training.data.training_data import load_data
 from gpt2tg.training.finetune import finetune
-from gpt2tg.training.plan import evaluated_steps, most_checkpoints, plan, total_steps
+from gpt2tg.training.plan import evaluated_steps, kept_attention, most_checkpoints, plan, total_steps
 
 
 def test_plan_lists_steps_checkpoints_and_memory(text_file: Path, model_dir: Path, tokenizer: TextTokenizer) -> None:
@@ -71,3 +71,20 @@ def test_dry_run_with_frozen_layers(text_file: Path, model_dir: Path, capsys: py
     assert "time: about " in capsys.readouterr().out
     with pytest.raises(UserError, match="freeze_layers 3 is more than the 2 layers of the model"):
         finetune(replace(options, freeze_layers=3), str(model_dir))
+
+
+@pytest.mark.parametrize(
+    ("device", "settings", "expected"),
+    [
+        ("cpu", {"dropout": 0.0}, "none"),
+        ("cpu", {}, "chunks"),  # the model's own dropout
+        ("cpu", {"dropout": 0.0, "bf16": True}, "chunks"),
+        ("cpu", {"compile": "on"}, "whole"),
+        ("cpu", {"dropout": 0.0, "bf16": True, "compile": "on"}, "none"),
+        ("mps", {}, "whole"),
+        ("mps", {"dropout": 0.0, "bf16": True}, "none"),
+        ("cuda", {}, "none"),
+    ],
+)
+def test_memory_of_attention_follows_what_computes_it(device: str, settings: dict, expected: str) -> None:
+    assert kept_attention(GPT2Config(), TrainingOptions(**settings), torch.device(device)) == expected

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from gpt2tg.checkpoint.shape import ModelShape
 from gpt2tg.checkpoint.tensor_names import EMBEDDING
@@ -20,6 +21,10 @@ from gpt2tg.training.model.optimizer_memory import FP32, optimizer_bytes
 HALF = 2  # bytes per number
 # Bytes per weight in 4 bits: of 64 weights the scale has 8 bits, and of 256 scales the scale has 32.
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+
+# What attention keeps of the matrices of tokens by tokens for the backward pass: nothing; the part up to each query, as
+# `CausalAttention` does; or all, as torch does with dropout outside CUDA GPUs.
+KeptAttention = Literal["none", "chunks", "whole"]
 
 # Memory of other processes up to this many bytes is no reason for running out; our own driver needs some too.
 LITTLE = 1e9
@@ -56,24 +61,22 @@ def format_bytes(size: float) -> str:
 
 
 def estimate_memory(
-    shape: ModelShape, options: TrainingOptions, fused_attention: bool = True, processes: int = 1
+    shape: ModelShape, options: TrainingOptions, attention: KeptAttention = "none", processes: int = 1
 ) -> MemoryEstimate:
     """Estimate the memory of each process in a training step.
 
     Args:
-        fused_attention: whether attention avoids matrices of tokens by tokens. Outside CUDA GPUs it does only in fp32
-            without dropout.
         processes: several keep buffers in which gradients are exchanged. The gradients are views of these buffers.
     """
     half = options.bf16 or options.fp16
     trained = sum(math.prod(size) for size in trained_weights(shape, options))
     layers, casts = shape.n_layer - options.freeze_layers, _cast_bytes(shape, options, half)
-    layer = options.batch_size * options.block_size * _layer_bytes(shape, options, half, fused_attention) + casts
+    layer = options.batch_size * options.block_size * _layer_bytes(shape, options, half, attention) + casts
     # With gradient checkpointing, the forward pass casts the layers too, and frees them when the loss is computed.
     forward_casts = layers * casts if options.gradient_checkpointing else 0
     # Gradients in the backward pass of `CausalAttention`: of queries, keys, values, output and scores.
     number = HALF if half else FP32
-    buffers = 0 if fused_attention else 6 * number * options.batch_size * options.block_size * shape.n_embd
+    buffers = 0 if attention == "none" else 6 * number * options.batch_size * options.block_size * shape.n_embd
     embedding = 0 if _freezes_embedding(options) else FP32 * shape.vocab_size * shape.n_embd
     return MemoryEstimate(
         weights=_weight_bytes(shape, options, half) + (FP32 * trained if options.lora else 0),
@@ -153,7 +156,7 @@ def _layer_weights(shape: ModelShape) -> int:
     return sum(math.prod(size) for name, size in shape.tensors() if name.startswith("h.0.") and ".ln_" not in name)
 
 
-def _layer_bytes(shape: ModelShape, options: TrainingOptions, half: bool, fused_attention: bool) -> int:
+def _layer_bytes(shape: ModelShape, options: TrainingOptions, half: bool, attention: KeptAttention) -> int:
     """Return what one layer saves per token."""
     width, inner, heads = shape.n_embd, shape.n_inner, shape.n_head
     # Inputs (fp32) and outputs of two layer norms; queries, keys, values and the attention's output; around the GELU.
@@ -161,11 +164,13 @@ def _layer_bytes(shape: ModelShape, options: TrainingOptions, half: bool, fused_
     saved += 4 * heads + 16  # one number per head, and two per layer norm
     saved += (HALF if half else FP32) * _adapter_outputs(shape, options)
     has_dropout = options.dropout != 0  # None is the model's own, usually 0.1
-    if fused_attention:
+    if attention == "none":
         return saved + 2 * width * has_dropout  # dropout masks, one byte per element
+    number = HALF if half else FP32
+    if attention == "whole":  # the weights, what dropout leaves of them, and masks of numbers, all in fp32
+        return saved + 2 * number * width + 3 * FP32 * heads * options.block_size
     # In place of the number per head, the weights. With dropout also what it leaves of them, and masks of numbers.
     weights = heads * mean_keys(options.block_size)
-    number = HALF if half else FP32
     return saved - 4 * heads + number * (2 * weights + 2 * width if has_dropout else weights)
 
 
@@ -193,11 +198,11 @@ def _loss_bytes(shape: ModelShape, options: TrainingOptions, half: bool) -> int:
 
 
 def remedies(
-    shape: ModelShape, options: TrainingOptions, fused_attention: bool = True
+    shape: ModelShape, options: TrainingOptions, attention: KeptAttention = "none"
 ) -> list[tuple[str, MemoryEstimate]]:
     """Return flags that lower the memory, each with the estimate under it, the most effective first."""
-    now = estimate_memory(shape, options, fused_attention).peak
-    changes = [(flags, estimate_memory(shape, changed, fused_attention)) for flags, changed in _changes(options)]
+    now = estimate_memory(shape, options, attention).peak
+    changes = [(flags, estimate_memory(shape, changed, attention)) for flags, changed in _changes(options)]
     return sorted((change for change in changes if change[1].peak < now), key=lambda change: change[1].peak)
 
 
@@ -230,7 +235,7 @@ def smaller_batches(options: TrainingOptions) -> TrainingOptions | None:
 
 
 def out_of_memory(
-    shape: ModelShape, options: TrainingOptions, available: float | None, fused_attention: bool, taken: float = 0
+    shape: ModelShape, options: TrainingOptions, available: float | None, attention: KeptAttention, taken: float = 0
 ) -> str:
     """Return the message for a run out of memory: how much a step takes, how much there is, and what to change.
 
@@ -241,10 +246,8 @@ def out_of_memory(
     of_device = f", the device has {format_bytes(available)}" if available else ""
     if taken > LITTLE:
         of_device += f", of which other processes use {format_bytes(taken)}"
-    ways = [
-        f"{flags} (then {format_bytes(memory.peak)})" for flags, memory in remedies(shape, options, fused_attention)
-    ]
+    ways = [f"{flags} (then {format_bytes(memory.peak)})" for flags, memory in remedies(shape, options, attention)]
     advice = f"; most effective first: {', '.join(ways)}" if ways else "; take a smaller model"
     if options.batch_size > 1 and not options.auto_batch_size:
         advice += "; --auto_batch_size finds a batch size that fits, also with --resume"
-    return f"out of memory: a step takes about {estimate_memory(shape, options, fused_attention)}{of_device}{advice}"
+    return f"out of memory: a step takes about {estimate_memory(shape, options, attention)}{of_device}{advice}"

@@ -19,7 +19,7 @@ from gpt2tg.options import TrainingOptions
 from gpt2tg.training.model import cpu_speedups, loss
 from gpt2tg.training.model.build import for_training
 from gpt2tg.training.model.lora import choose_weights
-from gpt2tg.training.model.memory_estimate import estimate_memory, out_of_memory, remedies
+from gpt2tg.training.model.memory_estimate import KeptAttention, estimate_memory, out_of_memory, remedies
 from gpt2tg.training.model.muon import muon_and_adamw
 from gpt2tg.training.report import emulates_bf16
 
@@ -106,17 +106,27 @@ def test_estimate_matches_the_measured_peak(settings: dict, rows: int, monkeypat
     for name, size in {"GELU_CHUNK": 2**12, "QUERY_CHUNK": 32}.items():  # the buffers of large ones are not counted
         monkeypatch.setattr(cpu_speedups, name, size)
     options = TrainingOptions(**{"batch_size": 2, "block_size": 128, "dropout": 0.0, **settings})
-    found = estimate_memory(SMALL, options, fused_attention=not (options.dropout or options.bf16)).peak
+    found = estimate_memory(SMALL, options, "chunks" if options.dropout or options.bf16 else "none").peak
     # Without instructions for bf16, torch multiplies with other buffers.
     tolerance = 0.05 if options.bf16 and emulates_bf16() else 0.03
     assert found == pytest.approx(measured_peak(SMALL, options), rel=tolerance)
 
 
-@pytest.mark.parametrize("fused_attention", [True, False])
-def test_dropout_of_the_model_itself_is_counted(fused_attention: bool) -> None:
+@pytest.mark.parametrize("block_size", [128, 64])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_dropout_by_torch_keeps_whole_matrices(bf16: bool, block_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled on a CPU, or on an Apple GPU, our own attention is not used."""
+    monkeypatch.setattr(cpu_speedups, "_is_eager_on_cpu", lambda x: False)
+    options = TrainingOptions(batch_size=2, block_size=block_size, dropout=0.1, bf16=bf16)
+    found = estimate_memory(SMALL, options, "whole").peak
+    assert found == pytest.approx(measured_peak(SMALL, options), rel=0.05)
+
+
+@pytest.mark.parametrize("attention", ["none", "chunks"])
+def test_dropout_of_the_model_itself_is_counted(attention: KeptAttention) -> None:
     """Without --dropout it is that of the model's config, usually 0.1."""
     found, stated, none = (
-        estimate_memory(SMALL, TrainingOptions(dropout=dropout), fused_attention).peak for dropout in (None, 0.1, 0.0)
+        estimate_memory(SMALL, TrainingOptions(dropout=dropout), attention).peak for dropout in (None, 0.1, 0.0)
     )
     assert found == stated > none
 
@@ -184,19 +194,19 @@ def test_remedies_are_the_most_effective_first() -> None:
 
 def test_out_of_memory_message_has_numbers_and_flags() -> None:
     options = TrainingOptions(block_size=1024, batch_size=8, gradient_accumulation_steps=2)
-    message = out_of_memory(GPT2, options, 8e9, fused_attention=True)
+    message = out_of_memory(GPT2, options, 8e9, attention="none")
     assert "the device has 8.0 GB" in message
     assert "--batch_size 1 --gradient_accumulation_steps 16" in message
     assert "weights 0.5 GB" in message
     assert "--auto_batch_size finds" in message
     assert "other processes" not in message
-    message = out_of_memory(GPT2, options, 8e9, fused_attention=True, taken=7.5e9)
+    message = out_of_memory(GPT2, options, 8e9, attention="none", taken=7.5e9)
     assert "the device has 8.0 GB, of which other processes use 7.5 GB; most effective" in message
-    assert "--auto_batch_size" not in out_of_memory(GPT2, replace(options, auto_batch_size=True), None, True)
+    assert "--auto_batch_size" not in out_of_memory(GPT2, replace(options, auto_batch_size=True), None, "none")
 
 
 def test_out_of_memory_message_without_remedies() -> None:
     options = TrainingOptions(
         batch_size=1, block_size=64, gradient_checkpointing=True, bf16=True, lora=True, optim="sgd"
     )
-    assert "take a smaller model" in out_of_memory(GPT2, options, None, fused_attention=True)
+    assert "take a smaller model" in out_of_memory(GPT2, options, None, attention="none")
