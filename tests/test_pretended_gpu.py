@@ -274,7 +274,7 @@ STEP_BY_STEP: dict[str, tuple[dict[str, object], int]] = {
     "presence": ({"decoding": "greedy", "presence_penalty": 0.5}, 64),
     "n-grams": ({"decoding": "greedy", "no_repeat_ngram": 3}, 52),
     "too early": ({"decoding": "greedy", "min_new_tokens": 4}, 48),
-    "banned": ({"decoding": "greedy", "ban_words": ("owl",)}, 40),
+    "banned": ({"decoding": "greedy", "ban_words": ("owl",)}, 41),
     "lookup": ({"decoding": "greedy", "prompt_lookup": 5}, 40),
     "beam": ({"decoding": "beam"}, 93),
     "beam_sample": ({"decoding": "beam_sample", "seed": 1}, 105),

@@ -40,6 +40,13 @@ class Biases:
         }
         """All tokens but the last -> the last tokens (N,) and their biases (N,)."""
 
+    def after(self, stem: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the last tokens after a stem and their biases, moved to a device once: a GPU waits for a copy."""
+        last, bias = self.by_stem[stem]
+        if last.device != device:
+            self.by_stem[stem] = last, bias = last.to(device), bias.to(device)
+        return last, bias
+
 
 def sequence_bias(
     logits: Tensor, histories: Sequence[Sequence[int]], biases: Biases | Mapping[tuple[int, ...], float]
@@ -52,9 +59,10 @@ def sequence_bias(
     changed = logits.clone()
     found = biases if isinstance(biases, Biases) else Biases(biases)
     for row, history in enumerate(histories):
-        for stem, (last, bias) in found.by_stem.items():
+        for stem in found.by_stem:
             if len(stem) <= len(history) and tuple(history[len(history) - len(stem) :]) == stem:
-                changed[row, last.to(changed.device)] += bias.to(changed)
+                last, bias = found.after(stem, changed.device)
+                changed[row, last] += bias.to(changed.dtype)
     return changed
 
 
