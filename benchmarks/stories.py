@@ -62,8 +62,10 @@ SHOWN_TEXTS = 3
 SHORTEST_SENTENCE = 4
 SENTENCE_ENDS = re.compile(r"(?<=[.!?])[\"')]*\s+|\n+")
 
+FABLES = ROOT / "sample_data.txt"
+
 # Those of `make demo`.
-FINE_TUNING = ("--epochs", "3", "--learning_rate", "1e-3", "--unlikelihood_alpha", "4")
+FINE_TUNING = ("--epochs", "3", "--learning_rate", "3e-4", "--unlikelihood_alpha", "4")
 
 
 def repeats_sentence(text: str) -> bool:
@@ -99,20 +101,28 @@ def bits_per_byte(model: str, file: Path) -> float:
     return evaluate(resolve_checkpoint(model), options, torch.device("cpu")).bits_per_byte
 
 
+def bits_per_byte_of(loss: float, generator: Generator, lines: Sequence[str]) -> float:
+    """Return a loss in nats per token as bits per byte, which models with other tokenizers can be compared by."""
+    tokens = sum(len(generator.encode(line)) + 1 for line in lines)  # one ends the text
+    return loss / math.log(2) * tokens / sum(len(f"{line}\n".encode()) for line in lines)
+
+
 def fine_tuned(model: str) -> dict[str, float]:
-    """Return the held-out perplexity of the fables before and after the training of `make demo`, and its seconds."""
+    """Return the held-out perplexity and bits per byte of the fables before and after the training of `make demo`, and
+    its seconds."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        command = (sys.executable, "finetune_gpt2.py", "--model_name", model, "--train_file", "sample_data.txt")
+        command = (sys.executable, "finetune_gpt2.py", "--model_name", model, "--train_file", str(FABLES))
         subprocess.run((*command, "--output_dir", f"{folder}/model", *FINE_TUNING), cwd=ROOT, check=True)
         seconds = time.perf_counter() - began
         with open(f"{folder}/model/training_log.csv", encoding="utf-8", newline="") as log:
-            measured = [
-                math.exp(float(row["validation_loss"])) for row in csv.DictReader(log) if row["validation_loss"]
-            ]
+            losses = [float(row["validation_loss"]) for row in csv.DictReader(log) if row["validation_loss"]]
+    generator, fables = load(model, "cpu"), FABLES.read_text(encoding="utf-8").splitlines()
     return {
-        "fables_perplexity_before": measured[0],
-        "fables_perplexity_after": min(measured),
+        "fables_perplexity_before": math.exp(losses[0]),
+        "fables_perplexity_after": math.exp(min(losses)),
+        "fables_bits_per_byte_before": bits_per_byte_of(losses[0], generator, fables),
+        "fables_bits_per_byte_after": bits_per_byte_of(min(losses), generator, fables),
         "fine_tuning_seconds": seconds,
     }
 
@@ -142,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         results.append(found)
         for name, value in found.items():
             if name != "texts":
-                print(f"{name:28} {value:.4g}" if isinstance(value, float) else f"{name:28} {value}", file=sys.stderr)
+                print(f"{name:30} {value:.4g}" if isinstance(value, float) else f"{name:30} {value}", file=sys.stderr)
         for text in found["texts"]:
             print(f"\n{text}\n", file=sys.stderr)
     print(json.dumps({"machine": machine.description(), "prompts": PROMPTS, "models": results}))

@@ -1,6 +1,6 @@
 """Draws what the filters make of one next-token distribution: the picture in docs/decoding.md.
 
-    python docs/figures/distributions.py                      # gpt2-tiny after "Once upon a"
+    python docs/figures/distributions.py                      # gpt2-tiny after "The old"
     python docs/figures/distributions.py --prompt "The old king said" --output king.png
 
 Needs matplotlib beside the requirements. Every filter stands alone here, as if it were the only flag given.
@@ -173,7 +173,7 @@ def main() -> None:
     """Ask the model once, apply the filters, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name", default="gpt2-tiny", help="name or directory (default: gpt2-tiny)")
-    parser.add_argument("--prompt", default="Once upon a", help="what comes before the token (default: Once upon a)")
+    parser.add_argument("--prompt", default="The old", help="what comes before the token (default: The old)")
     parser.add_argument("--tokens", type=int, default=20, help="how many are drawn, the most probable (default: 20)")
     parser.add_argument(
         "--output", type=Path, default=PICTURE, help=f"where to draw (default: {PICTURE.name} beside this)"

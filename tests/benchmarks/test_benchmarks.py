@@ -24,7 +24,6 @@ import rivals
 import roof
 import scaling
 import startup
-import stories
 import torch
 import train
 import workers
@@ -380,22 +379,6 @@ def test_perplexity_per_precision_matches_transformers(model_dir: Path, referenc
     with torch.no_grad():
         loss = reference(torch.tensor([ids]), labels=torch.tensor([ids])).loss
     assert precision.perplexity(model, ids) == pytest.approx(math.exp(loss), rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("text", "repeats"),
-    [
-        ("The king had a son. The king had a daughter.", False),
-        ("The king had a son. He wept. The king had a son.", True),
-        ('"I will go with you," he said. I WILL go, with you he said!', True),
-        ("The fox ran away\nThe fox ran away", True),
-        ('"Yes," he said. "No," he said. "Yes," he said.', False),  # too short to count
-        ("The fox ran away and the fox ran away and the fox ran away.", False),  # one sentence, a loop within it
-        ("", False),
-    ],
-)
-def test_repeated_sentences_are_found(text: str, repeats: bool) -> None:
-    assert stories.repeats_sentence(text) is repeats
 
 
 @pytest.fixture

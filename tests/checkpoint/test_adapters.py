@@ -267,5 +267,5 @@ def test_unfit_adapter_is_refused(model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"not fit the model: the adapter was trained on {model_dir}"):
         ours_with(Path("gpt2-tiny"), adapter)
     shutil.copy(model_dir / "config.json", adapter)
-    with pytest.raises(UserError, match=f"does not fit gpt2-tiny, whose n_embd is 320: .*{model_dir}, whose n_embd is"):
+    with pytest.raises(UserError, match=f"does not fit gpt2-tiny, whose n_embd is 288: .*{model_dir}, whose n_embd is"):
         ours_with(Path("gpt2-tiny"), adapter)

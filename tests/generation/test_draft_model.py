@@ -256,7 +256,7 @@ def test_texts_without_drafts_are_said(
 
 def test_draft_with_another_tokenizer_is_refused(model_dir: Path, checkpoint: Path) -> None:
     """Also one with the same number of tokens."""
-    with pytest.raises(UserError, match=r"draft_model gpt2-tiny cannot draft .* \(4,096 and 300 ids\): give a model"):
+    with pytest.raises(UserError, match=r"draft_model gpt2-tiny cannot draft .* \(8,192 and 300 ids\): give a model"):
         load(str(model_dir), "cpu", draft_model="gpt2-tiny")
     file = checkpoint / "tokenizer.json"
     content = json.loads(file.read_text(encoding="utf-8"))
