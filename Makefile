@@ -35,7 +35,7 @@ demo: $(DEMO)/trained
 
 $(DEMO)/trained: | setup
 	$(BIN)/python finetune_gpt2.py --model_name gpt2-tiny --train_file sample_data.txt --output_dir $(DEMO) --overwrite \
-		--epochs 3 --learning_rate 3e-4 --unlikelihood_alpha 4
+		--epochs 3 --learning_rate 3e-4
 	touch $@
 
 test: setup

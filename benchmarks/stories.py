@@ -65,7 +65,7 @@ SENTENCE_ENDS = re.compile(r"(?<=[.!?])[\"')]*\s+|\n+")
 FABLES = ROOT / "sample_data.txt"
 
 # Those of `make demo`.
-FINE_TUNING = ("--epochs", "3", "--learning_rate", "3e-4", "--unlikelihood_alpha", "4")
+FINE_TUNING = ("--epochs", "3", "--learning_rate", "3e-4")
 
 
 def repeats_sentence(text: str) -> bool:
@@ -102,7 +102,7 @@ def bits_per_byte(model: str, file: Path) -> float:
 
 
 def bits_per_byte_of(loss: float, generator: Generator, lines: Sequence[str]) -> float:
-    """Return a loss in nats per token as bits per byte, which models with other tokenizers can be compared by."""
+    """Return a loss in nats per token as bits per byte of the lines, which do not depend on the tokenizer."""
     tokens = sum(len(generator.encode(line)) + 1 for line in lines)  # one ends the text
     return loss / math.log(2) * tokens / sum(len(f"{line}\n".encode()) for line in lines)
 

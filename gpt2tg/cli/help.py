@@ -33,7 +33,7 @@ GROUPS = {
 
 MODEL_TABLE = """\
 model names:
-  gpt2-tiny      6M parameters, bundled: works offline at once
+  gpt2-tiny    8.5M parameters, bundled: works offline at once
   distilgpt2    82M   0.35 GB to download
   gpt2         124M   0.55 GB
   gpt2-medium  355M   1.5 GB

@@ -41,11 +41,11 @@ class Biases:
         """All tokens but the last -> the last tokens (N,) and their biases (N,)."""
 
     def after(self, stem: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the last tokens after a stem and their biases, moved to a device once: a GPU waits for a copy."""
+        """Return the last tokens after a stem and their biases. They move to the device once: a copy is a host sync."""
         last, bias = self.by_stem[stem]
         if last.device != device:
-            self.by_stem[stem] = last, bias = last.to(device), bias.to(device)
-        return last, bias
+            self.by_stem[stem] = last.to(device), bias.to(device)
+        return self.by_stem[stem]
 
 
 def sequence_bias(

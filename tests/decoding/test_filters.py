@@ -159,6 +159,13 @@ def test_sequence_bias_acts_after_the_rest_of_the_sequence() -> None:
     assert biased.tolist() == [[4.0, 0.0, 1.5, -2.0], [0.0, 0.0, 1.5, -2.0], [0.0, 0.0, 1.5, 0.0]]
 
 
+def test_biases_move_to_a_device_once() -> None:
+    biases, device = filters.Biases({(1, 2): 1.0, (1, 3): 2.0}), torch.device("meta")
+    moved = biases.after((1,), device)
+    assert {(tensor.device, tensor.shape) for tensor in moved} == {(device, (2,))}
+    assert all(now is before for now, before in zip(biases.after((1,), device), moved, strict=True))
+
+
 def test_ban_affects_only_the_given_rows() -> None:
     banned = filters.ban(torch.zeros(2, 3), [1], [0, 2])
     assert banned.tolist() == [[0.0, 0.0, 0.0], [-INF, 0.0, -INF]]

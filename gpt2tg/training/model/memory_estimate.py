@@ -167,8 +167,8 @@ def _layer_bytes(shape: ModelShape, options: TrainingOptions, half: bool, attent
     if attention == "none":
         return saved + 2 * width * has_dropout  # dropout masks, one byte per element
     number = HALF if half else FP32
-    if attention == "whole":  # the weights, what dropout leaves of them, and masks of numbers, all in fp32
-        return saved + 2 * number * width + 3 * FP32 * heads * options.block_size
+    if attention == "whole":  # per pair in fp32 the weight, what dropout leaves of it and a mask; and a mask of a byte
+        return saved + 2 * number * width + (3 * FP32 + 1) * heads * options.block_size
     # In place of the number per head, the weights. With dropout also what it leaves of them, and masks of numbers.
     weights = heads * mean_keys(options.block_size)
     return saved - 4 * heads + number * (2 * weights + 2 * width if has_dropout else weights)

@@ -112,14 +112,14 @@ def test_estimate_matches_the_measured_peak(settings: dict, rows: int, monkeypat
     assert found == pytest.approx(measured_peak(SMALL, options), rel=tolerance)
 
 
-@pytest.mark.parametrize("block_size", [128, 64])
+@pytest.mark.parametrize("block_size", [64, 512])
 @pytest.mark.parametrize("bf16", [False, True])
-def test_dropout_by_torch_keeps_whole_matrices(bf16: bool, block_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiled on a CPU, or on an Apple GPU, our own attention is not used."""
+def test_whole_attention_matrices_are_counted(bf16: bool, block_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own attention with dropout keeps them; they are most of the memory with long blocks and many heads."""
     monkeypatch.setattr(cpu_speedups, "_is_eager_on_cpu", lambda x: False)
+    of = shape(3, 128, 8, 500)
     options = TrainingOptions(batch_size=2, block_size=block_size, dropout=0.1, bf16=bf16)
-    found = estimate_memory(SMALL, options, "whole").peak
-    assert found == pytest.approx(measured_peak(SMALL, options), rel=0.05)
+    assert estimate_memory(of, options, "whole").peak == pytest.approx(measured_peak(of, options), rel=0.06)
 
 
 @pytest.mark.parametrize("attention", ["none", "chunks"])
