@@ -514,7 +514,7 @@ def storyteller() -> Generator:
 def test_texts_cut_short_end_at_their_last_sentence(storyteller: Generator, settings: dict[str, object]) -> None:
     """Only texts that reached the maximum length are shortened; streamed and returned texts are equal."""
     options = decoding_options({"max_new_tokens": 60, **settings})
-    prompt = "Once upon a time"
+    prompt = "The old king"
     plain = storyteller.generate(prompt, options)
     chunks = list(storyteller.stream(prompt, replace(options, end_at_sentence=True)))
     samples = sorted((chunk.sample for chunk in chunks if chunk.sample), key=lambda sample: sample.index)
