@@ -102,7 +102,10 @@ def bits_per_byte(model: str, file: Path) -> float:
 
 
 def bits_per_byte_of(loss: float, generator: Generator, lines: Sequence[str]) -> float:
-    """Return a loss in nats per token as bits per byte of the lines, which do not depend on the tokenizer."""
+    """Return a loss in nats per token as bits per byte, if a byte takes as many tokens as in the lines.
+
+    Models with different tokenizers can be compared by it.
+    """
     tokens = sum(len(generator.encode(line)) + 1 for line in lines)  # one ends the text
     return loss / math.log(2) * tokens / sum(len(f"{line}\n".encode()) for line in lines)
 

@@ -28,7 +28,7 @@ def test_repeated_sentences_are_found(text: str, repeats: bool) -> None:
     assert stories.repeats_sentence(text) is repeats
 
 
-def test_bits_per_byte_depend_on_the_tokenizer() -> None:
+def test_bits_per_byte_count_what_ends_a_line() -> None:
     """A bit per token, for an end token and a line break too."""
     lines = ["The fox ran.", "Zürich 1893"]
     tokens = AutoTokenizer.from_pretrained(BUNDLED_DIRECTORY, local_files_only=True)(lines)["input_ids"]

@@ -326,7 +326,7 @@ def test_ctrl_c_during_startup_ends_the_session(model_dir: Path, tmp_path: Path)
     with Terminal(tmp_path, *words(model_dir), starts_python=True) as screen:
         before = modes(screen)
         maps, end = Path(f"/proc/{screen._process.pid}/maps"), time.monotonic() + PATIENCE
-        if not maps.exists():
+        if sys.platform != "linux":
             pytest.skip("only Linux tells which libraries are loaded")
         while "libtorch" not in maps.read_text():
             assert time.monotonic() < end
